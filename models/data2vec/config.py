@@ -1,0 +1,219 @@
+"""What a model is: architecture and objective, with the reference's field names and defaults.
+
+The names and values are those of the reference's ``data2vec_multi`` model configuration (see the recipes in
+``configs/``), so that its recipes and the configurations inside its checkpoints mean the same thing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from .errors import ConfigError, Problem
+from .typed import build, to_dict
+
+
+@dataclass(kw_only=True)
+class DecoderConfig:
+    """The convolutional decoder that predicts teacher features at masked positions (v2 paper, section 3.3)."""
+
+    decoder_dim: int = 384  # channels of the convolutions
+    decoder_groups: int = 16  # convolution groups
+    decoder_kernel: int = 5  # convolution width
+    decoder_layers: int = 5  # number of convolutions
+    input_dropout: float = 0.1  # dropout on the student output that enters the decoder
+    add_positions_masked: bool = False  # add fixed positions at masked positions
+    add_positions_all: bool = False  # add fixed positions everywhere
+    decoder_residual: bool = True  # add each layer's input to its output where the widths agree
+    projection_layers: int = 1  # linear layers after the convolutions
+    projection_ratio: float = 2.0  # widening of the hidden projection layers
+
+
+@dataclass(kw_only=True)
+class ModalityConfig:
+    """What every modality encoder has: prenet blocks, extra tokens, masking and ALiBi."""
+
+    type: Literal["IMAGE", "AUDIO", "TEXT"] | None = None  # set by the modality's name
+    prenet_depth: int = 4  # modality-specific blocks before the shared ones
+    prenet_layerdrop: float = 0.0  # probability of skipping a prenet block while training
+    prenet_dropout: float = 0.0  # dropout before the prenet blocks
+    start_drop_path_rate: float = 0.0  # drop path of the first prenet block
+    end_drop_path_rate: float = 0.0  # drop path of the last prenet block
+    num_extra_tokens: int = 0  # class-like tokens put before the sequence
+    init_extra_token_zero: bool = True  # first extra token starts at zero instead of N(0, 1)
+    mask_noise_std: float = 0.01  # standard deviation of the noise at masked positions
+    mask_prob_min: float | None = None  # if set, the masked share of a batch is uniform(min, mask_prob)
+    mask_prob: float = 0.7  # share of positions masked
+    inverse_mask: bool = False  # draw visible blocks instead of masked ones
+    mask_prob_adjust: float = 0.0  # extra share drawn to make up for overlaps
+    keep_masked_pct: float = 0.0  # share of the masked positions that the student still sees
+    mask_length: int = 5  # block length; 1 = independent positions
+    add_masks: bool = False  # equalise rows by adding masked positions instead of removing some
+    remove_masks: bool = False  # without effect, as in the reference
+    mask_dropout: float = 0.0  # share of the masked positions to unmask again
+    encoder_zero_mask: bool = True  # masked inputs become zeros instead of noise
+    mask_channel_prob: float = 0.0  # share of channels masked (fine-tuning)
+    mask_channel_length: int = 64  # length of a channel block
+    ema_local_encoder: bool = False  # the teacher has its own front end
+    local_grad_mult: float = 1.0  # gradient multiplier of the front end; 0 = frozen
+    use_alibi_encoder: bool = False  # add an ALiBi bias to the attention
+    alibi_scale: float = 1.0  # initial scale of the bias
+    learned_alibi: bool = False  # learn the bias itself
+    alibi_max_pos: int | None = None  # size of a learned bias
+    learned_alibi_scale: bool = False  # learn the scale
+    learned_alibi_scale_per_head: bool = False  # one scale a head
+    learned_alibi_scale_per_layer: bool = False  # one scale a layer
+    decoder: DecoderConfig | None = field(default_factory=DecoderConfig)  # null: no decoder
+
+
+@dataclass(kw_only=True)
+class TextModalityConfig(ModalityConfig):
+    """The text front end: token and position embeddings."""
+
+    max_source_positions: int = 512  # longest sequence, in tokens
+    learned_pos: bool = True  # learned instead of sinusoidal positions
+    dropout: float = 0.1  # dropout on the embeddings
+    no_scale_embedding: bool = True  # embeddings are not multiplied by sqrt(embed_dim)
+    layernorm_embedding: bool = True  # layer norm after token + position
+    no_token_positional_embeddings: bool = False  # leave positions out
+
+
+@dataclass(kw_only=True)
+class ModalitiesConfig:
+    """One entry for each modality that the model has."""
+
+    text: TextModalityConfig | None = field(default_factory=TextModalityConfig)
+
+
+@dataclass(kw_only=True)
+class Data2VecMultiConfig:
+    """data2vec 2.0: shared transformer blocks, masking, teacher, targets and losses."""
+
+    loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
+    loss_scale: float | None = None  # factor of the loss; null = 1 / sqrt(embed_dim)
+    depth: int = 8  # shared transformer blocks
+    start_drop_path_rate: float = 0.0  # drop path of the first shared block
+    end_drop_path_rate: float = 0.0  # drop path of the last shared block
+    num_heads: int = 12  # attention heads
+    norm_eps: float = 1e-6  # epsilon of the blocks' layer norms
+    norm_affine: bool = True  # the blocks' layer norms have weights
+    encoder_dropout: float = 0.1  # dropout after the attention's output projection
+    post_mlp_drop: float = 0.1  # dropout on the feed-forward output
+    attention_dropout: float = 0.1  # dropout on attention probabilities
+    activation_dropout: float = 0.0  # dropout inside the feed-forward network
+    dropout_input: float = 0.0  # dropout before the shared blocks
+    layerdrop: float = 0.0  # probability of skipping a shared block while training
+    embed_dim: int = 768  # width
+    mlp_ratio: float = 4.0  # feed-forward width / embed_dim
+    layer_norm_first: bool = False  # pre-LN blocks; no published model uses them
+    average_top_k_layers: int = 8  # teacher blocks averaged into the target, from the top
+    end_of_block_targets: bool = False  # average block outputs instead of feed-forward outputs
+    clone_batch: int = 1  # masked copies of each sample
+    layer_norm_target_layer: bool = False  # layer norm of each teacher layer
+    batch_norm_target_layer: bool = False  # batch norm of each teacher layer
+    instance_norm_target_layer: bool = False  # instance norm of each teacher layer
+    instance_norm_targets: bool = False  # instance norm of the averaged target
+    layer_norm_targets: bool = False  # layer norm of the averaged target
+    ema_decay: float = 0.999  # teacher decay at the first update
+    ema_same_dtype: bool = True  # teacher computes in the student's precision
+    log_norms: bool = True  # log the norms of student and teacher
+    ema_end_decay: float = 0.9999  # teacher decay after annealing
+    ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
+    ema_encoder_only: bool = True  # the teacher is the shared blocks alone
+    max_update: int | None = None  # length of the run, for the annealing
+    modalities: ModalitiesConfig = field(default_factory=ModalitiesConfig)  # the front ends
+    shared_decoder: DecoderConfig | None = None  # a further decoder shared by modalities
+    min_target_var: float = 0.1  # stop below this deviation of the targets (after update 5000)
+    min_pred_var: float = 0.01  # stop below this deviation of the predictions (after update 5000)
+    supported_modality: Literal["IMAGE", "AUDIO", "TEXT"] | None = None  # build this modality only
+    mae_init: bool = False  # Xavier initialisation of linear layers
+    seed: int = 1  # seed of the masks
+    skip_ema: bool = False  # build no teacher and no decoder
+    cls_loss: float = 0.0  # weight of the class-token loss
+    recon_loss: float = 0.0  # weight of the pixel reconstruction loss
+    d2v_loss: float = 1.0  # weight of the feature regression
+    decoder_group: bool = False  # decoder parameters form the optimizer group "decoder"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], unknown: list[str] | None = None) -> Data2VecMultiConfig:
+        """Read a plain mapping; see :func:`data2vec.typed.build` for ``unknown``."""
+        return build(cls, {k: v for k, v in values.items() if k != "_name"}, unknown=unknown)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary."""
+        return to_dict(self)
+
+    def problems(self, path: str = "model") -> list[Problem]:
+        """What is impossible about this configuration, all of it."""
+        found: list[Problem] = []
+
+        def rule(name: str, holds: bool, text: str) -> None:
+            if not holds:
+                value: Any = self
+                for part in name.split("."):
+                    value = getattr(value, part)
+                found.append(Problem(f"{path}.{name}", value, text))
+
+        rule("embed_dim", self.embed_dim > 0, "must be > 0")
+        rule("num_heads", self.num_heads > 0, "must be > 0")
+        if self.embed_dim > 0 and self.num_heads > 0:
+            rule("num_heads", self.embed_dim % self.num_heads == 0, f"must divide embed_dim {self.embed_dim}")
+        rule("depth", self.depth > 0, "must be > 0")
+        rule("clone_batch", self.clone_batch > 0, "must be > 0")
+        rule(
+            "average_top_k_layers",
+            1 <= self.average_top_k_layers <= max(self.depth, 1),
+            f"must lie in 1 ... depth ({self.depth})",
+        )
+        for name in ("encoder_dropout", "post_mlp_drop", "attention_dropout", "activation_dropout",
+                     "dropout_input", "layerdrop", "start_drop_path_rate", "end_drop_path_rate"):  # fmt: skip
+            rule(name, 0.0 <= getattr(self, name) < 1.0, "must lie in 0 <= p < 1")
+        for name in ("ema_decay", "ema_end_decay"):
+            rule(name, 0.0 <= getattr(self, name) <= 1.0, "must lie in 0 ... 1")
+        rule("loss_beta", self.loss_beta >= 0, "must be >= 0")
+        rule("shared_decoder", self.shared_decoder is None, "a shared decoder is not supported; use null")
+        rule("mae_init", not self.mae_init, "is not supported; no recipe uses it")
+        text = self.modalities.text
+        if text is not None and self.supported_modality in (None, "TEXT"):
+            found += _text_problems(text, f"{path}.modalities.text")
+        return found
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` with all problems."""
+        if found := self.problems():
+            raise ConfigError(found, "the model configuration")
+
+
+def _text_problems(text: TextModalityConfig, path: str) -> list[Problem]:
+    found: list[Problem] = []
+    if not 0.0 < text.mask_prob < 1.0:
+        found.append(Problem(f"{path}.mask_prob", text.mask_prob, "must lie in 0 < p < 1"))
+    if text.mask_length != 1:
+        rule = "text supports independent masking only; use 1"
+        found.append(Problem(f"{path}.mask_length", text.mask_length, rule))
+    if text.mask_prob_min is not None and not 0.0 <= text.mask_prob_min < text.mask_prob:
+        found.append(Problem(f"{path}.mask_prob_min", text.mask_prob_min, "must lie in 0 ... mask_prob"))
+    for name, wanted in (("use_alibi_encoder", False), ("learned_alibi", False), ("learned_pos", True),
+                         ("inverse_mask", False), ("num_extra_tokens", 0), ("ema_local_encoder", False)):  # fmt: skip
+        if getattr(text, name) != wanted:
+            rule = f"text supports {wanted!r} only; no text recipe uses another value"
+            found.append(Problem(f"{path}.{name}", getattr(text, name), rule))
+    if text.decoder is not None:
+        if text.decoder.decoder_dim % max(text.decoder.decoder_groups, 1):
+            rule = f"must be a multiple of decoder_groups {text.decoder.decoder_groups}"
+            found.append(Problem(f"{path}.decoder.decoder_dim", text.decoder.decoder_dim, rule))
+        if text.decoder.projection_layers < 1:
+            found.append(
+                Problem(f"{path}.decoder.projection_layers", text.decoder.projection_layers, "must be >= 1")
+            )
+    return found
+
+
+@dataclass(kw_only=True)
+class SentenceHeadConfig:
+    """The head over ``<s>`` of GLUE fine-tuning: dropout, linear, activation, dropout, linear."""
+
+    num_classes: int = -1  # classes, or the number of regression targets
+    pooler_activation_fn: Literal["tanh", "relu", "gelu", "linear"] = "tanh"  # between the two linear layers
+    pooler_dropout: float = 0.0  # dropout before each linear layer

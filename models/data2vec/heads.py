@@ -1,0 +1,94 @@
+"""Fine-tuning heads over the pretrained network.
+
+B sentences (or pairs), T tokens, D width, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .config import Data2VecMultiConfig, SentenceHeadConfig
+from .randomness import generator
+from .student import Data2VecMulti
+
+_ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "linear": lambda x: x}
+
+
+@dataclass(frozen=True)
+class SentenceOutput:
+    """Result of one micro-batch.
+
+    Attributes:
+        loss: summed over sentences (differentiable); the divisor is the number of sentences.
+        logits_BC: (B, C) in fp32.
+    """
+
+    loss: torch.Tensor
+    logits_BC: torch.Tensor
+
+
+class SentenceHead(nn.Module):
+    """Dropout, linear, activation, dropout, linear over the first token's features."""
+
+    def __init__(self, dim: int, config: SentenceHeadConfig) -> None:
+        super().__init__()
+        self.activation = _ACTIVATIONS[config.pooler_activation_fn]
+        self.dropout = nn.Dropout(config.pooler_dropout)
+        self.dense = nn.Linear(dim, dim)
+        self.out_proj = nn.Linear(dim, config.num_classes)
+
+    def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """(B, D) to (B, C)."""
+        return self.out_proj(self.dropout(self.activation(self.dense(self.dropout(x_BD)))))
+
+
+class SentenceClassifier(nn.Module):
+    """GLUE fine-tuning: the pretrained network and a head over ``<s>``.
+
+    The network keeps its pretraining dropouts, as the recipes say. The head keeps PyTorch's default
+    initialisation, drawn from a generator of its own.
+
+    Args:
+        config: the pretrained network.
+        head: the head.
+        vocab_size: V.
+        seed: seed of the head's (and, without a pretrained model, the network's) initial weights.
+    """
+
+    def __init__(
+        self, config: Data2VecMultiConfig, head: SentenceHeadConfig, *, vocab_size: int, seed: int = 1
+    ) -> None:
+        super().__init__()
+        self.head_config = head
+        self.model = Data2VecMulti(config, vocab_size=vocab_size, with_decoder=False, seed=seed)
+        module = SentenceHead(config.embed_dim, head)
+        self.classification_heads = nn.ModuleDict({"sentence_classification_head": module})
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                bound = module.get_submodule(name.rpartition(".")[0]).in_features ** -0.5  # type: ignore[operator]
+                parameter.uniform_(-bound, bound, generator=generator("init", seed, "head", name))
+
+    def forward(
+        self, source: torch.Tensor, padding_mask: torch.Tensor | None = None, *key: int | str
+    ) -> torch.Tensor:
+        """(B, T) token ids to (B, C) logits in fp32; ``key`` decides layer drop while training."""
+        x_BTD = self.model(source, padding_mask, *key).x_BTD
+        return self.classification_heads["sentence_classification_head"](x_BTD[:, 0]).float()
+
+    def loss(self, logits_BC: torch.Tensor, target_B: torch.Tensor, regression: bool) -> SentenceOutput:
+        """Summed negative log-likelihood, or summed squared error of a regression.
+
+        Args:
+            logits_BC: (B, C).
+            target_B: (B,) class ids, or (B,) or (B, C) targets of a regression.
+            regression: which of the two.
+        """
+        if regression:
+            value = F.mse_loss(logits_BC, target_B.float().view_as(logits_BC), reduction="sum")
+        else:
+            value = F.nll_loss(F.log_softmax(logits_BC, dim=-1), target_B, reduction="sum")
+        return SentenceOutput(value, logits_BC)

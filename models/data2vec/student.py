@@ -1,0 +1,148 @@
+"""The data2vec 2.0 network: modality front end, context encoder, shared blocks and (optionally) a decoder.
+
+Parameter names are the reference's, so that its checkpoints and ours are the same files.
+
+B samples, R rows (samples x clones), T positions, K kept positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .attention import attention_bias
+from .config import Data2VecMultiConfig
+from .errors import Data2VecError
+from .randomness import generator
+from .text import TextEncoder
+from .transformer import kept_blocks, make_blocks, make_norm
+
+Tap = Callable[[str, torch.Tensor], None]
+"""Receives named intermediate tensors; the names are those of ``golden/README.md``."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder gives for B unmasked samples.
+
+    Attributes:
+        x_BTD: (B, T, D) output of the last block.
+        layers: output of every block, lowest first, each (B, T, D), if asked for.
+    """
+
+    x_BTD: torch.Tensor
+    layers: tuple[torch.Tensor, ...] = ()
+
+
+class Data2VecMulti(nn.Module):
+    """The network of one modality.
+
+    Args:
+        config: architecture.
+        vocab_size: V of a text model.
+        with_decoder: build the decoder, which pretraining needs and fine-tuning does not.
+        seed: seed of the initial weights.
+    """
+
+    def __init__(
+        self, config: Data2VecMultiConfig, *, vocab_size: int, with_decoder: bool = True, seed: int = 1
+    ) -> None:
+        super().__init__()
+        config.check()
+        if config.supported_modality not in (None, "TEXT") or config.modalities.text is None:
+            raise Data2VecError(
+                f"model.supported_modality = {config.supported_modality!r} is not built; use TEXT"
+            )
+        self.config = config
+        self.modality_encoders = nn.ModuleDict({"TEXT": TextEncoder(config, vocab_size, with_decoder)})
+        self.dropout_input = nn.Dropout(config.dropout_input)
+        self.blocks = make_blocks(config)
+        self.norm = make_norm(config) if config.layer_norm_first else None
+        initialise(self, seed)
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """The modality's front end."""
+        encoder = self.modality_encoders["TEXT"]
+        assert isinstance(encoder, TextEncoder)
+        return encoder
+
+    def encode(
+        self,
+        x_RKD: torch.Tensor,
+        padding_mask_RK: torch.Tensor | None,
+        *key: int | str,
+        tap: Tap | None = None,
+    ) -> torch.Tensor:
+        """Context encoder and shared blocks over (kept) local features.
+
+        Args:
+            x_RKD: (R, K, D).
+            padding_mask_RK: (R, K) bool, true where padded.
+            key: decides layer drop while training.
+            tap: receives intermediates.
+
+        Returns:
+            (R, K, D).
+        """
+        bias = attention_bias(padding_mask_RK)
+        x = self.dropout_input(self.encoder.context_encoder(x_RKD, bias, *key))
+        if tap:
+            tap("student_encoder_input", x)
+        for index, block in kept_blocks(self.blocks, self.config.layerdrop, self.training, *key):
+            x, _ = block(x, bias)
+            if tap:
+                tap(f"student_block{index}_x", x)
+        return x if self.norm is None else self.norm(x)
+
+    def forward(
+        self,
+        source: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        *key: int | str,
+        all_layers: bool = False,
+    ) -> Features:
+        """Features of complete, unmasked input: what fine-tuning and embedding use.
+
+        Args:
+            source: (B, T) token ids.
+            padding_mask: (B, T) bool, true where padded.
+            key: decides layer drop while training.
+            all_layers: also return every block's output.
+        """
+        layers: list[torch.Tensor] = []
+
+        def keep(name: str, value: torch.Tensor) -> None:
+            if name.endswith("_x"):
+                layers.append(value)
+
+        x = self.encoder.local_features(source)
+        if padding_mask is not None and not bool(padding_mask.any()):
+            padding_mask = None
+        x = self.encode(x, padding_mask, *key, tap=keep if all_layers else None)
+        return Features(x, tuple(layers))
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int) -> None:
+    """BERT's initialisation, each tensor from its own generator so that build order does not matter.
+
+    Linear and embedding weights are N(0, 0.02) with zero biases and zero padding rows; convolutions keep
+    PyTorch's own uniform distribution; norms start as the identity. Text keeps N(0, 0.02) in its decoder
+    projections too, as the reference does.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.normal_(0.0, 0.02, generator=generator("init", seed, name))
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx].zero_()
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Conv1d):
+            bound = (module.in_channels // module.groups * module.kernel_size[0]) ** -0.5
+            module.weight.uniform_(-bound, bound, generator=generator("init", seed, name))
+            if module.bias is not None:
+                module.bias.uniform_(-bound, bound, generator=generator("init", seed, name, "bias"))

@@ -1,0 +1,114 @@
+"""The transformer block of data2vec 2.0 and stacks of it (spec: post-LN in every published model).
+
+R rows, T positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .attention import Attention
+from .config import Data2VecMultiConfig
+from .randomness import stable_key
+
+
+class FeedForward(nn.Module):
+    """Linear, exact GELU, dropout, linear, dropout."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape is kept."""
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+
+
+class Block(nn.Module):
+    """One transformer block that also returns what the teacher averages into targets.
+
+    Post-LN: ``h = norm1(x + attention(x)); f = feed_forward(h); y = norm2(h + f)``. Pre-LN keeps the residual
+    around the feed-forward network, which the reference loses in that mode (no published model uses it).
+
+    Args:
+        config: widths, dropouts and norms.
+        drop_path: probability of dropping a branch of a sample while training.
+    """
+
+    def __init__(self, config: Data2VecMultiConfig, drop_path: float = 0.0) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.pre_norm = config.layer_norm_first
+        self.end_of_block_targets = config.end_of_block_targets
+        self.drop_path = drop_path
+        self.norm1 = make_norm(config)
+        self.attn = Attention(dim, config.num_heads, config.attention_dropout, config.encoder_dropout)
+        self.norm2 = make_norm(config)
+        self.mlp = FeedForward(dim, int(dim * config.mlp_ratio), config.activation_dropout)
+        self.post_mlp_dropout = nn.Dropout(config.post_mlp_drop)
+
+    def forward(
+        self, x_RTD: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run the block.
+
+        Args:
+            x_RTD: (R, T, D).
+            bias: attention bias, see :class:`~data2vec.attention.Attention`.
+
+        Returns:
+            The block's output (R, T, D), and the target candidate (R, T, D): the feed-forward output before
+            dropout, residual and norm, or the output itself with ``end_of_block_targets``.
+        """
+        if self.pre_norm:
+            h = x_RTD + self._drop_path(self.attn(self.norm1(x_RTD), bias))
+            f = self.mlp(self.norm2(h))
+            y = h + self._drop_path(self.post_mlp_dropout(f))
+        else:
+            h = self.norm1(x_RTD + self._drop_path(self.attn(x_RTD, bias)))
+            f = self.mlp(h)
+            y = self.norm2(h + self._drop_path(self.post_mlp_dropout(f)))
+        return y, (y if self.end_of_block_targets else f)
+
+    def _drop_path(self, branch: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.drop_path == 0.0:
+            return branch
+        keep = 1.0 - self.drop_path
+        kept_R11 = torch.empty(branch.shape[0], 1, 1, device=branch.device, dtype=branch.dtype).bernoulli_(
+            keep
+        )
+        return branch * (kept_R11 / keep)
+
+
+def make_norm(config: Data2VecMultiConfig) -> nn.LayerNorm:
+    """The layer norm of blocks and context encoder."""
+    return nn.LayerNorm(config.embed_dim, eps=config.norm_eps, elementwise_affine=config.norm_affine)
+
+
+def make_blocks(config: Data2VecMultiConfig) -> nn.ModuleList:
+    """The shared blocks, with drop path rising linearly over them."""
+    rates = torch.linspace(config.start_drop_path_rate, config.end_drop_path_rate, config.depth).tolist()
+    return nn.ModuleList(Block(config, rate) for rate in rates)
+
+
+def kept_blocks(
+    blocks: nn.ModuleList, layerdrop: float, training: bool, *key: int | str
+) -> Iterator[tuple[int, Block]]:
+    """The blocks to run: all of them, or while training those that layer drop spares.
+
+    The choice is a function of ``key`` and the block's index, so that every worker and every recomputation
+    skips the same blocks.
+    """
+    for index, block in enumerate(blocks):
+        assert isinstance(block, Block)
+        if training and layerdrop > 0.0:
+            draw = stable_key("layerdrop", index, *key) / 2**63
+            if draw < layerdrop:
+                continue
+        yield index, block
