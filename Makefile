@@ -1,0 +1,70 @@
+# Every task of the project. `make help` lists them; nothing but Python, make and bash is needed beforehand.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+PYTHON ?=
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+HOME_DIR := $(or $(D2V_HOME),$(HOME)/.d2v)
+SOURCES := models platform experiments tests
+
+.PHONY: help setup demo test test-slow parity lint format ui clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make the virtual environment with everything in it; repeats are instant
+
+# The work is in one place, and its order is: find a Python, make the environment, install. pip's own text goes
+# to install.log; what a person waiting for 3 GB wants to see (large downloads, errors) is let through.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(PY) || .ci/make-venv "$(VENV)" $(PYTHON)
+	@echo "setup: installing into $(VENV) (about 3 GB at the first time, 4 to 10 minutes; all output: $(VENV)/install.log)"
+	@if $(PY) -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 \
+	    | tee $(VENV)/install.log \
+	    | awk '/^(Installing collected|Successfully installed)/ {printf "setup: %s %d packages\n", $$1, NF - 2 - ($$1 == "Installing"); fflush(); next} \
+	           /^ *Downloading .*([0-9][0-9][0-9]\.[0-9] MB|GB)\)/ {sub(/^ */, ""); print "setup: " $$0; fflush(); next} \
+	           /^ *(ERROR|error:)/ {print; fflush()}'; \
+	then date > $@; echo "setup: done"; \
+	else echo "setup: pip failed; the whole output is in $(VENV)/install.log" >&2; exit 1; fi
+
+demo: setup ## The main job, small: pretrain, sweep, register, predict (DATA=<GLUE folder> for real tasks, KILL=1 kills a worker)
+	@$(PY) experiments/quickstart.py $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(KILL)),--kill)
+
+test: setup ## All tests but the slow ones; those that start a Ray cluster come last (ARGS=… goes to pytest)
+	@$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: setup ## The tests that take minutes each
+	@$(PY) -m pytest -m "slow and not gpu" $(ARGS)
+
+# Families of the recorded cases that are built; a case of another family would print UNSUPPORTED and fail.
+PARITY_FAMILIES := v2_text_* ft_text_* trajectory_v2_text* schedules
+PARITY_CASES ?= $(sort $(foreach folder,tests/parity/cases ../shared/golden,$(foreach family,$(PARITY_FAMILIES),$(wildcard $(folder)/$(family)))))
+
+parity: setup ## Compare with the recorded numbers of the reference (PARITY_CASES='<folders>' for others)
+	@$(PY) tests/parity/check.py $(or $(PARITY_CASES),$(error no recorded cases in tests/parity/cases or ../shared/golden: give PARITY_CASES=<folders>))
+
+lint: setup ## Style, types and spelling, as the reviewer runs them
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m pyright
+	@$(PY) -m codespell_lib
+
+format: setup ## Rewrite the sources in the project's format
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+PORT ?= 5000
+ui: setup ## MLflow's pages over your runs and registered models (PORT=… for another port than 5000)
+	@test -n "$(MLFLOW_TRACKING_URI)" -o -f "$(HOME_DIR)/mlflow.db" \
+	    || { echo "ui: there is no database $(HOME_DIR)/mlflow.db yet; run 'make demo' or a training first" >&2; exit 2; }
+	@echo "ui: http://127.0.0.1:$(PORT)/#/models (Ctrl-C ends it)"
+	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow server \
+	    --host 127.0.0.1 --port $(PORT) --workers 1 \
+	    --backend-store-uri "$(or $(MLFLOW_TRACKING_URI),sqlite:///$(HOME_DIR)/mlflow.db)"
+clean: ## Remove build outputs and caches, not the environment and not your runs
+	@rm -rf dist build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,115 @@
+"""What all tests share: a sealed environment, the reference data if it is there, and one Ray cluster.
+
+The environment is set when pytest loads this file, before any test module can import Ray or MLflow, because
+both read it once. Nothing here imports them, so that the fast tests start fast.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+CLUSTER_TIMEOUT_S = 300  # a test that calls fit() takes 25-60 s on a busy two-core machine
+
+
+def _seal_environment() -> Path:
+    """Keep tests away from the user's clusters, servers and files; returns the session's own folder."""
+    short = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+    folder = Path(tempfile.mkdtemp(prefix="d2v", dir=short))  # short: Ray's sockets allow 107 bytes of path
+    token = folder / "ray_token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME",
+                 "MLFLOW_RUN_ID", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR"):  # fmt: skip
+        os.environ.pop(name, None)
+    os.environ.update(
+        D2V_HOME=str(folder / "home"),
+        # Ray: its default differs by how the cluster starts, and would leave a token in the user's home.
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token),
+        RAY_TMPDIR=str(folder),
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_worker_niceness="0",  # at the default of 15 workers starve beside any other busy process
+        RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2",  # a report waits for this poll; the default is 2 s
+        RAY_memory_monitor_refresh_ms="0",  # else a full machine, not the test, kills workers
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        MLFLOW_DISABLE_TELEMETRY="true",
+        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR="false",
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
+    )
+    return folder
+
+
+_SESSION_FOLDER = _seal_environment()
+atexit.register(shutil.rmtree, _SESSION_FOLDER, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first; tests on the cluster last, with a longer time limit."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.cluster)
+        if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(CLUSTER_TIMEOUT_S))
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)  # stable: else as collected
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The reference's recorded cases, specifications and small data sets; skips where they are absent."""
+    folder = Path(os.environ.get("D2V_SHARED") or REPO.parent / "shared")
+    if not (folder / "golden").is_dir():
+        pytest.skip(f"no reference data: {folder} is absent (set D2V_SHARED)")
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh ``D2V_HOME`` for one test."""
+    folder = tmp_path / "d2v_home"
+    monkeypatch.setenv("D2V_HOME", str(folder))
+    return folder
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """The session's local cluster, to which this process is already connected."""
+
+    address: str  # host:port for ray.init in a subprocess (or its environment's RAY_ADDRESS)
+    dashboard_url: str  # http://…: the address of the job API
+    num_cpus: int
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    """One local Ray cluster for the whole session, started by the first test that asks for it."""
+    import ray
+
+    num_cpus = 3  # logical: enough for two workers beside a driver that asks for one
+    context = ray.init(
+        num_cpus=num_cpus,
+        include_dashboard=True,  # without it Train logs a failed state query every second
+        dashboard_host="127.0.0.1",
+        dashboard_port=_free_port(),
+        object_store_memory=150_000_000,
+        log_to_driver=False,
+    )
+    info = context.address_info
+    yield RayCluster(info["address"], f"http://{info['webui_url']}", num_cpus)
+    ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

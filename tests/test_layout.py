@@ -1,0 +1,157 @@
+"""The cut of the project: who may import whom, what lies where, and which calls are never allowed."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+PLATFORM_ONLY = {"ray", "mlflow", "hydra", "omegaconf", "boto3", "d2v_platform", "experiments"}
+FORBIDDEN = {
+    "models/data2vec": PLATFORM_ONLY,
+    "platform/d2v_platform": {"experiments", "tests"},
+    "experiments": {"tests"},
+}
+TOP_FOLDERS = {"platform", "models", "experiments", "configs", "tests", "docker"}
+MAX_LINES = 500
+DYNAMIC_IMPORTS = ("importlib.import_module", "__import__")
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (REPO / folder).rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, top-level package) of every import, also those inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.lineno, node.module.split(".")[0]
+        elif isinstance(node, ast.Call) and dotted_name(node.func) in DYNAMIC_IMPORTS and node.args:
+            if isinstance(node.args[0], ast.Constant):
+                yield node.lineno, str(node.args[0].value).split(".")[0]
+
+
+def dotted_name(node: ast.AST) -> str:
+    """``a.b.c`` of a name or attribute; an empty string for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        left = dotted_name(node.value)
+        return f"{left}.{node.attr}" if left else ""
+    return ""
+
+
+def unsafe_calls(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Calls that can run code hidden in a file or a string."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name = dotted_name(node.func)
+        if name in (
+            "eval",
+            "exec",
+            "pickle.load",
+            "pickle.loads",
+            "pickle.Unpickler",
+            "yaml.load",
+            "joblib.load",
+        ):
+            yield node.lineno, name
+        if name == "torch.load":
+            flags = {k.arg: k.value for k in node.keywords}
+            flag = flags.get("weights_only")
+            if not (isinstance(flag, ast.Constant) and flag.value is True):
+                yield node.lineno, "torch.load without weights_only=True"
+        for keyword in node.keywords:
+            if keyword.arg == "allow_pickle" and not (
+                isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+            ):
+                yield node.lineno, f"{name} with allow_pickle"
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_layers(folder: str) -> None:
+    found = [
+        f"{path.relative_to(REPO)}:{line} imports {package}"
+        for path in sources(folder)
+        for line, package in imports(ast.parse(path.read_text()))
+        if package in FORBIDDEN[folder]
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_nothing_in_the_packages_loads_code_from_data() -> None:
+    found = [
+        f"{path.relative_to(REPO)}:{line} {what}"
+        for path in sources("models", "platform", "experiments")
+        for line, what in unsafe_calls(ast.parse(path.read_text()))
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("line", "finds"),
+    [
+        ("import ray.train", "ray"),
+        ("def f():\n    from mlflow.entities import Metric", "mlflow"),
+        ("import importlib\nimportlib.import_module('hydra.core')", "hydra"),
+    ],
+)
+def test_the_import_check_sees(line: str, finds: str) -> None:
+    assert finds in [package for _, package in imports(ast.parse(line))]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import torch\ntorch.load('x')",
+        "import torch\ntorch.load('x', weights_only=False)",
+        "import pickle\npickle.loads(b'')",
+        "eval('1')",
+        "import numpy as np\nnp.load('x', allow_pickle=True)",
+    ],
+)
+def test_the_safety_check_sees(line: str) -> None:
+    assert list(unsafe_calls(ast.parse(line)))
+
+
+def test_source_roots_are_not_packages() -> None:
+    roots = [REPO / "platform", REPO / "models", REPO / "experiments", REPO / "tests"]
+    tests = [path.parent for path in (REPO / "tests").rglob("__init__.py")]
+    found = [str(folder) for folder in roots + tests if (folder / "__init__.py").exists()]
+    assert not found, (
+        f"{found}: an __init__.py here makes a package that hides others (Python's own platform)"
+    )
+
+
+def test_no_test_file_directly_under_a_source_root() -> None:
+    # pytest's importlib mode would put an empty module called "platform" into sys.modules for it.
+    assert not [*(REPO / "platform").glob("*.py"), *(REPO / "models").glob("*.py")]
+
+
+def test_top_level_names() -> None:
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z"], cwd=REPO, capture_output=True, check=True, text=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    folders = {name.split("/")[0] for name in listed.split("\0") if "/" in name}
+    extra = {name for name in folders if not name.startswith(".")} - TOP_FOLDERS
+    assert not extra, f"new top-level folders: {sorted(extra)}"
+
+
+def test_file_sizes() -> None:
+    long = {
+        str(path.relative_to(REPO)): count
+        for path in sources("models", "platform", "experiments", "tests")
+        if (count := len(path.read_text().splitlines())) > MAX_LINES
+    }
+    assert not long, f"files over {MAX_LINES} lines, to be split: {long}"
