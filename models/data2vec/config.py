@@ -177,6 +177,14 @@ class Data2VecMultiConfig:
         text = self.modalities.text
         if text is not None and self.supported_modality in (None, "TEXT"):
             found += _text_problems(text, f"{path}.modalities.text")
+            # Accepting these for text would mean ignoring them.
+            rule(
+                "ema_encoder_only",
+                self.ema_encoder_only,
+                "text supports true only: its teacher is the shared blocks",
+            )
+            rule("cls_loss", self.cls_loss == 0, "text has no class token; use 0")
+            rule("recon_loss", self.recon_loss == 0, "text has no pixels to reconstruct; use 0")
         return found
 
     def check(self) -> None:
@@ -203,6 +211,10 @@ def _text_problems(text: TextModalityConfig, path: str) -> list[Problem]:
         if text.decoder.decoder_dim % max(text.decoder.decoder_groups, 1):
             rule = f"must be a multiple of decoder_groups {text.decoder.decoder_groups}"
             found.append(Problem(f"{path}.decoder.decoder_dim", text.decoder.decoder_dim, rule))
+        for name in ("add_positions_masked", "add_positions_all"):
+            if getattr(text.decoder, name):
+                rule = "text has no fixed positions to add; use false"
+                found.append(Problem(f"{path}.decoder.{name}", True, rule))
         if text.decoder.projection_layers < 1:
             found.append(
                 Problem(f"{path}.decoder.projection_layers", text.decoder.projection_layers, "must be >= 1")

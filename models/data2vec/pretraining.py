@@ -17,6 +17,7 @@ from torch import nn
 
 from .attention import attention_bias
 from .config import Data2VecMultiConfig
+from .errors import ConfigError, Problem
 from .masking import MaskSet, batch_mask_prob, clone_ids, random_masks, row_noise
 from .student import Data2VecMulti, Tap
 from .targets import TargetAverage
@@ -90,6 +91,11 @@ class Data2VecPretraining(nn.Module):
 
     def __init__(self, config: Data2VecMultiConfig, *, vocab_size: int, seed: int = 1) -> None:
         super().__init__()
+        if config.modalities.text is not None and config.modalities.text.decoder is None:
+            rule = "pretraining needs a decoder; give its fields, or leave the key out for the defaults"
+            raise ConfigError(
+                [Problem("model.modalities.text.decoder", None, rule)], "the model configuration"
+            )
         self.config = config
         self.student = Data2VecMulti(config, vocab_size=vocab_size, seed=seed)
         # Text: the teacher is the shared blocks alone, and its embeddings are the student's.
@@ -180,6 +186,8 @@ class Data2VecPretraining(nn.Module):
         x = self.student.encoder.context_encoder(local_BTD.detach(), bias)
         if tap:
             tap("teacher_encoder_input", x)
+            if padding_mask is not None:
+                tap("teacher_padding_mask", padding_mask)
         average = TargetAverage(self.config)
         assert isinstance(self.teacher.module, nn.ModuleList)
         for index, block in enumerate(self.teacher.module):

@@ -71,8 +71,11 @@ class TextEncoder(nn.Module):
 
     def local_features(self, source_BT: torch.Tensor) -> torch.Tensor:
         """(B, T) token ids to (B, T, D) features; padded positions are not zeroed."""
-        x = self.local_encoder(source_BT)
         mult = self.config.local_grad_mult
+        if mult <= 0.0:  # frozen: without a gradient, not even weight decay moves the parameters
+            with torch.no_grad():
+                return self.local_encoder(source_BT)
+        x = self.local_encoder(source_BT)
         if mult == 1.0 or not x.requires_grad:
             return x
         return x.detach() + (x - x.detach()) * mult  # forward unchanged, gradient scaled
