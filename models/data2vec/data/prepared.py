@@ -1,0 +1,151 @@
+"""What prepared data folders have in common: dictionary, card, fingerprint, and too long samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ..errors import DataError
+from .dictionary import Dictionary
+from .tokenizer import DICTIONARY_NAME
+
+CARD_NAME = "card.json"
+ShortenMethod = Literal["none", "truncate", "random_crop"]
+_WHOLE_BYTES = 8 << 20
+_WINDOW_BYTES = 64 << 10
+_WINDOWS = 32
+
+logger = logging.getLogger(__name__)
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The folder's ``card.json``; ``None`` for folders that the reference wrote.
+
+    Raises:
+        DataError: the file is there but is not a JSON object.
+    """
+    path = folder / CARD_NAME
+    if not path.is_file():
+        return None
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); prepare the folder again") from error
+    if not isinstance(card, dict):
+        raise DataError(f"{path} must hold a JSON object; prepare the folder again")
+    return card
+
+
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """Write ``card.json``, complete or not at all."""
+    partial = folder / f"{CARD_NAME}.partial"
+    partial.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, folder / CARD_NAME)
+
+
+def load_dictionary(folder: Path, card: dict[str, Any] | None) -> Dictionary:
+    """``dict.txt`` of a folder, checked against the digest that the card recorded when the data was made.
+
+    Raises:
+        DataError: missing or malformed, or not the dictionary that the data was made with.
+    """
+    dictionary = Dictionary.load(folder / DICTIONARY_NAME)
+    recorded = (card or {}).get("dictionary")
+    if recorded is not None and recorded != dictionary.digest():
+        raise DataError(
+            f"{folder / DICTIONARY_NAME} (hash {dictionary.digest()[:12]}) is not the dictionary this data "
+            "was prepared "
+            f"with (hash {str(recorded)[:12]}); restore the file or prepare the data again"
+        )
+    return dictionary
+
+
+def fingerprint_files(files: Iterable[tuple[str, Path]]) -> str:
+    """SHA-256 over names, sizes and contents; independent of where the folder lies.
+
+    Files up to 8 MiB are read whole, larger ones through 32 windows of 64 KiB spread evenly from their first
+    to their last byte, so that the cost does not grow with the corpus. An index holds the length of every
+    line, so edited text changes it almost surely.
+    """
+    digest = hashlib.sha256()
+    for name, path in files:
+        size = path.stat().st_size
+        digest.update(f"{name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            if size <= _WHOLE_BYTES:
+                digest.update(file.read())
+                continue
+            for window in range(_WINDOWS):
+                file.seek((size - _WINDOW_BYTES) * window // (_WINDOWS - 1))
+                digest.update(file.read(_WINDOW_BYTES))
+    return digest.hexdigest()
+
+
+def split_files(folder: Path, split: str, combine: bool) -> list[tuple[str, Path]]:
+    """The ``.idx``/``.bin`` pairs that :func:`data2vec.data.indexed.open_tokens` reads."""
+    names = [split]
+    while combine and (folder / f"{split}{len(names)}.idx").is_file():
+        names.append(f"{split}{len(names)}")
+    return [(f"{n}.{kind}", folder / f"{n}.{kind}") for n in names for kind in ("idx", "bin")]
+
+
+def check_ids(tokens: np.ndarray, dictionary: Dictionary, where: str) -> None:
+    """Refuse tokens that the dictionary does not have.
+
+    Raises:
+        DataError: naming the id and both sizes.
+    """
+    if len(tokens) and int(tokens.max()) >= len(dictionary):
+        raise DataError(
+            f"{where} holds token {int(tokens.max())}, but its dict.txt gives {len(dictionary)} ids with "
+            "<mask>; "
+            "data and dictionary do not belong together"
+        )
+
+
+def fitting_samples(sizes: np.ndarray, limit: int, *, drop: bool, where: str) -> np.ndarray | None:
+    """Which samples fit.
+
+    Args:
+        sizes: ``(N,)`` lengths.
+        limit: the longest allowed.
+        drop: leave long ones out and say so once; otherwise they are an error.
+        where: the data's name for messages.
+
+    Returns:
+        Their numbers, or ``None`` if all fit.
+
+    Raises:
+        DataError: samples are too long and ``drop`` is false, or none would be left.
+    """
+    long = sizes > limit
+    number = int(long.sum())
+    if not number:
+        return None
+    first = int(np.flatnonzero(long)[0])
+    text = (
+        f"{where}: {number} of {len(sizes)} samples are longer than {limit} tokens "
+        f"(longest {int(sizes.max())}; the first is number {first})"
+    )
+    if not drop:
+        raise DataError(
+            f"{text}; set task.shorten_method=truncate, or leave them out with "
+            "dataset.skip_invalid_size_inputs_valid_test=true"
+        )
+    if number == len(sizes):
+        raise DataError(f"{text}: nothing is left")
+    logger.warning("%s and are left out", text)
+    return np.flatnonzero(~long)
+
+
+def shortens(split: str, method: ShortenMethod, split_list: str) -> bool:
+    """Whether ``shorten_method`` applies to a split (an empty list means all)."""
+    names = [name.strip() for name in split_list.split(",") if name.strip()]
+    return method != "none" and (not names or split in names)
