@@ -1,7 +1,7 @@
 """Which positions the student does not see.
 
-A *mask set* is the mask of every row together with the order in which the kept positions enter the student and
-the way back. Rows of a cloned batch are ordered sample by sample: sample 0 clone 0, sample 0 clone 1, ...
+A *mask set* is the mask of every row together with the order in which the kept positions enter the student
+and the way back. Rows of a cloned batch are ordered sample by sample: sample 0 clone 0, sample 0 clone 1, ...
 
 B samples, M clones, R = B * M rows, T positions, K kept positions, N masked positions in all rows together.
 """
@@ -22,7 +22,8 @@ class MaskSet:
     Attributes:
         mask_RT: (R, T) bool, true where masked.
         ids_keep_RK: (R, K) int64, positions that the student sees, in its order.
-        ids_restore_RT: (R, T) int64: position ``t`` takes entry ``ids_restore[t]`` of (kept ++ noise) vectors.
+        ids_restore_RT: (R, T) int64: position ``t`` takes entry ``ids_restore[t]`` of (kept ++ noise)
+        vectors.
         masked_N: (N,) int64, flat indices ``row * T + position`` of the masked positions, row by row.
     """
 
@@ -107,7 +108,8 @@ def clone_ids(ids_B: torch.Tensor, clones: int) -> torch.Tensor:
 
 
 def random_masks(row_ids_R: torch.Tensor, length: int, mask_prob: float, *key: int | str) -> MaskSet:
-    """Independent masking (``mask_length`` 1): exactly ``int(T * (1 - mask_prob))`` positions are kept in each row.
+    """Independent masking (``mask_length`` 1): exactly ``int(T * (1 - mask_prob))`` positions are kept in
+    each row.
 
     Padding plays no part, as in the reference: padded positions may be masked and count in the loss.
 

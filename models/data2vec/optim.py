@@ -6,7 +6,7 @@ Decoupled weight decay applies to *every* parameter by default, norms and biases
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,27 +121,32 @@ class Adam(torch.optim.AdamW):
 
 @dataclass(frozen=True)
 class ScheduledGroup:
-    """An optimizer group with its learning-rate schedule."""
+    """An optimizer group and its learning-rate schedules, one an epoch, the last one repeated."""
 
     name: str
-    schedule: Schedule
+    schedules: Sequence[Schedule]
+
+    def learning_rate(self, update: int, epoch: int = 1) -> float:
+        """Learning rate of the step after ``update`` completed updates."""
+        return self.schedules[min(epoch, len(self.schedules)) - 1](update)
 
 
 class ScheduledAdam:
-    """Adam with a schedule for each group: what one update of the loop steps.
+    """Adam with schedules for each group: what one update of the loop steps.
 
     Args:
         groups: from :func:`parameter_groups`.
         settings: Adam's settings by group name.
-        schedules: one schedule for each entry of ``groups``; layer-decay factors are already in their peaks.
+        schedules: for each entry of ``groups`` its schedules by epoch; layer-decay factors are already in
+            their peaks.
         exempt_1d: exempt 1-D parameters and biases from weight decay (not what published models did).
     """
 
     def __init__(
         self,
-        groups: list[ParameterGroup],
+        groups: Sequence[ParameterGroup],
         settings: Mapping[str, GroupSettings],
-        schedules: list[Schedule],
+        schedules: Sequence[Sequence[Schedule]],
         *,
         exempt_1d: bool = False,
     ) -> None:
@@ -156,17 +161,17 @@ class ScheduledAdam:
             for group in groups
         )
 
-    def learning_rates(self, update: int) -> dict[str, float]:
+    def learning_rates(self, update: int, epoch: int = 1) -> dict[str, float]:
         """Learning rate by group name (the highest where layer decay splits a group)."""
         rates: dict[str, float] = {}
         for group in self.groups:
-            rates[group.name] = max(rates.get(group.name, 0.0), group.schedule(update))
+            rates[group.name] = max(rates.get(group.name, 0.0), group.learning_rate(update, epoch))
         return rates
 
-    def step(self, update: int) -> None:
+    def step(self, update: int, epoch: int = 1) -> None:
         """One step with the learning rates of ``update``."""
         for group, scheduled in zip(self.adam.param_groups, self.groups, strict=True):
-            group["lr"] = scheduled.schedule(update)
+            group["lr"] = scheduled.learning_rate(update, epoch)
         self.adam.step()
 
 

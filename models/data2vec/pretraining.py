@@ -1,8 +1,8 @@
 """The data2vec 2.0 objective: predict the teacher's features of the whole input from a part of it.
 
-One step (v2 paper, section 3): local features of each sample once; M masks a sample, and the student sees only
-what each mask leaves; a convolutional decoder fills the gaps; the teacher sees the complete input once, and its
-averaged top layers are the target at masked positions.
+One step (v2 paper, section 3): local features of each sample once; M masks a sample, and the student sees
+only what each mask leaves; a convolutional decoder fills the gaps; the teacher sees the complete input once,
+and its averaged top layers are the target at masked positions.
 
 B samples, M clones, R = B * M rows, T positions, K kept, N masked positions in all rows, D width.
 """
@@ -182,7 +182,8 @@ class Data2VecPretraining(nn.Module):
     ) -> torch.Tensor:
         """Teacher features at masked positions, (N, D) in fp32."""
         bias = attention_bias(padding_mask)
-        # The student's own front end feeds the teacher, dropout included: as the published models were trained.
+        # The student's own front end feeds the teacher, dropout included: as the published models were
+        # trained.
         x = self.student.encoder.context_encoder(local_BTD.detach(), bias)
         if tap:
             tap("teacher_encoder_input", x)

@@ -1,4 +1,5 @@
-"""Training targets: the average of the teacher's top blocks, normalised (v1 paper section 3.3; v2 section 3.1).
+"""Training targets: the average of the teacher's top blocks, normalised (v1 paper section 3.3; v2 section
+3.1).
 
 Every layer is normalised before averaging so that no layer dominates. Instance norm (over positions, for each
 channel) removes what is constant over a sample: it suits sequences whose neighbours are correlated, as in

@@ -1,8 +1,8 @@
 """The teacher: an exponential moving average of (part of) the student.
 
-It steps once per optimizer update, at the start of the next one and before its forward pass, with a decay that
-is annealed linearly. The average is kept in fp32; where training computes in a lower precision, autocast makes
-the copy.
+It steps once per optimizer update, at the start of the next one and before its forward pass, with a decay
+that is annealed linearly. The average is kept in fp32; where training computes in a lower precision, autocast
+makes the copy.
 """
 
 from __future__ import annotations

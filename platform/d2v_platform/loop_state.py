@@ -1,0 +1,94 @@
+"""What goes into and comes out of the training loop, and what it remembers between updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from data2vec.errors import Data2VecError
+
+
+class TrainingStopped(Data2VecError):
+    """Training cannot go on: collapse, diverging loss, too many bad updates in a row."""
+
+
+class Reporter(Protocol):
+    """Where rank 0's figures go."""
+
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Metric points of one update; kept exactly once for each name and update."""
+        ...
+
+    def flush(self) -> None:
+        """Return when everything logged so far is durable."""
+        ...
+
+    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
+        """An evaluation or checkpoint is done (every worker calls this); returns whether to stop early."""
+        ...
+
+
+@dataclass(frozen=True)
+class Worker:
+    """This process among the k physical workers.
+
+    Attributes:
+        rank: 0 ... size - 1.
+        size: k.
+        device: where it computes.
+        threads: PyTorch's threads, ``None`` leaves them.
+        loader_processes: data-loading processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    threads: int | None = None
+    loader_processes: int = 0
+
+
+@dataclass
+class LoopState:
+    """Everything that changes over a run besides tensors; stored in every checkpoint."""
+
+    update: int = 0
+    epoch: int = 1
+    cursor: int = 0  # micro-batches of this epoch already consumed; moves on over skipped updates too
+    best: float | None = None
+    best_update: int | None = None
+    validations_without_gain: int = 0
+    bad_updates: int = 0  # skipped in all
+    bad_in_a_row: int = 0
+    elapsed_s: float = 0.0
+    first_loss: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last log line and validation
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a training ended.
+
+    Attributes:
+        update: completed updates.
+        metrics: last training and validation figures, and the first loss.
+        best: best validation metric, if any.
+        best_update: when it was reached.
+        reason: why it ended.
+        export: model folder, written by rank 0.
+        facts: lineage.
+        seconds: training time, earlier attempts included.
+        bad_updates: skipped updates.
+    """
+
+    update: int
+    metrics: dict[str, float]
+    best: float | None
+    best_update: int | None
+    reason: str
+    export: str | None
+    facts: dict[str, str]
+    seconds: float
+    bad_updates: int

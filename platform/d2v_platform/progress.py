@@ -1,0 +1,102 @@
+"""One line an interval from rank 0: what a person wants to see of a running training."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from .recipe import Recipe
+from .statistics import Sums
+
+if TYPE_CHECKING:
+    from .loop_state import LoopState, Worker
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Clock of a run: speed, share of time spent waiting for data, memory, time to the end."""
+
+    def __init__(self, recipe: Recipe, worker: Worker) -> None:
+        self.recipe, self.worker = recipe, worker
+        self.epoch_length = 1  # updates an epoch
+        self.data_wait_s = 0.0
+        self.checkpoint_s = 0.0
+        self._begin = self._interval_begin = time.perf_counter()
+        self._first_update = self._interval_update = 0
+        self._speed: dict[str, float] = {}
+
+    def start(self, state: LoopState) -> None:
+        """The first update of this attempt is about to run."""
+        self._begin = self._interval_begin = time.perf_counter()
+        self._first_update = self._interval_update = state.update
+
+    def since_start(self) -> float:
+        """Seconds of this attempt."""
+        return time.perf_counter() - self._begin
+
+    def line(self, state: LoopState, metrics: Mapping[str, float], sums: Sums) -> None:
+        """Measure the interval and print its line."""
+        seconds = max(time.perf_counter() - self._interval_begin, 1e-9)
+        updates = max(state.update - self._interval_update, 1)
+        self._speed = {
+            "speed/tokens_per_s": sums["ntokens"] / seconds,
+            "speed/s_per_update": seconds / updates,
+            "speed/data_wait_pct": 100.0 * self.data_wait_s / seconds,
+            "speed/memory_gb": peak_memory_gb(self.worker.device),
+        }
+        if self.worker.rank != 0:
+            return
+        shown = "  ".join(
+            f"{name} {value:.4g}" for name, value in metrics.items() if name not in ("lr", "epoch")
+        )
+        logger.info(
+            "update %s  epoch %.2f  %s  lr %.3g  %.0f tokens/s  wait %.0f%%  mem %.1f GB  eta %s",
+            f"{state.update}/{self.recipe.optimization.max_update or '-'}",
+            metrics["epoch"],
+            shown,
+            metrics["lr"],
+            self._speed["speed/tokens_per_s"],
+            self._speed["speed/data_wait_pct"],
+            self._speed["speed/memory_gb"],
+            self._eta(state),
+        )
+
+    def validation(self, state: LoopState, scores: Mapping[str, float]) -> None:
+        """Print the figures of a validation."""
+        if self.worker.rank == 0:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            logger.info("update %d  %s", state.update, shown)
+
+    def speed_metrics(self) -> dict[str, float]:
+        """Figures of the last line's interval, for the tracker."""
+        return dict(self._speed)
+
+    def reset_interval(self, state: LoopState) -> None:
+        """Begin the next interval."""
+        self._interval_begin, self._interval_update = time.perf_counter(), state.update
+        self.data_wait_s = 0.0
+
+    def _eta(self, state: LoopState) -> str:
+        done = state.update - self._first_update
+        limits = self.recipe.optimization
+        ends = [limits.max_update] if limits.max_update else []
+        if limits.max_epoch:
+            ends.append(limits.max_epoch * self.epoch_length)
+        if not done or not ends:
+            return "-"
+        seconds = self.since_start() / done * max(min(ends) - state.update, 0)
+        hours, rest = divmod(int(seconds), 3600)
+        return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory of this process (CPU) or of the GPU, in GB (1e9 bytes)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

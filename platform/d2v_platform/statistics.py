@@ -1,0 +1,70 @@
+"""What micro-batches report, added up over an update, over workers and over a logging interval.
+
+Everything here is a sum, so that figures do not depend on how the micro-batches were dealt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from data2vec.pretraining import Moments
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and widths of the sums, the same on every worker, also on one without a micro-batch.
+
+    Attributes:
+        scalars: names of scalar sums.
+        moments: name and number of channels of vector moments.
+    """
+
+    scalars: tuple[str, ...]
+    moments: Mapping[str, int] = field(default_factory=dict)
+
+
+class Sums:
+    """Sums in the order of a layout, kept in one float64 vector."""
+
+    def __init__(self, layout: Layout, vector: torch.Tensor | None = None) -> None:
+        self.layout = layout
+        size = len(layout.scalars) + sum(1 + 2 * dim for dim in layout.moments.values())
+        self.vector = torch.zeros(size, dtype=torch.float64) if vector is None else vector
+
+    def add(
+        self, scalars: Mapping[str, float | torch.Tensor], moments: Mapping[str, Moments] | None = None
+    ) -> None:
+        """Take in one micro-batch; names that it does not report add nothing."""
+        for index, name in enumerate(self.layout.scalars):
+            if name in scalars:
+                self.vector[index] += float(scalars[name])
+        offset = len(self.layout.scalars)
+        for name, dim in self.layout.moments.items():
+            if moments and name in moments:
+                part = moments[name]
+                self.vector[offset] += part.count
+                self.vector[offset + 1 : offset + 1 + dim] += part.total_D.cpu()
+                self.vector[offset + 1 + dim : offset + 1 + 2 * dim] += part.square_D.cpu()
+            offset += 1 + 2 * dim
+
+    def merge(self, other: Sums) -> None:
+        """Add the sums of another update."""
+        self.vector += other.vector
+
+    def __getitem__(self, name: str) -> float:
+        """A scalar sum."""
+        return float(self.vector[self.layout.scalars.index(name)])
+
+    def deviation(self, name: str) -> float:
+        """Mean per-channel standard deviation of a vector moment."""
+        offset = len(self.layout.scalars)
+        for key, dim in self.layout.moments.items():
+            if key == name:
+                start = offset + 1
+                total, square = self.vector[start : start + dim], self.vector[start + dim : start + 2 * dim]
+                return Moments(int(self.vector[offset]), total, square).deviation()
+            offset += 1 + 2 * dim
+        raise KeyError(name)

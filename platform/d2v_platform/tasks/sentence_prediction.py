@@ -1,0 +1,211 @@
+"""Fine-tuning a text model on sentences or sentence pairs (GLUE)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data2vec.artifact import Artifact, load_strictly, read_artifact, save_artifact
+from data2vec.config import SentenceHeadConfig
+from data2vec.data.bpe import GPT2BPE
+from data2vec.data.sentences import SentenceDataset
+from data2vec.data.tokenizer import TextTokenizer
+from data2vec.errors import CheckpointError, ConfigError, DataError, Problem
+from data2vec.heads import SentenceClassifier
+from data2vec.metrics import sentence_metrics
+
+from ..recipe import Recipe
+from ..recipe.components import SentencePredictionCriterion, SentencePredictionTask, TextClassification
+from ..statistics import Layout, Sums
+from .task import MicroBatch, TrainingTask, batches_of
+
+
+class SentencePrediction(TrainingTask):
+    """The ``sentence_prediction`` task with the ``data2vec_text_classification`` model."""
+
+    def __init__(self, recipe: Recipe, model_folder: Path | None) -> None:
+        assert isinstance(recipe.model, TextClassification)
+        assert isinstance(recipe.task, SentencePredictionTask)
+        assert isinstance(recipe.criterion, SentencePredictionCriterion)
+        self.recipe, self.task, self.criterion = recipe, recipe.task, recipe.criterion
+        self.regression = self.criterion.regression_target
+        self._datasets: dict[str, SentenceDataset] = {}
+        train = self.dataset(recipe.dataset.train_subset)
+        self.dictionary = train.dictionary
+        if model_folder is None:
+            raise ConfigError([Problem("model.model_path", None, "is required: a pretrained text model")])
+        parent = read_artifact(model_folder)
+        self.parent = parent.config.get("origin", {})
+        self._check_fit(parent, train)
+        head = SentenceHeadConfig(
+            num_classes=self.task.num_classes,
+            pooler_activation_fn=recipe.model.pooler_activation_fn,
+            pooler_dropout=recipe.model.pooler_dropout,
+        )
+        self.model = SentenceClassifier(
+            parent.model_config, head, vocab_size=parent.vocab_size, seed=recipe.common.seed
+        )
+        if not recipe.model.no_pretrained_weights:
+            load_strictly(self.model.model, parent.trunk_state, parent.folder)
+        self.layout = Layout(("loss", "sample_size", "nsentences", "ntokens", "micro_batches", "correct"))
+
+    @property
+    def module(self) -> nn.Module:
+        """Network and head."""
+        return self.model
+
+    @property
+    def trained(self) -> nn.Module:
+        """Network and head."""
+        return self.model
+
+    def dataset(self, subset: str, epoch: int = 1) -> SentenceDataset:
+        """Sentences of one subset; over-long ones are dropped in training and refused in validation."""
+        if subset not in self._datasets:
+            task, settings = self.task, self.recipe.dataset
+            training = subset == settings.train_subset
+            self._datasets[subset] = SentenceDataset(
+                task.data,
+                subset,
+                num_classes=task.num_classes,
+                regression_target=self.regression,
+                init_token=task.init_token,
+                separator_token=task.separator_token,
+                max_positions=task.max_positions,
+                shorten_method=task.shorten_method,
+                shorten_data_split_list=task.shorten_data_split_list,
+                seed=self.recipe.common.seed,
+                no_shuffle=task.no_shuffle,
+                max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
+                skip_invalid=settings.skip_invalid_size_inputs_valid_test,
+            )
+        dataset = self._datasets[subset]
+        if dataset.epoch != epoch:
+            dataset = self._datasets[subset] = dataset.for_epoch(epoch)
+        return dataset
+
+    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
+        """Batches rebuilt and shuffled every epoch; validation keeps every sentence."""
+        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=True)
+
+    def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
+        """Summed loss of one micro-batch."""
+        key = (self.recipe.common.seed, update, int(batch["id"][0]))
+        logits = self.model(batch["source"], batch["padding_mask"], *key)
+        output = self.model.loss(logits, batch["target"], self.regression)
+        correct = 0.0 if self.regression else (logits.argmax(-1) == batch["target"]).sum()
+        scalars = {
+            "loss": output.loss.detach(),
+            "sample_size": len(batch["id"]),
+            "nsentences": len(batch["id"]),
+            "ntokens": batch["source"].numel(),
+            "micro_batches": 1,
+            "correct": correct,
+        }
+        return MicroBatch(output.loss, len(batch["id"]), scalars)
+
+    def initialise_from(self, folder: Path) -> None:
+        """Network and head of a fine-tuned model."""
+        load_strictly(self.model, read_artifact(folder).state, folder)
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """Loss per sentence (base 2 for classification, as in the reference) and accuracy in percent."""
+        sentences = max(sums["sample_size"], 1.0)
+        if self.regression:
+            return {"loss": sums["loss"] / sentences}
+        return {
+            "loss": sums["loss"] / sentences / math.log(2),
+            "accuracy": 100.0 * sums["correct"] / sentences,
+        }
+
+    def predict(self, batch: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
+        """Loss, class (or value) and label of each sentence."""
+        logits = self.model(batch["source"], batch["padding_mask"])
+        values = logits[:, 0].tolist() if self.regression else logits.argmax(-1).tolist()
+        results = [{"id": int(i), "prediction": v} for i, v in zip(batch["id"].tolist(), values, strict=True)]
+        if "target" in batch:
+            targets = batch["target"].view(len(results), -1)[:, 0]
+            for index, (result, target) in enumerate(zip(results, targets.tolist(), strict=True)):
+                row = slice(index, index + 1)
+                loss = self.model.loss(logits[row], batch["target"][row], self.regression).loss
+                result.update(target=target, loss=float(loss))
+        return results
+
+    def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
+        """Loss and the metrics that the criterion asks for, over the whole subset at once."""
+        scale = 1.0 if self.regression else math.log(2)
+        scores = {"loss": sum(result["loss"] for result in results) / max(len(results), 1) / scale}
+        scores |= sentence_metrics(
+            np.array([result["prediction"] for result in results]),
+            np.array([result["target"] for result in results]),
+            labels=self.dataset(subset).labels,
+            regression=self.regression,
+            wanted=self._wanted(),
+        )
+        return scores
+
+    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+        """Network, head, labels and tokenizer: needs no pretrained file to be used."""
+        return save_artifact(
+            folder,
+            kind="sentence_classifier",
+            model_config=self.model.model.config,
+            head_config=self.model.head_config,
+            state=self.model.state_dict(),
+            task={
+                "labels": self.dataset(self.recipe.dataset.train_subset).labels,
+                "regression": self.regression,
+                "max_positions": self.task.max_positions,
+                "metric": self.recipe.checkpoint.best_checkpoint_metric,
+            },
+            tokenizer=TextTokenizer(GPT2BPE(), self.dictionary),
+            origin=origin,
+        )
+
+    @lru_cache(maxsize=1)  # noqa: B019 - one task lives as long as its process
+    def facts(self) -> dict[str, str]:
+        """Data fingerprint, dictionary hash, parent model."""
+        train = self.dataset(self.recipe.dataset.train_subset)
+        facts = {"data.fingerprint": train.fingerprint(), "dictionary": self.dictionary.digest()}
+        assert isinstance(self.recipe.model, TextClassification)
+        facts["parent.model"] = self.recipe.model.model_path
+        facts |= {
+            f"parent.{key}": str(value) for key, value in self.parent.items() if key in ("run_id", "update")
+        }
+        return facts
+
+    def _wanted(self) -> list[str]:
+        wanted = [] if self.regression else ["accuracy"]
+        if self.criterion.report_mcc:
+            wanted += ["mcc"]
+        if self.criterion.report_acc_and_f1:
+            wanted += ["f1", "acc_and_f1"]
+        if self.criterion.report_pearson_and_spearman:
+            wanted += ["pearson", "spearman", "pearson_and_spearman"]
+        return wanted
+
+    def _check_fit(self, parent: Artifact, train: SentenceDataset) -> None:
+        """The data must be in the model's own vocabulary, and no longer than its positions."""
+        if parent.kind != "pretrained" and parent.head_config is None:
+            raise CheckpointError(f"{parent.folder} holds a {parent.kind} model, not a text model")
+        digest = train.dictionary.digest()
+        if parent.config.get("dictionary") not in (None, digest) or parent.vocab_size != len(
+            train.dictionary
+        ):
+            raise DataError(
+                f"task.data = {self.task.data!r} was prepared with another dictionary (sha256 {digest[:12]}, "
+                f"{len(train.dictionary)} symbols) than the model {parent.folder} (sha256 "
+                f"{str(parent.config.get('dictionary'))[:12]}, {parent.vocab_size} symbols); prepare it again: "
+                f"d2v prepare glue RAW_FOLDER --dict {parent.folder}/tokenizer/dict.txt"
+            )
+        text = parent.model_config.modalities.text
+        if text is not None and self.task.max_positions > text.max_source_positions:
+            rule = f"must be at most the model's max_source_positions {text.max_source_positions}"
+            raise ConfigError([Problem("task.max_positions", self.task.max_positions, rule)])

@@ -1,0 +1,137 @@
+"""What the training loop needs from a modality or a fine-tuning task; everything else is one loop for all."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data2vec.data.batching import epoch_batches
+from data2vec.pretraining import Moments
+
+from ..recipe import Recipe
+from ..statistics import Layout, Sums
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Result of the forward pass of one micro-batch.
+
+    Attributes:
+        loss: summed loss, differentiable.
+        sample_size: what the gradient is divided by, summed over the update.
+        scalars: further sums by name.
+        moments: vector moments by name.
+    """
+
+    loss: torch.Tensor
+    sample_size: int
+    scalars: Mapping[str, float | torch.Tensor] = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+
+
+class TrainingTask(ABC):
+    """Data, model, loss and metrics of one recipe.
+
+    Attributes:
+        recipe: the recipe.
+        layout: names of the sums that its micro-batches report.
+    """
+
+    recipe: Recipe
+    layout: Layout
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """Everything with state: what checkpoints hold."""
+
+    @property
+    @abstractmethod
+    def trained(self) -> nn.Module:
+        """The part that the optimizer steps."""
+
+    @abstractmethod
+    def dataset(self, subset: str, epoch: int = 1) -> Any:
+        """A map-style data set with ``sizes``, ``collate`` and items by index."""
+
+    @abstractmethod
+    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
+        """All micro-batches of an epoch, the same list on every worker."""
+
+    @abstractmethod
+    def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
+        """Loss of one micro-batch of training."""
+
+    def begin_update(self, update: int) -> None:
+        """Called before the first micro-batch of an update; ``update`` updates are complete."""
+        return None
+
+    def counters(self) -> dict[str, Any]:
+        """Plain state beside the tensors (the teacher's update), for checkpoints."""
+        return {}
+
+    def restore(self, counters: Mapping[str, Any]) -> None:
+        """Take back what :meth:`counters` gave."""
+        return None
+
+    @abstractmethod
+    def initialise_from(self, folder: Path) -> None:
+        """Start a new run from the weights of a model folder (``checkpoint.restore_file``)."""
+
+    @abstractmethod
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """Figures of a logging interval from its sums."""
+
+    def guard(self, metrics: Mapping[str, float], update: int) -> str | None:
+        """A reason to stop (collapse), or ``None``."""
+        return None
+
+    @abstractmethod
+    def predict(self, batch: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
+        """Evaluation results of each sample, as plain values with its ``id``."""
+
+    @abstractmethod
+    def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
+        """Metrics of a subset from the results of all its samples, ordered by id."""
+
+    @abstractmethod
+    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+        """Write the model folder that is registered and served."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, str]:
+        """Lineage: data fingerprint, dictionary hash, parent model."""
+
+
+def batches_of(
+    dataset: Any, recipe: Recipe, epoch: int, training: bool, *, rebuild: bool
+) -> Sequence[np.ndarray]:
+    """The batches of one epoch under the recipe's ``dataset`` group.
+
+    Args:
+        dataset: has ``sizes`` and ``order``.
+        recipe: limits and seed.
+        epoch: from 1.
+        training: shuffle; otherwise a fixed order that loses no sample.
+        rebuild: fill batches anew every epoch.
+    """
+    settings = recipe.dataset
+    return epoch_batches(
+        dataset.sizes,
+        seed=recipe.common.seed,
+        epoch=epoch,
+        max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
+        batch_size=settings.batch_size if training else settings.batch_size_valid,
+        required_batch_size_multiple=settings.required_batch_size_multiple if training else 1,
+        shuffle=training,
+        rebuild=training and rebuild,
+        order=dataset.order if training else "size",
+        curriculum=settings.curriculum,
+    )

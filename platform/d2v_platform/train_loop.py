@@ -1,0 +1,436 @@
+"""The one training loop: every recipe, every modality, on one process or many.
+
+An update consumes W * F micro-batches of the epoch's list, where W and F are the recipe's; the k workers
+at hand share them out. Gradients are sums, reduced once after the last micro-batch and divided by the global
+sample size,
+and all randomness is a function of (seed, update, sample), so that results do not depend on k, and a run that
+was killed ends with the weights of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data2vec.optim import scale_and_clip
+from data2vec.randomness import seed_dropout
+
+from .checkpoint import Checkpoint, CheckpointStore, Retention
+from .loading import Share, make_loader, to_device
+from .loop_state import LoopState, Reporter, Summary, TrainingStopped, Worker
+from .optimizer import LossScale, Precision, choose_precision, make_optimizer
+from .progress import Progress
+from .recipe import Recipe
+from .reduction import barrier, gather_objects, reduce_gradients, reduce_vector
+from .statistics import Sums
+from .tasks import TrainingTask, make_task
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    recipe: Recipe,
+    run_folder: Path,
+    reporter: Reporter,
+    worker: Worker | None = None,
+    *,
+    model_folder: Path | None = None,
+    init_from: Path | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> Summary:
+    """Train a recipe to its end, resuming from the newest whole checkpoint in ``run_folder``.
+
+    Args:
+        recipe: a checked recipe.
+        run_folder: holds ``checkpoints/`` and the exported ``model/``.
+        reporter: receives figures.
+        worker: this process; by default the only one.
+        model_folder: the pretrained model of a fine-tuning recipe.
+        init_from: a model folder whose weights a *new* run starts from (``checkpoint.restore_file``).
+        origin: lineage written into the exported model.
+
+    Raises:
+        TrainingStopped: collapse or divergence.
+    """
+    worker = worker or Worker()
+    if worker.threads:
+        torch.set_num_threads(worker.threads)
+    if recipe.platform.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # every tensor here is written before use
+    task = make_task(recipe, model_folder)
+    if init_from is not None:
+        task.initialise_from(init_from)
+    loop = TrainingLoop(recipe, task, run_folder, reporter, worker)
+    loop.resume()
+    reason = loop.run()
+    return loop.finish(reason, dict(origin or {}))
+
+
+class TrainingLoop:
+    """State of one run on one worker."""
+
+    def __init__(
+        self, recipe: Recipe, task: TrainingTask, run_folder: Path, reporter: Reporter, worker: Worker
+    ) -> None:
+        self.recipe, self.task, self.reporter, self.worker = recipe, task, reporter, worker
+        self.run_folder = run_folder
+        self.state = LoopState()
+        task.module.to(worker.device)
+        task.module.train()
+        self.parameters = [p for p in task.trained.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(recipe, task.trained)
+        self.precision: Precision = choose_precision(recipe, worker.device)
+        self.loss_scale = LossScale(recipe, recipe.micro_batches(1), enabled=self.precision.name == "fp16")
+        rules = recipe.checkpoint
+        epochs = 0 if rules.no_epoch_checkpoints else rules.keep_last_epochs
+        best = rules.keep_best_checkpoints
+        self.store = CheckpointStore(
+            run_folder,
+            Retention(rules.keep_interval_updates, epochs, best, rules.maximize_best_checkpoint_metric),
+        )
+        self.interval = Sums(task.layout)
+        self.interval_updates, self.interval_norm, self.interval_clipped = 0, 0.0, 0
+        self.progress = Progress(recipe, worker)
+        self.last_saved = -1
+
+    # ---- resuming -----------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Continue from the newest whole checkpoint, if there is one; all workers take the same."""
+        found = self.store.latest() if self.worker.rank == 0 else None
+        update = gather_objects(found.update if found else None)[0]
+        if update is None:
+            return
+        checkpoint = found or self.store.load(update)
+        self._restore(checkpoint)
+        if self.worker.rank == 0:
+            logger.info("resumed at update %d from %s", checkpoint.update, checkpoint.folder)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.task.module.load_state_dict(checkpoint.tensors["model"])
+        self.optimizer.adam.load_state_dict(
+            _optimizer_state(self.optimizer.adam.state_dict(), checkpoint.tensors["optimizer"])
+        )
+        saved = dict(checkpoint.state)
+        self.interval.vector = torch.tensor(saved.pop("interval"), dtype=torch.float64)
+        self.interval_updates, self.interval_norm, self.interval_clipped = saved.pop("interval_counts")
+        self.loss_scale.scale, self.loss_scale.clean_updates = saved.pop("loss_scale")
+        self.task.restore(saved.pop("task"))
+        self.state = LoopState(**saved)
+        self.last_saved = self.state.update
+
+    # ---- the loop -----------------------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Train until a limit is reached; returns which one."""
+        self.progress.start(self.state)
+        while (reason := self._stop_reason()) is None:
+            reason = self._epoch()
+            if reason is not None:
+                break
+        self._log_interval(force=True)
+        if self.last_saved != self.state.update:
+            self._validate_and_save(epoch_end=False, at_end=True)
+        return reason
+
+    def _epoch(self) -> str | None:
+        """The rest of the current epoch; returns a reason to stop, or ``None`` at its end."""
+        state, recipe = self.state, self.recipe
+        batches = self.task.batches(recipe.dataset.train_subset, state.epoch, training=True)
+        per_update = recipe.micro_batches(state.epoch)
+        end = len(batches)
+        if recipe.optimization.skip_remainder_batch:
+            end -= end % per_update
+        loader = self._loader(state.epoch, batches[:end], per_update)
+        self.progress.epoch_length = max(1, math.ceil(end / per_update))
+        while state.cursor < end:
+            count = min(per_update, end - state.cursor)
+            self._update(loader, count, batches[state.cursor : state.cursor + count])
+            state.cursor += count
+            if reason := self._after_update(epoch_end=state.cursor >= end):
+                return reason
+        state.epoch += 1
+        state.cursor = 0
+        return None
+
+    def _update(self, loader: Iterator[Any], count: int, batches: Sequence[np.ndarray]) -> None:
+        """One optimizer update from ``count`` micro-batches, of which this worker computes its share."""
+        state, task, recipe = self.state, self.task, self.recipe
+        sums = Sums(task.layout)
+        task.begin_update(state.update)
+        for parameter in self.parameters:
+            parameter.grad = None
+        for index in range(self.worker.rank, count, self.worker.size):
+            batch = self._next(loader)
+            seed_dropout("dropout", recipe.common.seed, state.update, index)
+            with self._autocast():
+                result = task.forward(batch, state.update)
+            (result.loss * self.loss_scale.scale).backward()
+            sums.add(result.scalars, result.moments)
+        reduce_gradients(self.parameters, self.worker.device)
+        sums.vector = reduce_vector(sums.vector, self.worker.device)
+        divisor = sums["sample_size"] * self.loss_scale.scale
+        norm = scale_and_clip(self.parameters, divisor, recipe.optimization.clip_norm)
+        finite = math.isfinite(norm) and math.isfinite(sums["loss"])
+        if stop := self.loss_scale.update(finite):
+            raise TrainingStopped(f"update {state.update}: {stop}")
+        if not finite:
+            self._skip(norm, sums["loss"], batches)
+            return
+        self.optimizer.step(state.update, state.epoch)
+        state.update += 1
+        state.bad_in_a_row = 0
+        clip = recipe.optimization.clip_norm
+        self.interval.merge(sums)
+        self.interval_updates += 1
+        self.interval_norm += norm
+        self.interval_clipped += int(0 < clip < norm)
+
+    def _skip(self, norm: float, loss: float, batches: Sequence[np.ndarray]) -> None:
+        """A non-finite loss or gradient: count it, leave the weights alone, and stop after too many in a row."""
+        state, limit = self.state, self.recipe.platform.max_bad_updates
+        state.bad_updates += 1
+        state.bad_in_a_row += 1
+        for parameter in self.parameters:
+            parameter.grad = None
+        ids = ", ".join(str(i) for i in np.concatenate(list(batches))[:16])
+        told = f"loss {loss:g}, gradient norm {norm:g} at update {state.update}; sample ids {ids}"
+        if self.worker.rank == 0:
+            logger.warning("skipped an update (%d in a row): %s", state.bad_in_a_row, told)
+        if state.bad_in_a_row >= limit and self.precision.name != "fp16":
+            raise TrainingStopped(
+                f"{limit} updates in a row (platform.max_bad_updates) had a non-finite loss or gradient: {told}. "
+                "Lower optimization.lr or set optimization.clip_norm"
+            )
+
+    def _after_update(self, epoch_end: bool) -> str | None:
+        """Log, validate, save; returns a reason to stop."""
+        state, recipe = self.state, self.recipe
+        self._log_interval()
+        rules, data = recipe.checkpoint, recipe.dataset
+        skipped = state.bad_in_a_row > 0
+        save = validate = False
+        if not skipped:
+            every, valid_every = rules.save_interval_updates, data.validate_interval_updates
+            save = every > 0 and state.update % every == 0 and state.update >= data.validate_after_updates
+            validate = save or (valid_every > 0 and state.update % valid_every == 0)
+        if epoch_end:
+            save = save or state.epoch % max(rules.save_interval, 1) == 0
+            validate = validate or state.epoch % max(data.validate_interval, 1) == 0
+        stop = self._stop_reason(epoch_end=epoch_end)
+        if stop or not (save or validate):
+            return stop
+        return self._validate_and_save(epoch_end=epoch_end, validate=validate, save=save)
+
+    def _stop_reason(self, epoch_end: bool = False) -> str | None:
+        state, limits = self.state, self.recipe.optimization
+        if limits.max_update and state.update >= limits.max_update:
+            return f"max_update {limits.max_update} reached"
+        finished_epochs = state.epoch if epoch_end else state.epoch - 1
+        if limits.max_epoch and finished_epochs >= limits.max_epoch:
+            return f"max_epoch {limits.max_epoch} reached"
+        if limits.stop_time_hours:
+            # Clocks differ between workers: rank 0 decides for all, at epoch ends and saves only.
+            hours = (state.elapsed_s + self.progress.since_start()) / 3600
+            if epoch_end and gather_objects(hours)[0] > limits.stop_time_hours:
+                return f"stop_time_hours {limits.stop_time_hours:g} reached"
+        if epoch_end and limits.stop_min_lr >= 0:
+            if max(self.optimizer.learning_rates(state.update, state.epoch).values()) <= limits.stop_min_lr:
+                return f"stop_min_lr {limits.stop_min_lr:g} reached"
+        return None
+
+    # ---- data ---------------------------------------------------------------------------------------------
+
+    def _loader(self, epoch: int, batches: Sequence[np.ndarray], per_update: int) -> Iterator[Any]:
+        """This worker's micro-batches from the cursor on, decoded ahead where there are loader processes."""
+        share = Share(batches, self.state.cursor, per_update, self.worker.rank, self.worker.size)
+        return make_loader(self.task.dataset(self.recipe.dataset.train_subset, epoch), share, self.worker)
+
+    def _next(self, loader: Iterator[Any]) -> dict[str, torch.Tensor]:
+        begin = time.perf_counter()
+        batch = next(loader)
+        self.progress.data_wait_s += time.perf_counter() - begin
+        return to_device(batch, self.worker.device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.worker.device.type, dtype=self.precision.dtype)
+
+    # ---- figures, validation, checkpoints -----------------------------------------------------------------
+
+    def _log_interval(self, force: bool = False) -> None:
+        """The figures since the last line: one log line and one point for each metric, from rank 0."""
+        state, interval = self.state, self.recipe.common.log_interval
+        due = state.update % interval == 0 and state.bad_in_a_row == 0
+        if not self.interval_updates or not (due or force):
+            return
+        metrics = self.task.metrics(self.interval)
+        metrics["gnorm"] = self.interval_norm / self.interval_updates
+        if self.recipe.optimization.clip_norm > 0:
+            metrics["clip"] = 100.0 * self.interval_clipped / self.interval_updates
+        rates = self.optimizer.learning_rates(max(state.update - 1, 0), state.epoch)
+        metrics["lr"] = rates.get("default", max(rates.values()))
+        metrics |= {f"lr_{name}": rate for name, rate in rates.items() if name != "default"}
+        if self.loss_scale.enabled:
+            metrics["loss_scale"] = self.loss_scale.scale
+        metrics["epoch"] = self._epoch_position()
+        if state.bad_updates:
+            metrics["bad_updates"] = float(state.bad_updates)
+        if state.first_loss is None:
+            state.first_loss = metrics["loss"]
+        state.metrics |= {f"train/{name}": value for name, value in metrics.items()}
+        self.progress.line(state, metrics, self.interval)
+        if self.worker.rank == 0:
+            points = {f"train/{name}": value for name, value in metrics.items()}
+            self.reporter.log(state.update, points | self.progress.speed_metrics())
+        self.interval = Sums(self.task.layout)
+        self.interval_updates, self.interval_norm, self.interval_clipped = 0, 0.0, 0
+        self.progress.reset_interval(state)
+        if stop := self.task.guard(metrics, state.update):
+            raise TrainingStopped(stop)
+
+    def _epoch_position(self) -> float:
+        done = self.state.cursor / max(1, self.recipe.micro_batches(self.state.epoch))
+        return self.state.epoch - 1 + min(1.0, (done + 1) / self.progress.epoch_length)
+
+    def _validate_and_save(
+        self, *, epoch_end: bool, validate: bool = True, save: bool = True, at_end: bool = False
+    ) -> str | None:
+        """Evaluate, note whether it is the best, publish a checkpoint, tell the reporter."""
+        state, rules, data = self.state, self.recipe.checkpoint, self.recipe.dataset
+        scores: dict[str, float] = {}
+        improved, metric, patience_spent = False, None, False
+        if (
+            validate
+            and not data.disable_validation
+            and (at_end or state.update >= data.validate_after_updates)
+        ):
+            subsets = [name.strip() for name in data.valid_subset.split(",") if name.strip()]
+            for subset in subsets:
+                found = self.evaluate(subset)
+                scores |= {f"{subset}/{name}": value for name, value in found.items()}
+            metric = scores[f"{subsets[0]}/{rules.best_checkpoint_metric}"]
+            improved = self._note_best(metric)
+            scores[f"{subsets[0]}/best_{rules.best_checkpoint_metric}"] = (
+                state.best if state.best is not None else metric
+            )
+            state.metrics |= scores
+            patience_spent = 0 < rules.patience <= state.validations_without_gain
+            self.progress.validation(state, scores)
+            if self.worker.rank == 0:
+                self.reporter.log(state.update, scores)
+        if (save or improved or at_end) and not rules.no_save:
+            self._save(epoch_end, metric, improved)
+        stop = self.reporter.evaluated(state.update, state.metrics)
+        if patience_spent:
+            return f"no improvement in {rules.patience} validations (checkpoint.patience)"
+        return "the scheduler stopped it" if stop else None
+
+    def _note_best(self, metric: float) -> bool:
+        """Ties count as the best, as in the reference, but not as an improvement for patience."""
+        state, maximize = self.state, self.recipe.checkpoint.maximize_best_checkpoint_metric
+        if math.isnan(metric):
+            state.validations_without_gain += 1
+            return False
+        gain = state.best is None or (metric > state.best if maximize else metric < state.best)
+        state.validations_without_gain = 0 if gain else state.validations_without_gain + 1
+        if gain or metric == state.best:
+            state.best, state.best_update = metric, state.update
+            return True
+        return False
+
+    @torch.no_grad()
+    def evaluate(self, subset: str) -> dict[str, float]:
+        """Metrics of a whole subset; the workers share the batches and every one gets the result."""
+        module, task = self.task.module, self.task
+        batches = task.batches(subset, 1, training=False)
+        if self.recipe.dataset.max_valid_steps is not None:
+            batches = batches[: self.recipe.dataset.max_valid_steps]
+        mine = Share(batches, 0, self.worker.size, self.worker.rank, self.worker.size)
+        module.eval()
+        results: list[dict[str, Any]] = []
+        for batch in make_loader(task.dataset(subset), mine, self.worker):
+            with self._autocast():
+                results += task.predict(to_device(batch, self.worker.device))
+        module.train()
+        everyone = [result for part in gather_objects(results) for result in part]
+        return task.score(subset, sorted(everyone, key=lambda result: result["id"]))
+
+    def _save(self, epoch_end: bool, metric: float | None, best: bool) -> None:
+        begin = time.perf_counter()
+        if self.worker.rank == 0:
+            # Metrics up to here must be safe before the checkpoint that skips their recomputation is visible.
+            self.reporter.flush()
+            state = asdict(self.state)
+            state["elapsed_s"] += self.progress.since_start()
+            if epoch_end:
+                state["epoch"], state["cursor"] = self.state.epoch + 1, 0
+            state["interval"] = self.interval.vector.tolist()
+            state["interval_counts"] = [self.interval_updates, self.interval_norm, self.interval_clipped]
+            state["loss_scale"] = [self.loss_scale.scale, self.loss_scale.clean_updates]
+            state["task"] = self.task.counters()
+            tensors = {
+                "model": self.task.module.state_dict(),
+                "optimizer": _optimizer_tensors(self.optimizer.adam.state_dict()),
+            }
+            self.store.save(self.state.update, tensors, state, epoch_end=epoch_end, metric=metric, best=best)
+        barrier()
+        self.last_saved = self.state.update
+        self.progress.checkpoint_s = time.perf_counter() - begin
+
+    def finish(self, reason: str, origin: dict[str, Any]) -> Summary:
+        """Export the best weights (the last ones without validation) and sum up."""
+        state, export = self.state, None
+        best = self.store.best_update()
+        if best is not None and best != state.update and not self.recipe.checkpoint.no_save:
+            self.task.module.load_state_dict(self.store.load(best).tensors["model"])
+        if self.worker.rank == 0:
+            origin |= {"update": best if best is not None else state.update}
+            export = str(self.task.export(self.run_folder / "model", origin))
+            self.reporter.flush()
+        barrier()
+        metrics = dict(state.metrics)
+        if state.first_loss is not None:
+            metrics["train/first_loss"] = state.first_loss
+        seconds = state.elapsed_s + self.progress.since_start()
+        if self.worker.rank == 0:
+            logger.info("finished at update %d after %.0f s: %s", state.update, seconds, reason)
+        return Summary(
+            update=state.update,
+            metrics=metrics,
+            best=state.best,
+            best_update=state.best_update,
+            reason=reason,
+            export=export,
+            facts=self.task.facts(),
+            seconds=seconds,
+            bad_updates=state.bad_updates,
+        )
+
+
+def _optimizer_tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Adam's state as flat named tensors: ``<parameter index>.<name>``."""
+    return {
+        f"{index}.{name}": tensor
+        for index, values in state["state"].items()
+        for name, tensor in values.items()
+    }
+
+
+def _optimizer_state(template: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    return {"state": state, "param_groups": template["param_groups"]}
