@@ -30,6 +30,7 @@ _SETTINGS = {
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",  # long values are ours to place, never MLflow's to cut
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # we retry ourselves; the default blocks for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
@@ -61,6 +62,7 @@ def open_client(tracking_uri: str) -> MlflowClient:
 
     # Alembic narrates every migration step of a new SQLite file.
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").addFilter(_not_a_retry_of_mlflow)
     try:
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         database = sqlite_path(tracking_uri)
@@ -73,6 +75,11 @@ def open_client(tracking_uri: str) -> MlflowClient:
     except Exception as error:
         raise unavailable(tracking_uri, error) from error
     return client
+
+
+def _not_a_retry_of_mlflow(record: logging.LogRecord) -> bool:
+    """Drop urllib3's line for every attempt at an absent server: the sender says it once."""
+    return "/api/2.0/mlflow" not in record.getMessage()
 
 
 def unavailable(tracking_uri: str, error: BaseException) -> TrackingUnavailableError:
