@@ -16,7 +16,6 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from cases import UnreadableCase, UnsupportedCase, family_of, find_cases, read_case
 from compare import Report
 from families import run_case
@@ -112,7 +111,6 @@ def main(arguments: list[str] | None = None) -> int:
         "--verbose", action="store_true", help="print every comparison and what is not compared"
     )
     options = parser.parse_args(arguments)
-    torch.use_deterministic_algorithms(True)
     outcomes: list[Outcome] = []
     unreadable = False
     for folder in options.folders:

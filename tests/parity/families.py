@@ -24,7 +24,7 @@ from compare import (
 )
 from compare import cut as cut_like
 from torch import nn
-from weights import build_classifier, build_pretraining
+from weights import build_classifier, build_pretraining, is_regression
 
 from data2vec.config import Data2VecMultiConfig
 from data2vec.masking import MaskSet
@@ -43,22 +43,22 @@ def run_case(case: Case) -> Report:
         UnreadableCase: something it needs is missing.
     """
     report = Report(case)
-    unknown: list[str] = []
+    notes: list[str] = []
     runners: dict[str, Callable[[Case, Report, list[str]], None]] = {
         "v2_text": _pretraining,
         "trajectory_v2_text": _trajectory,
         "ft_text": _sentence_classifier,
         "schedules": _schedules,
     }
-    runners[family_of(case)](case, report, unknown)
-    report.remarks += [f"config.{name}: ignored, not a field of the specification" for name in unknown]
+    runners[family_of(case)](case, report, notes)
+    report.remarks += notes
     report.close()
     return report
 
 
-def _pretraining(case: Case, report: Report, unknown: list[str]) -> None:
+def _pretraining(case: Case, report: Report, notes: list[str]) -> None:
     """Forward, backward, one optimizer step and the teacher's step after it."""
-    model = build_pretraining(case, unknown)
+    model = build_pretraining(case, notes)
     model.train(case.info.get("training", True))
     tapped: dict[str, torch.Tensor] = {}
     output = model(
@@ -87,9 +87,9 @@ def _pretraining(case: Case, report: Report, unknown: list[str]) -> None:
     _compare_after(case, report, model.student, model.teacher.module)
 
 
-def _trajectory(case: Case, report: Report, unknown: list[str]) -> None:
+def _trajectory(case: Case, report: Report, notes: list[str]) -> None:
     """Several updates: teacher's step, forward, backward, clipping, optimizer step."""
-    model = build_pretraining(case, unknown)
+    model = build_pretraining(case, notes)
     model.train()
     recipe, log = case.value("optimizer"), case.value("log")
     report.seen("config", "optimizer", "log")
@@ -98,7 +98,7 @@ def _trajectory(case: Case, report: Report, unknown: list[str]) -> None:
     schedule = _schedule({renamed.get(k, k): v for k, v in recipe.items() if k not in of_adam})
     groups = parameter_groups(model.student, dynamic=False)
     settings = {"default": _settings(recipe, recipe)}
-    optimizer = ScheduledAdam(groups, settings, [schedule])
+    optimizer = ScheduledAdam(groups, settings, [[schedule]])
     for update, entry in enumerate(log):
         model.teacher.step(update)
         where = f"log.{update}"
@@ -149,9 +149,9 @@ def _trajectory(case: Case, report: Report, unknown: list[str]) -> None:
     _compare_after(case, report, model.student, model.teacher.module)
 
 
-def _sentence_classifier(case: Case, report: Report, unknown: list[str]) -> None:
+def _sentence_classifier(case: Case, report: Report, notes: list[str]) -> None:
     """Features of the first token, head, loss, backward and one optimizer step."""
-    model = build_classifier(case, unknown)
+    model = build_classifier(case, notes)
     model.train(case.info.get("training", True))
     report.seen("pretrain_config", "config")
     tapped: dict[str, torch.Tensor] = {}
@@ -163,12 +163,9 @@ def _sentence_classifier(case: Case, report: Report, unknown: list[str]) -> None
     logits_BC = model(case.feed("input/source"), case.feed_optional("input/padding_mask"))
     tapped["logits"] = logits_BC.detach().clone()
     _compare_forward(case, report, tapped)
-    regression = bool(
-        case.info["config"].get("regression", case.info["config"].get("regression_target", False))
-    )
     target = case.feed_optional("input/target")
     if target is not None:
-        loss = model.loss(logits_BC, target, regression).loss
+        loss = model.loss(logits_BC, target, is_regression(case)).loss
         report.number("losses_sum", float(loss.detach()), case.info.get("losses_sum"), LOSS)
         if len(case.info.get("losses", {})) == 1:
             (name,) = case.info["losses"]
@@ -179,7 +176,7 @@ def _sentence_classifier(case: Case, report: Report, unknown: list[str]) -> None
     _compare_after(case, report, model, None)
 
 
-def _schedules(case: Case, report: Report, unknown: list[str]) -> None:
+def _schedules(case: Case, report: Report, notes: list[str]) -> None:
     """Learning rates and teacher decays at given updates."""
     report.seen("lr", "ema")
     for index, entry in enumerate(case.info.get("lr", [])):
@@ -287,7 +284,7 @@ def _step(
     norm = scale_and_clip(model.parameters(), step["grad_divisor"], step.get("clip_norm") or 0.0)
     report.number("optim_step.grad_norm_before_clip", norm, step["grad_norm_before_clip"], GRAD_NORM)
     groups, settings, rates = _optimizer_groups(report, model, config, step)
-    ScheduledAdam(groups, settings, [Fixed(peak=rate) for rate in rates]).step(0)
+    ScheduledAdam(groups, settings, [[Fixed(peak=rate)] for rate in rates]).step(0)
 
 
 def _optimizer_groups(

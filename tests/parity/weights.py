@@ -1,30 +1,80 @@
 """Models of our library built from a case, with the reference-named weights put in.
 
-The weights take the way of every foreign checkpoint: through the importer.
+The weights take the way of every foreign checkpoint: a case's tensors and configuration become the content of
+a fairseq checkpoint, and the importer turns that into a model's configuration and weights.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from cases import Case, UnreadableCase, UnsupportedCase
 
-from data2vec.config import Data2VecMultiConfig, SentenceHeadConfig
-from data2vec.errors import CheckpointError, ConfigError
+from data2vec.config import Data2VecMultiConfig
+from data2vec.errors import ConfigError
 from data2vec.heads import SentenceClassifier
+from data2vec.interop.fairseq import import_checkpoint
+from data2vec.interop.fairseq_file import FairseqCheckpoint
+from data2vec.interop.imported import ImportedModel
 from data2vec.pretraining import Data2VecPretraining
 
-EMBEDDING = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
 
+def build_pretraining(case: Case, notes: list[str]) -> Data2VecPretraining:
+    """Student, decoder and teacher with the recorded weights; without teacher tensors it starts as a copy.
 
-def read_config(values: Any, unknown: list[str]) -> Data2VecMultiConfig:
-    """The model configuration of a case; fields that we do not have are listed in ``unknown``.
+    Args:
+        case: the case.
+        notes: receives what the importer left out.
 
     Raises:
         UnsupportedCase: the configuration asks for something that the library does not build.
     """
+    config = case.value("config")
+    _refuse_unsupported(config)
+    imported = _import(case, {"model": {"_name": "data2vec_multi", **config}}, notes)
+    model = Data2VecPretraining(imported.model_config, vocab_size=imported.vocab_size)
+    model.student.load_state_dict(imported.state)
+    if imported.teacher is None:
+        model.teacher.copy_from_student()
+    else:
+        model.teacher.module.load_state_dict(imported.teacher)
+    return model
+
+
+def build_classifier(case: Case, notes: list[str]) -> SentenceClassifier:
+    """Network and sentence head with the recorded weights; arguments and errors as above."""
+    config, head = case.value("pretrain_config"), case.value("config")
+    _refuse_unsupported(config)
+    model = {
+        "_name": "data2vec_text_classification",
+        "pretrained_model_args": {"model": config},
+        "pooler_activation_fn": head.get("pooler_activation", head.get("pooler_activation_fn")),
+        "pooler_dropout": head.get("pooler_dropout"),
+    }
+    imported = _import(case, {"model": model, "criterion": {"regression_target": is_regression(case)}}, notes)
+    assert imported.head_config is not None
+    if "num_classes" in head and imported.head_config.num_classes != head["num_classes"]:
+        raise UnreadableCase(
+            f"{case.folder}: num_classes is {head['num_classes']}, "
+            f"but the head has {imported.head_config.num_classes} outputs"
+        )
+    classifier = SentenceClassifier(
+        imported.model_config, imported.head_config, vocab_size=imported.vocab_size
+    )
+    classifier.load_state_dict(imported.state)
+    return classifier
+
+
+def is_regression(case: Case) -> bool:
+    """Whether the head predicts a number (STS-B)."""
+    head = case.value("config")
+    return bool(head.get("regression", head.get("regression_target", False)))
+
+
+def _refuse_unsupported(values: Any) -> None:
     try:
-        config = Data2VecMultiConfig.from_dict(values, unknown=unknown)
+        config = Data2VecMultiConfig.from_dict(values, unknown=[])
         config.check()
     except ConfigError as error:
         reasons = "; ".join(f"{p.field} = {p.value!r}: {p.rule}" for p in error.problems)
@@ -34,49 +84,24 @@ def read_config(values: Any, unknown: list[str]) -> Data2VecMultiConfig:
             "layer_norm_first: the reference loses the residual around its feed-forward network "
             "in this mode; ours keeps it, so the numbers cannot agree"
         )
-    return config
 
 
-def build_pretraining(case: Case, unknown: list[str]) -> Data2VecPretraining:
-    """Student, decoder and teacher with the recorded weights; without teacher tensors it starts as a copy."""
-    config = read_config(case.value("config"), unknown)
-    student, teacher = case.feed_under("student/"), case.feed_under("teacher/")
-    model = Data2VecPretraining(config, vocab_size=_vocab_size(case, EMBEDDING))
-    load_strictly(model.student, student, "student")
-    if teacher:
-        load_strictly(model.teacher.module, teacher, "teacher")
-    else:
-        model.teacher.copy_from_student()
-    return model
-
-
-def build_classifier(case: Case, unknown: list[str]) -> SentenceClassifier:
-    """Network and sentence head with the recorded weights."""
-    config = read_config(case.value("pretrain_config"), unknown)
-    head = case.value("config")
-    classifier = SentenceClassifier(
-        config,
-        SentenceHeadConfig(
-            num_classes=head.get("num_classes", 1),
-            pooler_activation_fn=head.get("pooler_activation", head.get("pooler_activation_fn", "tanh")),
-            pooler_dropout=head.get("pooler_dropout", 0.0),
-        ),
-        vocab_size=_vocab_size(case, "model." + EMBEDDING),
+def _import(case: Case, cfg: dict[str, Any], notes: list[str]) -> ImportedModel:
+    teacher = case.feed_under("teacher/")
+    checkpoint = FairseqCheckpoint(
+        path=case.folder,
+        cfg=cfg,
+        model={name: _fp32(tensor) for name, tensor in case.feed_under("student/").items()},
+        teacher={name: _fp32(tensor) for name, tensor in teacher.items()} if teacher else None,
+        task_state={},
+        num_updates=None,
+        symbols=None,
     )
-    load_strictly(classifier, case.feed_under("student/"), "student")
-    return classifier
+    imported = import_checkpoint(checkpoint)
+    notes += [f"{name}: dropped by the importer: {why}" for name, why in imported.report.dropped.items()]
+    notes += [f"config.{name}: ignored, {why}" for name, why in imported.report.ignored_config.items()]
+    return imported
 
 
-def load_strictly(module: Any, weights: Any, what: str) -> None:
-    """Load all weights, none missing or left over."""
-    try:
-        module.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{what}: {error}") from None
-
-
-def _vocab_size(case: Case, name: str) -> int:
-    key = f"student/{name}"
-    if key not in case.tensors:
-        raise UnreadableCase(f"{case.folder}: no tensor {key!r}")
-    return case.tensors[key].shape[0]
+def _fp32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
