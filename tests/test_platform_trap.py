@@ -1,6 +1,6 @@
 """Python's own ``platform`` module stays visible however our code is started.
 
-The folder ``platform/`` is a source root. Were it ever a package, ``import platform`` would find it first, and
+The folder ``platform/`` is a source root. Were it ever a package, ``import platform`` would find it first and
 Ray jobs would hang without a message. The cases with Ray workers and submitted jobs are in the cluster tests.
 """
 

@@ -1,0 +1,49 @@
+"""The front of the importer: one table of the families of fairseq checkpoints that can be imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from ..data.dictionary import Dictionary
+from ..errors import CheckpointError
+from .fairseq_file import FairseqCheckpoint, read_checkpoint
+from .imported import ImportedModel
+from .v2_text import FINETUNED, PRETRAINED, import_v2_text
+
+Importer = Callable[[FairseqCheckpoint, Dictionary | None], ImportedModel]
+
+# The reference's model name (cfg.model._name) and what imports it.
+FAMILIES: dict[str, Importer] = {PRETRAINED: import_v2_text, FINETUNED: import_v2_text}
+
+
+def import_checkpoint(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None = None) -> ImportedModel:
+    """Any checkpoint of the reference whose family is known.
+
+    Raises:
+        CheckpointError: the family is unknown, or the file does not fit its own configuration.
+    """
+    importer = FAMILIES.get(checkpoint.family or "")
+    if importer is None:
+        what = (
+            f"is of the family {checkpoint.family!r}"
+            if checkpoint.family
+            else "has no configuration (cfg.model)"
+        )
+        known = ", ".join(FAMILIES)
+        raise CheckpointError(f"checkpoint {checkpoint.path} {what}; families that can be imported: {known}")
+    return importer(checkpoint, dictionary)
+
+
+def load_pretrained_text(
+    path: str | os.PathLike[str], dict_path: str | os.PathLike[str] | None = None
+) -> ImportedModel:
+    """A v2 text checkpoint (pretrained or fine-tuned) together with its dictionary.
+
+    Args:
+        path: the reference's ``.pt`` file.
+        dict_path: its ``dict.txt``; the path inside the file is of the machine that made it. Without it the
+            vocabulary is not checked, which the report says.
+    """
+    dictionary = None if dict_path is None else Dictionary.load(dict_path)
+    return import_checkpoint(read_checkpoint(path), dictionary)

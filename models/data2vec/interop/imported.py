@@ -1,0 +1,137 @@
+"""What an import gives: the model in our terms, and an account of everything that was in the file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ..config import Data2VecMultiConfig, SentenceHeadConfig
+from ..data.dictionary import Dictionary
+from ..errors import CheckpointError
+from .key_tables import Shapes
+
+State = dict[str, torch.Tensor]
+_SHOWN = 6  # names in a message; the rest is counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportReport:
+    """What became of everything in the file."""
+
+    family: str
+    mapped: list[str]  # tensors taken
+    dropped: dict[str, str]  # tensors left out, with the reason
+    missing: list[str]  # tensors that the model can do without (decoder, teacher)
+    ignored_config: dict[str, str]  # configuration fields without meaning here, with the reason
+    notes: list[str]
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        out = [f"{self.family}: {len(self.mapped)} tensors taken"]
+        out += [f"dropped ({reason}): {some(names)}" for reason, names in _by_reason(self.dropped)]
+        if self.missing:
+            out.append(f"missing: {some(self.missing)}")
+        out += [
+            f"config ignored ({reason}): {some(names)}" for reason, names in _by_reason(self.ignored_config)
+        ]
+        return out + self.notes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedModel:
+    """A model of the reference in our terms; tensor names are the reference's, which are ours."""
+
+    kind: Literal["pretrained", "sentence_classifier"]
+    model_config: Data2VecMultiConfig
+    state: State  # fine-tuned: names start with "model." and "classification_heads."
+    teacher: State | None
+    head_config: SentenceHeadConfig | None
+    regression: bool  # the head predicts a number
+    vocab_size: int  # <mask> included
+    dictionary: Dictionary | None  # the given one, with <mask>
+    num_updates: int | None
+    report: ImportReport
+
+
+@dataclass
+class Sorting:
+    """Sorts the tensors of one file into taken, dropped, missing and refused."""
+
+    path: Path
+    mapped: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    _rules: list[tuple[re.Pattern[str], str]] = field(default_factory=list)
+
+    def drop(self, pattern: str, reason: str) -> None:
+        """Tensors whose name matches from its beginning are left out."""
+        self._rules.append((re.compile(pattern), reason))
+
+    def take(self, tensors: State, wanted: Shapes, prefix: str = "") -> State:
+        """The wanted tensors; what is absent, unknown or of another shape is noted for :meth:`finish`.
+
+        Args:
+            tensors: by name.
+            wanted: every name that must be there, with its shape.
+            prefix: put before the names in the report.
+        """
+        absent = [prefix + name for name in wanted if name not in tensors]
+        unknown: list[str] = []
+        for name in sorted(tensors.keys() - wanted.keys()):
+            reason = next((reason for pattern, reason in self._rules if pattern.match(name)), None)
+            if reason is None:
+                unknown.append(prefix + name)
+            else:
+                self.dropped[prefix + name] = reason
+        if absent:
+            self.refused.append(f"missing: {some(absent)}")
+        if unknown:
+            self.refused.append(f"unknown: {some(unknown)}")
+        taken = {name: tensors[name] for name in wanted if name in tensors}
+        for name, tensor in taken.items():
+            shape = tuple(tensor.shape)
+            if shape != wanted[name]:
+                self.refused.append(f"{prefix}{name} is {shape}, but its configuration says {wanted[name]}")
+        self.mapped += [prefix + name for name in taken]
+        return taken
+
+    def finish(self) -> None:
+        """Raise :class:`CheckpointError` with everything that does not fit."""
+        if self.refused:
+            lines = self.refused[:_SHOWN]
+            if len(self.refused) > _SHOWN:
+                lines.append(f"and {len(self.refused) - _SHOWN} more")
+            text = "\n  ".join(lines)
+            raise CheckpointError(
+                f"checkpoint {self.path} does not fit the configuration inside it\n  {text}"
+            )
+
+    def report(self, family: str, ignored_config: dict[str, str]) -> ImportReport:
+        """The account of the import."""
+        return ImportReport(
+            family=family,
+            mapped=self.mapped,
+            dropped=self.dropped,
+            missing=self.missing,
+            ignored_config=ignored_config,
+            notes=self.notes,
+        )
+
+
+def some(names: Iterable[str]) -> str:
+    """The first few names and the number of the others."""
+    listed = list(names)
+    rest = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + rest
+
+
+def _by_reason(reasons: dict[str, str]) -> list[tuple[str, list[str]]]:
+    order = dict.fromkeys(reasons.values())
+    return [(reason, [name for name, why in reasons.items() if why == reason]) for reason in order]

@@ -1,0 +1,205 @@
+"""The reference's v2 text models: pretrained (``data2vec_multi``) and fine-tuned for sentences.
+
+Our models use the names of the reference for their parameters, so an import is a check and a selection:
+every tensor that the configuration inside the file asks for must be there in the right shape, what only
+pretraining needs may be left out, and anything else is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..config import Data2VecMultiConfig, SentenceHeadConfig
+from ..data.dictionary import Dictionary
+from ..errors import CheckpointError, ConfigError
+from ..typed import build
+from . import key_tables
+from .fairseq_file import FairseqCheckpoint
+from .imported import ImportedModel, Sorting
+
+PRETRAINED = "data2vec_multi"
+FINETUNED = "data2vec_text_classification"
+
+
+def import_v2_text(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None = None) -> ImportedModel:
+    """A v2 text model, pretrained or fine-tuned for sentences.
+
+    Args:
+        checkpoint: the file's content.
+        dictionary: its dictionary; without it the vocabulary cannot be checked, and the report says so.
+
+    Raises:
+        CheckpointError: another modality; tensors missing, unknown or of another shape than the configuration
+            inside the file says; a vocabulary that does not fit the dictionary.
+    """
+    return (_finetuned if checkpoint.family == FINETUNED else _pretrained)(checkpoint, dictionary)
+
+
+def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
+    sorting = Sorting(checkpoint.path)
+    vocab_size = _vocab_size(checkpoint, "")
+    config, ignored = _text_config(checkpoint, "model")
+    _compare_depth(checkpoint, config, "", sorting)
+    decoder = key_tables.text_decoder(config)
+    if decoder and not any(name.startswith(key_tables.TEXT_DECODER) for name in checkpoint.model):
+        sorting.missing += decoder
+        sorting.notes.append("without decoder: the model can be fine-tuned, but not pretrained further")
+        decoder = {}
+        assert config.modalities.text is not None
+        config.modalities.text.decoder = None
+    sorting.drop(r"modality_encoders\.(?!TEXT\.)", "another modality")
+    sorting.drop(r"modality_encoders\.TEXT\.encoder_mask$|shared_decoder\.|recon_proj\.", "not used by text")
+    state = sorting.take(checkpoint.model, key_tables.text_encoder(config, vocab_size) | decoder)
+    teacher = None
+    if checkpoint.teacher is None:
+        sorting.missing.append("_ema")
+        sorting.notes.append("without teacher: further pretraining would start it as a copy of the student")
+    else:
+        teacher = sorting.take(checkpoint.teacher, key_tables.text_teacher(config), "_ema.")
+    sorting.finish()
+    return ImportedModel(
+        kind="pretrained",
+        model_config=config,
+        state=state,
+        teacher=teacher,
+        head_config=None,
+        regression=False,
+        vocab_size=vocab_size,
+        dictionary=_fitting(checkpoint, dictionary, vocab_size, sorting),
+        num_updates=checkpoint.num_updates,
+        report=sorting.report("v2 text, pretrained", ignored),
+    )
+
+
+def _finetuned(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
+    sorting = Sorting(checkpoint.path)
+    vocab_size = _vocab_size(checkpoint, "model.")
+    config, ignored = _text_config(checkpoint, "model", "pretrained_model_args", "model")
+    _compare_depth(checkpoint, config, "model.", sorting)
+    head_config = _head_config(checkpoint)
+    sorting.drop(
+        r"(model\.)?_ema|(model\.)?shared_decoder|model\.modality_encoders\.TEXT\.decoder", "pretraining only"
+    )
+    sorting.drop(r"model\.modality_encoders\.(?!TEXT\.)", "another modality")
+    trunk = {f"model.{name}": shape for name, shape in key_tables.text_encoder(config, vocab_size).items()}
+    head = key_tables.sentence_head(config.embed_dim, head_config.num_classes)
+    state = sorting.take(checkpoint.model, trunk | head)
+    if checkpoint.teacher is not None:
+        sorting.dropped["_ema"] = "pretraining only"
+    sorting.finish()
+    return ImportedModel(
+        kind="sentence_classifier",
+        model_config=config,
+        state=state,
+        teacher=None,
+        head_config=head_config,
+        regression=bool(checkpoint.section("criterion").get("regression_target")),
+        vocab_size=vocab_size,
+        dictionary=_fitting(checkpoint, dictionary, vocab_size, sorting),
+        num_updates=checkpoint.num_updates,
+        report=sorting.report("v2 text, fine-tuned for sentences", ignored),
+    )
+
+
+def _vocab_size(checkpoint: FairseqCheckpoint, prefix: str) -> int:
+    """Rows of the token embedding, which only a v2 text model has under this name."""
+    embedding = checkpoint.model.get(prefix + key_tables.TEXT_EMBEDDING)
+    if embedding is None or embedding.ndim != 2:
+        pattern = re.compile(re.escape(prefix) + r"modality_encoders\.([A-Z]+)\.")
+        found = sorted({match.group(1) for name in checkpoint.model if (match := pattern.match(name))})
+        what = f"is a v2 model of {', '.join(found)}" if found else "has no text encoder"
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} {what}: {prefix}{key_tables.TEXT_EMBEDDING} is missing; "
+            "give a v2 text checkpoint"
+        )
+    return embedding.shape[0]
+
+
+def _text_config(checkpoint: FairseqCheckpoint, *where: str) -> tuple[Data2VecMultiConfig, dict[str, str]]:
+    """The architecture from the configuration inside the file, and the fields that were ignored."""
+    values = _without_names(checkpoint.section(*where))
+    group = ".".join(("cfg", *where))
+    if not values:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has no model configuration ({group}), and weights alone do not "
+            "tell the number of attention heads"
+        )
+    modalities = values.get("modalities")
+    modalities = modalities if isinstance(modalities, dict) else {}
+    ignored = {
+        f"modalities.{name}": "another modality"
+        for name, value in modalities.items()
+        if value and name != "text"
+    }
+    values["modalities"] = {"text": modalities.get("text") or {}}
+    values["modalities"]["text"]["type"] = "TEXT"
+    values["supported_modality"] = "TEXT"
+    unknown: list[str] = []
+    try:
+        config = Data2VecMultiConfig.from_dict(values, unknown=unknown)
+        config.check()
+    except ConfigError as error:
+        raise _broken_config(checkpoint, group, error) from None
+    return config, ignored | dict.fromkeys(unknown, "unknown here")
+
+
+def _broken_config(checkpoint: FairseqCheckpoint, group: str, error: ConfigError) -> CheckpointError:
+    return CheckpointError(str(ConfigError(error.problems, f"checkpoint {checkpoint.path}: {group}")))
+
+
+def _without_names(value: Any) -> Any:
+    """The mapping without the ``_name`` entries that fairseq adds at every level."""
+    if isinstance(value, dict):
+        return {k: _without_names(v) for k, v in value.items() if k != "_name"}
+    return value
+
+
+def _head_config(checkpoint: FairseqCheckpoint) -> SentenceHeadConfig:
+    out_proj = checkpoint.model.get(f"{key_tables.SENTENCE_HEAD}out_proj.weight")
+    if out_proj is None or out_proj.ndim != 2:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has no sentence head ({key_tables.SENTENCE_HEAD}*)"
+        )
+    model = checkpoint.section("model")
+    given = {
+        name: model[name]
+        for name in ("pooler_activation_fn", "pooler_dropout")
+        if model.get(name) is not None
+    }
+    try:
+        return build(SentenceHeadConfig, {**given, "num_classes": out_proj.shape[0]})
+    except ConfigError as error:
+        raise _broken_config(checkpoint, "cfg.model", error) from None
+
+
+def _compare_depth(
+    checkpoint: FairseqCheckpoint, config: Data2VecMultiConfig, prefix: str, sorting: Sorting
+) -> None:
+    """One clear line instead of a dozen missing tensors."""
+    pattern = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
+    found = {int(match.group(1)) for name in checkpoint.model if (match := pattern.match(name))}
+    if len(found) != config.depth:
+        sorting.refused.append(
+            f"{len(found)} blocks are there, but its configuration says depth {config.depth}"
+        )
+
+
+def _fitting(
+    checkpoint: FairseqCheckpoint, dictionary: Dictionary | None, vocab_size: int, sorting: Sorting
+) -> Dictionary | None:
+    """The dictionary with ``<mask>``, if it has as many symbols as the model's embedding."""
+    if dictionary is None:
+        made_with = checkpoint.section("task").get("data")
+        hint = f" (it was trained with the dict.txt in {made_with})" if made_with else ""
+        sorting.notes.append(
+            f"no dictionary given: the vocabulary of {vocab_size} symbols is not checked{hint}"
+        )
+        return None
+    dictionary = dictionary.with_mask()
+    if len(dictionary) != vocab_size:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has a vocabulary of {vocab_size} symbols, but the dictionary has "
+            f"{len(dictionary)} (specials and <mask> included); give the dict.txt that belongs to it"
+        )
+    return dictionary
