@@ -96,6 +96,16 @@ def split_files(folder: Path, split: str, combine: bool) -> list[tuple[str, Path
     return [(f"{n}.{kind}", folder / f"{n}.{kind}") for n in names for kind in ("idx", "bin")]
 
 
+def sentence_files(folder: Path, split: str, combine: bool) -> list[tuple[str, Path]]:
+    """All files of one split of a ``<TASK>-bin`` folder that exist: sentences, labels, dictionaries."""
+    files: list[tuple[str, Path]] = []
+    for part in ("input0", "input1", "label"):
+        names = [(name, folder / part / name) for name in (DICTIONARY_NAME, f"{split}.label")]
+        found = [*names, *split_files(folder / part, split, combine)]
+        files += [(f"{part}/{name}", path) for name, path in found if path.is_file()]
+    return files
+
+
 def check_ids(tokens: np.ndarray, dictionary: Dictionary, where: str) -> None:
     """Refuse tokens that the dictionary does not have.
 

@@ -31,8 +31,8 @@ from .prepared import (
     fitting_samples,
     load_dictionary,
     read_card,
+    sentence_files,
     shortens,
-    split_files,
 )
 from .tokenizer import DICTIONARY_NAME
 
@@ -162,14 +162,7 @@ class SentenceDataset:
 
     def fingerprint(self) -> str:
         """Hash of the split's content: sentences, labels and dictionaries, wherever the folder lies."""
-        files: list[tuple[str, Path]] = []
-        for part in ("input0", "input1", "label"):
-            folder = self.folder / part
-            names = [n for n in (DICTIONARY_NAME, f"{self.split}.label") if (folder / n).is_file()]
-            files += [(f"{part}/{n}", folder / n) for n in names]
-            found = split_files(folder, self.split, self._training)
-            files += [(f"{part}/{n}", path) for n, path in found if path.is_file()]
-        return fingerprint_files(files)
+        return fingerprint_files(sentence_files(self.folder, self.split, self._training))
 
     def _read_inputs(self) -> None:
         if not (self.folder / "input0").is_dir():
