@@ -83,7 +83,11 @@ def _attend_step_by_step(
     dropout_p: float,
 ) -> torch.Tensor:
     logits_RHTT = (q_RHTC * q_RHTC.shape[-1] ** -0.5) @ k_RHTC.transpose(-2, -1)
-    if attn_mask is not None:
-        logits_RHTT = logits_RHTT + attn_mask
-    weights_RHTT = logits_RHTT.softmax(dim=-1, dtype=torch.float32).to(v_RHTC.dtype)
+    if attn_mask is None:
+        weights_RHTT = logits_RHTT.softmax(dim=-1, dtype=torch.float32)
+    else:  # like the kernel: a position that may attend to nothing gets zeros, not NaN
+        alone = attn_mask.isneginf().all(dim=-1, keepdim=True)
+        logits_RHTT = (logits_RHTT + attn_mask).masked_fill(alone, 0.0)
+        weights_RHTT = logits_RHTT.softmax(dim=-1, dtype=torch.float32).masked_fill(alone, 0.0)
+    weights_RHTT = weights_RHTT.to(v_RHTC.dtype)
     return F.dropout(weights_RHTT, dropout_p) @ v_RHTC

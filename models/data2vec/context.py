@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .config import Data2VecMultiConfig, ModalityConfig
-from .transformer import Block, kept_blocks, make_norm
+from .transformer import Block, drop_path_rates, kept_blocks, make_norm
 
 
 class ContextEncoder(nn.Module):
@@ -21,8 +21,7 @@ class ContextEncoder(nn.Module):
         self.norm = make_norm(config) if final_norm and not config.layer_norm_first else None
         self.dropout = nn.Dropout(modality.prenet_dropout)
         first, last, depth = modality.start_drop_path_rate, modality.end_drop_path_rate, modality.prenet_depth
-        rates = torch.linspace(first, last, depth).tolist()
-        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path_rates(first, last, depth))
 
     def forward(self, x_RKD: torch.Tensor, bias: torch.Tensor | None, *key: int | str) -> torch.Tensor:
         """Shape is kept; ``key`` decides layer drop."""

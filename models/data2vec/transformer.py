@@ -93,8 +93,13 @@ def make_norm(config: Data2VecMultiConfig) -> nn.LayerNorm:
 
 def make_blocks(config: Data2VecMultiConfig) -> nn.ModuleList:
     """The shared blocks, with drop path rising linearly over them."""
-    rates = torch.linspace(config.start_drop_path_rate, config.end_drop_path_rate, config.depth).tolist()
+    rates = drop_path_rates(config.start_drop_path_rate, config.end_drop_path_rate, config.depth)
     return nn.ModuleList(Block(config, rate) for rate in rates)
+
+
+def drop_path_rates(first: float, last: float, depth: int) -> list[float]:
+    """Rates rising linearly over ``depth`` blocks; on the CPU even while a model is built on "meta"."""
+    return torch.linspace(first, last, depth, device="cpu").tolist()
 
 
 def kept_blocks(

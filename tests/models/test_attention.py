@@ -1,0 +1,96 @@
+"""The fused kernel equals the plain formula, and padding is never attended to."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from data2vec.attention import Attention, attention_bias
+
+
+def pair(dim: int, heads: int) -> tuple[Attention, Attention]:
+    torch.manual_seed(0)
+    fused, eager = Attention(dim, heads), Attention(dim, heads, fused=False)
+    eager.load_state_dict(fused.state_dict())
+    return fused, eager
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("rows", "length", "dim", "heads"), [(1, 1, 8, 2), (3, 7, 12, 3), (2, 33, 64, 4)])
+def test_fused_equals_eager(rows: int, length: int, dim: int, heads: int, padded: bool) -> None:
+    fused, eager = pair(dim, heads)
+    x = torch.randn(rows, length, dim)
+    padding = torch.arange(length)[None, :] >= torch.randint(1, length + 1, (rows, 1))
+    bias = attention_bias(padding) if padded else None
+    results = []
+    for attention in (fused, eager):
+        leaf = x.clone().requires_grad_()
+        out = attention(leaf, bias)
+        out.square().sum().backward()
+        gradients = [p.grad.clone() for p in attention.parameters() if p.grad is not None]
+        results.append((out, leaf.grad, *gradients))
+    assert len(results[0]) == 6
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
+
+
+def test_equals_the_textbook_formula() -> None:
+    """One head at a time, one query at a time."""
+    attention, _ = pair(6, 2)
+    x = torch.randn(1, 4, 6)
+    padding = torch.tensor([[False, False, False, True]])
+    qkv = (x[0] @ attention.qkv.weight.T + attention.qkv.bias).detach()
+    out = torch.zeros(4, 6)
+    for head in range(2):
+        q, k, v = (qkv[:, part * 6 + head * 3 : part * 6 + head * 3 + 3] for part in range(3))
+        for position in range(4):
+            weights = torch.tensor([math.exp(float(q[position] @ k[j]) / math.sqrt(3)) for j in range(3)])
+            out[position, head * 3 : head * 3 + 3] = (weights / weights.sum()) @ v[:3]
+    expected = out @ attention.proj.weight.T + attention.proj.bias
+    torch.testing.assert_close(attention(x, attention_bias(padding))[0], expected)
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["fused", "eager"])
+def test_padding_is_not_attended_to(index: int) -> None:
+    attention = pair(8, 2)[index]
+    padding = torch.tensor([[False] * 5 + [True] * 3, [False] * 8])
+    x = torch.randn(2, 8, 8)
+    changed = x.clone()
+    changed[0, 5:] = 100.0
+    bias = attention_bias(padding)
+    before, after = attention(x, bias), attention(changed, bias)
+    assert torch.equal(before[0, :5], after[0, :5])
+    alone = attention(x[:1, :5])
+    torch.testing.assert_close(before[:1, :5], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["fused", "eager"])
+def test_a_row_of_padding_alone_gives_finite_numbers(index: int) -> None:
+    """A short sample in a long batch: a mask may leave it nothing but padding."""
+    attention = pair(8, 2)[index]
+    x = torch.randn(2, 4, 8, requires_grad=True)
+    out = attention(x, attention_bias(torch.tensor([[True] * 4, [False] * 4])))
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.isfinite(out).all()
+    assert torch.isfinite(x.grad).all()
+    torch.testing.assert_close(out[0], attention.proj.bias.expand(4, 8))
+
+
+def test_no_padding_needs_no_bias() -> None:
+    assert attention_bias(None) is None
+    bias = attention_bias(torch.tensor([[False, True]]))
+    assert bias is not None
+    assert bias.shape == (1, 1, 1, 2)
+    assert bias.flatten().tolist() == [0.0, float("-inf")]
+
+
+def test_dropout_works_in_training_only() -> None:
+    torch.manual_seed(0)
+    attention = Attention(8, 2, attention_dropout=0.5, projection_dropout=0.5)
+    x = torch.randn(1, 6, 8)
+    assert not torch.equal(attention(x), attention(x))
+    attention.eval()
+    assert torch.equal(attention(x), attention(x))
