@@ -1,0 +1,384 @@
+"""What the reference has and we treat otherwise, as tables: each entry says why.
+
+A key of the reference that is accepted here either has an effect (it is a field of the schema), or stands below:
+it follows from the design (``IGNORED``: named once in the notes), is another spelling (``ALIASES``), must agree
+with another field (``SAME_AS``), or is supported with one value only (``ONLY``). Nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data2vec.errors import Problem
+
+_LOGS = "logs go to the console and to MLflow"
+_DDP = "gradients are summed once an update, over parameters used anywhere"
+_LAUNCH = "Ray places the processes: see platform.num_workers"
+_PRECISION = "see platform.precision: fp32 weights with autocast, and a scaler for fp16"
+_MODEL_MASKS = "the data2vec 2.0 model masks by itself (model.modalities.text.mask_prob)"
+_PLASMA = "data sets are memory-mapped"
+_SHARDED = "sharding is not a property of the recipe"
+_GENERATION = "generation and scoring belong to other models of the reference"
+
+# Accepted without effect: dotted pattern -> reason.
+IGNORED: dict[str, str] = {
+    "common.user_dir": "models and tasks are ordinary imports here; nothing is loaded from a folder",
+    "common.fp16_no_flatten_grads": "gradients are never flattened",
+    "common.no_progress_bar": _LOGS,
+    "common.log_format": _LOGS,
+    "common.log_file": _LOGS,
+    "common.tensorboard_logdir": _LOGS,
+    "common.wandb_project": _LOGS,
+    "common.azureml_logging": _LOGS,
+    "common.aim_repo": _LOGS,
+    "common.aim_run_hash": _LOGS,
+    "common.reset_logging": _LOGS,
+    "common.amp_batch_retries": _PRECISION,
+    "common.amp_init_scale": _PRECISION,
+    "common.amp_scale_window": _PRECISION,
+    "common.on_cpu_convert_precision": _PRECISION,
+    "common.empty_cache_freq": "the caching allocator is left alone",
+    "common.all_gather_list_size": "statistics are reduced as tensors",
+    "common.profile": "see experiments/benchmark.py",
+    "common.suppress_crashes": "a failed trial never stops a sweep, and a failed run never hides",
+    "common.use_plasma_view": _PLASMA,
+    "common.plasma_path": _PLASMA,
+    "task.include_target_tokens": _MODEL_MASKS,
+    "task.include_index": _MODEL_MASKS,
+    "task.mask_prob": _MODEL_MASKS,
+    "task.leave_unmasked_prob": _MODEL_MASKS,
+    "task.random_token_prob": _MODEL_MASKS,
+    "task.freq_weighted_replacement": _MODEL_MASKS,
+    "task.mask_whole_words": _MODEL_MASKS,
+    "task.mask_multiple_length": _MODEL_MASKS,
+    "task.mask_stdev": _MODEL_MASKS,
+    "task.rebuild_batches": "batches follow from seed and epoch",
+    "criterion.can_sum": "metrics are computed from gathered predictions",
+    "dataset.data_buffer_size": "loaders read ahead by themselves",
+    "dataset.ignore_unused_valid_subsets": "only the subsets listed in dataset.valid_subset are read",
+    "dataset.fixed_validation_seed": "validation is always seeded by common.seed and the sample",
+    "optimization.sentence_avg": "each criterion divides by its own sample size",
+    "optimization.debug_param_names": "a non-finite gradient names its parameters anyway",
+    "optimizer.use_old_adam": "there is one implementation of Adam",
+    "optimizer.block_lr": "only used with use_bmuf",
+    "lr_scheduler.lr_shrink": "only used with force_anneal",
+    "checkpoint.reset_dataloader": "other weights always start a new run; a resumed run takes everything over",
+    "checkpoint.reset_lr_scheduler": "other weights always start a new run; a resumed run takes everything over",
+    "checkpoint.reset_meters": "other weights always start a new run; a resumed run takes everything over",
+    "checkpoint.reset_optimizer": "other weights always start a new run; a resumed run takes everything over",
+    "checkpoint.no_last_checkpoints": "the last checkpoint is always kept, for resuming",
+    "checkpoint.write_checkpoints_asynchronously": "checkpoints are always written asynchronously",
+    "checkpoint.load_checkpoint_on_all_dp_ranks": "every worker reads what it needs",
+    "checkpoint.save_on_overflow": "a skipped update saves nothing",
+    "distributed_training.distributed_num_procs": _LAUNCH,
+    "distributed_training.distributed_rank": _LAUNCH,
+    "distributed_training.distributed_backend": _LAUNCH,
+    "distributed_training.distributed_init_method": _LAUNCH,
+    "distributed_training.distributed_port": _LAUNCH,
+    "distributed_training.distributed_no_spawn": _LAUNCH,
+    "distributed_training.device_id": _LAUNCH,
+    "distributed_training.nprocs_per_node": _LAUNCH,
+    "distributed_training.heartbeat_timeout": _LAUNCH,
+    "distributed_training.ddp_backend": _DDP,
+    "distributed_training.bucket_cap_mb": _DDP,
+    "distributed_training.find_unused_parameters": _DDP,
+    "distributed_training.gradient_as_bucket_view": _DDP,
+    "distributed_training.fast_stat_sync": _DDP,
+    "distributed_training.broadcast_buffers": _DDP,
+    "distributed_training.fix_batches_to_gpus": "batches follow from seed and epoch",
+    "distributed_training.slowmo_*": "only used with ddp_backend slowmo",
+    "distributed_training.localsgd_frequency": "only used with ddp_backend slowmo",
+    "distributed_training.pipeline_*": "only used with pipeline_model_parallel",
+    "distributed_training.zero_sharding": _SHARDED,
+    "distributed_training.no_reshard_after_forward": _SHARDED,
+    "distributed_training.fp32_reduce_scatter": _SHARDED,
+    "distributed_training.cpu_offload": _SHARDED,
+    "distributed_training.use_sharded_state": _SHARDED,
+    "distributed_training.not_fsdp_flatten_parameters": _SHARDED,
+    "model.quant_noise_pq_block_size": "only used with quant_noise_pq",
+    "ema.*": "only used with ema.store_ema; the teacher's average belongs to the model",
+    "bmuf": "only used with use_bmuf",
+    "generation": _GENERATION,
+    "eval_lm": _GENERATION,
+    "interactive": _GENERATION,
+    "scoring": _GENERATION,
+    "bpe": "tokenizers travel with the model: see d2v prepare",
+    "tokenizer": "tokenizers travel with the model: see d2v prepare",
+    "common_eval.quiet": _LOGS,
+    "common_eval.post_process": "follows from the model",
+    "common_eval.model_overrides": "a stored model carries its own configuration",
+    "hydra": "runs live under D2V_HOME and Ray places the processes; Hydra launches nothing here",
+    "run_config": "runs live under D2V_HOME and Ray places the processes; Hydra launches nothing here",
+    "defaults": "of a file in the reference's format: it is read alone",
+    "next_script": _LAUNCH,
+}
+
+# Supported with these values only: dotted pattern -> (values, what to do instead).
+ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
+    "common.tpu": ((False,), "TPUs are not supported"),
+    "common.model_parallel_size": ((1,), "model parallelism is not supported"),
+    "common.quantization_config_path": ((None,), "quantisation is not supported"),
+    "common.fp16_scale_tolerance": ((0, 0.0), "every overflow halves the loss scale; use 0"),
+    "task.skip_masking": (
+        (True,),
+        "masking in the data set belongs to data2vec 1.0 text, which is not built here yet",
+    ),
+    "task.d2v2_multi": ((True,), "the batches of data2vec 1.0 text are not built here yet"),
+    "task.add_prev_output_tokens": ((False,), "decoder inputs are not supported"),
+    "dataset.dataset_impl": ((None, "mmap"), "data sets are memory-mapped; use mmap"),
+    "dataset.required_seq_len_multiple": ((1,), "padding to a multiple is not supported; use 1"),
+    "dataset.num_shards": ((1,), "data is never sharded by hand; use 1"),
+    "dataset.shard_id": ((0,), "data is never sharded by hand; use 0"),
+    "dataset.combine_valid_subsets": ((None, False), "subsets are validated one by one; use false"),
+    "dataset.grouped_shuffling": ((False,), "grouped shuffling is not supported; use false"),
+    "dataset.update_epoch_batch_itr": ((False,), "grouped shuffling is not supported; use false"),
+    "dataset.update_ordered_indices_seed": ((False,), "the order follows from seed and epoch; use false"),
+    "optimization.use_bmuf": ((False,), "block momentum is not supported"),
+    "optimizer.fp16_adam_stats": ((False,), "Adam's moments are kept in fp32"),
+    "optimizer.groups.*.optimizer.fp16_adam_stats": ((False,), "Adam's moments are kept in fp32"),
+    "lr_scheduler.force_anneal": ((None, 0), "annealing by epoch is not supported; schedules follow updates"),
+    "checkpoint.continue_once": ((None,), "name the run with platform.run_name: the same name resumes"),
+    "checkpoint.optimizer_overrides": (("{}",), "change the recipe instead"),
+    "checkpoint.keep_interval_updates_pattern": ((-1,), "is not supported; use keep_interval_updates"),
+    "checkpoint.no_save_optimizer_state": (
+        (False,),
+        "a checkpoint without it could not be resumed; use no_save",
+    ),
+    "checkpoint.checkpoint_suffix": (("",), "shards are named by the store"),
+    "checkpoint.checkpoint_shard_count": ((1,), "shards are counted by the store"),
+    "distributed_training.ddp_comm_hook": (("none",), "gradients are reduced in fp32; use none"),
+    "distributed_training.pipeline_model_parallel": ((False,), "pipelines are not supported"),
+    "model.quant_noise_pq": ((0,), "quantisation noise is not supported; use 0"),
+    "model.spectral_norm_classification_head": ((False,), "spectral norm is not supported; use false"),
+    "model.pretrained_model_args": ((None,), "the model at model_path carries its own configuration"),
+    "ema.store_ema": ((False,), "a second average of the weights is not supported"),
+}
+
+# Must equal another field, as the reference's own cross-references make it: pattern -> field.
+SAME_AS: dict[str, str] = {
+    "task.seed": "common.seed",
+    "task.regression_target": "criterion.regression_target",
+    "task.classification_head_name": "criterion.classification_head_name",
+    "optimizer.lr": "optimization.lr",
+    "optimizer.tpu": "common.tpu",
+    "optimizer.groups.*.optimizer.tpu": "common.tpu",
+    "lr_scheduler.lr": "optimization.lr",
+    "distributed_training.fp16": "common.fp16",
+    "distributed_training.memory_efficient_fp16": "common.memory_efficient_fp16",
+    "distributed_training.tpu": "common.tpu",
+    "checkpoint.model_parallel_size": "common.model_parallel_size",
+}
+_UNSET = {"common.tpu": False, "common.memory_efficient_fp16": False, "common.model_parallel_size": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alias:
+    """A key of the reference that means one of our fields."""
+
+    field: str
+    value: Any  # what ``field`` becomes; ``None`` = the key's own value
+    when: Any  # the value of the key for which the alias holds; ``None`` = any
+
+
+ALIASES: dict[str, Alias] = {
+    "common.amp": Alias(field="common.fp16", value=True, when=True),
+    "common.memory_efficient_fp16": Alias(field="common.fp16", value=True, when=True),
+    "common.memory_efficient_bf16": Alias(field="common.bf16", value=True, when=True),
+    "common.cpu": Alias(field="platform.gpus_per_worker", value=0, when=True),
+    "checkpoint.save_dir": Alias(field="platform.storage", value=None, when=None),
+}
+
+# Components of the reference that are not built here yet: group -> name -> what they belong to.
+NOT_BUILT: dict[str, dict[str, str]] = {
+    "task": {
+        "audio_pretraining": "speech",
+        "audio_finetuning": "speech",
+        "audio_classification": "audio events",
+        "image_pretraining": "vision",
+        "image_classification": "vision",
+        "mae_image_pretraining": "vision",
+        "mae_image_classification": "vision",
+        "multimodal": "several modalities",
+    },
+    "model": {
+        "data2vec_audio": "data2vec 1.0 speech",
+        "data2vec_text": "data2vec 1.0 text",
+        "data2vec_image": "data2vec 1.0 vision",
+        "data2vec_image_classification": "data2vec 1.0 vision",
+        "mae": "vision",
+        "mae_image_classification": "vision",
+        "wav2vec_ctc": "speech",
+        "wav2vec2": "speech",
+        "audio_classification": "audio events",
+        "roberta": "data2vec 1.0 text",
+    },
+    "criterion": {
+        "ctc": "speech",
+        "audio_classification": "audio events",
+        "masked_lm": "RoBERTa",
+        "cross_entropy": "language models",
+        "wav2vec": "speech",
+    },
+    "optimizer": dict.fromkeys(
+        ("adadelta", "adafactor", "adagrad", "adamax", "cpu_adam", "lamb", "nag", "sgd"),
+        "no data2vec recipe uses it",
+    ),
+    "lr_scheduler": dict.fromkeys(
+        ("inverse_sqrt", "manual", "reduce_lr_on_plateau", "step", "triangular"), "no data2vec recipe uses it"
+    ),
+}
+
+# Keys that belong to what is not built yet.
+_NOT_BUILT_KEYS = {
+    "model.modalities.audio": "speech",
+    "model.modalities.image": "vision",
+    "decoding": "speech decoding",
+}
+
+# Recipes of the reference that are not built here yet: folder of ours -> names, with what they belong to.
+RECIPES_NOT_BUILT: dict[str, dict[str, str]] = {
+    "v2": {
+        "base_audio_only_task": "speech",
+        "large_audio_only_task": "speech",
+        "base_images_only_task": "vision",
+        "large_images_only_task": "vision",
+        "huge_images_only_task": "vision",
+        "huge_images14_only_task": "vision",
+    },
+    "vision/finetuning": dict.fromkeys(
+        ("mae_imagenet_clean", "mae_imagenet_large_clean", "mae_imagenet_huge_clean", "imagenet"), "vision"
+    ),
+    "vision/pretraining": dict.fromkeys(
+        ("base_imagenet", "base_imagenet_d2v1", "base_mae_imagenet"), "vision"
+    ),
+    "audio/pretraining": dict.fromkeys(("base_librispeech", "audioset"), "data2vec 1.0 speech"),
+    "audio/classification": {"base_classification": "audio events"},
+    "text/pretraining": {"base": "data2vec 1.0 text"},
+    "wav2vec/finetuning": dict.fromkeys(
+        (f"{size}_{split}" for size in ("base", "vox") for split in ("10m", "1h", "10h", "100h", "960h")),
+        "speech",
+    ),
+    "roberta/finetuning": dict.fromkeys(
+        ("cola", "qnli", "mrpc", "rte", "sst_2", "mnli", "qqp", "sts_b"), "data2vec 1.0 text"
+    ),
+    "": {"infer": "speech decoding"},
+}
+
+
+def reference_folder(path: str) -> str | None:
+    """Our folder for a ``--config-dir`` of the reference, whatever stands before ``examples/``; else ``None``."""
+    parts = path.replace("\\", "/").rstrip("/").split("/")
+    if "examples" not in parts:
+        return None
+    start = len(parts) - 1 - parts[::-1].index("examples")
+    project, *rest = [*parts[start + 1 :], ""]
+    rest = [part for part in rest if part]
+    if project == "speech_recognition" and rest == ["new", "conf"]:
+        return ""
+    if not rest or rest[0] != "config":
+        return None
+    inner = "/".join(rest[1:])
+    return inner if project == "data2vec" else f"{project}/{inner}".rstrip("/")
+
+
+def not_built_key(dotted: str) -> str | None:
+    """Why a key that the reference knows is refused, if it belongs to something not built yet."""
+    for prefix, what in _NOT_BUILT_KEYS.items():
+        if dotted == prefix or dotted.startswith(prefix + "."):
+            return f"exists in the reference ({what}) and is not built here yet"
+    return None
+
+
+def translate(values: dict[str, Any], full: Mapping[str, Any], problems: list[Problem]) -> list[str]:
+    """Take the keys of the tables above out of ``values`` (in place).
+
+    Args:
+        values: nested plain mapping of what was given, references resolved.
+        full: the same, laid over the defaults.
+        problems: receives what is not supported.
+
+    Returns:
+        Notes: which keys were accepted and have no effect under their own names, by reason.
+    """
+    by_reason: dict[str, list[str]] = {}
+    notes: list[str] = []
+    for dotted, value in _walk(values):
+        if (alias := ALIASES.get(dotted)) is not None:
+            _remove(values, dotted)
+            if alias.when is None or value == alias.when:
+                notes += _apply_alias(values, dotted, value, alias, problems)
+        elif (rule := _match(ONLY, dotted)) is not None:
+            _remove(values, dotted)
+            if value not in rule[0]:
+                problems.append(Problem(dotted, value, rule[1]))
+        elif (other := _match(SAME_AS, dotted)) is not None:
+            _remove(values, dotted)
+            if value is not None and value != _find(full, other, _UNSET.get(other)):
+                problems.append(Problem(dotted, value, f"must equal {other}; set that one"))
+        elif dotted == "distributed_training.ddp_backend" and value == "slowmo":
+            _remove(values, dotted)
+            problems.append(Problem(dotted, value, "is not supported: " + _DDP))
+        elif (reason := _match(IGNORED, dotted)) is not None:
+            _remove(values, dotted)
+            by_reason.setdefault(reason, []).append(dotted)
+    notes += [f"{', '.join(keys)}: no effect here; {reason}" for reason, keys in by_reason.items()]
+    return notes
+
+
+def is_ignored(dotted: str) -> bool:
+    """Whether the key has no meaning here, so that its value does not matter."""
+    return _match(ONLY, dotted) is None and _match(IGNORED, dotted) is not None
+
+
+def _apply_alias(
+    values: dict[str, Any], dotted: str, value: Any, alias: Alias, problems: list[Problem]
+) -> list[str]:
+    new = value if alias.value is None else alias.value
+    if dotted == "checkpoint.save_dir" and not (str(value).startswith("/") or "://" in str(value)):
+        return [f"{dotted}: no effect here; checkpoints live under D2V_HOME (platform.storage changes that)"]
+    already = _find(values, alias.field)
+    if already not in (None, False, new):
+        problems.append(Problem(dotted, value, f"contradicts {alias.field} = {already!r}; give one of them"))
+        return []
+    group, name = alias.field.split(".")
+    values[group] = {**(values.get(group) or {}), name: new}
+    return [f"{dotted}: read as {alias.field} = {new!r}"]
+
+
+def _match(table: Mapping[str, Any], dotted: str) -> Any:
+    if dotted in table:
+        return table[dotted]
+    return next(
+        (v for pattern, v in table.items() if "*" in pattern and fnmatch.fnmatchcase(dotted, pattern)), None
+    )
+
+
+def _walk(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Every key of the mapping with its dotted name; a whole group that is ignored counts as one key."""
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and dotted not in IGNORED:
+            found += _walk(value, dotted + ".")
+        else:
+            found.append((dotted, value))
+    return found
+
+
+def _find(values: Any, dotted: str, default: Any = None) -> Any:
+    for part in dotted.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return default
+        values = values[part]
+    return values
+
+
+def _remove(values: dict[str, Any], dotted: str) -> None:
+    *parents, last = dotted.split(".")
+    node: Any = values
+    for part in parents:
+        node = node[part]
+    node.pop(last, None)

@@ -1,0 +1,195 @@
+"""The recipe groups that are chosen by ``_name``: task, model, criterion, optimizer, lr_scheduler.
+
+Field names and defaults are the reference's; formulas stand beside the code that computes them
+(``data2vec.schedules``, ``data2vec.optim``). The trailing comment of a field is its documentation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from data2vec.config import Data2VecMultiConfig
+
+from .groups import MISSING
+
+Shorten = Literal["none", "truncate", "random_crop"]
+
+
+@dataclass(kw_only=True)
+class MaskedLMTask:
+    """Blocks of tokens from a folder of ``.bin/.idx`` files; the data2vec 2.0 model masks them itself."""
+
+    data: str = (
+        MISSING  # folder with dict.txt, train.bin, train.idx; several with ":" are taken epoch by epoch
+    )
+    sample_break_mode: Literal["none", "complete", "complete_doc", "eos"] = "none"  # where blocks may break
+    tokens_per_sample: int = 1024  # tokens of a block, <s> included
+    shorten_method: Shorten = "none"  # what happens to lines longer than a block before blocking
+    shorten_data_split_list: str = ""  # subsets to shorten, separated by commas; "" = all
+
+
+@dataclass(kw_only=True)
+class SentencePredictionTask:
+    """Sentences or pairs of sentences with a label, in the reference's ``<TASK>-bin`` layout."""
+
+    data: str = MISSING  # folder with input0, label and, for pairs, input1
+    num_classes: int = -1  # classes; 1 for regression
+    init_token: int | None = None  # token id put before the first sentence; 0 = <s>
+    separator_token: int | None = None  # token id put before the second sentence; 2 = </s>
+    no_shuffle: bool = False  # keep the order of the file
+    shorten_method: Shorten = "none"  # what happens to inputs longer than max_positions
+    shorten_data_split_list: str = ""  # subsets to shorten, separated by commas; "" = all
+    max_positions: int = 512  # longest input in tokens
+
+
+@dataclass(kw_only=True)
+class TextClassification:
+    """A pretrained text model with a sentence head."""
+
+    model_path: str = (
+        MISSING  # pretrained model: models:/NAME@ALIAS, runs:/..., a folder, s3://, or a reference .pt
+    )
+    no_pretrained_weights: bool = False  # take the architecture only and start from random weights
+    pooler_dropout: float = 0.0  # dropout before each linear layer of the head
+    pooler_activation_fn: Literal["tanh", "relu", "gelu", "linear"] = (
+        "tanh"  # between the head's linear layers
+    )
+
+
+@dataclass(kw_only=True)
+class ModelCriterion:
+    """The model computes its own losses (pretraining)."""
+
+    loss_weights: dict[str, float] = field(default_factory=dict)  # weight of each named loss; empty = all 1
+    log_keys: list[str] = field(default_factory=list)  # values of the model to log besides the losses
+
+
+@dataclass(kw_only=True)
+class SentencePredictionCriterion:
+    """Cross-entropy, or squared error for regression, with the GLUE metrics."""
+
+    classification_head_name: str = "sentence_classification_head"  # name of the head in the model
+    regression_target: bool = False  # the label is a number
+    report_mcc: bool = False  # Matthews correlation (CoLA)
+    report_acc_and_f1: bool = False  # F1 and its mean with accuracy (MRPC, QQP)
+    report_pearson_and_spearman: bool = False  # both correlations and their mean (STS-B)
+
+
+@dataclass(kw_only=True)
+class Adam:
+    """Adam with decoupled weight decay, as the reference computes it."""
+
+    adam_betas: tuple[float, ...] = (0.9, 0.999)  # decay of the two moments
+    adam_eps: float = 1e-8  # added to the root of the second moment before bias correction
+    weight_decay: float = 0.0  # decoupled: p -= lr * weight_decay * p
+
+
+@dataclass(kw_only=True)
+class CosineSchedule:
+    """Linear warm-up, then a half cosine to ``min_lr``."""
+
+    warmup_updates: int = 0  # updates of linear warm-up
+    warmup_init_lr: float = -1.0  # rate at update 0; -1 = min_lr
+    min_lr: float = 0.0  # rate at the end
+    t_mult: float = 1.0  # each period is this much longer than the one before
+    lr_period_updates: float = -1.0  # updates of the first period; -1 = max_update - warmup_updates
+    lr_shrink: float = 0.1  # factor of the peak and of min_lr from one period to the next
+    max_update: int = 0  # length of the run; default: optimization.max_update
+
+
+@dataclass(kw_only=True)
+class TriStageSchedule:
+    """Linear warm-up, constant, exponential decay, constant."""
+
+    warmup_steps: int = 0  # updates of warm-up (without phase_ratio)
+    hold_steps: int = 0  # updates at the peak
+    decay_steps: int = 0  # updates of decay
+    phase_ratio: tuple[float, ...] | None = None  # the three phases as fractions of max_update; sum 1
+    init_lr_scale: float = 0.01  # rate at update 0 / peak
+    final_lr_scale: float = 0.01  # rate after the decay / peak
+    max_update: int = 0  # length of the run; default: optimization.max_update
+
+
+@dataclass(kw_only=True)
+class PolynomialSchedule:
+    """Linear warm-up, then polynomial decay."""
+
+    warmup_updates: int = 0  # updates of linear warm-up
+    end_learning_rate: float = 0.0  # rate at the end
+    power: float = 1.0  # 1 = linear decay
+    total_num_update: int = 0  # update at which the decay ends; default: optimization.max_update
+
+
+@dataclass(kw_only=True)
+class FixedSchedule:
+    """The rate of the epoch, after linear warm-up."""
+
+    warmup_updates: int = 0  # updates of linear warm-up
+
+
+@dataclass(kw_only=True)
+class PassThrough:
+    """Every group of the composite optimizer has its own schedule."""
+
+
+Schedule = CosineSchedule | TriStageSchedule | PolynomialSchedule | FixedSchedule
+
+
+@dataclass(kw_only=True)
+class OptimizerGroup:
+    """Optimizer and schedule of one group of parameters."""
+
+    lr: list[float] | None = None  # peak rate by epoch; null = optimization.lr
+    lr_float: float | None = None  # peak rate; wins over lr
+    optimizer: Adam = field(default_factory=Adam)  # adam
+    lr_scheduler: Schedule = field(
+        default_factory=FixedSchedule
+    )  # cosine, tri_stage, polynomial_decay or fixed
+
+
+@dataclass(kw_only=True)
+class Composite:
+    """Named groups of parameters, each with its own optimizer and schedule."""
+
+    groups: dict[str, OptimizerGroup] = field(default_factory=dict)  # by parameter group: default, decoder
+    dynamic_groups: bool = (
+        False  # parameters with overrides (such as a layer's lr scale) form groups of their own
+    )
+
+
+Task = MaskedLMTask | SentencePredictionTask
+Model = Data2VecMultiConfig | TextClassification
+Criterion = ModelCriterion | SentencePredictionCriterion
+Optimizer = Adam | Composite
+LRScheduler = Schedule | PassThrough
+
+CHOICES: dict[str, dict[str, type[Any]]] = {
+    "task": {"masked_lm": MaskedLMTask, "sentence_prediction": SentencePredictionTask},
+    "model": {"data2vec_multi": Data2VecMultiConfig, "data2vec_text_classification": TextClassification},
+    "criterion": {"model": ModelCriterion, "sentence_prediction": SentencePredictionCriterion},
+    "optimizer": {"adam": Adam, "composite": Composite},
+    "lr_scheduler": {
+        "cosine": CosineSchedule,
+        "tri_stage": TriStageSchedule,
+        "polynomial_decay": PolynomialSchedule,
+        "fixed": FixedSchedule,
+        "pass_through": PassThrough,
+    },
+}
+GROUP_CHOICES = {"optimizer": ("adam",), "lr_scheduler": ("cosine", "tri_stage", "polynomial_decay", "fixed")}
+NAMES: dict[type[Any], str] = {cls: name for group in CHOICES.values() for name, cls in group.items()}
+
+# A field that is not given takes the value of another one, as the reference's interpolations do.
+INHERITED: dict[str, dict[str, str]] = {
+    "dataset": {"max_tokens_valid": "dataset.max_tokens", "batch_size_valid": "dataset.batch_size"},
+    "data2vec_multi": {"seed": "common.seed", "max_update": "optimization.max_update"},
+    "cosine": {"max_update": "optimization.max_update"},
+    "tri_stage": {"max_update": "optimization.max_update"},
+    "polynomial_decay": {"total_num_update": "optimization.max_update"},
+}
+
+
+def component_name(component: object) -> str:
+    """The ``_name`` under which a recipe chooses this component."""
+    return NAMES[type(component)]

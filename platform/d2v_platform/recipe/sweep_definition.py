@@ -1,0 +1,387 @@
+"""A sweep: many trainings of recipes that differ in a few fields, written down in ``configs/sweep/``.
+
+The definition is composed like a recipe, from a YAML file and the command line, and every trial's recipe is
+composed and checked before the first one starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from data2vec.errors import ConfigError, Data2VecError, Problem, nearest_names
+from data2vec.typed import build, flatten
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from . import checks
+from .coercion import coerce
+from .components import CHOICES, PassThrough, TriStageSchedule
+from .compose import LoadedFile, compose_loaded, load_file
+from .groups import GROUPS, MISSING
+from .locate import config_root, find_recipe
+from .overrides import Override, apply, assignment_text, parse_overrides
+from .schema import Recipe
+
+SHORT_NAMES = {"lr": "optimization.lr", "seed": "common.seed"}  # besides "task", which chooses the recipe
+_PLACEHOLDER = "{task}"
+_LARGEST_SWEEP = 5000
+
+
+@dataclass(kw_only=True)
+class Select:
+    """How the winner of each task is chosen."""
+
+    metric: str | None = None  # metric to compare; null = the recipe's checkpoint.best_checkpoint_metric
+    within_run: Literal["best", "last"] = "best"  # value of a run: its best validation or its last one
+    over_seeds: Literal["median", "max"] = "median"  # value of a grid point: over its seeds
+
+
+@dataclass(kw_only=True)
+class Register:
+    """What becomes of the winner: the seed nearest the median is registered."""
+
+    name: str | None = None  # name in the registry, {task} is replaced; null = do not register
+    alias: str | None = None  # alias to move to it, through the gate
+
+
+@dataclass(kw_only=True)
+class Resources:
+    """What one trial occupies."""
+
+    cpu: float = 1.0  # CPUs
+    gpu: float | None = None  # GPUs, fractions allowed; null = 1 if the cluster has any
+
+
+@dataclass(kw_only=True)
+class Scheduler:
+    """Whether weak trials are stopped early; trials are compared within one task only."""
+
+    name: Literal["grid", "asha"] = "grid"  # grid = every trial runs to its end; asha = successive halving
+    grace_fraction: float = 0.1  # share of a trial's updates before it may be stopped (asha)
+    reduction_factor: float = 3.0  # one in this many trials goes on from each rung (asha)
+
+
+@dataclass(kw_only=True)
+class SweepDefinition:
+    """The file in ``configs/sweep/``, typed."""
+
+    recipe: str = MISSING  # recipe of every trial; {task} is replaced by the grid's task
+    recipe_dir: str | None = None  # folder of the recipes; null = our own tree
+    grid: dict[str, list[Any]] = field(default_factory=dict)  # swept fields: dotted names, or task, lr, seed
+    fixed: dict[str, Any] = field(
+        default_factory=dict
+    )  # fields with one value for every trial, by dotted name
+    data_folders: dict[str, str] = field(default_factory=dict)  # task -> folder below task.data
+    max_updates: int | None = None  # cap of each trial's updates; warm-up shrinks in proportion
+    max_concurrent: int | None = None  # trials at a time; null = what the cluster holds
+    test_files: bool = False  # write GLUE test-server files with the winners
+    select: Select = field(default_factory=Select)
+    register: Register = field(default_factory=Register)
+    resources_per_trial: Resources = field(default_factory=Resources)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training of a sweep."""
+
+    name: str  # unique in the sweep, usable in paths
+    values: dict[str, Any]  # the grid's values, by the grid's names
+    overrides: tuple[str, ...]  # everything that differs from the named recipe, as on a command line
+    named_recipe: str
+    recipe: Recipe
+    base: dict[str, Any]  # the named recipe, as Recipe.to_dict
+
+    @property
+    def group(self) -> dict[str, Any]:
+        """The grid's values without the seed: trials of one group are repetitions."""
+        return {key: value for key, value in self.values.items() if key not in ("seed", "common.seed")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A definition with all of its trials, checked."""
+
+    name: str
+    definition: SweepDefinition
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...]
+
+    def metric(self, trial: Trial) -> tuple[str, bool]:
+        """The metric that decides for this trial, and whether larger is better."""
+        name = self.definition.select.metric or trial.recipe.checkpoint.best_checkpoint_metric
+        return name, checks.metrics(trial.recipe)[name]
+
+
+def load_sweep(name: str, overrides: Sequence[str] = (), config_dir: str | None = None) -> Sweep:
+    """Compose a sweep and all of its trials.
+
+    Args:
+        name: a file of ``configs/sweep`` without its ending, or the path of a YAML file.
+        overrides: of the definition (``grid.lr=[1e-5]``, ``fixed.common.log_interval=10``) and of every trial's
+            recipe (``task.data=/glue``); a comma list of a recipe's field becomes a dimension of the grid.
+        config_dir: folder to look in instead of ``configs/sweep``.
+
+    Raises:
+        ConfigError: everything that is wrong with the definition or with any trial, together.
+        Data2VecError: there is no such sweep, or its file cannot be read.
+    """
+    path = _find(name, config_dir)
+    problems: list[Problem] = []
+    tree = _read(path)
+    ours: list[Override] = []
+    for override in parse_overrides(list(overrides), True, problems):
+        group = override.key.partition(".")[0]
+        if group in SweepDefinition.__dataclass_fields__:
+            _override_definition(tree, override, problems)
+        elif (
+            group in GROUPS
+            or group in CHOICES
+            or not nearest_names(group, SweepDefinition.__dataclass_fields__)
+        ):
+            ours.append(override)
+        else:
+            hint = nearest_names(group, (*SweepDefinition.__dataclass_fields__, *GROUPS, *CHOICES))
+            problems.append(Problem(override.key, override.value, f"unknown key{hint}"))
+    definition = _definition(tree, problems)
+    for override in ours:
+        if override.choices is not None:
+            definition.grid[override.key] = list(override.choices)
+    plain = [override for override in ours if override.choices is None]
+    return _sweep(path.stem, definition, plain, problems)
+
+
+def sweep_of(config_name: str, overrides: Sequence[str], config_dir: str | None = None) -> Sweep:
+    """The sweep that ``-m`` with comma lists asks for: every combination of the listed values.
+
+    Raises:
+        ConfigError: everything that is wrong with any combination.
+    """
+    problems: list[Problem] = []
+    parsed = parse_overrides(list(overrides), True, problems)
+    grid = {o.key: list(o.choices) for o in parsed if o.choices is not None}
+    definition = SweepDefinition(recipe=config_name, recipe_dir=config_dir, grid=grid)
+    plain = [o for o in parsed if o.choices is None]
+    return _sweep(config_name.replace("/", "-"), definition, plain, problems)
+
+
+def sweep_names() -> list[str]:
+    """The sweeps of our tree."""
+    return sorted(path.stem for path in (config_root() / "sweep").glob("*.yaml"))
+
+
+def _find(name: str, config_dir: str | None) -> Path:
+    folder = Path(config_dir).expanduser() if config_dir is not None else config_root() / "sweep"
+    candidates = (folder / f"{name.removesuffix('.yaml')}.yaml", Path(name).expanduser())
+    for path in candidates:
+        if path.is_file():
+            return path.resolve()
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    hint = nearest_names(name, names) or f"; there are {', '.join(names) or 'none'}"
+    raise Data2VecError(f"there is no sweep {name!r} in {folder}{hint}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = OmegaConf.load(path)
+        plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else None
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise Data2VecError(f"the sweep {path} cannot be read: {error}") from error
+    if not isinstance(plain, dict):
+        raise Data2VecError(f"the sweep {path} must hold a mapping")
+    for key in ("grid", "fixed"):  # dotted names, written dotted or nested
+        if isinstance(plain.get(key), Mapping):
+            plain[key] = flatten(plain[key])
+    return plain
+
+
+def _override_definition(tree: dict[str, Any], override: Override, problems: list[Problem]) -> None:
+    group, _, key = override.key.partition(".")
+    if group in ("grid", "fixed", "data_folders") and key:
+        value = list(override.choices) if override.choices is not None else override.value
+        table = tree.setdefault(group, {})
+        if override.action == "set":
+            table[key] = value
+        elif table.pop(key, None) is None:
+            problems.append(
+                Problem(f"~{override.key}", None, f"there is nothing to remove: {', '.join(table)}")
+            )
+    elif override.choices is not None:
+        problems.append(
+            Problem(override.key, list(override.choices), "takes one value; sweep with grid.KEY=[a,b]")
+        )
+    else:
+        apply(
+            tree, override, problems, text_field=isinstance(override.value, int) and key in ("metric", "name")
+        )
+
+
+def _definition(tree: Mapping[str, Any], problems: list[Problem]) -> SweepDefinition:
+    plain = dict(tree)
+    if isinstance(plain.get("grid"), Mapping):
+        plain["grid"] = {k: v if isinstance(v, list) else [v] for k, v in plain["grid"].items()}
+    definition = build(SweepDefinition, coerce(SweepDefinition, plain), "", problems)
+    problems += _definition_problems(definition)
+    return definition
+
+
+def _definition_problems(d: SweepDefinition) -> Iterator[Problem]:
+    if d.recipe == MISSING:
+        yield Problem("recipe", d.recipe, "is required; for example v2/text_finetuning/{task}")
+    if _PLACEHOLDER in d.recipe and "task" not in d.grid:
+        yield Problem("grid.task", None, f"is required: the recipe is {d.recipe}")
+    if "task" in d.grid and _PLACEHOLDER not in d.recipe:
+        yield Problem(
+            "grid.task", d.grid["task"], f"has no effect: the recipe {d.recipe} has no {_PLACEHOLDER}"
+        )
+    for key, values in d.grid.items():
+        if not values:
+            yield Problem(f"grid.{key}", values, "needs at least one value")
+        if len({repr(value) for value in values}) < len(values):
+            yield Problem(f"grid.{key}", values, "lists a value twice")
+        if SHORT_NAMES.get(key) in d.grid:
+            yield Problem(
+                f"grid.{key}", values, f"means {SHORT_NAMES[key]}, which is listed too; give one of them"
+            )
+    tasks = d.grid.get("task", [])
+    if d.register.name is not None and len(tasks) > 1 and _PLACEHOLDER not in d.register.name:
+        yield Problem("register.name", d.register.name, f"needs {_PLACEHOLDER}: there are several tasks")
+    if d.register.alias is not None and d.register.name is None:
+        yield Problem("register.alias", d.register.alias, "needs register.name")
+    if d.resources_per_trial.cpu <= 0:
+        yield Problem("resources_per_trial.cpu", d.resources_per_trial.cpu, "must be > 0")
+    if (d.resources_per_trial.gpu or 0) < 0:
+        yield Problem("resources_per_trial.gpu", d.resources_per_trial.gpu, "must be >= 0")
+    for name in ("max_updates", "max_concurrent"):
+        if getattr(d, name) is not None and getattr(d, name) < 1:
+            yield Problem(name, getattr(d, name), "must be >= 1")
+    if not 0 < d.scheduler.grace_fraction <= 1:
+        yield Problem("scheduler.grace_fraction", d.scheduler.grace_fraction, "must lie in 0 < f <= 1")
+    if d.scheduler.reduction_factor <= 1:
+        yield Problem("scheduler.reduction_factor", d.scheduler.reduction_factor, "must be > 1")
+
+
+def _sweep(name: str, d: SweepDefinition, plain: Sequence[Override], problems: list[Problem]) -> Sweep:
+    total = 1
+    for values in d.grid.values():
+        total *= len(values)
+    if total > _LARGEST_SWEEP:
+        problems.append(Problem("grid", total, f"has more than {_LARGEST_SWEEP} trials; make it smaller"))
+        d = SweepDefinition(
+            recipe=d.recipe, recipe_dir=d.recipe_dir, grid={k: v[:1] for k, v in d.grid.items()}
+        )
+    trials: list[Trial] = []
+    notes: list[str] = []
+    files: dict[str, LoadedFile | None] = {}
+    if d.recipe != MISSING and not (_PLACEHOLDER in d.recipe and "task" not in d.grid):
+        for values in itertools.product(*d.grid.values()):
+            point = dict(zip(d.grid, values, strict=True))
+            trial = _trial(d, point, plain, files, problems, notes)
+            if trial is not None:
+                trials.append(trial)
+    if problems:
+        unique = {(p.field, repr(p.value), p.rule): p for p in problems}
+        raise ConfigError(list(unique.values()), f"the sweep {name}")
+    return Sweep(name=name, definition=d, trials=tuple(trials), notes=tuple(dict.fromkeys(notes)))
+
+
+def _trial(
+    d: SweepDefinition,
+    point: dict[str, Any],
+    plain: Sequence[Override],
+    files: dict[str, LoadedFile | None],
+    problems: list[Problem],
+    notes: list[str],
+) -> Trial | None:
+    recipe_name = d.recipe.replace(_PLACEHOLDER, str(point.get("task", "")))
+    if recipe_name not in files:
+        files[recipe_name] = None
+        try:
+            files[recipe_name] = load_file(find_recipe(recipe_name, d.recipe_dir))
+        except Data2VecError as error:
+            problems.append(Problem("grid.task" if "task" in point else "recipe", recipe_name, str(error)))
+    loaded = files[recipe_name]
+    if loaded is None:
+        return None
+    overrides = [Override(key=key, value=value) for key, value in d.fixed.items()]
+    data = _data_override(d, point, plain)
+    overrides += [o for o in plain if not data or o.key != "task.data"]
+    overrides += [*_grid_overrides(point), *data]
+    try:
+        composed = compose_loaded(loaded, overrides)
+        overrides += _cap(composed.recipe, d.max_updates)
+        composed = compose_loaded(loaded, overrides) if d.max_updates is not None else composed
+    except ConfigError as error:
+        problems += error.problems
+        return None
+    metric = d.select.metric
+    if metric is not None and metric not in (reported := checks.metrics(composed.recipe)):
+        rule = f"{recipe_name} reports {', '.join(reported)}{nearest_names(metric, reported)}"
+        problems.append(Problem("select.metric", metric, rule))
+    notes += composed.notes
+    return Trial(
+        name=_trial_name(point),
+        values=point,
+        overrides=tuple(
+            assignment_text(o.key, o.value) if o.action == "set" else f"~{o.key}" for o in overrides
+        ),
+        named_recipe=composed.named_recipe,
+        recipe=composed.recipe,
+        base=composed.base,
+    )
+
+
+def _grid_overrides(point: Mapping[str, Any]) -> list[Override]:
+    found = [(SHORT_NAMES.get(key, key), value) for key, value in point.items() if key != "task"]
+    return [Override(key=key, value=[value] if key == "optimization.lr" and not isinstance(value, list) else value)
+            for key, value in found]  # fmt: skip
+
+
+def _data_override(d: SweepDefinition, point: Mapping[str, Any], plain: Sequence[Override]) -> list[Override]:
+    """``task.data`` is the folder that holds the tasks' folders, where the definition names them."""
+    folder = d.data_folders.get(str(point.get("task")))
+    given = [o.value for o in plain if o.key == "task.data" and o.action == "set"]
+    root = given[-1] if given else d.fixed.get("task.data")
+    if folder is None or not isinstance(root, str) or "task.data" in point:
+        return []
+    return [Override(key="task.data", value=f"{root.rstrip('/')}/{folder}")]
+
+
+def _cap(recipe: Recipe, most: int | None) -> list[Override]:
+    """``min(recipe, most)`` updates, and the phases of the schedules in proportion."""
+    length = recipe.optimization.max_update
+    if most is None or 0 < length <= most:
+        return []
+    found = [Override(key="optimization.max_update", value=most)]
+    if length == 0:
+        return found
+    schedules: dict[str, Any] = {"lr_scheduler": recipe.lr_scheduler}
+    if isinstance(recipe.lr_scheduler, PassThrough):
+        groups = recipe.parameter_groups()
+        schedules = {f"optimizer.groups.{name}.lr_scheduler": g.lr_scheduler for name, g in groups.items()}
+    for path, schedule in schedules.items():
+        names = ("warmup_updates",)
+        if isinstance(schedule, TriStageSchedule):
+            names = ("warmup_steps", "hold_steps", "decay_steps")
+        for name in names:
+            if value := getattr(schedule, name):
+                found.append(Override(key=f"{path}.{name}", value=round(value * most / length)))
+    return found
+
+
+def _trial_name(point: Mapping[str, Any]) -> str:
+    parts = [str(value) if key == "task" else f"{key.rsplit('.', 1)[-1]}={_short(value)}"
+             for key, value in point.items()]  # fmt: skip
+    return re.sub(r"[^\w.=+-]+", "-", "_".join(parts)).strip("-") or "trial"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false"}.get(value, "null")
+    return f"{value:g}" if isinstance(value, float) else str(value)
