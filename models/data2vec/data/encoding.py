@@ -56,16 +56,13 @@ def model_ids(ids: np.ndarray, dictionary: Dictionary, bpe_size: int) -> np.ndar
     return table[ids]
 
 
-def text_lines(
-    data: bytes, first: bool, source: str, line_offset: int = 0, byte_offset: int = 0
-) -> list[str]:
+def text_lines(data: bytes, first: bool, source: Path, byte_offset: int = 0) -> list[str]:
     """UTF-8 bytes as lines; ``\\n``, ``\\r\\n`` and ``\\r`` end a line, as in Python's text mode.
 
     Args:
         data: whole lines.
         first: the data begin the file, so a byte order mark there is left out.
-        source: file name for messages.
-        line_offset: lines of the file before ``data``.
+        source: the file, for messages.
         byte_offset: bytes of the file before ``data``.
 
     Raises:
@@ -76,7 +73,7 @@ def text_lines(
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = line_offset + data.count(b"\n", 0, error.start) + 1
+        line = _line_feeds(source, byte_offset) + data.count(b"\n", 0, error.start) + 1
         raise DataError(
             f"{source}, line {line}: byte {byte_offset + error.start} of the file "
             f"(0x{data[error.start]:02x}) is not "
@@ -110,3 +107,12 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a whole file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _line_feeds(source: Path, stop: int) -> int:
+    """Line feeds in the first ``stop`` bytes of a file; only an error message needs them."""
+    lines = 0
+    with source.open("rb") as file:
+        while stop > 0 and (block := file.read(min(stop, 1 << 24))):
+            lines, stop = lines + block.count(b"\n"), stop - len(block)
+    return lines

@@ -156,7 +156,7 @@ def _score_problem(score: str) -> str | None:
 def _lines(path: Path) -> list[str]:
     """Lines of a tsv; only a line feed ends a row, a carriage return before it is dropped."""
     data = path.read_bytes()
-    text_lines(data, True, str(path))  # reports file, line and byte of what is not UTF-8
+    text_lines(data, True, path)  # reports file, line and byte of what is not UTF-8
     lines = data.decode("utf-8-sig").split("\n")
     if not lines[-1]:
         lines.pop()

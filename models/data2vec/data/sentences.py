@@ -176,8 +176,9 @@ class SentenceDataset:
         self._second: TokenLines | None = None
         if (self.folder / "input1").is_dir():
             self._second = open_tokens(self.folder / "input1", self.split, combine=self._training)
-            path = self.folder / "input1" / DICTIONARY_NAME
-            if path.is_file() and Dictionary.load(path).digest() != self.dictionary.digest():
+            path, first = (self.folder / name / DICTIONARY_NAME for name in ("input1", "input0"))
+            same = not path.is_file() or path.read_bytes() == first.read_bytes()
+            if not same and Dictionary.load(path).digest() != self.dictionary.digest():
                 raise DataError(
                     f"{path} differs from input0/{DICTIONARY_NAME}; both inputs must use one dictionary"
                 )
