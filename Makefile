@@ -17,19 +17,11 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make the virtual environment with everything in it; repeats are instant
+	@$(if $(filter setup,$(MAKECMDGOALS)),echo "setup: $(VENV) is ready",:)
 
-# The work is in one place, and its order is: find a Python, make the environment, install. pip's own text goes
-# to install.log; what a person waiting for 3 GB wants to see (large downloads, errors) is let through.
 $(STAMP): pyproject.toml constraints.txt
-	@test -x $(PY) || .ci/make-venv "$(VENV)" $(PYTHON)
-	@echo "setup: installing into $(VENV) (about 3 GB at the first time, 4 to 10 minutes; all output: $(VENV)/install.log)"
-	@if $(PY) -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[dev]' 2>&1 \
-	    | tee $(VENV)/install.log \
-	    | awk '/^(Installing collected|Successfully installed)/ {printf "setup: %s %d packages\n", $$1, NF - 2 - ($$1 == "Installing"); fflush(); next} \
-	           /^ *Downloading .*([0-9][0-9][0-9]\.[0-9] MB|GB)\)/ {sub(/^ */, ""); print "setup: " $$0; fflush(); next} \
-	           /^ *(ERROR|error:)/ {print; fflush()}'; \
-	then date > $@; echo "setup: done"; \
-	else echo "setup: pip failed; the whole output is in $(VENV)/install.log" >&2; exit 1; fi
+	@.ci/setup "$(VENV)" $(PYTHON)
+	@date > $@
 
 demo: setup ## The main job, small: pretrain, sweep, register, predict (DATA=<GLUE folder> for real tasks, KILL=1 kills a worker)
 	@$(PY) experiments/quickstart.py $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(KILL)),--kill)
