@@ -16,6 +16,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from cases import UnreadableCase, UnsupportedCase, family_of, find_cases, read_case
 from compare import Report
 from families import run_case
@@ -111,6 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--verbose", action="store_true", help="print every comparison and what is not compared"
     )
     options = parser.parse_args(arguments)
+    torch.set_num_threads(
+        1
+    )  # recorded models are tiny: more threads are slower
     outcomes: list[Outcome] = []
     unreadable = False
     for folder in options.folders:

@@ -29,7 +29,9 @@ def check() -> Iterator[ModuleType]:
         patch.syspath_prepend(str(HERE))
         import check  # pyright: ignore[reportMissingImports]
 
+        threads = torch.get_num_threads()
         yield check
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture
