@@ -33,8 +33,11 @@ test-slow: setup ## The tests that take minutes each
 	@$(PY) -m pytest -m "slow and not gpu" $(ARGS)
 
 # Families of the recorded cases that are built; a case of another family would print UNSUPPORTED and fail.
+# The repository holds copies of some cases of ../shared/golden: each is checked once.
 PARITY_FAMILIES := v2_text_* ft_text_* trajectory_v2_text* schedules
-PARITY_CASES ?= $(sort $(foreach folder,tests/parity/cases ../shared/golden,$(foreach family,$(PARITY_FAMILIES),$(wildcard $(folder)/$(family)))))
+GOLDEN := $(wildcard $(PARITY_FAMILIES:%=../shared/golden/%))
+COPIES := $(wildcard $(PARITY_FAMILIES:%=tests/parity/cases/%))
+PARITY_CASES ?= $(sort $(GOLDEN) $(filter-out $(patsubst ../shared/golden/%,tests/parity/cases/%,$(GOLDEN)),$(COPIES)))
 
 parity: setup ## Compare with the recorded numbers of the reference (PARITY_CASES='<folders>' for others)
 	@$(PY) tests/parity/check.py $(or $(PARITY_CASES),$(error no recorded cases in tests/parity/cases or ../shared/golden: give PARITY_CASES=<folders>))
