@@ -12,6 +12,8 @@ Nothing in it is executed on loading. B texts, T tokens, D width, C classes.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
 import os
@@ -23,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .config import Data2VecMultiConfig, SentenceHeadConfig
@@ -97,15 +99,14 @@ def is_artifact(folder: Path | str) -> bool:
     return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Artifact:
-    """A model folder as read: nothing built yet.
+    """A model folder as read: nothing built, and weights read only when asked for.
 
     Attributes:
         kind: what the weights are.
         model_config: architecture.
         head_config: the head's, if there is one.
-        state: weights.
         config: the whole ``config.json``.
         tokenizer: ``None`` if the folder has none.
         folder: where it was read.
@@ -114,16 +115,26 @@ class Artifact:
     kind: Kind
     model_config: Data2VecMultiConfig
     head_config: SentenceHeadConfig | None
-    state: dict[str, torch.Tensor]
     config: dict[str, Any]
     tokenizer: TextTokenizer | None
     folder: Path
 
-    @property
+    @functools.cached_property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The weights."""
+        with _safetensors_errors(self.folder / "model.safetensors") as path:
+            return load_file(path)
+
+    @functools.cached_property
     def vocab_size(self) -> int:
         """Rows of the token embedding."""
-        key = EMBEDDING_KEY if EMBEDDING_KEY in self.state else f"model.{EMBEDDING_KEY}"
-        return self.state[key].shape[0]
+        with _safetensors_errors(self.folder / "model.safetensors") as path, safe_open(path, "pt") as file:
+            for key in (EMBEDDING_KEY, f"model.{EMBEDDING_KEY}"):
+                if key in file.keys():  # noqa: SIM118 - not a mapping
+                    return file.get_slice(key).get_shape()[0]
+        raise CheckpointError(
+            f"{self.folder / 'model.safetensors'} holds no text model: {EMBEDDING_KEY} is missing"
+        )
 
     @property
     def trunk_state(self) -> dict[str, torch.Tensor]:
@@ -159,16 +170,22 @@ def read_artifact(folder: Path | str) -> Artifact:
         raise CheckpointError(f"{folder / 'config.json'} has format {found!r}; this version reads {FORMAT}")
     if config.get("kind") not in ("pretrained", "sentence_classifier"):
         raise CheckpointError(f"{folder / 'config.json'}: unknown kind {config.get('kind')!r}")
-    try:
-        state = load_file(folder / "model.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / 'model.safetensors'} is damaged or truncated: {error}") from error
     tokenizer = TextTokenizer.load(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     if tokenizer is not None and config.get("dictionary") not in (None, tokenizer.digest()):
         raise CheckpointError(f"{folder / 'tokenizer'} is not the tokenizer the model was trained with")
     head = build(SentenceHeadConfig, config["head"]) if config.get("head") else None
     model_config = Data2VecMultiConfig.from_dict(config["model"])
-    return Artifact(config["kind"], model_config, head, state, config, tokenizer, folder)
+    artifact = Artifact(config["kind"], model_config, head, config, tokenizer, folder)
+    _ = artifact.vocab_size  # a damaged header shows here, before anything is built
+    return artifact
+
+
+@contextlib.contextmanager
+def _safetensors_errors(path: Path) -> Iterator[Path]:
+    try:
+        yield path
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
 
 
 def load(folder: Path | str) -> LoadedModel:

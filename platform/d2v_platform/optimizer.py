@@ -13,7 +13,7 @@ from data2vec.errors import ConfigError, Problem
 from data2vec.optim import GroupSettings, ScheduledAdam, parameter_groups
 from data2vec.schedules import Cosine, Fixed, PolynomialDecay, Schedule, TriStage
 
-from .recipe import Recipe
+from .recipe.schema import Recipe
 from .recipe.components import (
     Adam,
     Composite,
@@ -110,7 +110,7 @@ class Precision:
 
 
 def choose_precision(recipe: Recipe, device: torch.device) -> Precision:
-    """The recipe's mixed precision on this device: ``common.fp16`` means bf16 where the GPU has it, fp32 on a CPU."""
+    """The recipe's precision on this device: ``common.fp16`` means bf16 where a GPU has it, fp32 on a CPU."""
     asked = recipe.platform.precision
     if asked == "auto":
         if not (recipe.common.fp16 or recipe.common.bf16):
@@ -151,5 +151,5 @@ class LossScale:
         if self.floor is not None:
             self.scale = max(self.scale, self.floor)
         if self.scale <= self.minimum or math.isclose(self.scale, 0.0):
-            return f"the loss scale fell to {self.scale:g} (common.min_loss_scale): the loss is probably diverging"
+            return f"the loss scale fell to {self.scale:g} (common.min_loss_scale): the loss diverges"
         return None

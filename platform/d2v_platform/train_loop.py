@@ -29,7 +29,7 @@ from .loading import Share, make_loader, to_device
 from .loop_state import LoopState, Reporter, Summary, TrainingStopped, Worker
 from .optimizer import LossScale, Precision, choose_precision, make_optimizer
 from .progress import Progress
-from .recipe import Recipe
+from .recipe.schema import Recipe
 from .reduction import barrier, gather_objects, reduce_gradients, reduce_vector
 from .statistics import Sums
 from .tasks import TrainingTask, make_task
@@ -197,7 +197,7 @@ class TrainingLoop:
         self.interval_clipped += int(0 < clip < norm)
 
     def _skip(self, norm: float, loss: float, batches: Sequence[np.ndarray]) -> None:
-        """A non-finite loss or gradient: count it, leave the weights alone, and stop after too many in a row."""
+        """A non-finite loss or gradient: count it, leave the weights alone, stop after too many in a row."""
         state, limit = self.state, self.recipe.platform.max_bad_updates
         state.bad_updates += 1
         state.bad_in_a_row += 1
@@ -209,7 +209,8 @@ class TrainingLoop:
             logger.warning("skipped an update (%d in a row): %s", state.bad_in_a_row, told)
         if state.bad_in_a_row >= limit and self.precision.name != "fp16":
             raise TrainingStopped(
-                f"{limit} updates in a row (platform.max_bad_updates) had a non-finite loss or gradient: {told}. "
+                f"{limit} updates in a row (platform.max_bad_updates) had a non-finite loss or gradient: "
+                f"{told}. "
                 "Lower optimization.lr or set optimization.clip_norm"
             )
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..recipe import Recipe
 from ..recipe.components import MaskedLMTask
+from ..recipe.schema import Recipe
 from .sentence_prediction import SentencePrediction
 from .task import MicroBatch, TrainingTask
 from .text_pretraining import TextPretraining
 
-__all__ = ["MicroBatch", "TrainingTask", "make_task"]
+__all__ = ["MicroBatch", "TrainingTask", "check_data", "make_task"]
 
 
 def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:
@@ -23,3 +23,15 @@ def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:
     if isinstance(recipe.task, MaskedLMTask):
         return TextPretraining(recipe)
     return SentencePrediction(recipe, model_folder)
+
+
+def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+    """Open a recipe's data sets and compare them with the pretrained model, without building a model.
+
+    Raises:
+        Data2VecError: naming the file or field that does not fit.
+    """
+    if isinstance(recipe.task, MaskedLMTask):
+        TextPretraining.check_data(recipe)
+    else:
+        SentencePrediction.check_data(recipe, model_folder)

@@ -21,8 +21,8 @@ from data2vec.errors import CheckpointError, ConfigError, DataError, Problem
 from data2vec.heads import SentenceClassifier
 from data2vec.metrics import sentence_metrics
 
-from ..recipe import Recipe
 from ..recipe.components import SentencePredictionCriterion, SentencePredictionTask, TextClassification
+from ..recipe.schema import Recipe
 from ..statistics import Layout, Sums
 from .task import MicroBatch, TrainingTask, batches_of
 
@@ -43,7 +43,7 @@ class SentencePrediction(TrainingTask):
             raise ConfigError([Problem("model.model_path", None, "is required: a pretrained text model")])
         parent = read_artifact(model_folder)
         self.parent = parent.config.get("origin", {})
-        self._check_fit(parent, train)
+        _check_fit(recipe, parent, train)
         head = SentenceHeadConfig(
             num_classes=self.task.num_classes,
             pooler_activation_fn=recipe.model.pooler_activation_fn,
@@ -66,30 +66,20 @@ class SentencePrediction(TrainingTask):
         """Network and head."""
         return self.model
 
+    @staticmethod
+    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+        """Open every subset that training will use, and compare the data with the model."""
+        train = open_subset(recipe, recipe.dataset.train_subset)
+        if model_folder is not None:
+            _check_fit(recipe, read_artifact(model_folder), train)
+        for subset in recipe.valid_subsets():
+            open_subset(recipe, subset)
+
     def dataset(self, subset: str, epoch: int = 1) -> SentenceDataset:
         """Sentences of one subset; over-long ones are dropped in training and refused in validation."""
-        if subset not in self._datasets:
-            task, settings = self.task, self.recipe.dataset
-            training = subset == settings.train_subset
-            self._datasets[subset] = SentenceDataset(
-                task.data,
-                subset,
-                num_classes=task.num_classes,
-                regression_target=self.regression,
-                init_token=task.init_token,
-                separator_token=task.separator_token,
-                max_positions=task.max_positions,
-                shorten_method=task.shorten_method,
-                shorten_data_split_list=task.shorten_data_split_list,
-                seed=self.recipe.common.seed,
-                no_shuffle=task.no_shuffle,
-                max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
-                skip_invalid=settings.skip_invalid_size_inputs_valid_test,
-            )
-        dataset = self._datasets[subset]
-        if dataset.epoch != epoch:
-            dataset = self._datasets[subset] = dataset.for_epoch(epoch)
-        return dataset
+        dataset = self._datasets.get(subset) or open_subset(self.recipe, subset)
+        self._datasets[subset] = dataset if dataset.epoch == epoch else dataset.for_epoch(epoch)
+        return self._datasets[subset]
 
     def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
         """Batches rebuilt and shuffled every epoch; validation keeps every sentence."""
@@ -171,15 +161,15 @@ class SentencePrediction(TrainingTask):
 
     @lru_cache(maxsize=1)  # noqa: B019 - one task lives as long as its process
     def facts(self) -> dict[str, str]:
-        """Data fingerprint, dictionary hash, parent model."""
-        train = self.dataset(self.recipe.dataset.train_subset)
-        facts = {"data.fingerprint": train.fingerprint(), "dictionary": self.dictionary.digest()}
-        assert isinstance(self.recipe.model, TextClassification)
-        facts["parent.model"] = self.recipe.model.model_path
-        facts |= {
-            f"parent.{key}": str(value) for key, value in self.parent.items() if key in ("run_id", "update")
+        """Fingerprints of what it was judged and trained on, dictionary hash, the parent's run."""
+        judged_on = (self.recipe.valid_subsets() or [self.recipe.dataset.train_subset])[0]
+        return {
+            "data.fingerprint": self.dataset(judged_on).fingerprint(),
+            "data.train_fingerprint": self.dataset(self.recipe.dataset.train_subset).fingerprint(),
+            "dictionary.hash": self.dictionary.digest(),
+            "parent.run": str(self.parent.get("run_id", "none")),
+            "parent.update": str(self.parent.get("update", "none")),
         }
-        return facts
 
     def _wanted(self) -> list[str]:
         wanted = [] if self.regression else ["accuracy"]
@@ -191,21 +181,45 @@ class SentencePrediction(TrainingTask):
             wanted += ["pearson", "spearman", "pearson_and_spearman"]
         return wanted
 
-    def _check_fit(self, parent: Artifact, train: SentenceDataset) -> None:
-        """The data must be in the model's own vocabulary, and no longer than its positions."""
-        if parent.kind != "pretrained" and parent.head_config is None:
-            raise CheckpointError(f"{parent.folder} holds a {parent.kind} model, not a text model")
-        digest = train.dictionary.digest()
-        if parent.config.get("dictionary") not in (None, digest) or parent.vocab_size != len(
-            train.dictionary
-        ):
-            raise DataError(
-                f"task.data = {self.task.data!r} was prepared with another dictionary (sha256 {digest[:12]}, "
-                f"{len(train.dictionary)} symbols) than the model {parent.folder} (sha256 "
-                f"{str(parent.config.get('dictionary'))[:12]}, {parent.vocab_size} symbols); prepare it again: "
-                f"d2v prepare glue RAW_FOLDER --dict {parent.folder}/tokenizer/dict.txt"
-            )
-        text = parent.model_config.modalities.text
-        if text is not None and self.task.max_positions > text.max_source_positions:
-            rule = f"must be at most the model's max_source_positions {text.max_source_positions}"
-            raise ConfigError([Problem("task.max_positions", self.task.max_positions, rule)])
+
+def open_subset(recipe: Recipe, subset: str) -> SentenceDataset:
+    """The sentences of one subset as the recipe asks for them."""
+    task, criterion, settings = recipe.task, recipe.criterion, recipe.dataset
+    assert isinstance(task, SentencePredictionTask)
+    assert isinstance(criterion, SentencePredictionCriterion)
+    training = subset == settings.train_subset
+    return SentenceDataset(
+        task.data,
+        subset,
+        num_classes=task.num_classes,
+        regression_target=criterion.regression_target,
+        init_token=task.init_token,
+        separator_token=task.separator_token,
+        max_positions=task.max_positions,
+        shorten_method=task.shorten_method,
+        shorten_data_split_list=task.shorten_data_split_list,
+        seed=recipe.common.seed,
+        no_shuffle=task.no_shuffle,
+        max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
+        skip_invalid=settings.skip_invalid_size_inputs_valid_test,
+    )
+
+
+def _check_fit(recipe: Recipe, parent: Artifact, train: SentenceDataset) -> None:
+    """The data must be in the model's own vocabulary, and no longer than its positions."""
+    task = recipe.task
+    assert isinstance(task, SentencePredictionTask)
+    if parent.kind != "pretrained" and parent.head_config is None:
+        raise CheckpointError(f"{parent.folder} holds a {parent.kind} model, not a text model")
+    digest = train.dictionary.digest()
+    if parent.config.get("dictionary") not in (None, digest) or parent.vocab_size != len(train.dictionary):
+        raise DataError(
+            f"task.data = {recipe.task.data!r} was prepared with another dictionary (sha256 {digest[:12]}, "
+            f"{len(train.dictionary)} symbols) than the model {parent.folder} (sha256 "
+            f"{str(parent.config.get('dictionary'))[:12]}, {parent.vocab_size} symbols); prepare it again: "
+            f"d2v prepare glue RAW_FOLDER --dict {parent.folder}/tokenizer/dict.txt"
+        )
+    text = parent.model_config.modalities.text
+    if text is not None and task.max_positions > text.max_source_positions:
+        rule = f"must be at most the model's max_source_positions {text.max_source_positions}"
+        raise ConfigError([Problem("task.max_positions", task.max_positions, rule)])

@@ -15,7 +15,7 @@ from torch import nn
 from data2vec.data.batching import epoch_batches
 from data2vec.pretraining import Moments
 
-from ..recipe import Recipe
+from ..recipe.schema import Recipe
 from ..statistics import Layout, Sums
 
 

@@ -17,14 +17,15 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.data.bpe import GPT2BPE
 from data2vec.data.masked_lm import TextBlocksDataset
 from data2vec.data.tokenizer import TextTokenizer
+from data2vec.errors import DataError
 from data2vec.pretraining import Data2VecPretraining, Moments
 
-from ..recipe import Recipe
 from ..recipe.components import MaskedLMTask, ModelCriterion
+from ..recipe.schema import Recipe
 from ..statistics import Layout, Sums
 from .task import MicroBatch, TrainingTask, batches_of
 
-_GUARD_AFTER = 5000  # updates before the collapse guards apply, as in the reference
+COLLAPSE_GUARD_AFTER = 5000  # updates before the collapse guards apply, as in the reference
 
 
 class TextPretraining(TrainingTask):
@@ -58,26 +59,21 @@ class TextPretraining(TrainingTask):
         """Student and decoder."""
         return self.model.student
 
+    @staticmethod
+    def check_data(recipe: Recipe) -> None:
+        """Open every subset that training will use."""
+        dictionary = open_subset(recipe, recipe.dataset.train_subset).dictionary
+        for subset in recipe.valid_subsets():
+            if open_subset(recipe, subset).dictionary.digest() != dictionary.digest():
+                raise DataError(
+                    f"task.data = {recipe.task.data!r}: {subset} has another dictionary than training"
+                )
+
     def dataset(self, subset: str, epoch: int = 1) -> TextBlocksDataset:
         """Token blocks; with several folders in ``task.data`` each epoch takes the next one."""
-        if subset not in self._datasets:
-            task, settings = self.task, self.recipe.dataset
-            training = subset == settings.train_subset
-            self._datasets[subset] = TextBlocksDataset(
-                task.data,
-                subset,
-                tokens_per_sample=task.tokens_per_sample,
-                sample_break_mode=task.sample_break_mode,
-                shorten_method=task.shorten_method,
-                shorten_data_split_list=task.shorten_data_split_list,
-                seed=self.recipe.common.seed,
-                max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
-                skip_invalid=settings.skip_invalid_size_inputs_valid_test,
-            )
-        dataset = self._datasets[subset]
-        if dataset.epoch != epoch:
-            dataset = self._datasets[subset] = dataset.for_epoch(epoch)
-        return dataset
+        dataset = self._datasets.get(subset) or open_subset(self.recipe, subset)
+        self._datasets[subset] = dataset if dataset.epoch == epoch else dataset.for_epoch(epoch)
+        return self._datasets[subset]
 
     def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
         """Fixed batches in an order that is a function of (seed, epoch)."""
@@ -136,7 +132,7 @@ class TextPretraining(TrainingTask):
 
     def guard(self, metrics: Mapping[str, float], update: int) -> str | None:
         """Collapse: targets or predictions have (almost) no variance left."""
-        if update <= _GUARD_AFTER:
+        if update <= COLLAPSE_GUARD_AFTER:
             return None
         for key, minimum in (
             ("target_var", self.config.min_target_var),
@@ -178,4 +174,22 @@ class TextPretraining(TrainingTask):
     def facts(self) -> dict[str, str]:
         """Data fingerprint and dictionary hash."""
         train = self.dataset(self.recipe.dataset.train_subset)
-        return {"data.fingerprint": train.fingerprint(), "dictionary": self.dictionary.digest()}
+        return {"data.fingerprint": train.fingerprint(), "dictionary.hash": self.dictionary.digest()}
+
+
+def open_subset(recipe: Recipe, subset: str) -> TextBlocksDataset:
+    """The token blocks of one subset as the recipe asks for them."""
+    task, settings = recipe.task, recipe.dataset
+    assert isinstance(task, MaskedLMTask)
+    training = subset == settings.train_subset
+    return TextBlocksDataset(
+        task.data,
+        subset,
+        tokens_per_sample=task.tokens_per_sample,
+        sample_break_mode=task.sample_break_mode,
+        shorten_method=task.shorten_method,
+        shorten_data_split_list=task.shorten_data_split_list,
+        seed=recipe.common.seed,
+        max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
+        skip_invalid=settings.skip_invalid_size_inputs_valid_test,
+    )

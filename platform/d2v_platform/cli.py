@@ -1,0 +1,134 @@
+"""``d2v``: train, sweep and use data2vec models.
+
+Verbs import what they need when they run, so that ``d2v --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import typer
+
+from data2vec.errors import Data2VecError
+
+from .prepare import app as prepare_app
+from .registry_commands import app as registry_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train, sweep and use data2vec and data2vec 2.0 models on Ray, tracked by MLflow.",
+)
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(registry_app, name="registry")
+config_app = typer.Typer(no_args_is_help=True, help="Look at recipes.")
+app.add_typer(config_app, name="config")
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+@app.command(context_settings=_PASS_ON, help="Train a recipe: pretraining or fine-tuning (d2v train --help).")
+def train(context: typer.Context) -> None:
+    """All arguments go to the recipe's own parser, which ``experiments/train.py`` shares."""
+    train_command(context.args, "d2v train")
+
+
+@app.command(context_settings=_PASS_ON, help="Run a sweep of configs/sweep (d2v sweep --help).")
+def sweep(context: typer.Context) -> None:
+    """All arguments go to the sweep's own parser, which ``experiments/glue_sweep.py`` shares."""
+    sweep_command(context.args, "d2v sweep")
+
+
+@config_app.command("show", context_settings=_PASS_ON, help="Show a resolved recipe: d2v config show NAME.")
+def config_show(context: typer.Context) -> None:
+    """Every field with its value, type and documentation."""
+    from rich.console import Console
+
+    from .recipe.command_line import parse
+    from .recipe.compose import compose
+    from .recipe.describe import describe
+
+    arguments = [word for word in context.args if word != "--changed"]
+    request = parse(arguments, "d2v config show")
+    composed = compose(request.config_name, request.overrides, request.config_dir, check=False)
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(describe(composed.recipe, changed_only="--changed" in context.args))
+    for note in composed.notes:
+        console.print(f"note: {note}", style="dim", markup=False)
+
+
+@config_app.command("list")
+def config_list() -> None:
+    """List the recipes and sweeps that can be named."""
+    from .recipe.locate import recipe_names
+    from .recipe.sweep_definition import sweep_names
+
+    for name in recipe_names():
+        typer.echo(name)
+    for name in sweep_names():
+        typer.echo(f"sweep {name}")
+
+
+def train_command(arguments: Sequence[str], prog: str) -> None:
+    """``d2v train`` and ``experiments/train.py``."""
+    from .recipe.command_line import parse
+
+    request = parse(arguments, prog)
+    composed = request.compose()
+    if composed.sweep:
+        from .recipe.sweep_definition import sweep_of
+        from .sweep import run_sweep
+
+        run_sweep(sweep_of(request.config_name, request.overrides, request.config_dir))
+        return
+    from .launch import launch, result_lines, show_plan
+
+    if request.plan_only:
+        show_plan(composed)
+        return
+    for line in result_lines(launch(composed)):
+        logging.getLogger(__name__).info("%s", line)
+
+
+def sweep_command(arguments: Sequence[str], prog: str) -> None:
+    """``d2v sweep NAME ...`` and ``experiments/glue_sweep.py``."""
+    from .sweep import sweep_main
+
+    sweep_main(arguments, prog)
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command; a user's mistake is its message alone and exit code 2.
+
+    Exit codes: 0 done, 1 a bug of ours (with its trace), 2 the user's mistake, 130 Ctrl-C, 143 SIGTERM.
+    """
+    configure_logging()
+    try:
+        command()
+    except Data2VecError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same platform.run_name resumes the run\n")
+        raise SystemExit(130) from None
+
+
+def configure_logging() -> None:
+    """Our own lines on standard error, other libraries only from warnings on."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    level = os.environ.get("D2V_LOG_LEVEL", "INFO").upper()
+    for name in ("data2vec", "d2v_platform"):
+        logging.getLogger(name).setLevel(level)
+
+
+def main() -> None:
+    """The console script."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+"""From a composed recipe to a finished, tracked and (if asked) registered training."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import secrets
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from data2vec.errors import ConfigError, Data2VecError, Problem
+
+from . import ray_session
+from .home import home_folder
+from .loop_state import Summary, TrainingStopped, Worker
+from .plan import Plan, make_plan
+from .preflight import ResolvedModels, preflight, resolve_models
+from .recipe.compose import Composed
+from .recipe.difference import difference, digest, resume_differences
+from .recipe.schema import Recipe
+from .registration import register_summary
+from .tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished training.
+
+    Attributes:
+        run_id: MLflow run.
+        run_name: its name.
+        folder: checkpoints and exported model.
+        summary: how it ended.
+        registered: ``models:/NAME/VERSION`` if it was registered.
+    """
+
+    run_id: str
+    run_name: str
+    folder: Path
+    summary: Summary
+    registered: str | None
+
+
+def launch(composed: Composed) -> RunResult:
+    """Train a composed recipe where ``platform.num_workers`` says.
+
+    Raises:
+        Data2VecError: anything that is the user's to mend.
+    """
+    recipe = composed.recipe
+    for note in composed.notes:
+        logger.info("note: %s", note)
+    models = resolve_models(recipe)
+    preflight(recipe, models.pretrained)
+    with contextlib.ExitStack() as stack:
+        cluster = None
+        if recipe.platform.num_workers != 0:
+            cluster = stack.enter_context(ray_session.connected())
+        plan = make_plan(recipe, cluster)
+        _refuse_node_local(recipe, cluster)
+        for line in plan.lines():
+            logger.info("%s", line)
+        tracker = _open_tracker(recipe, local=plan.num_workers == 0)
+        stack.callback(tracker.close)
+        run = _open_run(composed, tracker, plan)
+        with _finishing(tracker, run.run_id) as outcome:
+            summary = _train(recipe, plan, tracker, run, models)
+            tracker.call("set_tags", run.run_id, _summary_tags(summary))
+            registered = register_summary(
+                tracker, composed, run.run_id, run.folder, summary, parent_uri=models.pretrained_uri
+            )
+            outcome.status = "FINISHED"
+    return RunResult(run.run_id, run.name, run.folder, summary, registered)
+
+
+# ---- the run
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Run:
+    run_id: str
+    name: str
+    folder: Path
+    lineage: dict[str, str]
+
+
+def _open_run(composed: Composed, tracker: AnyTracker, plan: Plan) -> _Run:
+    """Create the MLflow run, or resume the unfinished one of this name; refuse a changed recipe."""
+    recipe, platform = composed.recipe, composed.recipe.platform
+    name = platform.run_name or _fresh_name(composed.named_recipe)
+    root = Path(platform.storage) if platform.storage else home_folder("runs")
+    existing = tracker.call("find_run", platform.experiment, name) if platform.run_name else None
+    if existing is not None:
+        _refuse_changed_recipe(root / existing.run_id, recipe, name)
+    handle = tracker.call(
+        "open_run",
+        experiment=platform.experiment,
+        name=name,
+        params=recipe.to_dict(),
+        tags=_recipe_tags(composed, plan) | dict(platform.extra_tags),
+        resume_key=name,
+    )
+    if handle.status == "FINISHED":
+        raise Data2VecError(
+            f"platform.run_name = {name!r} has finished (run {handle.run_id}); use another name for a new run"
+        )
+    folder = root / handle.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1), encoding="utf-8")
+    if not handle.resumed:
+        tracker.call("log_dict", handle.run_id, recipe.to_dict(), "recipe/recipe.json")
+        tracker.call("log_text", handle.run_id, "\n".join(composed.overrides), "recipe/overrides.txt")
+    logger.info(
+        "%s run %s (%s), state in %s", "resuming" if handle.resumed else "new", name, handle.run_id, folder
+    )
+    logger.info("to resume it: %s", resume_command(composed, name))
+    lineage = {"run_id": handle.run_id, "recipe": composed.named_recipe, "recipe.digest": digest(recipe)}
+    return _Run(handle.run_id, name, folder, lineage | {"code": code_version()})
+
+
+def resume_command(composed: Composed, name: str) -> str:
+    """The command line that goes on with this run."""
+    overrides = [text for text in composed.overrides if not text.lstrip("+").startswith("platform.run_name=")]
+    words = ["d2v", "train", composed.named_recipe, *overrides, f"platform.run_name={name}"]
+    return shlex.join(words)
+
+
+def _refuse_changed_recipe(folder: Path, recipe: Recipe, name: str) -> None:
+    path = folder / "recipe.json"
+    if not path.is_file():
+        return
+    changed = resume_differences(json.loads(path.read_text(encoding="utf-8")), recipe.to_dict())
+    if changed:
+        problems = [
+            Problem(
+                field,
+                c.after,
+                f"the run {name!r} was started with {c.before!r}; use it, or another platform.run_name",
+            )
+            for field, c in changed.items()
+        ]
+        raise ConfigError(problems, f"resuming {name!r}")
+
+
+def _fresh_name(recipe_name: str) -> str:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return f"{recipe_name.rpartition('/')[2]}-{stamp}-{secrets.token_hex(2)}"
+
+
+def _recipe_tags(composed: Composed, plan: Plan) -> dict[str, str]:
+    changed = difference(composed.recipe, composed.base)
+    return {
+        "d2v.recipe": composed.named_recipe,
+        "d2v.recipe_digest": digest(composed.recipe),
+        "d2v.recipe_difference": json.dumps({k: [c.before, c.after] for k, c in changed.items()}),
+        "d2v.code": code_version(),
+        "d2v.plan": " ".join(plan.lines()),
+        "d2v.workers": str(plan.num_workers),
+    }
+
+
+def _summary_tags(summary: Summary) -> dict[str, str]:
+    tags = {f"d2v.{key}": value for key, value in summary.facts.items()}
+    return tags | {"d2v.ended": summary.reason, "d2v.bad_updates": str(summary.bad_updates)}
+
+
+def code_version() -> str:
+    """Package version and, in a checkout, the git commit (with ``+changes`` if files differ from it)."""
+    version = metadata.version("data2vec-platform") if _installed() else "uninstalled"
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return version
+    try:
+        commit = subprocess.run(
+            [
+                "git",
+                "-C",
+                str(root),
+                "describe",
+                "--always",
+                "--abbrev=12",
+                "--dirty=+changes",
+                "--exclude=*",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version} {commit}"
+
+
+def _installed() -> bool:
+    try:
+        metadata.version("data2vec-platform")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+# ---- training
+# -----------------------------------------------------------------------------------------------
+
+
+def _train(recipe: Recipe, plan: Plan, tracker: AnyTracker, run: _Run, models: ResolvedModels) -> Summary:
+    if plan.num_workers == 0:
+        from .train_loop import train
+
+        worker = Worker(threads=plan.threads, loader_processes=plan.loader_processes)
+        reporter = TrackingReporter(tracker, run.run_id)
+        return train(
+            recipe,
+            run.folder,
+            reporter,
+            worker,
+            model_folder=models.pretrained,
+            init_from=models.initial,
+            origin=run.lineage,
+        )
+    assert isinstance(tracker, RemoteTracker)
+    return _train_on_ray(recipe, plan, tracker, run, models)
+
+
+def _train_on_ray(
+    recipe: Recipe, plan: Plan, tracker: RemoteTracker, run: _Run, models: ResolvedModels
+) -> Summary:
+    """A Ray Train run that restarts its workers from our newest checkpoint when one is lost."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from .workers import Assignment, run_worker
+
+    attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    assignment = Assignment(
+        recipe=recipe.to_dict(),
+        run_id=run.run_id,
+        run_folder=str(run.folder),
+        attempt=attempt,
+        tracker=tracker.name,
+        threads=plan.threads,
+        loader_processes=plan.loader_processes,
+        model_folder=str(models.pretrained) if models.pretrained else None,
+        init_from=str(models.initial) if models.initial else None,
+        origin=run.lineage,
+    )
+    resources: dict[str, float] = {"CPU": plan.cpus_per_worker}
+    if plan.gpus_per_worker:
+        resources["GPU"] = plan.gpus_per_worker
+    result = TorchTrainer(
+        run_worker,
+        train_loop_config=asdict(assignment),
+        scaling_config=ScalingConfig(
+            num_workers=plan.num_workers, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo", timeout_s=1800),
+        run_config=RunConfig(
+            name=f"{run.run_id}-{attempt}",
+            storage_path=str(run.folder / "ray"),
+            failure_config=FailureConfig(max_failures=recipe.platform.max_failures),
+        ),
+    ).fit()
+    returned = result.return_value
+    if not isinstance(returned, dict):
+        raise Data2VecError(f"the workers of run {run.name} ended without a result: {result.error}")
+    if "error" in returned:
+        raise (TrainingStopped if returned.get("stopped") else Data2VecError)(returned["error"])
+    return Summary(**returned)
+
+
+def _open_tracker(recipe: Recipe, local: bool) -> AnyTracker:
+    if local:
+        tracker: AnyTracker = LocalTracker(recipe.platform.tracking_uri)
+    else:
+        name = f"tracker-{secrets.token_hex(6)}"
+        tracker = RemoteTracker(name, create=True, tracking_uri=recipe.platform.tracking_uri)
+    for orphan in tracker.call("close_orphans"):
+        logger.info("closed the run %s of a process that died (KILLED; its name resumes it)", orphan)
+    return tracker
+
+
+@dataclass
+class _Outcome:
+    status: str = "FAILED"
+
+
+@contextlib.contextmanager
+def _finishing(tracker: AnyTracker, run_id: str) -> Iterator[_Outcome]:
+    """Whatever happens, the run gets its final status; SIGTERM and Ctrl-C end as KILLED."""
+    outcome = _Outcome()
+
+    def stop(*_: Any) -> None:
+        raise SystemExit(143)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield outcome
+    except (KeyboardInterrupt, SystemExit):
+        outcome.status = "KILLED"
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        tracker.settle()
+        tracker.call("finish", run_id, outcome.status)
+
+
+def _refuse_node_local(recipe: Recipe, cluster: ray_session.ClusterInfo | None) -> None:
+    """With several nodes a restarted worker may land where a node-local checkpoint is not."""
+    if cluster is not None and cluster.nodes > 1 and recipe.platform.storage is None:
+        rule = (
+            f"the cluster has {cluster.nodes} nodes, and checkpoints under D2V_HOME are on one of them; "
+            "set platform.storage to a folder that all nodes share"
+        )
+        raise ConfigError([Problem("platform.storage", None, rule)])
+
+
+def result_lines(result: RunResult) -> list[str]:
+    """The last words of a training."""
+    summary = result.summary
+    figures = "  ".join(
+        f"{name} {value:.4g}"
+        for name, value in sorted(summary.metrics.items())
+        if name.startswith(("train/loss", "valid"))
+    )
+    lines = [
+        f"done: {summary.reason}; {summary.update} updates in {summary.seconds:.0f} s",
+        f"      {figures}",
+    ]
+    if summary.best is not None:
+        lines.append(f"      best {summary.best:.4g} at update {summary.best_update}")
+    lines.append(f"      model folder {result.folder / 'model'}")
+    if result.registered:
+        lines.append(f"      registered as {result.registered}")
+    return lines
+
+
+def show_plan(composed: Composed) -> None:
+    """Print the plan of a recipe on the cluster at hand, and train nothing."""
+    cluster = None
+    with contextlib.ExitStack() as stack:
+        if composed.recipe.platform.num_workers != 0:
+            cluster = stack.enter_context(ray_session.connected())
+        for line in make_plan(composed.recipe, cluster).lines():
+            logger.info("%s", line)

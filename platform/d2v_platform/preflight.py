@@ -1,0 +1,139 @@
+"""What can be found wrong before any worker starts: models that do not exist, data that does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from data2vec.errors import ConfigError, DataError, Problem
+
+from .home import home_folder
+from .model_source import resolve
+from .recipe.components import MaskedLMTask, SentencePredictionTask, TextClassification
+from .recipe.schema import Recipe
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_RESTORE_FILE = "checkpoint_last.pt"  # the reference's default: whatever the run itself left
+
+
+@dataclass(frozen=True)
+class ResolvedModels:
+    """Model folders that a recipe names.
+
+    Attributes:
+        pretrained: of ``model.model_path``.
+        pretrained_uri: its exact name (an alias is replaced by the version).
+        initial: of ``checkpoint.restore_file`` or ``checkpoint.finetune_from_model``.
+    """
+
+    pretrained: Path | None = None
+    pretrained_uri: str | None = None
+    initial: Path | None = None
+
+
+def resolve_models(recipe: Recipe) -> ResolvedModels:
+    """Bring the models that a recipe names to this machine, as model folders of ours.
+
+    Raises:
+        Data2VecError: an unknown name, or a file that is no model.
+    """
+    pretrained, uri = None, None
+    if isinstance(recipe.model, TextClassification):
+        pretrained, uri = model_folder(recipe.model.model_path, data=recipe.task.data)
+    rules, initial = recipe.checkpoint, None
+    if rules.finetune_from_model:
+        initial, _ = model_folder(rules.finetune_from_model, data=recipe.task.data)
+    elif rules.restore_file and Path(rules.restore_file).name != DEFAULT_RESTORE_FILE:
+        initial, _ = model_folder(rules.restore_file, data=recipe.task.data)
+    return ResolvedModels(pretrained, uri, initial)
+
+
+def model_folder(name: str, data: str | None = None) -> tuple[Path, str]:
+    """A model name as a folder of ours and its exact URI; a reference ``.pt`` is imported once.
+
+    Args:
+        name: any model name.
+        data: ``task.data``, whose dictionary a ``.pt`` without a ``dict.txt`` beside it is read with.
+    """
+    found = resolve(name)
+    if found.kind == "artifact":
+        return found.path, found.uri
+    if found.kind == "fairseq":
+        return _imported(found.path, data), found.uri
+    rule = "is a Hugging Face folder; those cannot be loaded yet: give a folder of ours or a reference .pt"
+    raise ConfigError([Problem("model.model_path", name, rule)])
+
+
+def preflight(recipe: Recipe, pretrained: Path | None) -> None:
+    """Open the data and compare it with the model, without building anything.
+
+    Raises:
+        DataError: a folder or file is missing, damaged or of another dictionary.
+        ConfigError: the recipe does not fit the data or the model.
+    """
+    from .tasks import check_data
+
+    problems: list[Problem] = []
+    for folder in recipe.task.data.split(":"):
+        if not Path(folder).is_dir():
+            problems.append(Problem("task.data", folder, _missing_folder(recipe, Path(folder))))
+    if problems:
+        raise ConfigError(problems)
+    check_data(recipe, pretrained)
+
+
+def _missing_folder(recipe: Recipe, folder: Path) -> str:
+    wanted = {
+        MaskedLMTask: "the folder that d2v prepare text wrote (dict.txt, train.bin, train.idx)",
+        SentencePredictionTask: "the <TASK>-bin folder that d2v prepare glue wrote",
+    }[type(recipe.task)]
+    parent = folder.parent
+    while not parent.exists():
+        parent = parent.parent
+    if folder.exists():
+        return f"is a file; give {wanted}"
+    return f"does not exist ({parent} does); give {wanted}"
+
+
+def _imported(path: Path, data: str | None) -> Path:
+    """A reference ``.pt`` as a model folder in the cache, made once for each file and dictionary."""
+    from data2vec.artifact import is_artifact, save_artifact
+    from data2vec.data.bpe import GPT2BPE
+    from data2vec.data.tokenizer import TextTokenizer
+    from data2vec.interop.fairseq import load_pretrained_text
+
+    candidates = [path.parent / "dict.txt"]
+    if data:
+        first = Path(data.split(":")[0])
+        candidates += [first / "input0" / "dict.txt", first / "dict.txt"]
+    dictionary = next((file for file in candidates if file.is_file()), None)
+    if dictionary is None:
+        raise DataError(
+            f"{path} needs its dictionary: put dict.txt beside it, or prepare task.data with it "
+            f"(looked for {', '.join(str(file) for file in candidates)})"
+        )
+    status = path.stat()
+    key = (
+        f"{path}|{status.st_size}|{status.st_mtime_ns}|{hashlib.sha256(dictionary.read_bytes()).hexdigest()}"
+    )
+    folder = home_folder("cache") / "imported" / hashlib.sha256(key.encode()).hexdigest()[:16]
+    if is_artifact(folder):
+        return folder
+    logger.info("importing %s with the dictionary %s", path, dictionary)
+    model = load_pretrained_text(path, dictionary)
+    for line in model.report.lines():
+        logger.info("  %s", line)
+    assert model.dictionary is not None
+    return save_artifact(
+        folder,
+        kind=model.kind,
+        model_config=model.model_config,
+        head_config=model.head_config,
+        state=model.state,
+        teacher=model.teacher,
+        tokenizer=TextTokenizer(GPT2BPE(), model.dictionary),
+        origin={"file": path.name, "update": model.num_updates},
+    )

@@ -1,0 +1,133 @@
+"""Connecting to Ray: the job's cluster, the one named by ``RAY_ADDRESS``, or a local one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data2vec.errors import Data2VecError
+
+from .home import home_folder
+
+logger = logging.getLogger(__name__)
+
+# Values that workers and actors need from the driver. An allow-list: runtime environments are visible in the
+# dashboard, so credentials must come from the nodes' own environment.
+_PASSED_ON = ("D2V_HOME", "D2V_LOG_LEVEL", "HF_HUB_OFFLINE", "CUDA_DEVICE_ORDER")
+
+
+@dataclass(frozen=True)
+class ClusterInfo:
+    """What the cluster has.
+
+    Attributes:
+        cpus: CPUs in all.
+        gpus: GPUs in all.
+        nodes: nodes that are alive.
+    """
+
+    cpus: float
+    gpus: float
+    nodes: int
+
+
+@contextlib.contextmanager
+def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
+    """Be connected to Ray inside the block; a local cluster that we started is stopped after it.
+
+    Args:
+        num_cpus: CPUs of a local cluster, by default the machine's.
+    """
+    _prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield cluster_info()
+        return
+    # The Tracker's actor and a sweep's trials are many small processes: quiet and on the loopback interface.
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": worker_environment()},
+        "log_to_driver": True,
+        "configure_logging": False,
+    }
+    if not ("RAY_ADDRESS" in os.environ or in_job()):
+        options |= {
+            "num_cpus": num_cpus,
+            "dashboard_host": "127.0.0.1",
+            "include_dashboard": True,
+            "object_store_memory": 200_000_000,  # training passes no large objects through Ray
+        }
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError) as error:
+        where = os.environ.get("RAY_ADDRESS", "this machine")
+        raise Data2VecError(
+            f"no Ray cluster at {where}: {error}; start one with: ray start --head"
+        ) from error
+    try:
+        yield cluster_info()
+    finally:
+        ray.shutdown()
+
+
+def cluster_info() -> ClusterInfo:
+    """Resources of the connected cluster."""
+    import ray
+
+    total = ray.cluster_resources()
+    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
+    return ClusterInfo(total.get("CPU", 0.0), total.get("GPU", 0.0), nodes)
+
+
+def in_job() -> bool:
+    """Whether this process is the entry point of ``ray job submit``."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment variables that workers need to import us, and a few switches.
+
+    Under ``ray job submit --working-dir .`` only the uploaded folder's root is importable; the source roots
+    one level down are given relative to the working directory, which differs on every node.
+    """
+    variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    root = Path(__file__).resolve().parents[2]
+    if (root / "models" / "data2vec").is_dir():
+        roots = ["platform", "models"] if in_job() else [str(root / "platform"), str(root / "models")]
+        present = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if roots[0] not in present:
+            variables["PYTHONPATH"] = os.pathsep.join(roots)
+    return variables
+
+
+def _prepare_environment() -> None:
+    """Settings that Ray reads when it is imported or started; the user's own values win."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a report waits for the next check
+    os.environ.setdefault("RAY_worker_niceness", "0")  # training is the work, not a background task
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    if "RAY_ADDRESS" not in os.environ and not in_job():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_file()))
+    # `ray` and workers start the `python` that is first on PATH.
+    folder = str(Path(sys.executable).parent)
+    if folder not in os.environ.get("PATH", "").split(os.pathsep):
+        os.environ["PATH"] = folder + os.pathsep + os.environ.get("PATH", "")
+
+
+def _token_file() -> Path:
+    """A token of our own for local clusters, so that nothing is written into the user's ``~/.ray``."""
+    path = home_folder("cache") / "ray_token"
+    if not path.is_file():
+        import secrets
+
+        path.write_text(secrets.token_hex(32), encoding="utf-8")
+        path.chmod(0o600)
+    return path

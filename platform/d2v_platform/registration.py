@@ -1,0 +1,143 @@
+"""From a finished training to a registered version: lineage tags, card, and the gate's inputs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from data2vec.config import Data2VecMultiConfig
+
+from .loop_state import Summary
+from .model_card import CardFacts, model_card
+from .recipe.compose import Composed
+from .recipe.difference import difference, digest
+from .recipe.schema import Recipe
+from .tasks.text_pretraining import COLLAPSE_GUARD_AFTER
+from .tracker_actor import AnyTracker
+
+logger = logging.getLogger(__name__)
+
+
+def register_summary(
+    tracker: AnyTracker,
+    composed: Composed,
+    run_id: str,
+    folder: Path,
+    summary: Summary,
+    *,
+    parent_uri: str | None = None,
+    name: str | None = None,
+    alias: str | None = None,
+    protocol: str | None = None,
+    seeds: tuple[int, ...] | None = None,
+    results_table: Path | None = None,
+) -> str | None:
+    """Register the exported model of a run, if the recipe (or the caller) names it.
+
+    Args:
+        tracker: where.
+        composed: what was trained.
+        run_id: the run.
+        folder: the run's folder.
+        summary: how it ended.
+        parent_uri: exact name of the model it was fine-tuned from.
+        name: registered name instead of ``platform.register_as``.
+        alias: alias instead of ``platform.alias``.
+        protocol: how the figures came about, for the card.
+        seeds: seeds behind the figures.
+        results_table: kept beside the card.
+
+    Returns:
+        ``models:/NAME/VERSION`` with the alias it took, or ``None`` if nothing was to be registered.
+    """
+    platform = composed.recipe.platform
+    name = name or platform.register_as
+    if name is None:
+        return None
+    tags = lineage_tags(composed, summary, parent_uri) | gate_tags(composed.recipe, summary)
+    facts = card_facts(name, composed, summary, tags, folder / "model", parent_uri, protocol, seeds)
+    version = tracker.register(
+        folder=folder / "model",
+        name=name,
+        run_id=run_id,
+        tags=tags,
+        card_markdown=model_card(facts),
+        alias=alias or platform.alias,
+        results_table=results_table,
+    )
+    wanted = alias or platform.alias
+    if version.refusal:
+        logger.warning("%s/%s was registered, but %s", name, version.version, version.refusal)
+    taken = f"@{wanted}" if wanted and wanted in version.aliases else ""
+    return f"models:/{name}/{version.version}{f' ({name}{taken})' if taken else ''}"
+
+
+def lineage_tags(composed: Composed, summary: Summary, parent_uri: str | None) -> dict[str, str]:
+    """What a version must carry: recipe, data, dictionary, code, parent."""
+    from .launch import code_version
+
+    changed = difference(composed.recipe, composed.base)
+    told = {field: [change.before, change.after] for field, change in changed.items()}
+    return {
+        "recipe.name": composed.named_recipe,
+        "recipe.digest": digest(composed.recipe),
+        "recipe.difference": json.dumps(told) if told else "none",
+        "code.version": code_version(),
+        "parent.version": parent_uri or "none",
+        "run.update": str(summary.best_update if summary.best_update is not None else summary.update),
+    } | summary.facts
+
+
+def gate_tags(recipe: Recipe, summary: Summary) -> dict[str, str]:
+    """What the gate compares: the metric of a fine-tuned model, the variances of a pretrained one."""
+    rules = recipe.checkpoint
+    if isinstance(recipe.model, Data2VecMultiConfig):
+        target, prediction = (summary.metrics.get(f"train/{key}") for key in ("target_var", "pred_var"))
+        if target is None or prediction is None:
+            return {"collapse": "unknown"}
+        # Predictions start without variance: theirs counts once the recipe's own guard would.
+        still = prediction < recipe.model.min_pred_var and summary.update > COLLAPSE_GUARD_AFTER
+        return {"collapse": str(still or target < recipe.model.min_target_var).lower()}
+    return {
+        "metric.name": rules.best_checkpoint_metric,
+        "metric.value": repr(summary.best) if summary.best is not None else "none",
+        "metric.maximize": str(rules.maximize_best_checkpoint_metric).lower(),
+    }
+
+
+def card_facts(
+    name: str,
+    composed: Composed,
+    summary: Summary,
+    tags: dict[str, str],
+    model_folder: Path,
+    parent_uri: str | None,
+    protocol: str | None,
+    seeds: tuple[int, ...] | None,
+) -> CardFacts:
+    """Everything the card states, read from the run and the exported folder."""
+    config: dict[str, Any] = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    model, task = config["model"], config.get("task") or {}
+    what = "sentence classifier" if config["kind"] == "sentence_classifier" else "text encoder"
+    changed = difference(composed.recipe, composed.base)
+    shown = {
+        key: value for key, value in summary.metrics.items() if not key.startswith("train/") or "loss" in key
+    }
+    update = summary.best_update if summary.best_update is not None else summary.update
+    note = protocol or f"validation subset {composed.recipe.dataset.valid_subset}, weights of update {update}"
+    return CardFacts(
+        name=name,
+        kind=config["kind"],
+        summary=f"data2vec 2.0 {what}, {model['depth']} blocks, width {model['embed_dim']}",
+        recipe=composed.named_recipe,
+        recipe_difference={field: (change.before, change.after) for field, change in changed.items()},
+        data_fingerprint=summary.facts.get("data.fingerprint", ""),
+        metrics=shown,
+        metrics_note=note,
+        seeds=seeds if seeds is not None else (composed.recipe.common.seed,),
+        lineage=tags,
+        parent=parent_uri,
+        labels=tuple(str(label) for label in task.get("labels") or ()),
+    )

@@ -1,0 +1,172 @@
+"""One process writes to MLflow: an actor beside the driver, which workers and trials send to.
+
+Workers therefore need neither MLflow's libraries nor its credentials, and a SQLite backend has one writer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .tracking import MetricPoint, Tracker, now_ms
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "d2v"
+
+
+class TrackerService:
+    """The tracker inside its own process; every method takes and returns plain values."""
+
+    def __init__(self, tracking_uri: str | None) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        self.tracker = Tracker(tracking_uri)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call one of the tracker's methods."""
+        return getattr(self.tracker, method)(*args, **kwargs)
+
+    def register(self, **kwargs: Any) -> Any:
+        """Register a model folder: see :func:`d2v_platform.registry.register`."""
+        from .registry import register
+
+        return register(self.tracker, **kwargs)
+
+    def promote(self, **kwargs: Any) -> Any:
+        """Move an alias through its gate: see :func:`d2v_platform.registry.promote`."""
+        from .registry import promote
+
+        return promote(self.tracker, **kwargs)
+
+    def close(self) -> None:
+        """Send what is queued and stop."""
+        self.tracker.close()
+
+
+class RemoteTracker:
+    """The tracker as drivers, workers and trials see it: a named actor.
+
+    Args:
+        name: the actor's name.
+        create_with: start the actor with this tracking URI (the driver does); otherwise find it.
+    """
+
+    def __init__(self, name: str, *, create: bool = False, tracking_uri: str | None = None) -> None:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        self.name = name
+        if create:
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            actor = ray.remote(TrackerService).options(
+                name=name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here, max_concurrency=8
+            )
+            self._actor = actor.remote(tracking_uri)
+        else:
+            self._actor = ray.get_actor(name, namespace=NAMESPACE)
+        self._pending: list[Any] = []
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a tracker method and wait for its result; users' mistakes come back as they were raised."""
+        return self._wait(self._actor.call.remote(method, *args, **kwargs))
+
+    def register(self, **kwargs: Any) -> Any:
+        """Register a model folder."""
+        return self._wait(self._actor.register.remote(**kwargs))
+
+    def promote(self, **kwargs: Any) -> Any:
+        """Move an alias through its gate."""
+        return self._wait(self._actor.promote.remote(**kwargs))
+
+    def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
+        """Send metric points without waiting; :meth:`settle` waits until they are on disk."""
+        self._pending.append(self._actor.call.remote("log", run_id, list(points)))
+        if len(self._pending) > 64:
+            self.settle()
+
+    def settle(self) -> None:
+        """Return when everything sent so far is in the tracker's disk queue."""
+        pending, self._pending = self._pending, []
+        for reference in pending:
+            self._wait(reference)
+
+    def close(self) -> None:
+        """Send what is queued and end the actor."""
+        import ray
+
+        self.settle()
+        self._wait(self._actor.close.remote())
+        ray.kill(self._actor)
+
+    @staticmethod
+    def _wait(reference: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, Exception):
+                raise cause from None
+            raise
+
+
+class LocalTracker:
+    """The same interface around a tracker in this process: local mode, without Ray."""
+
+    def __init__(self, tracking_uri: str | None) -> None:
+        self._service = TrackerService(tracking_uri)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a tracker method."""
+        return self._service.call(method, *args, **kwargs)
+
+    def register(self, **kwargs: Any) -> Any:
+        """Register a model folder."""
+        return self._service.register(**kwargs)
+
+    def promote(self, **kwargs: Any) -> Any:
+        """Move an alias through its gate."""
+        return self._service.promote(**kwargs)
+
+    def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
+        """Points are on disk on return."""
+        self._service.tracker.log(run_id, points)
+
+    def settle(self) -> None:
+        """Nothing is ever pending."""
+
+    def close(self) -> None:
+        """Send what is queued."""
+        self._service.close()
+
+
+AnyTracker = RemoteTracker | LocalTracker
+
+
+class TrackingReporter:
+    """Rank 0's figures into the tracker.
+
+    Args:
+        tracker: where to.
+        run_id: the MLflow run.
+    """
+
+    def __init__(self, tracker: AnyTracker, run_id: str) -> None:
+        self._tracker, self._run_id = tracker, run_id
+
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        """One point for each metric."""
+        now = now_ms()
+        self._tracker.log(
+            self._run_id, [MetricPoint(key, update, float(value), now) for key, value in metrics.items()]
+        )
+
+    def flush(self) -> None:
+        """Return when everything is on disk."""
+        self._tracker.settle()
+
+    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
+        """Local mode has nobody to report to."""
+        return False

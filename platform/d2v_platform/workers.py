@@ -1,0 +1,133 @@
+"""The function that runs in each Ray Train worker: one call of the training loop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data2vec.errors import Data2VecError
+
+from .loop_state import TrainingStopped, Worker
+from .recipe.schema import Recipe
+from .tracker_actor import RemoteTracker, TrackingReporter
+from .train_loop import train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a worker is told, as plain values.
+
+    Attributes:
+        recipe: the resolved recipe.
+        run_id: MLflow run.
+        run_folder: checkpoints and exported model.
+        attempt: distinguishes launches of the same run.
+        tracker: name of the tracker actor.
+        threads: PyTorch's threads.
+        loader_processes: data-loading processes.
+        model_folder: the resolved pretrained model.
+        init_from: the resolved model folder that a new run starts from.
+        origin: lineage for the exported model.
+    """
+
+    recipe: dict[str, Any]
+    run_id: str
+    run_folder: str
+    attempt: str
+    tracker: str
+    threads: int
+    loader_processes: int
+    model_folder: str | None = None
+    init_from: str | None = None
+    origin: dict[str, Any]
+
+
+class RayTrainReporter(TrackingReporter):
+    """Also tells Ray Train about evaluations and checkpoints; every worker reports, as Ray asks."""
+
+    def __init__(self, tracker: RemoteTracker | None, run_id: str) -> None:
+        self._has_tracker = tracker is not None
+        if tracker is not None:
+            super().__init__(tracker, run_id)
+
+    def flush(self) -> None:
+        """Only rank 0 has anything to wait for."""
+        if self._has_tracker:
+            super().flush()
+
+    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
+        """Our checkpoint store is the only truth, so no checkpoint goes along."""
+        import ray.train
+
+        ray.train.report({"update": update, **metrics})
+        return False
+
+
+def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
+    """Train; a user's mistake is returned as ``{"error": message}`` so that Ray does not try again.
+
+    Args:
+        plain: an :class:`Assignment` as a dict.
+    """
+    import ray.train
+    import ray.train.torch
+
+    configure_logging()
+    job = Assignment(**plain)
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    marker = Path(job.run_folder) / f"error-{job.attempt}.json"
+    if marker.is_file():
+        # One worker met a user's mistake that the others did not: it ended the group with an exception.
+        return json.loads(marker.read_text(encoding="utf-8"))
+    worker = Worker(
+        rank=rank,
+        size=context.get_world_size(),
+        device=ray.train.torch.get_device(),
+        threads=job.threads,
+        loader_processes=job.loader_processes,
+    )
+    note_worker(Path(job.run_folder), job.attempt, rank)
+    reporter = RayTrainReporter(RemoteTracker(job.tracker) if rank == 0 else None, job.run_id)
+    try:
+        summary = train(
+            Recipe.from_dict(job.recipe),
+            Path(job.run_folder),
+            reporter,
+            worker,
+            model_folder=Path(job.model_folder) if job.model_folder else None,
+            init_from=Path(job.init_from) if job.init_from else None,
+            origin=job.origin,
+        )
+    except TrainingStopped as error:
+        reporter.flush()
+        return {"error": str(error), "stopped": True}  # all workers decide this from the same sums
+    except Data2VecError as error:
+        marker.write_text(json.dumps({"error": str(error)}), encoding="utf-8")
+        if worker.size > 1:
+            raise
+        return {"error": str(error)}
+    return asdict(summary)
+
+
+def note_worker(run_folder: Path, attempt: str, rank: int) -> None:
+    """Write down where this worker runs, one line for every start: ``workers.jsonl`` in the run folder."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    line = json.dumps({"attempt": attempt, "rank": rank, "pid": os.getpid()})
+    with (run_folder / "workers.jsonl").open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def configure_logging() -> None:
+    """One line a message from rank 0's loop; other libraries speak only of trouble."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    level = os.environ.get("D2V_LOG_LEVEL", "INFO").upper()
+    for name in ("data2vec", "d2v_platform"):
+        logging.getLogger(name).setLevel(level)
