@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+
+@functools.cache
+def field_hints(cls: type[Any]) -> dict[str, Any]:
+    """The annotations of a dataclass, evaluated once."""
+    return typing.get_type_hints(cls)
 
 
 def coerce(hint: Any, value: Any) -> Any:
@@ -20,8 +27,8 @@ def coerce(hint: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         choices = [a for a in args if a is not type(None)]
         return coerce(choices[0], value) if len(choices) == 1 and value is not None else value
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        hints = typing.get_type_hints(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        hints = field_hints(hint)
         return {k: coerce(hints[k], v) if k in hints else v for k, v in value.items()}
     if origin is dict and isinstance(value, Mapping):
         return {k: coerce(args[1], v) for k, v in value.items()}

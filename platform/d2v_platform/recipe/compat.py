@@ -8,7 +8,7 @@ with another field (``SAME_AS``), or is supported with one value only (``ONLY``)
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,9 @@ IGNORED: dict[str, str] = {
     "optimization.sentence_avg": "each criterion divides by its own sample size",
     "optimization.debug_param_names": "a non-finite gradient names its parameters anyway",
     "optimizer.use_old_adam": "there is one implementation of Adam",
-    "optimizer.block_lr": "only used with use_bmuf",
+    "optimizer.groups.*.optimizer.lr": "the group's lr or lr_float decides",
+    "optimizer.groups.*.lr_scheduler.lr": "the group's lr or lr_float decides",
+    "optimizer.groups.*.lr_scheduler.lr_shrink": "only used with force_anneal",
     "lr_scheduler.lr_shrink": "only used with force_anneal",
     "checkpoint.reset_dataloader": "other weights always start a new run; a resumed run takes everything over",
     "checkpoint.reset_lr_scheduler": "other weights always start a new run; a resumed run takes everything over",
@@ -139,6 +141,10 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "optimization.use_bmuf": ((False,), "block momentum is not supported"),
     "optimizer.fp16_adam_stats": ((False,), "Adam's moments are kept in fp32"),
     "optimizer.groups.*.optimizer.fp16_adam_stats": ((False,), "Adam's moments are kept in fp32"),
+    "optimizer.groups.*.lr_scheduler.force_anneal": (
+        (None, 0),
+        "annealing by epoch is not supported; schedules follow updates",
+    ),
     "lr_scheduler.force_anneal": ((None, 0), "annealing by epoch is not supported; schedules follow updates"),
     "checkpoint.continue_once": ((None,), "name the run with platform.run_name: the same name resumes"),
     "checkpoint.optimizer_overrides": (("{}",), "change the recipe instead"),
@@ -292,12 +298,18 @@ def not_built_key(dotted: str) -> str | None:
     return None
 
 
-def translate(values: dict[str, Any], full: Mapping[str, Any], problems: list[Problem]) -> list[str]:
+def translate(
+    values: dict[str, Any],
+    full: Mapping[str, Any],
+    is_field: Callable[[str], bool],
+    problems: list[Problem],
+) -> list[str]:
     """Take the keys of the tables above out of ``values`` (in place).
 
     Args:
         values: nested plain mapping of what was given, references resolved.
         full: the same, laid over the defaults.
+        is_field: whether a dotted name is a field of the chosen components: those are never taken out.
         problems: receives what is not supported.
 
     Returns:
@@ -306,6 +318,8 @@ def translate(values: dict[str, Any], full: Mapping[str, Any], problems: list[Pr
     by_reason: dict[str, list[str]] = {}
     notes: list[str] = []
     for dotted, value in _walk(values):
+        if is_field(dotted):
+            continue
         if (alias := ALIASES.get(dotted)) is not None:
             _remove(values, dotted)
             if alias.when is None or value == alias.when:

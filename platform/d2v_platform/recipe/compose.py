@@ -40,6 +40,9 @@ from .schema import Recipe
 
 _HYDRA_LOCK = threading.Lock()  # Hydra's state is one global object
 _OLD_ENV = re.compile(r"\$\{env:")
+_REFERRED = re.compile(
+    r"\$\{([\w.]+)"
+)  # a field that takes a wrong value from another one is not wrong itself
 _GROUP_HEADER = re.compile(r"^#\s*@package\s+_group_\s*$", re.MULTILINE)
 _HAS_DEFAULTS = re.compile(r"^defaults\s*:", re.MULTILINE)
 # Text fields that name places. The working directory of a submitted job is thrown away, so they become absolute.
@@ -237,8 +240,9 @@ def _recipe(tree: dict[str, Any], problems: list[Problem], notes: list[str]) -> 
     for key in [key for key, value in tree.items() if key in GROUPS and not isinstance(value, Mapping)]:
         problems.append(Problem(key, tree[key], "must be a mapping of fields"))
         tree = {k: v for k, v in tree.items() if k != key}
-    given = _resolve(tree, problems)
-    notes += compat.translate(given, fill_defaults(given), problems)
+    unresolved: list[Problem] = []
+    given = _resolve(tree, unresolved)
+    notes += compat.translate(given, fill_defaults(given), lambda name: _is_field(tree, name), problems)
     given = {key: value for key, value in given.items() if value != {} or key in GROUPS or key in CHOICES}
     filled = fill_defaults(given)
     full = resolve_inherited(filled)
@@ -246,12 +250,16 @@ def _recipe(tree: dict[str, Any], problems: list[Problem], notes: list[str]) -> 
         _make_absolute(full, dotted)
     found: list[Problem] = []
     recipe = Recipe.read(full, found)
-    sources = {
-        name: str(value)[2:-1] for name, value in flatten(filled).items() if str(value).startswith("${")
-    }
     wrong = {problem.field for problem in found}
-    problems += [problem for problem in found if sources.get(problem.field) not in wrong]
+    sources = flatten(filled) | {problem.field: problem.value for problem in unresolved}
+    problems += [
+        p for p in found + unresolved if not wrong & set(_REFERRED.findall(str(sources.get(p.field))))
+    ]
     return recipe
+
+
+def _is_field(tree: Mapping[str, Any], dotted: str) -> bool:
+    return "." in dotted and field_type(tree, dotted) is not None
 
 
 def _resolve(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
@@ -268,7 +276,7 @@ def _resolve(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]
         out: dict[str, Any] = {}
         for key, value in plain.items():
             where = f"{path}{key}"
-            if compat.is_ignored(where):
+            if compat.is_ignored(where) and not _is_field(tree, where):
                 out[key] = value
                 continue
             if isinstance(value, Mapping):

@@ -9,14 +9,15 @@ import inspect
 import io
 import textwrap
 import tokenize
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data2vec.typed import describe_type, to_dict
 from rich.text import Text
 
+from data2vec.typed import describe_type, to_dict
+
+from .coercion import field_hints
 from .components import INHERITED, NAMES, OptimizerGroup, component_name
 from .schema import Recipe
 
@@ -106,7 +107,7 @@ def _heading(path: str, node: Any) -> FieldRow:
 
 def _rows(node: Any, path: str) -> Iterator[FieldRow]:
     cls = type(node)
-    docs, hints = field_docs(cls), typing.get_type_hints(cls)
+    docs, hints = field_docs(cls), field_hints(cls)
     inherited = INHERITED.get(NAMES.get(cls, path), {})
     for f in dataclasses.fields(cls):
         value, dotted = getattr(node, f.name), f"{path}.{f.name}"

@@ -13,7 +13,7 @@ from data2vec.errors import Problem, nearest_names
 from data2vec.typed import build, flatten, to_dict
 
 from . import compat
-from .coercion import coerce
+from .coercion import coerce, field_hints
 from .components import CHOICES, GROUP_CHOICES, INHERITED, Composite, OptimizerGroup
 from .groups import GROUPS
 
@@ -98,7 +98,7 @@ def field_type(values: Mapping[str, Any], dotted: str) -> Any:
             hint = (
                 _component_class(part, inner, OptimizerGroup)
                 if hint is OptimizerGroup and part in GROUP_CHOICES
-                else typing.get_type_hints(hint).get(part)
+                else field_hints(hint).get(part)
             )
         else:
             return None

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from data2vec.errors import ConfigError, Data2VecError, Problem, nearest_names
-from data2vec.typed import build, flatten
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
+
+from data2vec.errors import ConfigError, Data2VecError, Problem, nearest_names
+from data2vec.typed import build, flatten
 
 from . import checks
 from .coercion import coerce
