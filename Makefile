@@ -1,6 +1,5 @@
 # Every task of the project. `make help` lists them; nothing but Python, make and bash is needed beforehand.
 SHELL := bash
-.SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
@@ -8,7 +7,6 @@ VENV ?= .venv
 PYTHON ?=
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-HOME_DIR := $(or $(D2V_HOME),$(HOME)/.d2v)
 SOURCES := models platform experiments tests
 
 .PHONY: help setup demo test test-slow parity lint format ui clean
@@ -54,12 +52,16 @@ format: setup ## Rewrite the sources in the project's format
 
 PORT ?= 5000
 ui: setup ## MLflow's pages over your runs and registered models (PORT=… for another port than 5000)
-	@test -n "$(MLFLOW_TRACKING_URI)" -o -f "$(HOME_DIR)/mlflow.db" \
-	    || { echo "ui: there is no database $(HOME_DIR)/mlflow.db yet; run 'make demo' or a training first" >&2; exit 2; }
-	@echo "ui: http://127.0.0.1:$(PORT)/#/models (Ctrl-C ends it)"
-	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(PY) -m mlflow server \
-	    --host 127.0.0.1 --port $(PORT) --workers 1 \
-	    --backend-store-uri "$(or $(MLFLOW_TRACKING_URI),sqlite:///$(HOME_DIR)/mlflow.db)"
+	@uri=$$($(PY) -c 'from d2v_platform.home import default_tracking_uri; print(default_tracking_uri())') || exit; \
+	case "$$uri" in \
+	    http*) echo "ui: your MLflow server is $$uri"; exit 0 ;; \
+	    sqlite:*) [ -f "$${uri#sqlite:///}" ] || { \
+	        echo "ui: there is no $${uri#sqlite:///} yet; run 'make demo' or a training first" >&2; exit 2; } ;; \
+	esac; \
+	echo "ui: http://127.0.0.1:$(PORT)/#/models (Ctrl-C ends it)"; \
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec $(PY) -m mlflow server \
+	    --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$$uri"
+
 clean: ## Remove build outputs and caches, not the environment and not your runs
 	@rm -rf dist build .pytest_cache .ruff_cache .hypothesis *.egg-info
 	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
