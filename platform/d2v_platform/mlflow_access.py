@@ -90,6 +90,11 @@ def unavailable(tracking_uri: str, error: BaseException) -> TrackingUnavailableE
     )
 
 
+def is_server(tracking_uri: str) -> bool:
+    """Whether a server stands between us and the database."""
+    return tracking_uri.startswith(("http://", "https://"))
+
+
 def is_permanent(error: BaseException) -> bool:
     """Whether sending the same again can never succeed (a deleted run, an invalid value)."""
     return error_code(error) in _PERMANENT

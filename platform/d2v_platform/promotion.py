@@ -1,0 +1,265 @@
+"""Aliases move only through a gate, and every move is kept (design §5.7).
+
+Fine-tuned: better than the holder on the same data. Pretrained: not collapsed, and a reload in a clean
+process reproduces the recorded outputs. Both: lineage and card. There is no way around the gate; ``rollback``
+goes back to what held the alias before.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import filelock
+
+from data2vec.errors import Data2VecError
+
+from .home import home_folder
+from .model_source import resolve
+from .model_versions import PRETRAINED, ModelVersion, get_version, show
+from .reload_check import CHECK_FILE, reload_problem
+
+if TYPE_CHECKING:
+    from .tracking import Tracker
+
+_HISTORY = "history."
+_ALIAS = re.compile(r"(?!v\d+$|latest$)[A-Za-z][A-Za-z0-9_\-]{0,62}")
+
+
+class GateRefusedError(Data2VecError):
+    """The gate did not let an alias move; ``reasons`` says why."""
+
+    def __init__(self, subject: str, reasons: list[str]) -> None:
+        self.subject = subject
+        self.reasons = list(reasons)
+        super().__init__("\n".join([f"{subject} refused:", *(f"  {reason}" for reason in self.reasons)]))
+
+    def __reduce__(self) -> tuple[type[GateRefusedError], tuple[str, list[str]]]:
+        return type(self), (self.subject, self.reasons)
+
+
+@dataclass(frozen=True)
+class AliasMove:
+    """One entry of the history; versions are ``None`` where nobody held the alias."""
+
+    number: int
+    time: str  # ISO 8601, UTC
+    alias: str
+    from_version: int | None
+    to_version: int
+    by: str
+    reason: str
+    rollback: bool = False
+
+
+def gate_reasons(
+    candidate: ModelVersion, holder: ModelVersion | None, reload: Callable[[], str | None]
+) -> list[str]:
+    """Why ``candidate`` may not take the alias from ``holder``; empty: it may.
+
+    Args:
+        candidate: the version that wants the alias.
+        holder: who has it, ``None`` if nobody.
+        reload: loads a pretrained candidate in a clean process and returns what is wrong; asked last,
+            because it takes some seconds.
+    """
+    reasons = [f"lineage tag {tag!r} is missing" for tag in candidate.missing_lineage()]
+    if not candidate.description.strip():
+        reasons.append("it has no model card")
+    if holder is not None and holder.kind and holder.kind != candidate.kind:
+        reasons.append(
+            f"it is a {candidate.kind} model, the holder (version {holder.version}) is {holder.kind}"
+        )
+    elif candidate.kind == PRETRAINED:
+        reasons += _pretrained_reasons(candidate, holder)
+    elif holder is not None:
+        reasons += _finetuned_reasons(candidate, holder)
+    if candidate.kind == PRETRAINED and not reasons and (problem := reload()):
+        reasons.append(problem)
+    return reasons
+
+
+def _pretrained_reasons(candidate: ModelVersion, holder: ModelVersion | None) -> list[str]:
+    collapse = candidate.tags.get("collapse", "").lower()
+    reasons = []
+    if collapse == "true":
+        reasons.append("it collapsed: see the variance of targets and predictions of its run")
+    elif collapse != "false":
+        reasons.append(
+            f"tag 'collapse' = {candidate.tags.get('collapse')!r} must be 'false', set by the training"
+        )
+    same = holder is not None and all(
+        candidate.tags.get(tag) and candidate.tags.get(tag) == holder.tags.get(tag)
+        for tag in ("downstream.name", "downstream.data", "downstream.maximize")
+    )
+    if holder is not None and same:
+        own, held = candidate.number("downstream.value"), holder.number("downstream.value")
+        maximize = candidate.tags["downstream.maximize"].lower() == "true"
+        if own is not None and held is not None and (own < held if maximize else own > held):
+            reasons.append(
+                f"downstream score {candidate.tags['downstream.name']} = {own:g} is worse than "
+                f"the holder's {held:g} (version {holder.version})"
+            )
+    return reasons
+
+
+def _finetuned_reasons(candidate: ModelVersion, holder: ModelVersion) -> list[str]:
+    who = f"the holder (version {holder.version})"
+    reasons = []
+    for tag, what in (
+        ("metric.name", "they are judged by different metrics"),
+        ("metric.maximize", "they disagree on which direction is better"),
+        ("data.fingerprint", "they were judged on different data; evaluate both on the same data"),
+    ):
+        own, held = candidate.tags.get(tag), holder.tags.get(tag)
+        if own != held or not own:
+            reasons.append(f"{tag} = {own!r}, {who} has {held!r}: {what}")
+    own, held = candidate.number("metric.value"), holder.number("metric.value")
+    if own is None or held is None:
+        side = "its" if own is None else f"{who}'s"
+        reasons.append(f"{side} tag 'metric.value' is not a finite number: nothing to compare")
+    elif not reasons:
+        maximize = candidate.tags["metric.maximize"].lower() == "true"
+        if not (own > held if maximize else own < held):
+            reasons.append(
+                f"{candidate.tags['metric.name']} = {own:g} is not better than {held:g} of {who} "
+                f"({'higher' if maximize else 'lower'} is better)"
+            )
+    return reasons
+
+
+def promote(
+    tracker: Tracker, *, name: str, version: int | str, alias: str, by: str | None = None
+) -> AliasMove | None:
+    """Give ``alias`` to a version, through the gate.
+
+    Returns:
+        The entry made in the history; ``None`` if the version held the alias already.
+
+    Raises:
+        GateRefusedError: with all reasons; the alias stays where it is.
+        Data2VecError: no such model or version, or an alias MLflow would not take.
+    """
+    _check_alias(alias)
+    with _moving(tracker):
+        candidate = get_version(tracker, name, version)
+        model = show(tracker, name)
+        held = model.aliases.get(alias)
+        if held == candidate.version:
+            return None
+        holder = next((v for v in model.versions if v.version == held), None)
+        reasons = gate_reasons(candidate, holder, lambda: _reload(tracker, candidate))
+        if reasons:
+            raise GateRefusedError(f"{name}@{alias} -> version {candidate.version}", reasons)
+        return _move(tracker, name, alias, held, candidate.version, by, _why(candidate, holder), False)
+
+
+def rollback(tracker: Tracker, *, name: str, alias: str, by: str | None = None) -> AliasMove:
+    """Give ``alias`` back to the version that held it before; a second rollback goes one further back.
+
+    Raises:
+        Data2VecError: nothing to go back to, or that version was deleted.
+    """
+    with _moving(tracker):
+        model = show(tracker, name)
+        held = model.aliases.get(alias)
+        stack = _holders(history(tracker, name), alias)
+        # An alias moved by another program is not on the stack: going back means to our last holder.
+        if stack and stack[-1] == held:
+            stack.pop()
+        if not stack:
+            raise Data2VecError(
+                f"{name}@{alias}: no earlier holder is recorded; see 'd2v registry history {name}'"
+            )
+        target = stack[-1]
+        if target not in [v.version for v in model.versions]:
+            raise Data2VecError(
+                f"{name}@{alias}: version {target}, which held it before, was deleted; promote another"
+            )
+        return _move(tracker, name, alias, held, target, by, f"rollback from version {held}", True)
+
+
+def history(tracker: Tracker, name: str) -> list[AliasMove]:
+    """All alias moves of a model, oldest first."""
+    show(tracker, name)  # a clear message for an unknown name
+    tags = tracker.client.get_registered_model(name).tags
+    return [AliasMove(**json.loads(text)) for key, text in sorted(tags.items()) if key.startswith(_HISTORY)]
+
+
+def _holders(moves: list[AliasMove], alias: str) -> list[int]:
+    """The stack of holders: a move pushes, a rollback pops."""
+    stack: list[int] = []
+    for move in moves:
+        if move.alias != alias:
+            continue
+        if move.rollback:
+            while stack and stack[-1] != move.to_version:
+                stack.pop()
+        else:
+            stack.append(move.to_version)
+    return stack
+
+
+def _move(
+    tracker: Tracker,
+    name: str,
+    alias: str,
+    held: int | None,
+    version: int,
+    by: str | None,
+    reason: str,
+    is_rollback: bool,
+) -> AliasMove:
+    moves = history(tracker, name)
+    number = moves[-1].number + 1 if moves else 1
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    move = AliasMove(number, now, alias, held, version, by or _this_user(), reason, is_rollback)
+    # The entry first: a process killed in between leaves an entry without a move, never a move without one.
+    text = json.dumps(asdict(move), sort_keys=True)
+    tracker.client.set_registered_model_tag(name, f"{_HISTORY}{number:04d}", text)
+    tracker.client.set_registered_model_alias(name, alias, str(version))
+    return move
+
+
+def _why(candidate: ModelVersion, holder: ModelVersion | None) -> str:
+    if holder is None:
+        return "first holder"
+    if candidate.kind == PRETRAINED:
+        return "not collapsed; reload in a clean process reproduces its outputs"
+    metric = candidate.tags["metric.name"]
+    return (
+        f"{metric} {candidate.number('metric.value'):g} against {holder.number('metric.value'):g}, same data"
+    )
+
+
+def _reload(tracker: Tracker, candidate: ModelVersion) -> str | None:
+    found = resolve(candidate.uri, tracker)
+    if found.package is None:
+        return "it is not an MLflow model made by d2v"
+    return reload_problem(found.package, found.path / CHECK_FILE)
+
+
+def _check_alias(alias: str) -> None:
+    if not _ALIAS.fullmatch(alias):
+        raise Data2VecError(
+            f"alias = {alias!r} must start with a letter and hold letters, digits, '_' or '-'; "
+            "'latest' and 'v1', 'v2', ... are MLflow's own"
+        )
+
+
+def _moving(tracker: Tracker) -> filelock.FileLock:
+    return filelock.FileLock(home_folder("queue", tracker.home) / "aliases.lock", timeout=600)
+
+
+def _this_user() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"

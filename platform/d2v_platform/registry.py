@@ -1,0 +1,227 @@
+"""The model registry: nothing without lineage, nothing pickled, aliases only through the gate.
+
+This module registers; reading (:mod:`model_versions`), naming (:mod:`model_source`) and moving aliases
+(:mod:`promotion`) live beside it and are offered from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data2vec.errors import CheckpointError, ConfigError, Data2VecError, Problem
+
+from .home import home_folder
+from .mlflow_access import error_code, is_server
+from .model_package import CARD_FILE, LINEAGE_FILE, package_model
+from .model_source import ResolvedModel, resolve
+from .model_versions import (
+    KIND_TAG,
+    LINEAGE_TAGS,
+    MODEL_ID_TAG,
+    RUN_TAG,
+    WEIGHTS_TAG,
+    ModelVersion,
+    RegisteredModel,
+    get_alias,
+    get_version,
+    list_models,
+    missing_lineage,
+    show,
+)
+from .promotion import AliasMove, GateRefusedError, history, promote, rollback
+from .redaction import redact, redact_text
+from .reload_check import CHECK_FILE, record_check
+
+if TYPE_CHECKING:
+    from .tracking import Tracker
+
+__all__ = [
+    "LINEAGE_TAGS",
+    "AliasMove",
+    "GateRefusedError",
+    "ModelVersion",
+    "RegisteredModel",
+    "ResolvedModel",
+    "get_alias",
+    "get_version",
+    "history",
+    "list_models",
+    "promote",
+    "record_check",
+    "register",
+    "resolve",
+    "rollback",
+    "show",
+]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
+_MAX_TAG = 5000  # characters; the column's size in PostgreSQL
+_MAX_DESCRIPTION = 5000
+_PACKAGING = threading.Lock()
+
+
+def register(
+    tracker: Tracker,
+    folder: Path | str,
+    *,
+    name: str,
+    run_id: str,
+    tags: Mapping[str, str],
+    card_markdown: str,
+    alias: str | None = None,
+    results_table: Path | str | None = None,
+) -> ModelVersion:
+    """Log a model folder as an MLflow model of a run and register it as a new version.
+
+    The same weights of the same run are registered once: calling again after a crash gives the version that
+    is there.
+
+    Args:
+        tracker: where.
+        folder: model folder of ours; gets a ``check.json`` if it has none.
+        name: registered name, e.g. ``data2vec2-text-base-cola``.
+        run_id: the run that made it.
+        tags: lineage (:data:`LINEAGE_TAGS`, all required) and, for the gate, ``metric.name``,
+            ``metric.value``, ``metric.maximize`` (fine-tuned) or ``collapse`` (pretrained).
+        card_markdown: the model card; also the version's description.
+        alias: alias to take if the gate lets it; see ``ModelVersion.refusal``.
+        results_table: CSV or Markdown to keep beside the card.
+
+    Raises:
+        ConfigError: lineage is incomplete or the name is not allowed; all problems at once.
+        CheckpointError: ``folder`` is no model folder.
+    """
+    folder = Path(folder)
+    config = _folder_config(folder)
+    _check_request(name, tags, card_markdown, Path(results_table) if results_table else None)
+    weights = _sha256(folder / "model.safetensors")
+    own = {RUN_TAG: run_id, KIND_TAG: str(config["kind"]), WEIGHTS_TAG: weights}
+    all_tags = {key: str(value) for key, value in redact({**tags, **own}).items()}
+    version = _already_there(tracker, name, run_id, weights)
+    if version is None:
+        if not (folder / CHECK_FILE).is_file():
+            record_check(folder)
+        version = _register_new(
+            tracker, folder, config, name, run_id, all_tags, redact_text(card_markdown), results_table
+        )
+    if alias is None:
+        return version
+    try:
+        promote(tracker, name=name, version=version.version, alias=alias)
+    except GateRefusedError as refused:
+        return dataclasses.replace(version, refusal=str(refused))
+    return get_version(tracker, name, version.version)
+
+
+def _register_new(
+    tracker: Tracker,
+    folder: Path,
+    config: Mapping[str, Any],
+    name: str,
+    run_id: str,
+    tags: Mapping[str, str],
+    card: str,
+    results_table: Path | str | None,
+) -> ModelVersion:
+    client = tracker.client
+    experiment_id = client.get_run(run_id).info.experiment_id
+    logged = client.create_logged_model(
+        experiment_id, name=name, source_run_id=run_id, model_type=config["kind"]
+    )
+    try:
+        # One at a time: MLflow finds the model that a code file sets through a module-wide variable.
+        # Beside the cache and not in /tmp: weights may be larger than a memory file system.
+        with _PACKAGING, tempfile.TemporaryDirectory(dir=home_folder("cache", tracker.home)) as place:
+            package = package_model(
+                folder,
+                Path(place) / "package",
+                run_id=run_id,
+                model_id=logged.model_id,
+                config=config,
+                card_markdown=card,
+                lineage=tags,
+                results_table=Path(results_table) if results_table else None,
+            )
+            client.log_model_artifacts(logged.model_id, str(package))
+        client.finalize_logged_model(logged.model_id, "READY")
+    except BaseException:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    try:
+        client.create_registered_model(name)
+    except Exception as error:
+        if error_code(error) != "RESOURCE_ALREADY_EXISTS":
+            raise
+    created = client.create_model_version(
+        name,
+        # With a database as backend MLflow looks a models:/m-... source up in the *default* tracking store
+        # of the process (its own TODO, 3.17), which need not be ours: give the place itself.
+        source=f"models:/{logged.model_id}" if is_server(tracker.tracking_uri) else logged.artifact_location,
+        run_id=run_id,
+        model_id=logged.model_id,
+        tags={key: _fitting_tag(value) for key, value in tags.items()} | {MODEL_ID_TAG: logged.model_id},
+        description=_fitting_card(card),
+    )
+    tracker.set_tags(run_id, {f"registered.{name}": str(created.version)})
+    return get_version(tracker, name, created.version)
+
+
+def _already_there(tracker: Tracker, name: str, run_id: str, weights: str) -> ModelVersion | None:
+    try:
+        model = show(tracker, name)
+    except Data2VecError:
+        return None
+    for version in model.versions:
+        if version.tags.get(RUN_TAG) == run_id and version.tags.get(WEIGHTS_TAG) == weights:
+            return version
+    return None
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
+    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} is no model folder: {' and '.join(missing)} missing")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or not {"kind", "format"} <= config.keys():
+        raise CheckpointError(f"{folder / 'config.json'} is not ours: it needs 'kind' and 'format'")
+    return config
+
+
+def _check_request(name: str, tags: Mapping[str, str], card: str, results_table: Path | None) -> None:
+    problems = [
+        Problem(f"tags[{tag!r}]", tags.get(tag), f"is required: {LINEAGE_TAGS[tag]}")
+        for tag in missing_lineage(tags)
+    ]
+    if not _NAME.fullmatch(name):
+        problems.append(Problem("name", name, "must be letters, digits, '_', '-' or '.', at most 128"))
+    if not card.strip():
+        problems.append(Problem("card_markdown", card, "is required: nothing is registered without a card"))
+    if results_table is not None and not results_table.is_file():
+        problems.append(Problem("results_table", str(results_table), "is no file"))
+    if problems:
+        raise ConfigError(problems, subject="the registration")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fitting_tag(value: str) -> str:
+    return value if len(value) <= _MAX_TAG else f"{len(value)} characters, see {LINEAGE_FILE} in the version"
+
+
+def _fitting_card(card: str) -> str:
+    if len(card) <= _MAX_DESCRIPTION:
+        return card
+    note = f"\n\n(The card goes on in {CARD_FILE} of this version: {len(card)} characters in all.)"
+    head = card[: _MAX_DESCRIPTION - len(note)]
+    return head[: head.rfind("\n")] + note

@@ -1,0 +1,148 @@
+"""``d2v registry``: list, show, promote, history, rollback."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.table import Table
+
+from .registry import ModelVersion, RegisteredModel, history, list_models, promote, rollback, show
+from .tracking import Tracker
+
+app = typer.Typer(
+    help="Registered models: what exists, where it comes from, which version an alias stands for.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+Uri = Annotated[
+    str | None, typer.Option("--tracking-uri", help="MLflow server; default MLFLOW_TRACKING_URI.")
+]
+Name = Annotated[str, typer.Argument(help="registered name, see `d2v registry list`")]
+AliasOption = Annotated[str, typer.Option("--alias", help="e.g. champion")]
+
+
+@app.command("list", epilog="Example: `d2v registry list`")
+def list_command(tracking_uri: Uri = None) -> None:
+    """All registered models with their aliases and the score of the newest version."""
+    with Tracker(tracking_uri) as tracker:
+        models = list_models(tracker)
+    if not models:
+        typer.echo("Nothing is registered yet. A training registers with platform.register_as=NAME.")
+        return
+    table = Table("model", "kind", "versions", "aliases", "newest", "made")
+    for model in models:
+        newest = model.versions[0] if model.versions else None
+        table.add_row(
+            model.name,
+            newest.kind if newest else "",
+            str(len(model.versions)),
+            _aliases(model),
+            _score(newest) if newest else "",
+            _day(newest) if newest else "",
+        )
+    _print(table)
+
+
+@app.command("show", epilog="Example: `d2v registry show data2vec2-text-base-cola --version 3`")
+def show_command(
+    name: Name,
+    version: Annotated[int | None, typer.Option(help="show this version's lineage and card")] = None,
+    tracking_uri: Uri = None,
+) -> None:
+    """The versions of a model; with --version its lineage and card."""
+    with Tracker(tracking_uri) as tracker:
+        model = show(tracker, name)
+        if version is not None:
+            from .registry import get_version
+
+            chosen = get_version(tracker, name, version)
+            table = Table("tag", "value", title=f"{chosen.uri}  {' '.join('@' + a for a in chosen.aliases)}")
+            for key, value in sorted(chosen.tags.items()):
+                table.add_row(key, value)
+            _print(table)
+            Console().print(Markdown(chosen.description))
+            return
+    table = Table("version", "aliases", "score", "data", "parent", "run", "made", title=name)
+    for item in model.versions:
+        table.add_row(
+            str(item.version),
+            ", ".join(item.aliases),
+            _score(item),
+            item.tags.get("data.fingerprint", "")[:12],
+            item.tags.get("parent.version", ""),
+            item.run_id[:8],
+            _day(item),
+        )
+    _print(table)
+
+
+@app.command("promote", epilog="Example: `d2v registry promote data2vec2-text-base-cola 3 --alias champion`")
+def promote_command(
+    name: Name,
+    version: Annotated[int, typer.Argument(help="version number")],
+    alias: AliasOption,
+    tracking_uri: Uri = None,
+) -> None:
+    """Give an alias to a version, through the gate.
+
+    Fine-tuned models must be better than the holder on the same data; pretrained ones must not have collapsed
+    and must give their recorded outputs when loaded in a clean process.
+    """
+    with Tracker(tracking_uri) as tracker:
+        move = promote(tracker, name=name, version=version, alias=alias)
+    if move is None:
+        typer.echo(f"{name}@{alias} is version {version} already.")
+    else:
+        typer.echo(f"{name}@{alias}: {_from(move.from_version)} -> version {version} ({move.reason})")
+
+
+@app.command("history", epilog="Example: `d2v registry history data2vec2-text-base-cola`")
+def history_command(name: Name, tracking_uri: Uri = None) -> None:
+    """Every move of every alias of a model, oldest first."""
+    with Tracker(tracking_uri) as tracker:
+        moves = history(tracker, name)
+    if not moves:
+        typer.echo(f"No alias of {name} was ever set by d2v.")
+        return
+    table = Table("#", "time", "alias", "from", "to", "by", "reason", title=name)
+    for move in moves:
+        came = "" if move.from_version is None else str(move.from_version)
+        table.add_row(
+            str(move.number), move.time, move.alias, came, str(move.to_version), move.by, move.reason
+        )
+    _print(table)
+
+
+@app.command("rollback", epilog="Example: `d2v registry rollback data2vec2-text-base-cola --alias champion`")
+def rollback_command(name: Name, alias: AliasOption, tracking_uri: Uri = None) -> None:
+    """Give an alias back to the version that held it before."""
+    with Tracker(tracking_uri) as tracker:
+        move = rollback(tracker, name=name, alias=alias)
+    typer.echo(f"{name}@{alias}: {_from(move.from_version)} -> version {move.to_version} (rollback)")
+
+
+def _print(table: Table) -> None:
+    # Outside a terminal rich assumes 80 columns and would cut names: scripts get full lines.
+    console = Console()
+    Console(width=None if console.is_terminal else 200).print(table)
+
+
+def _aliases(model: RegisteredModel) -> str:
+    return ", ".join(f"{alias} -> {version}" for alias, version in sorted(model.aliases.items()))
+
+
+def _score(version: ModelVersion) -> str:
+    value = version.number("metric.value")
+    return "" if value is None else f"{version.tags.get('metric.name', '?')} {value:.4g}"
+
+
+def _day(version: ModelVersion) -> str:
+    return datetime.fromtimestamp(version.created_ms / 1000).strftime("%Y-%m-%d %H:%M")
+
+
+def _from(version: int | None) -> str:
+    return "nobody" if version is None else f"version {version}"

@@ -1,0 +1,77 @@
+"""The card says what a reader needs and nothing that is secret."""
+
+from __future__ import annotations
+
+import pytest
+
+from d2v_platform.model_card import CardFacts, model_card
+
+
+def facts(**more: object) -> CardFacts:
+    given: dict = {
+        "name": "data2vec2-text-base-cola",
+        "kind": "sentence_classifier",
+        "summary": "Judges whether a sentence is acceptable.",
+        "recipe": "v2/text_finetuning/cola",
+        "data_fingerprint": "f00d",
+        "metrics": {"mcc": 61.25},
+        "labels": ("no", "yes"),
+        "parent": "models:/data2vec2-text-base/1",
+        "lineage": {"recipe.digest": "abc"},
+        "seeds": (1,),
+    }
+    return CardFacts(**(given | more))
+
+
+def test_a_card_has_what_a_reader_needs() -> None:
+    card = model_card(facts(recipe_difference={"optimization.lr": ([1e-5], [2e-5])}))
+    for words in (
+        "# data2vec2-text-base-cola",
+        "`v2/text_finetuning/cola` with 1 changed key:",
+        "| `optimization.lr` | `[1e-05]` | `[2e-05]` |",
+        "| mcc | 61.25 |",
+        "models:/data2vec2-text-base/1",
+        "`f00d`",
+        "| recipe.digest | `abc` |",
+        'mlflow.pyfunc.load_model("models:/data2vec2-text-base-cola@champion")',
+        "One seed (1) is noise",
+        "## Licence",
+    ):
+        assert words in card
+
+
+def test_an_unchanged_recipe_and_several_seeds_are_said_so() -> None:
+    card = model_card(facts(seeds=(1, 2, 3)))
+    assert "`v2/text_finetuning/cola`, unchanged." in card
+    assert "3 seeds (1, 2, 3)" in card
+    assert "noise" not in card
+    assert "read the figures as one seed" in model_card(facts(seeds=()))
+
+
+def test_pretrained_cards_show_embeddings() -> None:
+    card = model_card(facts(kind="pretrained", parent=None, labels=()))
+    assert '"output": "embedding"' in card
+    assert "| trained from | scratch |" in card
+
+
+def test_long_differences_point_to_the_whole_list() -> None:
+    card = model_card(facts(recipe_difference={f"k{i:03d}": (0, i) for i in range(60)}))
+    assert "with 60 changed keys" in card
+    assert "20 more are in `lineage.json`" in card
+    assert "`k059`" not in card
+
+
+def test_no_secret_and_no_broken_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "correct-horse")
+    card = model_card(
+        facts(
+            recipe_difference={
+                "task.data": ("a|b", "s3://id:correct-horse@bucket/x"),
+                "platform.password": ("x", "y"),
+            },
+            metrics_note="logged in with correct-horse",
+        )
+    )
+    assert "correct-horse" not in card
+    assert "a\\|b" in card
+    assert '| `platform.password` | `"***"` | `"***"` |' in card
