@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 MASK = "***"
-# "token" alone would hide separator_token and tokens_per_sample, which every text recipe has.
+# "_token" in small letters is left out: it would hide separator_token, which every text recipe has.
 _SECRET_NAME = re.compile(
     r"(?:^|[._\-])(?:password|passwd|passphrase|secrets?|secret_key|access_key(?:_id)?|api_?key|private_key"
     r"|credentials?|(?:auth|access|api|session|security|bearer|refresh|secret|github|hf|hub|tracking)_token)"
-    r"(?:$|[._\-])|^token$|[._\-]token$",
+    r"(?:$|[._\-])|(?:^|\.)token$|(?-i:_TOKEN$)",
     re.IGNORECASE,
 )
 _NOT_A_VALUE = re.compile(r"_(?:FILE|PATH|DIR|FOLDER|MODE|TYPE|EXPIRATION)$", re.IGNORECASE)
