@@ -37,7 +37,8 @@ def parse_one(text: str, multirun: bool = False) -> tuple[Override | None, list[
 
 def set_value(text: str) -> Any:
     override, problems = parse_one(text)
-    assert override is not None and not problems, problems
+    assert override is not None, problems
+    assert not problems
     return override.value
 
 
@@ -72,7 +73,8 @@ def test_values(text: str, value: Any) -> None:
 @pytest.mark.parametrize("multirun", [False, True])
 def test_lists_of_names_stay_text(key: str, multirun: bool) -> None:
     override, problems = parse_one(f"{key}=dev_clean,dev_other", multirun)
-    assert override is not None and not problems
+    assert override is not None
+    assert not problems
     assert (override.value, override.choices) == ("dev_clean,dev_other", None)
 
 
@@ -88,10 +90,13 @@ def test_lists_of_names_stay_text(key: str, multirun: bool) -> None:
 )
 def test_sweeps(text: str, choices: tuple[Any, ...]) -> None:
     override, problems = parse_one(text, multirun=True)
-    assert override is not None and not problems
-    assert override.choices == choices and override.value == choices[0]
+    assert override is not None
+    assert not problems
+    assert override.choices == choices
+    assert override.value == choices[0]
     none, problems = parse_one(text, multirun=False)
-    assert none is None and "-m" in problems[0].rule
+    assert none is None
+    assert "-m" in problems[0].rule
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,8 @@ def test_sweeps(text: str, choices: tuple[Any, ...]) -> None:
 )
 def test_sweeps_that_are_not_lists_are_refused(text: str) -> None:
     override, problems = parse_one(text, multirun=True)
-    assert override is None and len(problems) == 1
+    assert override is None
+    assert len(problems) == 1
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,9 @@ def test_sweeps_that_are_not_lists_are_refused(text: str) -> None:
 )
 def test_what_is_not_an_override_is_a_problem(text: str) -> None:
     override, problems = parse_one(text)
-    assert override is None and len(problems) == 1 and problems[0].rule
+    assert override is None
+    assert len(problems) == 1
+    assert problems[0].rule
 
 
 VALUES = st.recursive(
@@ -162,10 +170,13 @@ def test_text_fields_keep_what_was_typed() -> None:
     assert recipe.to_dict()["task"]["data"].endswith("/123")
 
 
-@pytest.mark.parametrize("spelling", ["optimization.lr=1e-5", "optimization.lr=[1e-5]", "+optimization.lr='[1e-5]'",
-                                      "optimization.lr='(1e-5,)'", "++optimization.lr='1e-5'"])  # fmt: skip
-def test_a_number_where_a_list_is_meant(spelling: str) -> None:
-    assert cola([*COLA, spelling]).recipe.optimization.lr == [1e-5]
+@pytest.mark.parametrize(
+    "spelling",
+    ["lr=1e-5", "lr=[1e-5]", "lr='[1e-5]'", "lr='(1e-5,)'", "lr='1e-5'"],
+)
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_a_number_where_a_list_is_meant(prefix: str, spelling: str) -> None:
+    assert cola([*COLA, f"{prefix}optimization.{spelling}"]).recipe.optimization.lr == [1e-5]
 
 
 @pytest.mark.parametrize("spelling", ["(0.8,0.9)", "[0.8,0.9]", "'(0.8, 0.9)'", "'[0.8,0.9]'"])
@@ -183,12 +194,14 @@ def test_a_bare_group_chooses_its_component() -> None:
     assert result.recipe.to_dict()["lr_scheduler"]["phase_ratio"] == [0.1, 0.4, 0.5]
     assert any("warmup_updates" in note and "left out" in note for note in result.notes)
     same = cola([*COLA, "lr_scheduler=polynomial_decay"])
-    assert same.recipe == cola(COLA).recipe and same.notes == ()
+    assert same.recipe == cola(COLA).recipe
+    assert same.notes == ()
 
 
 def test_base_is_the_recipe_without_the_command_line() -> None:
     result = cola([*COLA, "common.seed=5"])
-    assert result.base["common"]["seed"] == 1 and result.base["task"]["data"] == "???"
+    assert result.base["common"]["seed"] == 1
+    assert result.base["task"]["data"] == "???"
     assert result.overrides == (*COLA, "common.seed=5")
 
 

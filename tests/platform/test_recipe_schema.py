@@ -55,9 +55,12 @@ def test_the_references_defaults() -> None:
     )
     assert (plain.common.seed, plain.common.log_interval, plain.common.fp16_init_scale) == (1, 100, 128)
     assert plain.common.min_loss_scale == 1e-4
-    assert plain.dataset.required_batch_size_multiple == 8 and plain.dataset.num_workers == 1
-    assert plain.optimization.lr == [0.25] and plain.optimization.update_freq == [1]
-    assert plain.checkpoint.best_checkpoint_metric == "loss" and plain.checkpoint.save_interval == 1
+    assert plain.dataset.required_batch_size_multiple == 8
+    assert plain.dataset.num_workers == 1
+    assert plain.optimization.lr == [0.25]
+    assert plain.optimization.update_freq == [1]
+    assert plain.checkpoint.best_checkpoint_metric == "loss"
+    assert plain.checkpoint.save_interval == 1
     assert plain.to_dict()["task"]["tokens_per_sample"] == 1024
     assert plain.to_dict()["optimizer"] == {
         "_name": "adam", "adam_betas": [0.9, 0.999], "adam_eps": 1e-8, "weight_decay": 0.0,
@@ -93,12 +96,16 @@ def test_describe_shows_value_type_default_and_documentation() -> None:
     shown = recipe("optimization.clip_norm=3")
     lines = describe(shown).plain.splitlines()
     line = next(line for line in lines if line.strip().startswith("clip_norm:"))
-    assert line.strip().startswith("clip_norm: 3.0") and "# float, default 0.0; clip the gradient" in line
+    assert line.strip().startswith("clip_norm: 3.0")
+    assert "# float, default 0.0; clip the gradient" in line
     line = next(line for line in lines if line.strip().startswith("max_tokens_valid:"))
-    assert "null" in line and "default: dataset.max_tokens" in line
+    assert "null" in line
+    assert "default: dataset.max_tokens" in line
     assert any(line.startswith("model:  data2vec_multi") for line in lines)
     changed = describe(shown, changed_only=True).plain
-    assert "clip_norm: 3.0" in changed and "stop_min_lr" not in changed and "common_eval" not in changed
+    assert "clip_norm: 3.0" in changed
+    assert "stop_min_lr" not in changed
+    assert "common_eval" not in changed
 
 
 def test_describe_covers_the_whole_recipe() -> None:
@@ -125,7 +132,8 @@ def test_difference_names_what_the_command_line_changed() -> None:
 def test_digest_is_of_what_is_computed() -> None:
     one = digest(recipe())
     assert one == digest(recipe("task.data=/y", "platform.num_workers=0", "platform.run_name=a"))
-    assert one == digest(recipe().to_dict()) and len(one) == 64
+    assert one == digest(recipe().to_dict())
+    assert len(one) == 64
     assert one != digest(recipe("common.seed=2"))
     assert one != digest(recipe("model.modalities.text.mask_prob=0.5"))
 
@@ -134,7 +142,8 @@ def test_what_a_resumed_run_may_change() -> None:
     old = recipe()
     free = recipe("platform.num_workers=2", "common.log_interval=5", "checkpoint.keep_interval_updates=3",
                   "dataset.num_workers=4", "platform.max_failures=1", "task.data=/moved",
-                  "distributed_training.distributed_world_size=4", "optimization.update_freq=[4]")  # fmt: skip
+                  "distributed_training.distributed_world_size=4",
+                  "optimization.update_freq=[4]")  # fmt: skip
     assert resume_differences(old, free) == {}
     changed = recipe(
         "optimization.max_update=9000", "platform.precision=fp32", "optimization.update_freq=[2]"

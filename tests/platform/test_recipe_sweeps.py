@@ -18,7 +18,8 @@ def test_the_glue_sweep_has_the_readmes_grid() -> None:
     assert sweep_names() == ["glue"]
     sweep = load_sweep("glue", [*GIVEN, "grid.seed=[1]"])
     assert sweep.definition.grid["lr"] == [1e-5, 2e-5, 4e-5, 6e-5]
-    assert len(sweep.trials) == 8 * 4 and len({trial.name for trial in sweep.trials}) == 32
+    assert len(sweep.trials) == 8 * 4
+    assert len({trial.name for trial in sweep.trials}) == 32
     by_task = {trial.values["task"]: trial for trial in sweep.trials}
     folders = {"cola": "CoLA", "sst_2": "SST-2", "sts_b": "STS-B", "mnli": "MNLI"}
     for task, folder in folders.items():
@@ -78,7 +79,8 @@ def test_the_sweep_of_the_m_flag() -> None:
     assert [trial.name for trial in sweep.trials] == [
         "seed=1_lr=1e-05", "seed=1_lr=2e-05", "seed=2_lr=1e-05", "seed=2_lr=2e-05",
     ]  # fmt: skip
-    assert sweep.trials[3].recipe.common.seed == 2 and sweep.trials[3].recipe.optimization.lr == [2e-5]
+    assert sweep.trials[3].recipe.common.seed == 2
+    assert sweep.trials[3].recipe.optimization.lr == [2e-5]
     assert sweep.definition.register.name is None
 
 
@@ -109,7 +111,7 @@ def test_the_sweep_of_the_m_flag() -> None:
     ],
 )
 def test_each_mistake_is_named(override: str, field: str, words: str) -> None:
-    given = [*GIVEN, "grid.task=[cola,rte]", "grid.seed=[1]"]
+    given = [*GIVEN, "grid.task=[cola,rte]", "grid.lr=1e-5", "grid.seed=[1]"]
     with pytest.raises(ConfigError) as caught:
         load_sweep("glue", [*given, override])
     rules = [problem.rule for problem in caught.value.problems if problem.field == field]
@@ -118,7 +120,10 @@ def test_each_mistake_is_named(override: str, field: str, words: str) -> None:
 
 def test_all_mistakes_are_reported_together_and_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        load_sweep("glue", ["grid.task=[cola,rt]", "grid.seed=[1]", "scheduler.name=pbt", "max_updates=-1"])
+        load_sweep(
+            "glue",
+            ["grid.task=[cola,rt]", "grid.lr=1e-5", "grid.seed=1", "scheduler.name=pbt", "max_updates=-1"],
+        )
     fields = [problem.field for problem in caught.value.problems]
     assert sorted(fields) == sorted(
         ["grid.task", "scheduler.name", "max_updates", "task.data", "model.model_path"]
@@ -132,16 +137,15 @@ def test_a_copied_definition_and_own_recipes(tmp_path: Path) -> None:
     )
     definition = tmp_path / "try.yaml"
     definition.write_text(
-        f"recipe: '{{task}}'\nrecipe_dir: {tmp_path}\ngrid:\n  task: [mine]\n  optimization: {{lr: [1.0e-4, 2.0e-4]}}\n",
+        f"recipe: '{{task}}'\nrecipe_dir: {tmp_path}\n"
+        "grid:\n  task: [mine]\n  optimization: {lr: [1.0e-4, 2.0e-4]}\n",
         encoding="utf-8",
     )
     for name, folder in ((str(definition), None), ("try", str(tmp_path))):
         sweep = load_sweep(name, ["task.data=/x", "model.model_path=/m"], folder)
         assert [trial.recipe.optimization.lr for trial in sweep.trials] == [[1e-4], [2e-4]]
-        assert (
-            sweep.trials[0].recipe.common.seed == 4
-            and sweep.trials[0].recipe.to_dict()["task"]["data"] == "/x"
-        )
+        assert sweep.trials[0].recipe.common.seed == 4
+        assert sweep.trials[0].recipe.to_dict()["task"]["data"] == "/x"
 
 
 def test_a_wrong_name_is_answered(tmp_path: Path) -> None:

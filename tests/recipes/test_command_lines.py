@@ -10,6 +10,7 @@ import pytest
 from d2v_platform.recipe.command_line import RecipeRequest, parse
 from d2v_platform.recipe.compat import reference_folder
 from d2v_platform.recipe.compose import compose
+from d2v_platform.recipe.difference import difference
 from d2v_platform.recipe.locate import config_root, find_recipe
 from data2vec.errors import ConfigError, Data2VecError
 
@@ -17,15 +18,22 @@ GLUE = ("cola", "qnli", "mrpc", "rte", "sst_2", "mnli", "qqp", "sts_b")
 
 
 @pytest.mark.parametrize(
-    "folder", ["configs/v2", "examples/data2vec/config/v2", "/home/me/fairseq/examples/data2vec/config/v2/"]
+    "where",
+    [
+        "configs/v2",
+        "-m configs/v2",
+        "examples/data2vec/config/v2",
+        "-m /home/me/fairseq/examples/data2vec/config/v2/",
+    ],
 )
-@pytest.mark.parametrize("flag", ["", "-m "])
-def test_the_readmes_pretraining_command(folder: str, flag: str) -> None:
-    line = f"{flag}--config-dir {folder} --config-name base_text_only_task task.data=/path/to/file"
+def test_the_readmes_pretraining_command(where: str) -> None:
+    flag, _, folder = where.rpartition(" ")
+    line = f"{flag} --config-dir {folder} --config-name base_text_only_task task.data=/path/to/file"
     result = parse(shlex.split(line)).compose()
     assert result.named_recipe == "v2/base_text_only_task"
     assert result.sweep is None
-    assert result.recipe == compose("v2/base_text_only_task", ["task.data=/path/to/file"]).recipe
+    assert result.recipe.to_dict()["task"]["data"] == "/path/to/file"
+    assert difference(result.recipe, result.base) == {}
 
 
 @pytest.mark.parametrize("task", GLUE)
@@ -125,7 +133,8 @@ def test_a_folder_that_exists_wins_over_ours(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     (folder / "base_text_only_task.yaml").write_text("common: {seed: 5}\n", encoding="utf-8")
     found = find_recipe("base_text_only_task", str(folder))
-    assert not found.ours and found.path == (folder / "base_text_only_task.yaml").resolve()
+    assert not found.ours
+    assert found.path == (folder / "base_text_only_task.yaml").resolve()
 
 
 def test_the_arguments_in_any_order() -> None:

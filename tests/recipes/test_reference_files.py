@@ -10,8 +10,8 @@ from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.difference import difference, digest
 from data2vec.errors import ConfigError, Data2VecError
 
-# Written for this test after the conventions of the reference's files: the package header, old-style environment
-# references, a bare scheduler name, exponents without a dot, keys without meaning here.
+# Written for this test after the conventions of the reference's files: the package header, old-style
+# environment references, a bare scheduler name, exponents without a dot, keys without meaning here.
 PRETRAINING = """\
 # @package _group_
 common:
@@ -60,7 +60,8 @@ optimizer:
   groups:
     default:
       lr_float: 2e-4
-      optimizer: {_name: adam, adam_betas: "(0.9,0.98)", adam_eps: 1e-06, weight_decay: 0.01, lr: "${optimization.lr}"}
+      optimizer: {_name: adam, adam_betas: "(0.9,0.98)", adam_eps: 1e-06, weight_decay: 0.01,
+                  lr: "${optimization.lr}"}
       lr_scheduler: {_name: cosine, warmup_updates: 4000, max_update: "${optimization.max_update}"}
 lr_scheduler: pass_through
 model:
@@ -84,14 +85,15 @@ model:
       mask_prob: 0.48
       mask_length: 1
       prenet_depth: 0
-      decoder: {decoder_dim: 768, decoder_groups: 1, decoder_kernel: 9, decoder_layers: 5, decoder_residual: false,
-                projection_layers: 2}
+      decoder: {decoder_dim: 768, decoder_groups: 1, decoder_kernel: 9, decoder_layers: 5,
+                decoder_residual: false, projection_layers: 2}
 """
 FINETUNING = """\
 # @package _group_
 common: {fp16: true, fp16_init_scale: 4, threshold_loss_scale: 1, fp16_scale_window: 128, log_interval: 200}
 task:
-  {_name: sentence_prediction, data: '???', init_token: 0, separator_token: 2, num_classes: 2, max_positions: 512,
+  {_name: sentence_prediction, data: '???', init_token: 0, separator_token: 2, num_classes: 2,
+   max_positions: 512,
    d2v2_multi: True, regression_target: "${criterion.regression_target}", seed: "${common.seed}"}
 checkpoint: {best_checkpoint_metric: mcc, maximize_best_checkpoint_metric: true, no_epoch_checkpoints: true}
 distributed_training: {distributed_world_size: 1, nprocs_per_node: 1, distributed_port: -1}
@@ -131,7 +133,8 @@ def test_keys_without_meaning_are_named_once_with_the_reason(folder: Path) -> No
     notes = compose("mine", ["task.data=/x", "common.user_dir=/y", "distributed_training.distributed_port=9"],
                     str(folder)).notes  # fmt: skip
     text = "\n".join(notes)
-    for key in ("common.user_dir", "common.tensorboard_logdir", "common.log_format", "common.fp16_no_flatten_grads",
+    for key in ("common.user_dir", "common.tensorboard_logdir", "common.log_format",
+                "common.fp16_no_flatten_grads",
                 "distributed_training.ddp_backend", "distributed_training.distributed_port",
                 "task.random_token_prob", "dataset.ignore_unused_valid_subsets"):  # fmt: skip
         assert text.count(key) == 1
@@ -163,7 +166,8 @@ def test_aliases_have_their_effect() -> None:
     assert result.recipe.platform.storage == "/store"
     assert sum("read as" in note for note in result.notes) == 3
     relative = compose("v2/base_text_only_task", ["task.data=/x", "checkpoint.save_dir=checkpoints"])
-    assert relative.recipe.platform.storage is None and "D2V_HOME" in relative.notes[0]
+    assert relative.recipe.platform.storage is None
+    assert "D2V_HOME" in relative.notes[0]
 
 
 def test_a_rate_without_effect_is_said_or_refused(folder: Path) -> None:
@@ -201,7 +205,8 @@ def test_the_environment_of_an_ignored_key_does_not_matter(
 
 def test_a_users_file_may_build_on_ours(tmp_path: Path) -> None:
     (tmp_path / "longer.yaml").write_text(
-        "# @package _global_\ndefaults:\n  - /v2/base_text_only_task\n  - _self_\noptimization:\n  max_update: 2000000\n",
+        "# @package _global_\ndefaults:\n  - /v2/base_text_only_task\n  - _self_\n"
+        "optimization:\n  max_update: 2000000\n",
         encoding="utf-8",
     )
     result = compose("longer", ["task.data=/x"], str(tmp_path))

@@ -1,4 +1,4 @@
-"""Every recipe composes, and its numbers are the published ones (the tables of the reference's YAML files)."""
+"""Every recipe composes, and its numbers are the published ones (the reference's YAML files)."""
 
 from __future__ import annotations
 
@@ -99,19 +99,23 @@ PRETRAINING = {
 def test_pretraining_numbers(name: str) -> None:
     want, recipe = PRETRAINING[name], composed(f"v2/{name}").recipe
     task, model = recipe.task, recipe.model
-    assert isinstance(task, MaskedLMTask) and isinstance(model, Data2VecMultiConfig)
+    assert isinstance(task, MaskedLMTask)
+    assert isinstance(model, Data2VecMultiConfig)
     assert (task.sample_break_mode, task.tokens_per_sample) == ("none", 512)
 
     assert (recipe.world_size(), recipe.dataset.batch_size, recipe.update_freq_for_epoch(1)) == (
         want.world, want.batch, 1,
     )  # fmt: skip
     assert recipe.micro_batches() * want.batch * task.tokens_per_sample == 32768
-    assert recipe.dataset.disable_validation and recipe.valid_subsets() == []
+    assert recipe.dataset.disable_validation
+    assert recipe.valid_subsets() == []
     assert (recipe.optimization.max_update, recipe.optimization.clip_norm) == (want.updates, 1.0)
-    assert recipe.common.fp16 and recipe.common.min_loss_scale == want.min_loss_scale
+    assert recipe.common.fp16
+    assert recipe.common.min_loss_scale == want.min_loss_scale
     assert (recipe.checkpoint.save_interval_updates, recipe.checkpoint.keep_interval_updates) == (50_000, 1)
 
-    assert isinstance(recipe.optimizer, Composite) and recipe.optimizer.dynamic_groups is want.dynamic
+    assert isinstance(recipe.optimizer, Composite)
+    assert recipe.optimizer.dynamic_groups is want.dynamic
     assert component_name(recipe.lr_scheduler) == "pass_through"
     groups = recipe.parameter_groups()
     assert tuple(groups) == want.groups
@@ -121,21 +125,25 @@ def test_pretraining_numbers(name: str) -> None:
         assert group.lr_scheduler == CosineSchedule(warmup_updates=4000, max_update=want.updates)
 
     assert (model.depth, model.embed_dim, model.num_heads) == (want.depth, want.width, want.heads)
-    assert model.average_top_k_layers == want.depth and model.clone_batch == 8
+    assert model.average_top_k_layers == want.depth
+    assert model.clone_batch == 8
     assert model.layer_norm_target_layer is want.layer_norm_layer
     assert model.instance_norm_target_layer is want.instance_norm_layer
     assert model.instance_norm_targets is want.instance_norm_targets
-    assert not model.layer_norm_targets and not model.batch_norm_target_layer
+    assert not model.layer_norm_targets
+    assert not model.batch_norm_target_layer
     assert (model.loss_beta, model.loss_scale) == (want.beta, 1.0)
     assert (model.ema_decay, model.ema_end_decay, model.ema_anneal_end_step) == (0.9999, 0.99999, 100_000)
-    assert model.ema_encoder_only and model.decoder_group is (len(want.groups) == 2)
+    assert model.ema_encoder_only
+    assert model.decoder_group is (len(want.groups) == 2)
     assert (model.encoder_dropout, model.attention_dropout, model.post_mlp_drop) == (0.1, 0.1, 0.1)
     assert (model.activation_dropout, model.layerdrop, model.norm_eps) == (0.0, 0.0, 1e-5)
     assert (model.min_target_var, model.min_pred_var) == (0.1, 0.01)
     assert (model.max_update, model.seed) == (want.updates, 1)
 
     text = model.modalities.text
-    assert text is not None and text.decoder is not None
+    assert text is not None
+    assert text.decoder is not None
     assert (text.mask_prob, text.mask_length, text.prenet_depth, text.dropout) == (want.mask, 1, 0, 0.1)
     decoder = text.decoder
     assert (decoder.decoder_dim, decoder.decoder_groups, decoder.decoder_kernel) == (768, 1, 9)
@@ -169,7 +177,8 @@ GLUE = {
 def test_glue_numbers(name: str) -> None:
     want, recipe = GLUE[name], composed(f"v2/text_finetuning/{name}").recipe
     task, model, criterion = recipe.task, recipe.model, recipe.criterion
-    assert isinstance(task, SentencePredictionTask) and isinstance(model, TextClassification)
+    assert isinstance(task, SentencePredictionTask)
+    assert isinstance(model, TextClassification)
     assert isinstance(criterion, SentencePredictionCriterion)
     assert (task.num_classes, task.init_token, task.separator_token, task.max_positions) == (
         want.classes, 0, 2, 512,
@@ -184,7 +193,8 @@ def test_glue_numbers(name: str) -> None:
     assert group.peaks == (want.lr,)
     assert group.optimizer == Adam(adam_betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.1)
     assert group.lr_scheduler == PolynomialSchedule(warmup_updates=want.warmup, total_num_update=want.updates)
-    assert recipe.checkpoint.best_checkpoint_metric == want.metric and metrics(recipe)[want.metric]
+    assert recipe.checkpoint.best_checkpoint_metric == want.metric
+    assert metrics(recipe)[want.metric]
     assert recipe.checkpoint.maximize_best_checkpoint_metric
     assert criterion.regression_target is (name == "sts_b")
     assert (recipe.common.fp16_init_scale, recipe.common.fp16_scale_window) == (4, 128)
@@ -209,7 +219,8 @@ def test_workers_and_accumulation_make_the_same_update() -> None:
 def test_update_freq_by_epoch_repeats_its_last_entry() -> None:
     recipe = composed("v2/base_text_only_task", "optimization.update_freq=[4,2]").recipe
     assert [recipe.update_freq_for_epoch(epoch) for epoch in (1, 2, 3, 50)] == [4, 2, 2, 2]
-    assert recipe.micro_batches(1) == 64 and recipe.micro_batches(9) == 32
+    assert recipe.micro_batches(1) == 64
+    assert recipe.micro_batches(9) == 32
 
 
 def test_fields_that_inherit_follow_the_command_line() -> None:
@@ -217,7 +228,8 @@ def test_fields_that_inherit_follow_the_command_line() -> None:
     assert isinstance(recipe.model, Data2VecMultiConfig)
     assert (recipe.model.max_update, recipe.model.seed) == (5000, 7)
     schedule = recipe.parameter_groups()["default"].lr_scheduler
-    assert isinstance(schedule, CosineSchedule) and schedule.max_update == 5000
+    assert isinstance(schedule, CosineSchedule)
+    assert schedule.max_update == 5000
 
 
 def test_the_learning_rate_override_reaches_every_group() -> None:

@@ -1,1 +1,1 @@
-"""Recipes: typed configuration with the reference's names, composed by Hydra, checked before anything starts."""
+"""Recipes: typed configuration with the reference's names, composed by Hydra, checked before any start."""

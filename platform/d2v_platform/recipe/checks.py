@@ -1,4 +1,4 @@
-"""What must hold between the values of a recipe. Each rule says what is wrong and what to do; all are reported."""
+"""What must hold between the values of a recipe. A rule says what is wrong and what to do; all are told."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ _AT_LEAST: dict[str, float] = {
     "dataset.curriculum": 0,
     "optimization.max_epoch": 0, "optimization.max_update": 0, "optimization.stop_time_hours": 0,
     "optimization.clip_norm": 0,
-    "checkpoint.save_interval": 1, "checkpoint.save_interval_updates": 0, "checkpoint.keep_interval_updates": -1,
-    "checkpoint.keep_last_epochs": -1, "checkpoint.keep_best_checkpoints": -1, "checkpoint.patience": -1,
+    "checkpoint.save_interval": 1, "checkpoint.save_interval_updates": 0,
+    "checkpoint.keep_interval_updates": -1, "checkpoint.keep_last_epochs": -1,
+    "checkpoint.keep_best_checkpoints": -1, "checkpoint.patience": -1,
     "distributed_training.distributed_world_size": 1,
     "platform.num_workers": 0, "platform.gpus_per_worker": 0, "platform.threads_per_worker": 1,
     "platform.max_failures": 0, "platform.max_bad_updates": 1,
@@ -170,7 +171,7 @@ def _schedule(
     recipe: Recipe, schedule: Schedule, peaks: tuple[float, ...], path: str, lr_path: str
 ) -> Iterator[Problem]:
     if len(peaks) > 1 and not isinstance(schedule, PolynomialSchedule | FixedSchedule):
-        rule = f"{component_name(schedule)} takes one rate; a rate for each epoch is for polynomial_decay and fixed"
+        rule = f"{component_name(schedule)} takes one rate; polynomial_decay and fixed take one an epoch"
         yield Problem(lr_path, list(peaks), rule)
     if isinstance(schedule, TriStageSchedule):
         yield from _tri_stage(schedule, path)
@@ -204,8 +205,8 @@ def _tri_stage(schedule: TriStageSchedule, path: str) -> Iterator[Problem]:
     if schedule.phase_ratio is None:
         steps = (schedule.warmup_steps, schedule.hold_steps, schedule.decay_steps)
         if min(steps) < 0 or schedule.decay_steps == 0:
-            yield Problem(f"{path}.decay_steps", schedule.decay_steps, "give phase_ratio, or three phases in updates "
-                          "with decay_steps > 0")  # fmt: skip
+            rule = "give phase_ratio, or three phases in updates with decay_steps > 0"
+            yield Problem(f"{path}.decay_steps", schedule.decay_steps, rule)
         return
     ratio = schedule.phase_ratio
     if len(ratio) != 3 or any(part < 0 for part in ratio) or not math.isclose(sum(ratio), 1.0, abs_tol=1e-9):
@@ -222,9 +223,12 @@ def _combination(recipe: Recipe) -> Iterator[Problem]:
     wanted = {
         MaskedLMTask: (Data2VecMultiConfig, ModelCriterion, "data2vec_multi", "model"),
         SentencePredictionTask: (
-            TextClassification, SentencePredictionCriterion, "data2vec_text_classification", "sentence_prediction",
+            TextClassification,
+            SentencePredictionCriterion,
+            "data2vec_text_classification",
+            "sentence_prediction",
         ),
-    }  # fmt: skip
+    }
     model, criterion, model_name, criterion_name = wanted[type(recipe.task)]
     task = component_name(recipe.task)
     if not isinstance(recipe.model, model):
@@ -331,8 +335,7 @@ def _platform(recipe: Recipe) -> Iterator[Problem]:
     if p.num_workers is not None and freq and recipe.world_size() >= 1:
         smallest = recipe.world_size() * min(freq)
         if p.num_workers > smallest:
-            rule = f"more workers than micro-batches of an update (W*F = {smallest}); use at most {smallest}, or raise " \
-                   "optimization.update_freq"  # fmt: skip
+            rule = f"more workers than micro-batches of an update (W*F = {smallest}); use at most {smallest}"
             yield Problem("platform.num_workers", p.num_workers, rule)
     if p.alias is not None and p.register_as is None:
         yield Problem("platform.alias", p.alias, "needs platform.register_as")

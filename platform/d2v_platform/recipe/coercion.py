@@ -1,7 +1,8 @@
 """The spellings of a value that the reference's YAML files and command lines use, made plain.
 
-``(0.9,0.98)`` as a string for a pair, one number where a list is meant, a number for a name: each is unambiguous
-once the field's type is known. Whatever is not is left as it is, and the typed reader rejects it by name.
+``(0.9,0.98)`` as a string for a pair, one number where a list is meant, a number for a name: each is
+unambiguous once the field's type is known. Whatever is not is left as it is, and the typed reader rejects it
+by name.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def parser(prog: str = "d2v train") -> argparse.ArgumentParser:
     )
     made.add_argument("--config-name", "-cn", metavar="NAME", help="the recipe (the same as NAME)")
     made.add_argument("--config-dir", "-cd", "--config-path", "-cp", metavar="DIR", dest="config_dir",
-                      help="folder of the recipe; without it our own recipes are searched. The reference's folders "
-                           "(examples/data2vec/config/v2, ...) stand for ours where they do not exist")  # fmt: skip
+                      help="folder of the recipe; without it our own recipes are searched. The reference's "
+                           "folders (examples/data2vec/...) stand for ours if they do not exist")  # fmt: skip
     made.add_argument("--multirun", "-m", action="store_true", help="commas in overrides make a sweep")
     made.add_argument(
         "--plan", action="store_true", help="print batch, accumulation, memory and FLOPs, and stop"

@@ -1,8 +1,9 @@
 """What the reference has and we treat otherwise, as tables: each entry says why.
 
-A key of the reference that is accepted here either has an effect (it is a field of the schema), or stands below:
-it follows from the design (``IGNORED``: named once in the notes), is another spelling (``ALIASES``), must agree
-with another field (``SAME_AS``), or is supported with one value only (``ONLY``). Nothing is dropped in silence.
+A key of the reference that is accepted here either has an effect (it is a field of the schema), or stands
+below: it follows from the design (``IGNORED``: named once in the notes), is another spelling (``ALIASES``),
+must agree with another field (``SAME_AS``), or is supported with one value only (``ONLY``). Nothing is
+dropped in silence.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ _PRECISION = "see platform.precision: fp32 weights with autocast, and a scaler f
 _MODEL_MASKS = "the data2vec 2.0 model masks by itself (model.modalities.text.mask_prob)"
 _PLASMA = "data sets are memory-mapped"
 _SHARDED = "sharding is not a property of the recipe"
+_RESET = "other weights always start a new run; a resumed run takes everything over"
 _GENERATION = "generation and scoring belong to other models of the reference"
 
 # Accepted without effect: dotted pattern -> reason.
@@ -67,10 +69,10 @@ IGNORED: dict[str, str] = {
     "optimizer.groups.*.lr_scheduler.lr": "the group's lr or lr_float decides",
     "optimizer.groups.*.lr_scheduler.lr_shrink": "only used with force_anneal",
     "lr_scheduler.lr_shrink": "only used with force_anneal",
-    "checkpoint.reset_dataloader": "other weights always start a new run; a resumed run takes everything over",
-    "checkpoint.reset_lr_scheduler": "other weights always start a new run; a resumed run takes everything over",
-    "checkpoint.reset_meters": "other weights always start a new run; a resumed run takes everything over",
-    "checkpoint.reset_optimizer": "other weights always start a new run; a resumed run takes everything over",
+    "checkpoint.reset_dataloader": _RESET,
+    "checkpoint.reset_lr_scheduler": _RESET,
+    "checkpoint.reset_meters": _RESET,
+    "checkpoint.reset_optimizer": _RESET,
     "checkpoint.no_last_checkpoints": "the last checkpoint is always kept, for resuming",
     "checkpoint.write_checkpoints_asynchronously": "checkpoints are always written asynchronously",
     "checkpoint.load_checkpoint_on_all_dp_ranks": "every worker reads what it needs",
@@ -275,7 +277,7 @@ RECIPES_NOT_BUILT: dict[str, dict[str, str]] = {
 
 
 def reference_folder(path: str) -> str | None:
-    """Our folder for a ``--config-dir`` of the reference, whatever stands before ``examples/``; else ``None``."""
+    """Our folder for a ``--config-dir`` of the reference, whatever precedes ``examples/``; else ``None``."""
     parts = path.replace("\\", "/").rstrip("/").split("/")
     if "examples" not in parts:
         return None

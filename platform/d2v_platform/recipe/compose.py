@@ -1,9 +1,9 @@
 """A recipe file and the command line become one typed recipe.
 
-Files of our tree, and users' files with a Hydra ``defaults`` list, go through Hydra's compose API. A file of the
-reference is read by OmegaConf alone: Hydra 1.3 would put one with the header ``# @package _group_`` under a key
-``_group_``. Both end as a plain mapping; overrides, references and checks are the same for both, so that
-everything that is wrong is said at once.
+Files of our tree, and users' files with a Hydra ``defaults`` list, go through Hydra's compose API. A file of
+the reference is read by OmegaConf alone: Hydra 1.3 would put one with the header ``# @package _group_`` under
+a key ``_group_``. Both end as a plain mapping; overrides, references and checks are the same for both, so
+that everything that is wrong is said at once.
 """
 
 from __future__ import annotations
@@ -40,12 +40,10 @@ from .schema import Recipe
 
 _HYDRA_LOCK = threading.Lock()  # Hydra's state is one global object
 _OLD_ENV = re.compile(r"\$\{env:")
-_REFERRED = re.compile(
-    r"\$\{([\w.]+)"
-)  # a field that takes a wrong value from another one is not wrong itself
+_REFERRED = re.compile(r"\$\{([\w.]+)")
 _GROUP_HEADER = re.compile(r"^#\s*@package\s+_group_\s*$", re.MULTILINE)
 _HAS_DEFAULTS = re.compile(r"^defaults\s*:", re.MULTILINE)
-# Text fields that name places. The working directory of a submitted job is thrown away, so they become absolute.
+# Text fields that name places. A submitted job's working directory is thrown away, so they become absolute.
 _PATHS = ("task.data", "model.model_path", "checkpoint.restore_file", "checkpoint.finetune_from_model",
           "common_eval.path", "common_eval.results_path", "platform.storage")  # fmt: skip
 
@@ -89,8 +87,8 @@ def compose(
         overrides: ``group.key=value`` in Hydra's grammar.
         config_dir: folder to look in; a path of the reference stands for our folder if it does not exist.
         multirun: ``-m``: commas make a sweep.
-        check: also check that values fit together and that mandatory ones are given; ``False`` is for showing a
-            recipe that is not complete.
+        check: also check that values fit together and that mandatory ones are given; ``False`` is for showing
+            a recipe that is not complete.
 
     Raises:
         ConfigError: everything that is wrong, together.
@@ -164,7 +162,7 @@ def load_file(file: RecipeFile) -> LoadedFile:
 
 
 def _hydra_load(file: RecipeFile) -> DictConfig:
-    """Compose a file through Hydra; a user's own file may build on ours by ``defaults: [/v2/..., _self_]``."""
+    """Compose a file through Hydra; a user's file may build on ours by ``defaults: [/v2/..., _self_]``."""
     root = config_root().resolve()
     folder = root if file.ours else file.path.parent
     search = [] if file.ours else [f"hydra.searchpath=['{root.as_uri()}']"]
@@ -190,7 +188,7 @@ def _with_overrides(
 def _check(
     tree: Mapping[str, Any], overrides: Sequence[Override], recipe: Recipe | None, known: Sequence[Problem]
 ) -> list[Problem]:
-    """What does not fit together, also beside values that could not be read: those are left out for the check."""
+    """What does not fit together, also beside values that could not be read: those are left out here."""
     wrong = {problem.field.lstrip("~") for problem in known}
     good = [o for o in overrides if not any(f"{field}.".startswith(f"{o.key}.") for field in wrong)]
     if len(good) < len(overrides) or recipe is None:
@@ -221,7 +219,7 @@ def _apply(tree: dict[str, Any], override: Override, problems: list[Problem], no
 
 
 def _choose(tree: dict[str, Any], group: str, name: str, notes: list[str]) -> None:
-    """``group=name``: another component. What the file says for the old one stays where the new one knows it."""
+    """``group=name``: another component. What the file says for the old one stays if the new one knows it."""
     node = tree.get(group) if isinstance(tree.get(group), dict) else {}
     old = {key: value for key, value in (node or {}).items() if key != "_name"}
     cls = CHOICES[group].get(name)
@@ -252,9 +250,9 @@ def _recipe(tree: dict[str, Any], problems: list[Problem], notes: list[str]) -> 
     recipe = Recipe.read(full, found)
     wrong = {problem.field for problem in found}
     sources = flatten(filled) | {problem.field: problem.value for problem in unresolved}
-    problems += [
-        p for p in found + unresolved if not wrong & set(_REFERRED.findall(str(sources.get(p.field))))
-    ]
+    for problem in found + unresolved:  # a field that takes another one's wrong value is not wrong itself
+        if not wrong & set(_REFERRED.findall(str(sources.get(problem.field)))):
+            problems.append(problem)
     return recipe
 
 
@@ -334,7 +332,9 @@ def _translate_env(node: Any) -> Any:
 def _make_absolute(full: dict[str, Any], dotted: str) -> None:
     group, name = dotted.split(".")
     node = full.get(group)
-    value = node.get(name) if isinstance(node, Mapping) else None
+    if not isinstance(node, dict):
+        return
+    value = node.get(name)
     if not isinstance(value, str) or value in ("", MISSING, Checkpoint.restore_file) or _is_uri(value):
         return
     parts = value.split(":") if dotted == "task.data" else [value]

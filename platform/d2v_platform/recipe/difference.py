@@ -15,7 +15,7 @@ from .schema import Recipe
 
 # Not part of what is computed. The data path is free too: data sets are compared by their fingerprints.
 _NOT_COMPUTED = ("platform.", "task.data")
-# Further fields that a resumed run may change: they say what is logged, kept or predicted, and how long to go on.
+# Further fields that a resumed run may change: what is logged, kept or predicted, and how long to go on.
 _FREE_TO_CHANGE = frozenset({
     "common.log_interval",
     "dataset.num_workers",
@@ -68,9 +68,9 @@ def digest(recipe: Recipe | Mapping[str, Any]) -> str:
 def resume_differences(old: Recipe | Mapping[str, Any], new: Recipe | Mapping[str, Any]) -> dict[str, Change]:
     """The changed fields that forbid going on with a run under its old name.
 
-    Free are the platform's resources (not the precision), the path of the data (its fingerprint decides), logging,
-    loading and the keeping of checkpoints, and how the micro-batches of an update split into workers and
-    accumulation (W*F) as long as their product stays.
+    Free are the platform's resources (not the precision), the path of the data (its fingerprint decides),
+    logging, loading and the keeping of checkpoints, and how the micro-batches of an update split into workers
+    and accumulation (W*F) as long as their product stays.
     """
     changes = _changes(old, new)
     if _micro_batches(old) == _micro_batches(new):

@@ -25,7 +25,7 @@ class RecipeFile:
 def config_root() -> Path:
     """Our tree of recipes: the checkout's ``configs/`` if there is one, else the copy inside the wheel.
 
-    The checkout comes first: an editable install leaves a copy in site-packages that the next edit makes stale.
+    The checkout comes first: an editable install leaves a copy in site-packages, stale after the next edit.
 
     Raises:
         Data2VecError: neither is there.

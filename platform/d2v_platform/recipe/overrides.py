@@ -1,8 +1,8 @@
 """``group.key=value`` on the command line, parsed by Hydra's grammar.
 
-Three additions: a value that the grammar cannot read because of characters such as ``(``, ``=`` or ``~`` is taken
-as plain text, so that paths need no quoting; fields that are lists of names separated by commas stay text; and
-commas sweep under ``-m`` only.
+Three additions: a value that the grammar cannot read because of characters such as ``(``, ``=`` or ``~`` is
+taken as plain text, so that paths need no quoting; fields that are lists of names separated by commas stay
+text; and commas sweep under ``-m`` only.
 """
 
 from __future__ import annotations

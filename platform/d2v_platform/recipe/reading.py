@@ -60,7 +60,7 @@ def fill_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_nodes(values: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    """The dataclass of each group from a complete mapping; ``None`` for a component that is missing or unknown."""
+    """The dataclass of each group from a complete mapping; ``None`` for a missing or unknown component."""
     unknown: list[str] = []
     nodes: dict[str, Any] = {}
     for group, cls in GROUPS.items():

@@ -125,8 +125,8 @@ def load_sweep(name: str, overrides: Sequence[str] = (), config_dir: str | None 
 
     Args:
         name: a file of ``configs/sweep`` without its ending, or the path of a YAML file.
-        overrides: of the definition (``grid.lr=[1e-5]``, ``fixed.common.log_interval=10``) and of every trial's
-            recipe (``task.data=/glue``); a comma list of a recipe's field becomes a dimension of the grid.
+        overrides: of the definition (``grid.lr=[1e-5]``, ``fixed.common.log_interval=10``) and of every
+            trial's recipe (``task.data=/glue``); a comma list becomes a dimension of the grid.
         config_dir: folder to look in instead of ``configs/sweep``.
 
     Raises:
@@ -339,9 +339,14 @@ def _trial(
 
 
 def _grid_overrides(point: Mapping[str, Any]) -> list[Override]:
-    found = [(SHORT_NAMES.get(key, key), value) for key, value in point.items() if key != "task"]
-    return [Override(key=key, value=[value] if key == "optimization.lr" and not isinstance(value, list) else value)
-            for key, value in found]  # fmt: skip
+    found: list[Override] = []
+    for name, value in point.items():
+        key = SHORT_NAMES.get(name, name)
+        if key == "optimization.lr" and not isinstance(value, list):
+            value = [value]
+        if name != "task":
+            found.append(Override(key=key, value=value))
+    return found
 
 
 def _data_override(d: SweepDefinition, point: Mapping[str, Any], plain: Sequence[Override]) -> list[Override]:
@@ -383,6 +388,8 @@ def _trial_name(point: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false"}.get(value, "null")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None:
+        return "null"
     return f"{value:g}" if isinstance(value, float) else str(value)
