@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -67,15 +67,15 @@ def launch(composed: Composed) -> RunResult:
         if recipe.platform.num_workers != 0:
             cluster = stack.enter_context(ray_session.connected())
         plan = make_plan(recipe, cluster)
-        _refuse_node_local(recipe, cluster)
+        refuse_node_local(recipe, cluster)
         for line in plan.lines():
             logger.info("%s", line)
-        tracker = _open_tracker(recipe, local=plan.num_workers == 0)
+        tracker = open_tracker(recipe.platform.tracking_uri, local=plan.num_workers == 0)
         stack.callback(tracker.close)
         run = _open_run(composed, tracker, plan)
         with _finishing(tracker, run.run_id) as outcome:
             summary = _train(recipe, plan, tracker, run, models)
-            tracker.call("set_tags", run.run_id, _summary_tags(summary))
+            tracker.call("set_tags", run.run_id, summary_tags(summary))
             registered = register_summary(
                 tracker, composed, run.run_id, run.folder, summary, parent_uri=models.pretrained_uri
             )
@@ -108,7 +108,7 @@ def _open_run(composed: Composed, tracker: AnyTracker, plan: Plan) -> _Run:
         experiment=platform.experiment,
         name=name,
         params=recipe.to_dict(),
-        tags=_recipe_tags(composed, plan) | dict(platform.extra_tags),
+        tags=recipe_tags(composed) | _plan_tags(plan) | dict(platform.extra_tags),
         resume_key=name,
     )
     if handle.status == "FINISHED":
@@ -158,19 +158,23 @@ def _fresh_name(recipe_name: str) -> str:
     return f"{recipe_name.rpartition('/')[2]}-{stamp}-{secrets.token_hex(2)}"
 
 
-def _recipe_tags(composed: Composed, plan: Plan) -> dict[str, str]:
+def recipe_tags(composed: Composed) -> dict[str, str]:
+    """What was trained: recipe, its digest, its difference from the named one, code."""
     changed = difference(composed.recipe, composed.base)
     return {
         "d2v.recipe": composed.named_recipe,
         "d2v.recipe_digest": digest(composed.recipe),
         "d2v.recipe_difference": json.dumps({k: [c.before, c.after] for k, c in changed.items()}),
         "d2v.code": code_version(),
-        "d2v.plan": " ".join(plan.lines()),
-        "d2v.workers": str(plan.num_workers),
     }
 
 
-def _summary_tags(summary: Summary) -> dict[str, str]:
+def _plan_tags(plan: Plan) -> dict[str, str]:
+    return {"d2v.plan": " ".join(plan.lines()), "d2v.workers": str(plan.num_workers)}
+
+
+def summary_tags(summary: Summary) -> dict[str, str]:
+    """How it ended, and the lineage that the loop found."""
     tags = {f"d2v.{key}": value for key, value in summary.facts.items()}
     return tags | {"d2v.ended": summary.reason, "d2v.bad_updates": str(summary.bad_updates)}
 
@@ -231,13 +235,40 @@ def _train(recipe: Recipe, plan: Plan, tracker: AnyTracker, run: _Run, models: R
             origin=run.lineage,
         )
     assert isinstance(tracker, RemoteTracker)
-    return _train_on_ray(recipe, plan, tracker, run, models)
+    return train_on_ray(
+        recipe, plan, tracker, run_id=run.run_id, run_folder=run.folder, models=models, lineage=run.lineage
+    )
 
 
-def _train_on_ray(
-    recipe: Recipe, plan: Plan, tracker: RemoteTracker, run: _Run, models: ResolvedModels
+def train_on_ray(
+    recipe: Recipe,
+    plan: Plan,
+    tracker: RemoteTracker,
+    *,
+    run_id: str,
+    run_folder: Path,
+    models: ResolvedModels,
+    lineage: Mapping[str, str],
+    evaluations: Path | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> Summary:
-    """A Ray Train run that restarts its workers from our newest checkpoint when one is lost."""
+    """A Ray Train run that restarts its workers from our newest checkpoint when one is lost.
+
+    Args:
+        recipe: a checked recipe.
+        plan: its workers.
+        tracker: receives rank 0's figures.
+        run_id: the MLflow run.
+        run_folder: checkpoints and exported model.
+        models: the models that the recipe names.
+        lineage: written into the exported model.
+        evaluations: file that keeps the figures of every validation (sweeps).
+        callbacks: Ray Train callbacks (a sweep's trial reports to Ray Tune).
+
+    Raises:
+        TrainingStopped: collapse or divergence.
+        Data2VecError: a user's mistake that a worker met.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -246,15 +277,16 @@ def _train_on_ray(
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     assignment = Assignment(
         recipe=recipe.to_dict(),
-        run_id=run.run_id,
-        run_folder=str(run.folder),
+        run_id=run_id,
+        run_folder=str(run_folder),
         attempt=attempt,
         tracker=tracker.name,
         threads=plan.threads,
         loader_processes=plan.loader_processes,
         model_folder=str(models.pretrained) if models.pretrained else None,
         init_from=str(models.initial) if models.initial else None,
-        origin=run.lineage,
+        origin=dict(lineage),
+        evaluations=str(evaluations) if evaluations else None,
     )
     resources: dict[str, float] = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
@@ -267,25 +299,27 @@ def _train_on_ray(
         ),
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo", timeout_s=1800),
         run_config=RunConfig(
-            name=f"{run.run_id}-{attempt}",
-            storage_path=str(run.folder / "ray"),
+            name=f"{run_id}-{attempt}",
+            storage_path=str(run_folder / "ray"),
+            callbacks=list(callbacks),
             failure_config=FailureConfig(max_failures=recipe.platform.max_failures),
         ),
     ).fit()
     returned = result.return_value
     if not isinstance(returned, dict):
-        raise Data2VecError(f"the workers of run {run.name} ended without a result: {result.error}")
+        raise Data2VecError(f"the workers of run {run_id} ended without a result: {result.error}")
     if "error" in returned:
         raise (TrainingStopped if returned.get("stopped") else Data2VecError)(returned["error"])
     return Summary(**returned)
 
 
-def _open_tracker(recipe: Recipe, local: bool) -> AnyTracker:
+def open_tracker(tracking_uri: str | None, local: bool) -> AnyTracker:
+    """The driver's tracker: in this process, or an actor beside it; runs of dead drivers are closed."""
     if local:
-        tracker: AnyTracker = LocalTracker(recipe.platform.tracking_uri)
+        tracker: AnyTracker = LocalTracker(tracking_uri)
     else:
         name = f"tracker-{secrets.token_hex(6)}"
-        tracker = RemoteTracker(name, create=True, tracking_uri=recipe.platform.tracking_uri)
+        tracker = RemoteTracker(name, create=True, tracking_uri=tracking_uri)
     for orphan in tracker.call("close_orphans"):
         logger.info("closed the run %s of a process that died (KILLED; its name resumes it)", orphan)
     return tracker
@@ -316,7 +350,7 @@ def _finishing(tracker: AnyTracker, run_id: str) -> Iterator[_Outcome]:
         tracker.call("finish", run_id, outcome.status)
 
 
-def _refuse_node_local(recipe: Recipe, cluster: ray_session.ClusterInfo | None) -> None:
+def refuse_node_local(recipe: Recipe, cluster: ray_session.ClusterInfo | None) -> None:
     """With several nodes a restarted worker may land where a node-local checkpoint is not."""
     if cluster is not None and cluster.nodes > 1 and recipe.platform.storage is None:
         rule = (

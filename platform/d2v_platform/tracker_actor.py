@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from .home import d2v_home
 from .tracking import MetricPoint, Tracker, now_ms
 
 logger = logging.getLogger(__name__)
@@ -19,9 +21,9 @@ NAMESPACE = "d2v"
 class TrackerService:
     """The tracker inside its own process; every method takes and returns plain values."""
 
-    def __init__(self, tracking_uri: str | None) -> None:
+    def __init__(self, tracking_uri: str | None, home: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
-        self.tracker = Tracker(tracking_uri)
+        self.tracker = Tracker(tracking_uri, Path(home))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call one of the tracker's methods."""
@@ -62,7 +64,8 @@ class RemoteTracker:
             actor = ray.remote(TrackerService).options(
                 name=name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here, max_concurrency=8
             )
-            self._actor = actor.remote(tracking_uri)
+            # The cluster may have been started with another home than the driver's.
+            self._actor = actor.remote(tracking_uri, str(d2v_home()))
         else:
             self._actor = ray.get_actor(name, namespace=NAMESPACE)
         self._pending: list[Any] = []
@@ -84,6 +87,10 @@ class RemoteTracker:
         self._pending.append(self._actor.call.remote("log", run_id, list(points)))
         if len(self._pending) > 64:
             self.settle()
+
+    def send(self, method: str, *args: Any, **kwargs: Any) -> None:
+        """Call a tracker method without waiting for it; :meth:`settle` waits and raises what it raised."""
+        self._pending.append(self._actor.call.remote(method, *args, **kwargs))
 
     def settle(self) -> None:
         """Return when everything sent so far is in the tracker's disk queue."""
@@ -116,7 +123,7 @@ class LocalTracker:
     """The same interface around a tracker in this process: local mode, without Ray."""
 
     def __init__(self, tracking_uri: str | None) -> None:
-        self._service = TrackerService(tracking_uri)
+        self._service = TrackerService(tracking_uri, str(d2v_home()))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a tracker method."""

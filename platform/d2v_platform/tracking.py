@@ -172,6 +172,7 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         parent_run_id: str | None = None,
         resume_key: str | None = None,
+        reopen_finished: bool = False,
     ) -> RunHandle:
         """Create a run, or go on with an unfinished one of the same key.
 
@@ -184,6 +185,7 @@ class Tracker:
             parent_run_id: the run under which this one folds (a sweep).
             resume_key: the identity under which a later launch finds this run; ``None`` always makes a new
                 run (which can be found by ``name`` later).
+            reopen_finished: go on with a finished run too (a sweep that is extended).
 
         Raises:
             Data2VecError: the key belongs to a run that is live elsewhere.
@@ -204,7 +206,7 @@ class Tracker:
                         f"platform.run_name = {resume_key!r} is being trained by {existing.owner}; wait for "
                         "it, stop it, or choose another platform.run_name"
                     )
-                elif existing.state == "finished":
+                elif existing.state == "finished" and not reopen_finished:
                     return RunHandle(
                         existing.run_id, existing.name, existing.experiment_id, False, "FINISHED"
                     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from data2vec.errors import Data2VecError
 
+from .evaluation_log import EvaluationLog
 from .loop_state import TrainingStopped, Worker
 from .recipe.schema import Recipe
 from .tracker_actor import RemoteTracker, TrackingReporter
@@ -35,6 +36,7 @@ class Assignment:
         model_folder: the resolved pretrained model.
         init_from: the resolved model folder that a new run starts from.
         origin: lineage for the exported model.
+        evaluations: file that keeps the figures of every validation.
     """
 
     recipe: dict[str, Any]
@@ -47,15 +49,25 @@ class Assignment:
     model_folder: str | None = None
     init_from: str | None = None
     origin: dict[str, Any]
+    evaluations: str | None = None
 
 
 class RayTrainReporter(TrackingReporter):
     """Also tells Ray Train about evaluations and checkpoints; every worker reports, as Ray asks."""
 
-    def __init__(self, tracker: RemoteTracker | None, run_id: str) -> None:
+    def __init__(
+        self, tracker: RemoteTracker | None, run_id: str, evaluations: EvaluationLog | None = None
+    ) -> None:
         self._has_tracker = tracker is not None
+        self._evaluations = evaluations
         if tracker is not None:
             super().__init__(tracker, run_id)
+
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        """One point for each metric; validations also into the sweep's file."""
+        if self._evaluations is not None:
+            self._evaluations.add(update, metrics)
+        super().log(update, metrics)
 
     def flush(self) -> None:
         """Only rank 0 has anything to wait for."""
@@ -95,7 +107,11 @@ def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
         loader_processes=job.loader_processes,
     )
     note_worker(Path(job.run_folder), job.attempt, rank)
-    reporter = RayTrainReporter(RemoteTracker(job.tracker) if rank == 0 else None, job.run_id)
+    reporter = RayTrainReporter(
+        RemoteTracker(job.tracker) if rank == 0 else None,
+        job.run_id,
+        EvaluationLog(Path(job.evaluations)) if job.evaluations and rank == 0 else None,
+    )
     try:
         summary = train(
             Recipe.from_dict(job.recipe),

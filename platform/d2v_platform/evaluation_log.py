@@ -1,0 +1,46 @@
+"""The validations of a run in a small file of its own: what a sweep compares its trials by."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+_NOT_EVALUATION = ("train/", "speed/")
+
+
+class EvaluationLog:
+    """Appends validations as JSON lines, each on disk before the checkpoint that follows it.
+
+    A run that resumes may validate an update again; the later line counts, and it is equal.
+
+    Args:
+        path: the file; made when the first validation comes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, update: int, metrics: Mapping[str, float]) -> None:
+        """Keep the figures if they are a validation's."""
+        kept = {key: value for key, value in metrics.items() if not key.startswith(_NOT_EVALUATION)}
+        if not kept:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"update": update, "metrics": kept}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read(self) -> dict[int, dict[str, float]]:
+        """Metrics by update, ascending; a line that a kill cut short is passed over."""
+        found: dict[int, dict[str, float]] = {}
+        if not self.path.is_file():
+            return found
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            found[int(entry["update"])] = entry["metrics"]
+        return dict(sorted(found.items()))
