@@ -26,6 +26,8 @@ def accuracy(predictions: np.ndarray, targets: np.ndarray) -> float:
 def mcc(predictions: np.ndarray, targets: np.ndarray) -> float:
     """Matthews correlation in percent; 0 for constant predictions. Renaming the classes does not change "
     "it."""
+    if len(np.unique(predictions)) < 2 or len(np.unique(targets)) < 2:
+        return 0.0
     return 100.0 * float(sk.matthews_corrcoef(targets, predictions))
 
 

@@ -23,7 +23,7 @@ import requests
 from data2vec.data.encoding import file_sha256
 from data2vec.errors import DataError
 
-BLOCK_BYTES = 1 << 18
+BLOCK_BYTES = 1 << 16  # what a broken connection can lose at most
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
 
 
@@ -198,6 +198,8 @@ def _fetch(url: str, part: Path, progress: Progress | None, timeout_s: float) ->
                 raise _Interrupted(f"the connection ended after {have} of {total} bytes")
     except requests.exceptions.ConnectionError as error:
         raise _Interrupted(f"no connection to {urlsplit(url).hostname} ({_reason(error)})") from error
+    except requests.exceptions.ChunkedEncodingError as error:
+        raise _Interrupted("the connection broke off") from error
     except requests.exceptions.RequestException as error:
         raise _Interrupted(f"{type(error).__name__}: {_reason(error)}") from error
 

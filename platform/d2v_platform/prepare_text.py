@@ -135,10 +135,9 @@ class _Run:
         if given is not None:
             self._refuse_conflicts(given, todo)
         chunks = self._encode(todo)
-        dictionary = given if given is not None else self._built_dictionary(chunks, done)
-        if given is None and dictionary is not None:
+        dictionary = given if given is not None else self._built_dictionary(chunks)
+        if given is None:
             self._refuse_conflicts(dictionary, todo)
-        assert dictionary is not None
         if todo:
             dictionary.save(self.dest / f"{DICTIONARY_NAME}.partial")
             os.replace(self.dest / f"{DICTIONARY_NAME}.partial", self.dest / DICTIONARY_NAME)
@@ -151,7 +150,7 @@ class _Run:
             folder=self.dest,
             splits={split: reports[split] for split in self.sources},
             dictionary=dictionary.digest(),
-            vocabulary=len(dictionary.with_mask()),
+            vocabulary=len(dictionary),
             encoded_tokens=sum(r.tokens for r in self.results if not r.reused),
             reused_tokens=sum(r.tokens for r in self.results if r.reused),
             seconds=time.monotonic() - begin,
@@ -161,8 +160,8 @@ class _Run:
     def _given_dictionary(self) -> Dictionary | None:
         """The dictionary, unless it is to be built from the text."""
         if self.options.dictionary is not None:
-            return Dictionary.load(self.options.dictionary)
-        return None if self.options.build_dict else Dictionary.identity(self.bpe.size)
+            return Dictionary.load(self.options.dictionary).with_mask()
+        return None if self.options.build_dict else Dictionary.identity(self.bpe.size).with_mask()
 
     def _key(self, split: str, hashes: dict[str, str], given: Dictionary | None) -> str:
         """Everything that the split's files depend on."""
@@ -255,30 +254,24 @@ class _Run:
                 ) from error
         return {split: [job.target for job in jobs[split]] for split in todo}
 
-    def _built_dictionary(
-        self, chunks: dict[str, list[Path]], done: dict[str, TextSplitReport]
-    ) -> Dictionary | None:
-        """Count the training text; with nothing left to do the folder's own dictionary stands."""
-        if not chunks:
-            return Dictionary.load(self.dest / DICTIONARY_NAME)
+    def _built_dictionary(self, chunks: dict[str, list[Path]]) -> Dictionary:
+        """Count the training text; if that is finished, the folder's dictionary was made from it."""
         training = [path for split, paths in chunks.items() if split.startswith("train") for path in paths]
         if not training:
-            assert any(split.startswith("train") for split in done)
-            return Dictionary.load(
-                self.dest / DICTIONARY_NAME
-            )  # training is finished, so its dictionary is there
+            return Dictionary.load(self.dest / DICTIONARY_NAME).with_mask()
         counts = np.zeros(self.bpe.size + 1, dtype=np.int64)
         for path in training:
             counts += np.bincount(read_chunk(path).ids, minlength=len(counts))
         seen = {str(i): int(n) for i, n in enumerate(counts[:-1]) if n}
-        return Dictionary.from_counts(seen, threshold=self.options.threshold, max_size=self.options.max_size)
+        threshold, max_size = self.options.threshold, self.options.max_size
+        return Dictionary.from_counts(seen, threshold=threshold, max_size=max_size).with_mask()
 
     def _merge(
         self, split: str, chunks: list[Path], dictionary: Dictionary, key: str, sha256: str
     ) -> TextSplitReport:
         """Chunks, in order, through the dictionary into the split's files."""
         lines = empty = unknown = 0
-        with IndexedTokensWriter(self.dest / split, len(dictionary.with_mask())) as writer:
+        with IndexedTokensWriter(self.dest / split, len(dictionary)) as writer:
             for path in chunks:
                 encoded = read_chunk(path)
                 ids = model_ids(encoded.ids, dictionary, self.bpe.size)
@@ -311,7 +304,7 @@ class _Run:
             "kind": "text",
             "dictionary": dictionary.digest(),
             "tokenizer": TextTokenizer(self.bpe, dictionary).digest(),
-            "vocabulary": len(dictionary.with_mask()),
+            "vocabulary": len(dictionary),
             "splits": {**kept, split: entry},
         }
         write_card(self.dest, self.card)

@@ -16,7 +16,7 @@ ALL = ["accuracy", "mcc", "f1", "acc_and_f1"]
 
 
 def test_values_by_hand() -> None:
-    # label strings; the class of "1" is 0, as in MRPC. true positives 2, false 1, false negatives 1, true negatives 2
+    # The class of label "1" is 0, as in MRPC: true positives 2, false 1; false negatives 1, true negatives 2.
     predictions, targets = [0, 0, 0, 1, 1, 1], [0, 0, 1, 0, 1, 1]
     found = sentence_metrics(predictions, targets, ["1", "0"], False, ALL)
     assert found["accuracy"] == pytest.approx(100 * 4 / 6)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,10 @@ class Dictionary:
         extra = (MASK,) if mask and MASK not in symbols else ()
         self.symbols: tuple[str, ...] = (*SPECIALS, *symbols, *extra)
         self.counts: tuple[int, ...] = (*(1,) * NUM_SPECIALS, *counts, *(1,) * len(extra))
-        # A repeated symbol (only possible with the overwrite flag) is found at its last place.
-        self._index = {symbol: i for i, symbol in enumerate(self.symbols)}
-        self.mask: int | None = self._index[MASK] if mask else None
+        self.mask: int | None = self.symbols.index(MASK) if mask else None
         self._lookup: np.ndarray | None = None
         self._digest: str | None = None
+        self._masked: Dictionary | None = self if mask else None
 
     def __len__(self) -> int:
         return len(self.symbols)
@@ -57,17 +57,21 @@ class Dictionary:
             self.mask is not None,
         )
 
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        """A repeated symbol (only possible with the overwrite flag) is found at its last place."""
+        return {symbol: i for i, symbol in enumerate(self.symbols)}
+
     def index(self, symbol: str) -> int:
         """Id of ``symbol``; 3 (``<unk>``) if it is not there."""
         return self._index.get(symbol, self.unk)
 
     def with_mask(self) -> Dictionary:
         """The same dictionary with ``<mask>`` appended: its length is the model's vocabulary."""
-        return (
-            self
-            if self.mask is not None
-            else _rebuild(self.symbols[NUM_SPECIALS:], self._stored_counts(), True)
-        )
+        if self._masked is None:
+            self._masked = _rebuild(self.symbols[NUM_SPECIALS:], self._stored_counts(), True)
+            self._masked._lookup, self._masked._digest = self._lookup, self._digest  # <mask> changes neither
+        return self._masked
 
     def digest(self) -> str:
         """SHA-256 over the order of the symbols: the "dictionary hash" of cards, models and checks.

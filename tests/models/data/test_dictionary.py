@@ -6,10 +6,11 @@ import pickle
 from pathlib import Path
 
 import pytest
-from data2vec.data.dictionary import Dictionary
-from data2vec.errors import DataError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from data2vec.data.dictionary import Dictionary
+from data2vec.errors import DataError
 
 SYMBOLS = st.lists(st.integers(0, 50256).map(str), min_size=1, max_size=30, unique=True)
 
@@ -42,7 +43,9 @@ def test_counts_are_sorted_with_ties_in_string_order_and_padded_to_eight() -> No
 
 @settings(max_examples=50, deadline=None)
 @given(SYMBOLS, st.booleans())
-def test_round_trip_through_the_file(tmp_path_factory: pytest.TempPathFactory, symbols: list[str], mask: bool) -> None:
+def test_round_trip_through_the_file(
+    tmp_path_factory: pytest.TempPathFactory, symbols: list[str], mask: bool
+) -> None:
     path = tmp_path_factory.mktemp("dict") / "dict.txt"
     words = Dictionary(symbols, range(len(symbols)))
     (words.with_mask() if mask else words).save(path)
@@ -76,7 +79,9 @@ def test_a_file_that_already_holds_mask_is_not_given_a_second(tmp_path: Path) ->
 
 
 def test_the_overwrite_flag_of_the_reference(tmp_path: Path) -> None:
-    (tmp_path / "dict.txt").write_text("13 5\n<s> 7 #fairseq:overwrite\n13 1 #fairseq:overwrite\n", encoding="utf-8")
+    (tmp_path / "dict.txt").write_text(
+        "13 5\n<s> 7 #fairseq:overwrite\n13 1 #fairseq:overwrite\n", encoding="utf-8"
+    )
     words = Dictionary.load(tmp_path / "dict.txt")
     assert len(words) == 7
     assert words.index("13") == 6
@@ -95,7 +100,8 @@ def test_every_malformed_line_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "is empty"), (b"13 5\n\xff 4\n", "byte 5 is not UTF-8"), (None, "does not exist")]
+    ("content", "message"),
+    [(b"", "is empty"), (b"13 5\n\xff 4\n", "byte 5 is not UTF-8"), (None, "does not exist")],
 )
 def test_unreadable_files(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "dict.txt"

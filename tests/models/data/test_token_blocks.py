@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from data2vec.data.token_blocks import BreakMode, TokenBlocks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from data2vec.data.token_blocks import BreakMode, TokenBlocks
 
 EOS = 2
 #: lines as the binarizer writes them: some tokens and eos; an empty line is eos alone
@@ -61,7 +62,7 @@ def packed(lines: list[list[int]], size: int, by_document: bool) -> list[list[in
     return out
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(LINES, st.integers(1, 20))
 def test_every_mode_follows_its_rule(lines: list[list[int]], size: int) -> None:
     flat = [t for line in lines for t in line]
@@ -71,9 +72,11 @@ def test_every_mode_follows_its_rule(lines: list[list[int]], size: int) -> None:
     assert blocks(lines, size, "complete_doc") == packed(lines, size, True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(LINES, st.integers(1, 20), st.sampled_from(["none", "complete", "eos", "complete_doc"]))
-def test_tokens_are_preserved_and_only_separators_dropped(lines: list[list[int]], size: int, mode: BreakMode) -> None:
+def test_tokens_are_preserved_and_only_separators_dropped(
+    lines: list[list[int]], size: int, mode: BreakMode
+) -> None:
     found = [t for block in blocks(lines, size, mode) for t in block]
     kept = [line for line in lines if mode != "complete_doc" or len(line) > 1]
     assert found == [t for line in kept for t in line]
