@@ -198,10 +198,7 @@ def _download_uri(uri: str, tracker: Tracker | None) -> Path:
             for path, info in sorted(filesystem.find(root, detail=True).items())
         }
     except Exception as error:
-        raise Data2VecError(
-            f"model {redact_text(uri)!r} cannot be read: {short_reason(error)}; credentials and endpoint "
-            "come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or the usual AWS files"
-        ) from error
+        raise _unreadable(uri, error) from error
     if not listing:
         raise Data2VecError(f"model {redact_text(uri)!r}: nothing lies there")
 
@@ -212,9 +209,19 @@ def _download_uri(uri: str, tracker: Tracker | None) -> Path:
             filesystem.get_file(path, str(into / inner))
 
     digest = hashlib.sha256(json.dumps([uri, listing]).encode()).hexdigest()[:24]
-    folder = _cached(tracker.home if tracker else None, f"uri-{digest}", fetch)
+    try:
+        folder = _cached(tracker.home if tracker else None, f"uri-{digest}", fetch)
+    except Exception as error:
+        raise _unreadable(uri, error) from error
     single = folder / Path(root).name
     return single if list(listing) == [root] else folder
+
+
+def _unreadable(uri: str, error: Exception) -> Data2VecError:
+    return Data2VecError(
+        f"model {redact_text(uri)!r} cannot be read: {short_reason(error)}; credentials and endpoint come "
+        "from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or the usual AWS files"
+    )
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:

@@ -225,4 +225,4 @@ class TrainingWithCrashes(RuleBasedStateMachine):
 
 
 TestTrainingWithCrashes = TrainingWithCrashes.TestCase
-TestTrainingWithCrashes.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestTrainingWithCrashes.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)

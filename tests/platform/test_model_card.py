@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from d2v_platform.model_card import CardFacts, model_card
 
 
-def facts(**more: object) -> CardFacts:
-    given: dict = {
+def facts(**more: Any) -> CardFacts:
+    given: dict[str, Any] = {
         "name": "data2vec2-text-base-cola",
         "kind": "sentence_classifier",
         "summary": "Judges whether a sentence is acceptable.",
