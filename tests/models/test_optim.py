@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -82,10 +83,17 @@ def test_adam_goes_on_from_its_state() -> None:
     run(straight, optimizer, range(6))
     first, optimizer = make(torch.ones(4))
     run(first, optimizer, range(3))
-    resumed, fresh = make(first.detach())
-    fresh.load_state_dict(optimizer.state_dict())
+    state, values = copy.deepcopy(optimizer.state_dict()), first.detach().clone()
+    resumed, fresh = make(values)
+    fresh.load_state_dict(copy.deepcopy(state))  # PyTorch adopts the tensors that it is given
     run(resumed, fresh, range(3, 6))
     assert torch.equal(straight, resumed)
+    run(first, optimizer, range(50, 60))
+    with torch.no_grad():
+        first.copy_(values)
+    optimizer.load_state_dict(state)  # back to the third step in the same optimizer
+    run(first, optimizer, range(3, 6))
+    assert torch.equal(straight, first)
 
 
 def test_each_group_has_its_settings_and_schedule() -> None:
@@ -163,6 +171,11 @@ def test_clipping_comes_after_division() -> None:
     assert norm == pytest.approx(5.0), "the norm that is logged is the one before clipping"
     expected = 1.0 / (5.0 + 1e-6)
     assert parameter.grad.tolist() == pytest.approx([3.0 * expected, 4.0 * expected], rel=1e-6)
+    parameter.grad = torch.tensor([0.0, 2e-6])
+    scale_and_clip([parameter], 1.0, 1e-6)
+    assert float(parameter.grad[1]) == pytest.approx(2e-6 / 3), (
+        "1e-6 is added to the norm, as in the reference"
+    )
 
 
 def test_nothing_to_divide() -> None:

@@ -58,6 +58,9 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean(make_config: MakeConfi
     branch = (y - x).flatten(1)
     untouched = (branch == 0).all(dim=1).float().mean()
     assert float(untouched) == pytest.approx(0.4 * 0.4, abs=0.03)  # both branches dropped
+    dropped = block._drop_path(torch.ones(4000, 1, 1))
+    assert sorted(set(dropped.flatten().tolist())) == pytest.approx([0.0, 1 / 0.6])
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.05)
     block.eval()
     assert torch.equal(block(x)[0][0], block(x)[0][1])
 

@@ -112,9 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--verbose", action="store_true", help="print every comparison and what is not compared"
     )
     options = parser.parse_args(arguments)
-    torch.set_num_threads(
-        1
-    )  # recorded models are tiny: more threads are slower
+    torch.set_num_threads(1)  # recorded models are tiny: more threads are slower
     outcomes: list[Outcome] = []
     unreadable = False
     for folder in options.folders:
