@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
+from d2v_platform.recipe import locate
 from d2v_platform.recipe.command_line import RecipeRequest, parse
 from d2v_platform.recipe.compat import reference_folder
 from d2v_platform.recipe.compose import compose
@@ -135,6 +137,43 @@ def test_a_folder_that_exists_wins_over_ours(tmp_path: Path) -> None:
     found = find_recipe("base_text_only_task", str(folder))
     assert not found.ours
     assert found.path == (folder / "base_text_only_task.yaml").resolve()
+
+
+def test_an_installed_wheel_uses_its_packaged_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site-packages" / "d2v_platform"
+    (package / "recipe").mkdir(parents=True)
+    monkeypatch.setattr(locate, "__file__", str(package / "recipe" / "locate.py"))
+    with pytest.raises(Data2VecError, match="reinstall the package"):
+        config_root()
+    (package / "_configs").mkdir()
+    assert config_root() == package / "_configs"
+    (tmp_path / "configs").mkdir()  # the checkout comes first
+    assert config_root() == tmp_path / "configs"
+
+
+def test_a_checkout_whose_path_has_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "my checkout (2)" / "configs"
+    shutil.copytree(config_root(), root)
+    for module in ("locate", "compose"):
+        monkeypatch.setattr(f"d2v_platform.recipe.{module}.config_root", lambda: root)
+    mine = tmp_path / "my recipes"
+    mine.mkdir()
+    text = "# @package _global_\ndefaults: [/v2/text_finetuning/rte, _self_]\ncommon: {seed: 4}\n"
+    (mine / "own.yaml").write_text(text, encoding="utf-8")
+    given = ["task.data=/x", "model.model_path=/m"]
+    assert compose("rte", given).source == root.resolve() / "v2/text_finetuning/rte.yaml"
+    assert compose("own", given, str(mine)).recipe.common.seed == 4
+
+
+def test_an_edited_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(config_root(), tmp_path / "configs")
+    for module in ("locate", "compose"):
+        monkeypatch.setattr(f"d2v_platform.recipe.{module}.config_root", lambda: tmp_path / "configs")
+    given = ["task.data=/x", "model.model_path=/m"]
+    assert compose("rte", given).recipe.dataset.max_tokens == 4400
+    shared = tmp_path / "configs" / "v2" / "text_finetuning" / "_glue.yaml"
+    shared.write_text(shared.read_text().replace("max_tokens: 4400", "max_tokens: 99000"), encoding="utf-8")
+    assert compose("rte", given).recipe.dataset.max_tokens == 99000
 
 
 def test_the_arguments_in_any_order() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import os
 import re
 import threading
@@ -34,7 +35,7 @@ from .coercion import coerce
 from .components import CHOICES, Composite
 from .groups import GROUPS, MISSING, Checkpoint, Optimization
 from .locate import RecipeFile, config_root, find_recipe
-from .overrides import LAUNCHER_KEYS, Override, apply, parse_overrides
+from .overrides import LAUNCHER_KEYS, Override, apply, assignment_text, parse_overrides
 from .reading import expand_names, field_type, fill_defaults, resolve_inherited
 from .schema import Recipe
 
@@ -145,15 +146,15 @@ def load_file(file: RecipeFile) -> LoadedFile:
     try:
         text = file.path.read_text(encoding="utf-8")
         foreign = _GROUP_HEADER.search(text) is not None
+        plain: Any
         if file.ours or (_HAS_DEFAULTS.search(text) and not foreign):
-            config = _hydra_load(file)
+            plain = _hydra_load(file)
         else:
-            config = OmegaConf.load(file.path)
+            plain = OmegaConf.to_container(OmegaConf.load(file.path), resolve=False)
     except (YAMLError, OmegaConfBaseException, HydraException, UnicodeDecodeError) as error:
         raise Data2VecError(f"the recipe file {file.path} cannot be read: {error}") from error
-    if isinstance(config, ListConfig) or not isinstance(config, DictConfig):
+    if not isinstance(plain, dict):
         raise Data2VecError(f"the recipe file {file.path} must hold a mapping of groups")
-    plain: Any = OmegaConf.to_container(config, resolve=False)
     if not file.ours and set(plain) == {"_group_"}:
         plain = plain["_group_"]
     tree = expand_names(_translate_env(plain))
@@ -161,19 +162,37 @@ def load_file(file: RecipeFile) -> LoadedFile:
     return LoadedFile(file=file, tree=tree, base=base.to_dict() if base is not None else None)
 
 
-def _hydra_load(file: RecipeFile) -> DictConfig:
+def _hydra_load(file: RecipeFile) -> dict[str, Any]:
     """Compose a file through Hydra; a user's file may build on ours by ``defaults: [/v2/..., _self_]``."""
     root = config_root().resolve()
-    folder = root if file.ours else file.path.parent
-    search = [] if file.ours else [f"hydra.searchpath=['{root.as_uri()}']"]
     with _HYDRA_LOCK:
-        instance = GlobalHydra.instance()
-        outer, instance.hydra = instance.hydra, None  # a program around us may use Hydra itself
-        try:
-            with initialize_config_dir(version_base="1.3", config_dir=str(folder), job_name="d2v"):
-                return hydra_compose(file.name, overrides=search)
-        finally:
-            GlobalHydra.instance().hydra = outer
+        if file.ours:
+            return copy.deepcopy(_compose_ours(root, file.name, _stamp(root)))
+        search = assignment_text("hydra.searchpath", [f"file://{root}"])
+        return _hydra_compose(file.path.parent, file.path.stem, [search])
+
+
+@functools.lru_cache(maxsize=64)
+def _compose_ours(root: Path, name: str, _files: object) -> dict[str, Any]:
+    """Composing takes a quarter of a second: sweeps and notebooks compose many times."""
+    return _hydra_compose(root, name, [])
+
+
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Changes when any YAML file below the folder does."""
+    files = [(str(path), path.stat()) for path in sorted(folder.rglob("*.yaml"))]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in files)
+
+
+def _hydra_compose(folder: Path, name: str, overrides: list[str]) -> dict[str, Any]:
+    instance = GlobalHydra.instance()
+    outer, instance.hydra = instance.hydra, None  # a program around us may use Hydra itself
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(folder), job_name="d2v"):
+            plain: Any = OmegaConf.to_container(hydra_compose(name, overrides=overrides), resolve=False)
+            return plain
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def _with_overrides(

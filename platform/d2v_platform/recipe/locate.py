@@ -64,7 +64,8 @@ def find_recipe(config_name: str, config_dir: str | None = None) -> RecipeFile:
         path = (folder / f"{name}.yaml").resolve()
         if path.is_file():
             return _recipe_file(path, root)
-        names = sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+        files = [*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]  # not deeper: the folder may be a home
+        names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in files)
         raise _unknown(name, names, f"{folder} has no {name}.yaml")
     inner = _our_folder(config_dir, root)
     if inner is None:
