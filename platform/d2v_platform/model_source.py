@@ -143,14 +143,14 @@ def _from_run(tracker: Tracker, name: str) -> ResolvedModel:
             f"model {name!r}: the run {run.info.run_name} has no model {wanted!r}; "
             f"its artifacts are: {', '.join(there) or 'none'}"
         )
-    folder = _mlflow_download(tracker, f"runs:/{run_id}/{wanted}", f"run-{run_id}-{wanted.replace('/', '-')}")
+    place = f"{str(run.info.artifact_uri).rstrip('/')}/{wanted}"
+    folder = _mlflow_download(tracker, place, f"run-{run_id}-{wanted.replace('/', '-')}")
     return _classify(folder, f"runs:/{run_id}/{wanted}")
 
 
 def _logged_model(tracker: Tracker, model_id: str) -> Path:
-    location = tracker.client.get_logged_model(model_id).artifact_location
-    local = _as_local(location)
-    return local if local else _mlflow_download(tracker, f"models:/{model_id}", model_id)
+    # Not models:/m-...: MLflow would look that up in the default store of the process, which is not ours.
+    return _mlflow_download(tracker, tracker.client.get_logged_model(model_id).artifact_location, model_id)
 
 
 def _as_local(location: str) -> Path | None:

@@ -263,14 +263,28 @@ class Tracker:
         """Wait until everything logged so far has reached MLflow; returns how much has not."""
         return self.sender.flush(run_id, timeout_s)
 
-    def finish(self, run_id: str, status: FinalStatus = "FINISHED", timeout_s: float = 30.0) -> int:
+    def finish(
+        self,
+        run_id: str,
+        status: FinalStatus = "FINISHED",
+        timeout_s: float = 30.0,
+        tags: Mapping[str, str] | None = None,
+    ) -> int:
         """End a run; what the server does not take within ``timeout_s`` is sent by a later start of d2v.
+
+        Args:
+            run_id: the run.
+            status: its last one.
+            timeout_s: how long to wait for the server.
+            tags: set before it ends.
 
         Returns:
             How many points and actions still wait.
         """
         if status not in ("FINISHED", "FAILED", "KILLED"):
             raise ValueError(f"status = {status!r} must be FINISHED, FAILED or KILLED")
+        if tags:
+            self.set_tags(run_id, tags)
         dropped = self.queue.dropped(run_id)
         if dropped:
             self.set_tags(run_id, {"d2v.metrics_dropped": str(dropped)})

@@ -30,9 +30,17 @@ def mlflow_home(mlflow_template: Path, home: Path) -> Path:
 
 
 @pytest.fixture
-def new_tracker(mlflow_home: Path) -> Iterator[Callable[..., Tracker]]:
-    """Makes trackers on the test's database; they are closed at the end."""
+def new_tracker(
+    mlflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Tracker]]:
+    """Makes trackers on the test's database; they are closed at the end.
+
+    The working directory is an empty folder that must stay empty: MLflow's default store would show there.
+    """
     made: list[Tracker] = []
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
 
     def make(**settings: Any) -> Tracker:
         made.append(Tracker(**{"home": mlflow_home, "send_interval_s": 0.05, **settings}))
@@ -41,6 +49,7 @@ def new_tracker(mlflow_home: Path) -> Iterator[Callable[..., Tracker]]:
     yield make
     for tracker in made:
         tracker.close(timeout_s=5)
+    assert list(work.iterdir()) == []
 
 
 @pytest.fixture
