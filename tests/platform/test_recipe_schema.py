@@ -105,6 +105,8 @@ def test_describe_shows_value_type_default_and_documentation() -> None:
     changed = describe(shown, changed_only=True).plain
     assert "clip_norm: 3.0" in changed
     assert "stop_min_lr" not in changed
+    assert "max_update: 1000000" in changed  # of optimization: the fields that follow it are not listed again
+    assert changed.count("max_update: 1000000") == 1
     assert "common_eval" not in changed
 
 

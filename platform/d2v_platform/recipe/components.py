@@ -95,7 +95,7 @@ class CosineSchedule:
     t_mult: float = 1.0  # each period is this much longer than the one before
     lr_period_updates: float = -1.0  # updates of the first period; -1 = max_update - warmup_updates
     lr_shrink: float = 0.1  # factor of the peak and of min_lr from one period to the next
-    max_update: int = 0  # length of the run; default: optimization.max_update
+    max_update: int = 0  # length of the run
 
 
 @dataclass(kw_only=True)
@@ -108,7 +108,7 @@ class TriStageSchedule:
     phase_ratio: tuple[float, ...] | None = None  # the three phases as fractions of max_update; sum 1
     init_lr_scale: float = 0.01  # rate at update 0 / peak
     final_lr_scale: float = 0.01  # rate after the decay / peak
-    max_update: int = 0  # length of the run; default: optimization.max_update
+    max_update: int = 0  # length of the run
 
 
 @dataclass(kw_only=True)
@@ -118,7 +118,7 @@ class PolynomialSchedule:
     warmup_updates: int = 0  # updates of linear warm-up
     end_learning_rate: float = 0.0  # rate at the end
     power: float = 1.0  # 1 = linear decay
-    total_num_update: int = 0  # update at which the decay ends; default: optimization.max_update
+    total_num_update: int = 0  # update at which the decay ends
 
 
 @dataclass(kw_only=True)

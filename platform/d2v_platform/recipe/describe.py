@@ -54,6 +54,10 @@ def describe_fields(recipe: Recipe) -> list[FieldRow]:
         node = getattr(recipe, group.name)
         rows.append(_heading(group.name, node))
         rows += _rows(node, group.name)
+    values = {row.field: row.value for row in rows}
+    for i, row in enumerate(rows):
+        if row.inherited is not None:
+            rows[i] = dataclasses.replace(row, is_default=row.value == values[row.inherited])
     return rows
 
 

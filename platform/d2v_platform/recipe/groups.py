@@ -47,8 +47,8 @@ class Dataset:
     validate_interval_updates: int = 0  # updates between validations; 0 = at epoch ends only
     validate_after_updates: int = 0  # no validation before this update
     disable_validation: bool = False  # never validate
-    max_tokens_valid: int | None = None  # as max_tokens, in validation; default: dataset.max_tokens
-    batch_size_valid: int | None = None  # as batch_size, in validation; default: dataset.batch_size
+    max_tokens_valid: int | None = None  # as max_tokens, in validation
+    batch_size_valid: int | None = None  # as batch_size, in validation
     max_valid_steps: int | None = None  # validate on this many batches only
     curriculum: int = 0  # epochs at the start without shuffling of the batches
 
