@@ -222,6 +222,7 @@ class _Run:
                     encoder_json=self.encoder_json,
                     vocab_bpe=self.vocab_bpe,
                     tokenizer=self.bpe.digest(),
+                    parent=os.getpid(),
                 )
                 for start, end in chunk_bounds(source, self.options.chunk_bytes)
             ]
@@ -230,9 +231,9 @@ class _Run:
                 stale.unlink()
         everything = [(split, job) for split in todo for job in jobs[split]]
         workers = min(self.options.workers or joblib.cpu_count(), max(len(everything), 1))
+        settings: dict[str, Any] = {"n_jobs": workers, "batch_size": 1, "return_as": "generator"}
         # An ordered generator: results arrive as they are needed and few chunks are in flight.
-        one: Any = 1  # the stubs know "auto" only
-        pool = joblib.Parallel(n_jobs=workers, backend="loky", return_as="generator", batch_size=one)
+        pool = joblib.Parallel(backend="loky", **settings)
         with _progress(self.console) as progress:
             bars = {
                 split: progress.add_task(split, total=sum(j.end - j.start for j in jobs[split]), rate="")

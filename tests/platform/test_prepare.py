@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from typer.testing import CliRunner
 
@@ -131,19 +130,25 @@ RUN = """
 import sys
 from pathlib import Path
 from d2v_platform.prepare_text import TextOptions, prepare_text
-prepare_text({"train": Path(sys.argv[1])}, Path(sys.argv[2]), TextOptions(workers=1, chunk_bytes=20000))
+prepare_text({"train": Path(sys.argv[1])}, Path(sys.argv[2]), TextOptions(workers=2, chunk_bytes=20000))
 """
 
 
 def test_a_killed_run_continues_from_its_chunks(tmp_path: Path) -> None:
     source, dest = prose(tmp_path / "a.txt", 3.0), tmp_path / "data"
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(source), str(dest)], start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(source), str(dest)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and len(list(dest.glob(".prepare/train/*.npz"))) < 5:
         assert process.poll() is None
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    workers = psutil.Process(process.pid).children()
+    process.kill()
     process.wait()
+    assert psutil.wait_procs(workers, timeout=30)[1] == []  # they leave by themselves
     assert not (dest / "train.idx").exists()
     chunks = sorted(dest.glob(".prepare/train/*.npz"))
     chunks[1].write_bytes(b"damaged")

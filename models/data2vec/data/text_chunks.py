@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 import zipfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ class ChunkJob:
     encoder_json: str | None
     vocab_bpe: str | None
     tokenizer: str  # digest of the BPE files
+    parent: int  # process whose end also ends this one
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class ChunkResult:
 
 def encode_chunk(job: ChunkJob) -> ChunkResult:
     """Encode one chunk, or keep the file of an earlier run if bytes and options are the same."""
+    if os.getpid() != job.parent:
+        _leave_with(job.parent)
     bpe = shared_bpe(job.encoder_json, job.vocab_bpe)
     begin = time.process_time()  # loading the vocabulary, once a process, is not encoding
     with job.source.open("rb") as file:
@@ -66,6 +71,18 @@ def read_chunk(path: Path) -> EncodedLines:
     """What :func:`encode_chunk` stored."""
     with np.load(path, allow_pickle=False) as stored:
         return EncodedLines(stored["ids"], stored["sizes"])
+
+
+@lru_cache(maxsize=1)
+def _leave_with(parent: int) -> None:
+    """End this process soon after its parent was killed: loky's workers would wait for more work."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stored_tokens(path: Path, key: str) -> int | None:
