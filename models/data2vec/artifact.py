@@ -82,7 +82,8 @@ def save_artifact(
         "model": model_config.to_dict(),
         "head": to_dict(head_config) if head_config is not None else None,
         "task": dict(task or {}),
-        "dictionary": tokenizer.digest() if tokenizer is not None else None,
+        "dictionary": tokenizer.dictionary.digest() if tokenizer is not None else None,
+        "tokenizer": tokenizer.digest() if tokenizer is not None else None,
         "origin": dict(origin or {}),
     }
     (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -171,7 +172,7 @@ def read_artifact(folder: Path | str) -> Artifact:
     if config.get("kind") not in ("pretrained", "sentence_classifier"):
         raise CheckpointError(f"{folder / 'config.json'}: unknown kind {config.get('kind')!r}")
     tokenizer = TextTokenizer.load(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
-    if tokenizer is not None and config.get("dictionary") not in (None, tokenizer.digest()):
+    if tokenizer is not None and config.get("tokenizer") not in (None, tokenizer.digest()):
         raise CheckpointError(f"{folder / 'tokenizer'} is not the tokenizer the model was trained with")
     head = build(SentenceHeadConfig, config["head"]) if config.get("head") else None
     model_config = Data2VecMultiConfig.from_dict(config["model"])
