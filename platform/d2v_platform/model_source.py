@@ -167,19 +167,18 @@ def _mlflow_download(tracker: Tracker, uri: str, key: str) -> Path:
     if local:
         return local
 
-    def fetch(into: Path) -> None:
+    def fetch(into: Path) -> Path:
         configure_environment()
         import mlflow.artifacts
 
+        # MLflow puts the last part of the path below the folder we gave, and says so.
         got = mlflow.artifacts.download_artifacts(
             artifact_uri=uri,
             dst_path=str(into),
             tracking_uri=tracker.tracking_uri,
             registry_uri=tracker.tracking_uri,
         )
-        if Path(got) != into:  # MLflow may put the last part of the path below the folder we gave
-            for item in Path(got).iterdir():
-                shutil.move(str(item), str(into / item.name))
+        return Path(got)
 
     return _cached(
         tracker.home, f"mlflow-{hashlib.sha256(tracker.tracking_uri.encode()).hexdigest()[:8]}-{key}", fetch
@@ -202,11 +201,12 @@ def _download_uri(uri: str, tracker: Tracker | None) -> Path:
     if not listing:
         raise Data2VecError(f"model {redact_text(uri)!r}: nothing lies there")
 
-    def fetch(into: Path) -> None:
+    def fetch(into: Path) -> Path:
         for path in listing:
             inner = path.removeprefix(root.rstrip("/")).lstrip("/") or Path(path).name
             (into / inner).parent.mkdir(parents=True, exist_ok=True)
             filesystem.get_file(path, str(into / inner))
+        return into
 
     digest = hashlib.sha256(json.dumps([uri, listing]).encode()).hexdigest()[:24]
     try:
@@ -238,8 +238,8 @@ def _filesystem(uri: str) -> tuple[Any, str]:
     return filesystem, str(root)
 
 
-def _cached(home: Path | None, key: str, fetch: Callable[[Path], None]) -> Path:
-    """``cache/models/KEY``, filled by ``fetch`` beside it and renamed: complete or invisible."""
+def _cached(home: Path | None, key: str, fetch: Callable[[Path], Path]) -> Path:
+    """``cache/models/KEY``, fetched beside it and renamed: complete or invisible."""
     folder = home_folder("cache", home) / "models"
     folder.mkdir(exist_ok=True)
     done = folder / key
@@ -247,9 +247,9 @@ def _cached(home: Path | None, key: str, fetch: Callable[[Path], None]) -> Path:
         return done
     beside = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder))
     try:
-        fetch(beside)
+        fetched = fetch(beside)
         try:
-            beside.rename(done)
+            fetched.rename(done)
         except OSError:
             if not done.is_dir():  # else another process brought the same meanwhile
                 raise

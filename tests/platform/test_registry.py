@@ -352,6 +352,20 @@ def test_names_resolve_or_list_what_exists(tracker: Tracker, run_id: str, folder
             resolve(name, tracker)
 
 
+def test_a_version_behind_a_server_is_downloaded_once(
+    tracker: Tracker, run_id: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = add(tracker, folders["classifier"], run_id)
+    monkeypatch.setattr("d2v_platform.model_source._as_local", lambda location: None)
+    found = resolve(version.uri, tracker)
+    assert tracker.home / "cache" / "models" in found.path.parents
+    assert (found.path / "check.json").is_file()
+    (found.path / "mark").touch()
+    again = resolve(version.uri, tracker)
+    assert (again.path / "mark").exists()
+    assert len(list((tracker.home / "cache" / "models").iterdir())) == 1
+
+
 def test_a_models_artifact_of_a_run_resolves(tracker: Tracker, run_id: str, folders: dict[str, Path]) -> None:
     tracker.client.log_artifacts(run_id, str(folders["classifier"]), "exported/best")
     found = resolve(f"runs:/{run_id}/exported/best", tracker)
