@@ -81,9 +81,9 @@ def train_command(arguments: Sequence[str], prog: str) -> None:
     composed = request.compose()
     if composed.sweep:
         from .recipe.sweep_definition import sweep_of
-        from .sweep import run_sweep
+        from .sweep import report_failures, run_sweep
 
-        run_sweep(sweep_of(request.config_name, request.overrides, request.config_dir))
+        report_failures(run_sweep(sweep_of(request.config_name, request.overrides, request.config_dir)))
         return
     from .launch import launch, result_lines, show_plan
 
@@ -94,11 +94,11 @@ def train_command(arguments: Sequence[str], prog: str) -> None:
         logging.getLogger(__name__).info("%s", line)
 
 
-def sweep_command(arguments: Sequence[str], prog: str) -> None:
+def sweep_command(arguments: Sequence[str], prog: str, default: str | None = None) -> None:
     """``d2v sweep NAME ...`` and ``experiments/glue_sweep.py``."""
     from .sweep import sweep_main
 
-    sweep_main(arguments, prog)
+    sweep_main(arguments, prog, default)
 
 
 def run(command: Callable[[], object]) -> None:

@@ -1,0 +1,1 @@
+"""Sweeps: many trainings on Ray Tune, compared, tabulated, and the best of each task registered."""

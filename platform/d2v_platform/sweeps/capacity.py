@@ -1,0 +1,133 @@
+"""How many trials at a time, and what each gets: derived from the cluster, never guessed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data2vec.errors import ConfigError, Problem
+
+from ..plan import make_plan
+from ..ray_session import ClusterInfo
+from ..recipe.schema import Recipe
+from ..recipe.sweep_definition import SweepDefinition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """What one trial occupies, and how many fit.
+
+    Attributes:
+        slots: trials at a time.
+        workers: training workers of a trial; 1 trains in the trial's own process.
+        cpus: CPUs of a trial, all workers together.
+        gpus: GPUs of a trial.
+        threads: PyTorch threads of a one-worker trial.
+        loaders: data-loading processes of a one-worker trial.
+        notes: choices that were made, in words.
+    """
+
+    slots: int
+    workers: int
+    cpus: float
+    gpus: float
+    threads: int
+    loaders: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What Ray Tune reserves. The driver of a multi-worker trial takes nothing that its workers need; one
+        byte of memory, because Ray refuses a request for nothing."""
+        if self.workers > 1:
+            return {"cpu": 0, "memory": 1}
+        return {"cpu": self.cpus, "gpu": self.gpus} if self.gpus else {"cpu": self.cpus}
+
+    def line(self) -> str:
+        """In words."""
+        gpus = f", {self.gpus:g} GPU" if self.gpus else ""
+        if self.workers > 1:
+            workers = f"{self.workers} Ray Train workers"
+            return f"{self.slots} at a time, each {workers} ({self.cpus:g} CPU{gpus} in all)"
+        return f"{self.slots} at a time, each {self.cpus:g} CPU{gpus}, {self.threads} threads"
+
+
+def capacity(definition: SweepDefinition, recipes: Sequence[Recipe], cluster: ClusterInfo) -> Capacity:
+    """Fit trials to a cluster.
+
+    Args:
+        definition: resources of a trial, and a bound on how many run at a time.
+        recipes: of the trials that will run.
+        cluster: what there is.
+
+    Raises:
+        ConfigError: not even one trial fits.
+    """
+    workers = max(recipe.platform.num_workers or 1 for recipe in recipes)
+    if workers > 1:
+        return _of_several_workers(definition, recipes, cluster, workers)
+    asked, first = definition.resources_per_trial, recipes[0]
+    gpus = asked.gpu if asked.gpu is not None else float(cluster.gpus > 0)
+    slots = math.floor(cluster.cpus / asked.cpu)
+    if gpus:
+        per_gpu = math.floor(1 / gpus) if gpus <= 1 else 1  # a fraction never spans two GPUs
+        slots = min(slots, int(cluster.gpus * per_gpu) if gpus <= 1 else math.floor(cluster.gpus / gpus))
+    problems: list[Problem] = []
+    if asked.cpu > cluster.cpus:
+        problems.append(
+            Problem("resources_per_trial.cpu", asked.cpu, f"the cluster has {cluster.cpus:g} CPUs")
+        )
+    if gpus > cluster.gpus:
+        problems.append(Problem("resources_per_trial.gpu", gpus, f"the cluster has {cluster.gpus:g} GPUs"))
+    if problems:
+        raise ConfigError(problems, "the sweep")
+    notes: list[str] = []
+    loaders = first.dataset.num_workers
+    if loaders and asked.cpu < 2:
+        notes.append(
+            f"dataset.num_workers {loaders} -> 0: a trial with {asked.cpu:g} CPU loads its data itself"
+        )
+        loaders = 0
+    if first.platform.num_workers == 0:
+        notes.append("platform.num_workers=0 has no effect: trials run in Ray Tune's processes")
+    return Capacity(
+        slots=_bounded(slots, definition, len(recipes)),
+        workers=1,
+        cpus=asked.cpu,
+        gpus=gpus,
+        threads=first.platform.threads_per_worker or max(1, math.floor(asked.cpu)),
+        loaders=loaders,
+        notes=tuple(notes),
+    )
+
+
+def _of_several_workers(
+    definition: SweepDefinition, recipes: Sequence[Recipe], cluster: ClusterInfo, workers: int
+) -> Capacity:
+    """Half-started trials must not hold what others need, so at most as many run as fit whole."""
+    plans = [make_plan(recipe, cluster) for recipe in recipes]
+    cpus = max(plan.cpus_per_worker * plan.num_workers for plan in plans)
+    gpus = max(plan.gpus_per_worker * plan.num_workers for plan in plans)
+    slots = math.floor(cluster.gpus / gpus if gpus else cluster.cpus / max(cpus, 1e-9))
+    if cpus > 0 and gpus:
+        slots = min(slots, math.floor(cluster.cpus / cpus))
+    if slots < 1:
+        have = f"{cluster.cpus:g} and {cluster.gpus:g}"
+        rule = f"a trial needs {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {have}"
+        raise ConfigError([Problem("platform.num_workers", workers, rule)], "the sweep")
+    return Capacity(
+        slots=_bounded(slots, definition, len(recipes)),
+        workers=workers,
+        cpus=cpus,
+        gpus=gpus,
+        threads=plans[0].threads,
+        loaders=plans[0].loader_processes,
+        notes=(
+            "resources_per_trial has no effect: each trial is a Ray Train run with platform.*_per_worker",
+        ),
+    )
+
+
+def _bounded(slots: int, definition: SweepDefinition, trials: int) -> int:
+    return max(1, min(slots, trials, definition.max_concurrent or slots))

@@ -1,0 +1,145 @@
+"""The arguments of a sweep: shared by ``d2v sweep`` and ``experiments/glue_sweep.py``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from typing import NoReturn
+
+from data2vec.errors import Data2VecError, nearest_names
+
+from ..recipe.sweep_definition import Sweep, load_sweep, sweep_names
+
+logger = logging.getLogger(__name__)
+
+_DESCRIPTION = "Run a sweep: many trainings on Ray Tune, one table, the best of each task registered."
+_EXAMPLES = """\
+examples:
+  %(prog)s glue model.model_path=models:/data2vec2-text-base@champion task.data=/glue
+  %(prog)s glue model.model_path=/model task.data=/glue 'grid.task=[cola,rte]' 'grid.lr=[1e-5]' 'grid.seed=[1]'
+  %(prog)s glue ... platform.run_name=first              a name: the same command again goes on with it
+  %(prog)s glue ... platform.run_name=first 'grid.seed=[1,2,3]'   more seeds; finished trials are not repeated
+  %(prog)s glue ... max_updates=300                      a cap of each trial's updates
+  %(prog)s glue ... scheduler.name=asha                  stop weak trials early, each task by itself
+  %(prog)s glue ... register.name=null register.alias=null        do not register the winners
+  %(prog)s glue ... resources_per_trial.gpu=0.5          two trials share a GPU
+  %(prog)s glue ... --plan                               list the trials and stop
+  %(prog)s my_sweep.yaml ...                             a copy of configs/sweep/glue.yaml, edited
+
+task.data is the folder that d2v prepare glue wrote (CoLA-bin, ...), or a raw GLUE folder (CoLA, ...), which is
+then prepared once with the model's own dictionary. Overrides are key=value in Hydra's grammar, of the definition
+(grid, fixed, select, register, scheduler, ...) or of every trial's recipe (group.key). ASHA stops runs for good;
+it does not pause and resume them.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are errors like all others of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Data2VecError(f"{message}; see {self.prog} --help")
+
+
+def sweep_main(arguments: Sequence[str], prog: str = "d2v sweep", default: str | None = None) -> None:
+    """Run the sweep that a command line asks for.
+
+    Args:
+        arguments: without the program's name.
+        prog: the program's name, for messages.
+        default: the sweep if none is named (``experiments/glue_sweep.py``).
+
+    Raises:
+        Data2VecError: a mistake in what was asked for, or trials that failed (after all others have ended).
+    """
+    sweep, plan_only = read_command(arguments, prog, default)
+    if plan_only:
+        for line in plan_lines(sweep):
+            logger.info("%s", line)
+        return
+    from .engine import run_sweep
+
+    report_failures(run_sweep(sweep))
+
+
+def report_failures(result: object) -> None:
+    """End with an error if trials failed; everything else of the sweep is done then.
+
+    Raises:
+        Data2VecError: names them.
+    """
+    from .engine import SweepResult
+
+    assert isinstance(result, SweepResult)
+    if result.failed:
+        lines = [f"  {name}: {why}" for name, why in result.failed.items()]
+        raise Data2VecError(
+            f"{len(lines)} trials have no result:\n"
+            + "\n".join(lines)
+            + "\nafter mending it, the same command with "
+            f"platform.run_name={result.name} runs the failed ones again"
+        )
+
+
+def read_command(arguments: Sequence[str], prog: str, default: str | None = None) -> tuple[Sweep, bool]:
+    """The sweep of a command line, and whether only its plan is wanted."""
+    parser = _Parser(
+        prog=prog,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    names = ", ".join(sweep_names())
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="NAME | key=value",
+        help=f"a sweep ({names}) or a file, and overrides, in any order",
+    )
+    parser.add_argument(
+        "--config-dir", "-cd", metavar="DIR", dest="config_dir", help="folder of the definition"
+    )
+    parser.add_argument("--plan", action="store_true", help="list the trials, and stop")
+    args, unknown = parser.parse_known_intermixed_args(list(arguments))
+    if unknown:
+        options = ["--config-dir", "--plan", "--help"]
+        raise Data2VecError(
+            f"unknown option {unknown[0]!r}{nearest_names(unknown[0], options) or f'; see {prog} --help'}"
+        )
+    overrides = [word for word in args.words if "=" in word or word.startswith(("~", "+"))]
+    given = [word for word in args.words if word not in overrides] or ([default] if default else [])
+    if len(given) != 1:
+        asked = f"not {', '.join(map(repr, given))}" if given else f"for example {prog} glue task.data=..."
+        raise Data2VecError(f"give one sweep, {asked} (there are: {names})")
+    return load_sweep(given[0], overrides, args.config_dir), args.plan
+
+
+def plan_lines(sweep: Sweep) -> list[str]:
+    """The trials of a sweep, and which of them are done already."""
+    from .sweep_folder import SweepFolder, identity, sweep_root
+
+    name, trials, fresh = identity(sweep, None)
+    root = sweep_root(name, trials)
+    known = {} if fresh or not root.is_dir() else SweepFolder(root).records()
+    d = sweep.definition
+    lines = [
+        f"sweep {sweep.name}{'' if fresh else f', name {name}'}: {len(trials)} trials, {d.scheduler.name}"
+    ]
+    lines += [f"note: {note}" for note in sweep.notes]
+    for trial in trials:
+        metric, _ = sweep.metric(trial)
+        record = known.get(trial.name)
+        state = record.result.status if record is not None and record.result is not None else "to run"
+        updates = trial.recipe.optimization.max_update or "-"
+        lines.append(f"  {trial.name:<32} {state:<9} updates {updates}, {metric}, {trial.recipe.task.data}")
+    gpu = (
+        "1 GPU if there are any"
+        if d.resources_per_trial.gpu is None
+        else f"{d.resources_per_trial.gpu:g} GPU"
+    )
+    lines.append(f"each {d.resources_per_trial.cpu:g} CPU, {gpu}; as many at a time as the cluster holds")
+    lines.append(
+        f"winners: {d.register.name or 'not registered'}{f'@{d.register.alias}' if d.register.alias else ''}"
+    )
+    return lines

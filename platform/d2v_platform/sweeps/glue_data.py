@@ -1,0 +1,113 @@
+"""``task.data`` as a raw GLUE folder: its tasks are prepared once, with the model's own dictionary."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from data2vec.artifact import read_artifact
+from data2vec.data.encoding import file_sha256
+from data2vec.data.glue import GLUE_TASKS, GlueTask, prepare_task
+from data2vec.data.tokenizer import TextTokenizer
+from data2vec.errors import ConfigError, Problem
+
+from ..home import home_folder
+from ..recipe.components import SentencePredictionTask
+from ..recipe.sweep_definition import Trial
+
+logger = logging.getLogger(__name__)
+
+
+class RawGlue:
+    """Turns a trial's missing ``<TASK>-bin`` folder into one prepared from the raw folder beside it.
+
+    Args:
+        data_folders: the definition's: task -> folder below ``task.data``.
+    """
+
+    def __init__(self, data_folders: Mapping[str, str]) -> None:
+        self._folders = dict(data_folders)
+        self._tokenizers: dict[Path, TextTokenizer] = {}
+        self._prepared: dict[tuple[str, str, str], Path] = {}
+
+    def prepared(self, trial: Trial, model: Path | None) -> Trial:
+        """The trial with ``task.data`` at prepared data.
+
+        Args:
+            trial: may name a folder that does not exist.
+            model: its model folder, whose tokenizer prepares raw data.
+
+        Raises:
+            ConfigError: neither prepared nor raw data is there.
+            DataError: the raw files are damaged.
+        """
+        task = GLUE_TASKS.get(str(trial.values.get("task")))
+        node = trial.recipe.task
+        folder = Path(node.data)
+        named = self._folders.get(str(trial.values.get("task")))
+        if (
+            task is None
+            or folder.is_dir()
+            or folder.name != named
+            or not isinstance(node, SentencePredictionTask)
+        ):
+            return trial
+        root = folder.parent
+        if not (root / task.folder).is_dir():
+            there = "" if root.is_dir() else f"; {root} does not exist"
+            rule = (
+                f"there is neither {named} (written by d2v prepare glue) nor the raw folder {task.folder} "
+                f"in it{there}; leave {task.name} out with grid.task=[...] or add its data"
+            )
+            raise ConfigError([Problem("task.data", str(root), rule)])
+        if model is None:
+            return trial
+        made = dataclasses.replace(node, data=str(self._prepare(task, root, model)))
+        overrides = (
+            *(o for o in trial.overrides if not o.startswith("task.data=")),
+            f"task.data='{made.data}'",
+        )
+        return dataclasses.replace(
+            trial, recipe=dataclasses.replace(trial.recipe, task=made), overrides=overrides
+        )
+
+    def _prepare(self, task: GlueTask, root: Path, model: Path) -> Path:
+        key = (task.name, str(root), str(model))
+        if key not in self._prepared:
+            tokenizer = self._tokenizer(model)
+            place = home_folder("cache") / "glue" / _content_key(task, root, tokenizer)
+            done = place / task.bin_folder
+            if done.is_dir():
+                logger.info("%s: raw files of %s, prepared before in %s", task.name, root / task.folder, done)
+            else:
+                logger.info(
+                    "%s: preparing the raw files of %s with the model's dictionary",
+                    task.name,
+                    root / task.folder,
+                )
+                report = prepare_task(task, root, place, tokenizer)
+                kept = ", ".join(f"{name} {split.kept}" for name, split in report.splits.items())
+                logger.info("%s: %s rows (%d dropped) in %s", task.name, kept, report.dropped, done)
+            self._prepared[key] = done
+        return self._prepared[key]
+
+    def _tokenizer(self, model: Path) -> TextTokenizer:
+        if model not in self._tokenizers:
+            tokenizer = read_artifact(model).tokenizer
+            if tokenizer is None:
+                rule = "has no tokenizer, so raw GLUE files cannot be prepared with it; run d2v prepare glue"
+                raise ConfigError([Problem("model.model_path", str(model), rule)])
+            self._tokenizers[model] = tokenizer
+        return self._tokenizers[model]
+
+
+def _content_key(task: GlueTask, root: Path, tokenizer: TextTokenizer) -> str:
+    """Hash of the dictionary and of the raw files: other files or another dictionary are prepared anew."""
+    digest = hashlib.sha256(tokenizer.digest().encode())
+    for split in task.splits:
+        path = root / task.folder / split.file
+        digest.update(f"|{split.file}:{file_sha256(path) if path.is_file() else 'none'}".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,150 @@
+"""Before the first trial: models brought here once, raw GLUE prepared once, every mistake found at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data2vec.errors import ConfigError, Data2VecError, Problem
+
+from ..launch import code_version
+from ..preflight import ResolvedModels, preflight, resolve_models
+from ..recipe.checks import metrics as reported_metrics
+from ..recipe.components import MaskedLMTask
+from ..recipe.schema import Recipe
+from ..recipe.sweep_definition import Sweep, Trial
+from ..tasks import sentence_prediction, text_pretraining
+from .glue_data import RawGlue
+from .results import StoredTrial
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_trials(sweep: Sweep, trials: Sequence[Trial]) -> list[StoredTrial]:
+    """Check every trial against its data and model, without starting anything.
+
+    Args:
+        sweep: for its data folders and the metric that decides.
+        trials: its trials, without the sweep's name.
+
+    Raises:
+        ConfigError: every task whose data or model is missing or does not fit, together.
+    """
+    problems: list[Problem] = []
+    raw = RawGlue(sweep.definition.data_folders)
+    models = _Models()
+    checked: dict[str, dict[str, str]] = {}
+    code = code_version()
+    ready: list[StoredTrial] = []
+    for trial in trials:
+        trial = _deciding_metric(sweep, trial)
+        try:
+            found = models.of(trial.recipe)
+            trial = raw.prepared(trial, found.pretrained)
+            key = _data_key(trial.recipe, found)
+            if key not in checked:
+                checked[key] = {}
+                preflight(trial.recipe, found.pretrained)
+                checked[key] = _fingerprints(trial.recipe)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        except Data2VecError as error:
+            problems.append(
+                Problem(str(trial.values.get("task", trial.named_recipe)), trial.recipe.task.data, str(error))
+            )
+            continue
+        ready.append(
+            StoredTrial(
+                trial=trial,
+                model=str(found.pretrained) if found.pretrained else None,
+                model_uri=found.pretrained_uri,
+                model_sha256=models.sha256(found.pretrained),
+                initial=str(found.initial) if found.initial else None,
+                data=checked[key],
+                code=code,
+            )
+        )
+    if problems:
+        unique = {(p.field, repr(p.value), p.rule): p for p in problems}
+        raise ConfigError(list(unique.values()), f"the sweep {sweep.name}")
+    return ready
+
+
+def _deciding_metric(sweep: Sweep, trial: Trial) -> Trial:
+    """``select.metric`` also decides which weights a run keeps: those are registered."""
+    wanted, rules = sweep.definition.select.metric, trial.recipe.checkpoint
+    if wanted is None or wanted == rules.best_checkpoint_metric:
+        return trial
+    maximize = reported_metrics(trial.recipe)[wanted]
+    rules = dataclasses.replace(
+        rules, best_checkpoint_metric=wanted, maximize_best_checkpoint_metric=maximize
+    )
+    overrides = (
+        *trial.overrides,
+        f"checkpoint.best_checkpoint_metric={wanted}",
+        f"checkpoint.maximize_best_checkpoint_metric={str(maximize).lower()}",
+    )
+    return dataclasses.replace(
+        trial, recipe=dataclasses.replace(trial.recipe, checkpoint=rules), overrides=overrides
+    )
+
+
+class _Models:
+    """Models by their names, each resolved and hashed once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, ResolvedModels | Data2VecError] = {}
+        self._hashes: dict[Path, str] = {}
+
+    def of(self, recipe: Recipe) -> ResolvedModels:
+        """The models that a recipe names."""
+        rules = recipe.checkpoint
+        names: list[Any] = [
+            getattr(recipe.model, "model_path", None),
+            rules.restore_file,
+            rules.finetune_from_model,
+        ]
+        # A reference .pt is read with the dictionary beside it, or else with the data's.
+        names.append(recipe.task.data if str(names[0]).endswith(".pt") else None)
+        key = json.dumps(names)
+        if key not in self._found:
+            try:
+                self._found[key] = resolve_models(recipe)
+            except Data2VecError as error:
+                if not isinstance(error, ConfigError):
+                    error = ConfigError([Problem("model.model_path", names[0], str(error))])
+                self._found[key] = error
+        found = self._found[key]
+        if isinstance(found, Data2VecError):
+            raise found
+        return found
+
+    def sha256(self, folder: Path | None) -> str | None:
+        """Hash of the weights."""
+        if folder is None:
+            return None
+        if folder not in self._hashes:
+            with (folder / "model.safetensors").open("rb") as file:
+                self._hashes[folder] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._hashes[folder]
+
+
+def _data_key(recipe: Recipe, models: ResolvedModels) -> str:
+    """Trials that open the same data in the same way need one check."""
+    plain = recipe.to_dict()
+    return json.dumps(
+        [str(models.pretrained), plain["task"], plain["dataset"], plain["criterion"]], sort_keys=True
+    )
+
+
+def _fingerprints(recipe: Recipe) -> dict[str, str]:
+    pretraining = isinstance(recipe.task, MaskedLMTask)
+    opened = text_pretraining.open_subset if pretraining else sentence_prediction.open_subset
+    subsets = [recipe.dataset.train_subset, *recipe.valid_subsets()]
+    return {subset: opened(recipe, subset).fingerprint() for subset in subsets}

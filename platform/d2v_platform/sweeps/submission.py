@@ -1,0 +1,148 @@
+"""The GLUE test server's files: the winners' predictions of the test splits."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data2vec.data.glue import GLUE_TASKS, GlueTask, write_submission
+from data2vec.errors import Data2VecError
+
+from ..recipe.components import SentencePredictionTask
+from ..recipe.schema import Recipe
+from .capacity import Capacity
+from .results import StoredTrial
+from .selection import Choice
+
+logger = logging.getLogger(__name__)
+
+ZIP_NAME = "glue_submission.zip"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions of one split, a row of the test file each.
+
+    Attributes:
+        values: class ids, or scores.
+        labels: label of each class id; empty for regression.
+        truncated: rows that were too long for the model.
+    """
+
+    values: list[float]
+    labels: list[str]
+    truncated: int
+
+
+def write_test_files(choices: Sequence[Choice], folder: Path, capacity: Capacity) -> Path | None:
+    """Predict the test split of every task that has one, and write the server's files and one zip.
+
+    Args:
+        choices: winners with their exported models.
+        folder: receives ``CoLA.tsv``, ...; made here.
+        capacity: what one prediction may occupy.
+
+    Returns:
+        The zip; ``None`` if no task has a test split.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+
+    wanted = [(choice, task, split) for choice in choices for task, split in _splits(choice.record.stored)]
+    if not wanted:
+        return None
+    options: dict[str, Any] = {"num_cpus": max(1, capacity.threads)}
+    if capacity.gpus:
+        options["num_gpus"] = min(capacity.gpus, 1)
+    remote: Any = ray.remote(**options)(predict)
+    running = [
+        remote.remote(
+            choice.record.stored.trial.recipe.to_dict(), str(choice.record.model_folder), split,
+            threads=capacity.threads, gpu=capacity.gpus > 0,
+        )
+        for choice, _, split in wanted
+    ]  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for reference, (_, task, split) in zip(running, wanted, strict=True):
+        try:
+            found: Predictions = ray.get(reference)
+        except RayTaskError as error:
+            if not isinstance(error.cause, Data2VecError):
+                raise
+            logger.warning("no test file for %s: %s", task.name, error.cause)
+            continue
+        if found.truncated:
+            logger.warning(
+                "%s %s: %d rows are longer than the model takes and were cut",
+                task.name,
+                split,
+                found.truncated,
+            )
+        path = folder / task.submission[split]
+        written.append(write_submission(task, found.values, path, labels=found.labels or None))
+    if not written:
+        return None
+    archive = folder / ZIP_NAME
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in written:
+            file.write(path, path.name)
+    names = ", ".join(path.name for path in written)
+    logger.info(
+        "test-server files %s in %s (the server wants all of its tasks, WNLI and AX too)", names, archive
+    )
+    return archive
+
+
+def predict(recipe: dict[str, Any], model_folder: str, split: str, *, threads: int, gpu: bool) -> Predictions:
+    """Predict one unlabelled split, every row of it, in the order of the file."""
+    import torch
+
+    from data2vec.artifact import load
+
+    from ..tasks.sentence_prediction import open_subset
+
+    torch.set_num_threads(threads)
+    typed = Recipe.from_dict(recipe)
+    task = typed.task
+    assert isinstance(task, SentencePredictionTask)
+    full = open_subset(_with_task(typed, max_positions=10**9, shorten_method="none"), split)
+    data = open_subset(_with_task(typed, shorten_method="truncate", shorten_data_split_list=""), split)
+    classifier = load(model_folder).classifier
+    assert classifier is not None
+    device = torch.device("cuda" if gpu else "cpu")
+    classifier.to(device)
+    regression = data.regression
+    values: list[float] = [0.0] * len(data)
+    order = sorted(range(len(data)), key=lambda index: int(data.sizes[index]))
+    with torch.inference_mode():
+        for start in range(0, len(order), 32):
+            rows = order[start : start + 32]
+            batch = data.collate([data[row] for row in rows])
+            logits = classifier(batch["source"].to(device), batch["padding_mask"].to(device))
+            found = logits[:, 0] if regression else logits.argmax(-1)
+            for row, value in zip(rows, found.tolist(), strict=True):
+                values[row] = value
+    truncated = int((full.sizes > data.sizes).sum())
+    return Predictions(values, list(data.labels), truncated)
+
+
+def _with_task(recipe: Recipe, **changes: Any) -> Recipe:
+    """For reading only: no row may be dropped, whatever its length."""
+    dataset = dataclasses.replace(recipe.dataset, max_tokens_valid=None)
+    return dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, **changes), dataset=dataset)
+
+
+def _splits(stored: StoredTrial) -> list[tuple[GlueTask, str]]:
+    """The task's test splits that its data folder holds."""
+    task = GLUE_TASKS.get(stored.task)
+    node = stored.trial.recipe.task
+    if task is None or not isinstance(node, SentencePredictionTask):
+        return []
+    folder = Path(node.data) / "input0"
+    return [(task, split) for split in task.submission if (folder / f"{split}.idx").is_file()]

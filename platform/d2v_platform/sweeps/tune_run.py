@@ -1,0 +1,326 @@
+"""Running trials on Ray Tune: concurrency, early stopping, lost processes, one line an event."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import Callback
+
+from ..recipe.sweep_definition import Sweep
+from ..tracker_actor import RemoteTracker
+from .asha import PerTaskASHA, Race
+from .capacity import Capacity
+from .results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
+from .schedule import clock
+from .selection import score
+from .sweep_folder import SweepFolder, delete_weights
+from .trial import run_trial
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """One run of the driver.
+
+    Attributes:
+        name: of this launch, unique.
+        sweep: definition and metrics.
+        sweep_name: the sweep's identity.
+        folder: its state.
+        tracker: the one process that writes to MLflow.
+        parent: MLflow run of the sweep.
+        capacity: trials at a time.
+        quiet: say nothing about single trials.
+    """
+
+    name: str
+    sweep: Sweep
+    sweep_name: str
+    folder: SweepFolder
+    tracker: RemoteTracker
+    parent: str
+    capacity: Capacity
+    quiet: bool = False
+
+
+@dataclass
+class Progress:
+    """What a launch has done so far.
+
+    Attributes:
+        total: trials to run.
+        begin: seconds when Ray Tune was started.
+        first_start: seconds when the first trial began, on the same clock.
+        end: seconds when the last one ended.
+        seconds: own seconds of each ended trial, in the order in which they started.
+        slots: trials at a time.
+        interrupted: trials were left when Ray Tune returned.
+    """
+
+    total: int = 0
+    begin: float = 0.0
+    first_start: float | None = None
+    end: float = 0.0
+    started: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    slots: int = 1
+    interrupted: bool = False
+
+
+def run_trials(
+    launch: Launch,
+    todo: Sequence[StoredTrial],
+    earlier: Mapping[str, Record],
+    on_ended: Callable[[str], None],
+) -> Progress:
+    """Run trials to their ends; results are in their folders afterwards.
+
+    Args:
+        launch: where.
+        todo: the trials; what they left when they were interrupted is used.
+        earlier: the sweep's other trials, for early stopping.
+        on_ended: told the name of each trial that has ended.
+    """
+    names = [stored.name for stored in todo]
+    for stored in todo:
+        folder = launch.folder.of(stored.name)
+        stored.write(folder)
+        (folder / "result.json").unlink(missing_ok=True)
+    watch = _Watch(launch, {stored.name: stored for stored in todo}, on_ended)
+    scheduler = _scheduler(launch, todo, earlier)
+    place = launch.folder.root / "tune"
+    capacity = launch.capacity
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, capacity.resources),
+        param_space={
+            "trial": tune.grid_search(names),
+            "root": str(launch.folder.trials),
+            "tracker": launch.tracker.name,
+            "sweep": launch.sweep_name,
+            "parent": launch.parent,
+            "launch": launch.name,
+            "workers": capacity.workers,
+            "threads": capacity.threads,
+            "loaders": capacity.loaders,
+            "gpu": capacity.gpus > 0,
+        },
+        tune_config=tune.TuneConfig(
+            scheduler=scheduler,
+            max_concurrent_trials=capacity.slots,
+            reuse_actors=capacity.workers == 1,
+            trial_name_creator=_name_of,
+            trial_dirname_creator=_name_of,
+        ),
+        run_config=tune.RunConfig(
+            name=launch.name,
+            storage_path=str(place),
+            verbose=0,
+            callbacks=[watch],
+            failure_config=tune.FailureConfig(
+                max_failures=max(stored.trial.recipe.platform.max_failures for stored in todo)
+            ),
+        ),
+    )
+    watch.progress.begin = time.perf_counter()
+    try:
+        tuner.fit()
+    finally:
+        watch.progress.end = time.perf_counter()
+        watch.close_interrupted()
+        launch.tracker.settle()
+        watch.mark_closed()
+        shutil.rmtree(place / launch.name, ignore_errors=True)  # our own folder is the only truth
+    return watch.progress
+
+
+def set_environment() -> None:
+    """Switches that Ray Tune reads when it is started: no tables, no loggers of its own."""
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def _name_of(trial: Any) -> str:
+    return trial.config["trial"]
+
+
+def _scheduler(
+    launch: Launch, todo: Sequence[StoredTrial], earlier: Mapping[str, Record]
+) -> PerTaskASHA | None:
+    """ASHA if the definition asks for it; runs of earlier launches stand in its rungs."""
+    definition = launch.sweep.definition
+    if definition.scheduler.name != "asha":
+        return None
+    best = definition.select.within_run == "best"
+    known = [record for record in earlier.values() if record.over]
+    races: dict[str, Race] = {}
+    for stored in [*todo, *(record.stored for record in known)]:
+        recipe = stored.trial.recipe
+        metric, maximize = launch.sweep.metric(stored.trial)
+        key = f"{recipe.valid_subsets()[0]}/{'best_' if best else ''}{metric}"
+        races[stored.name] = Race(
+            task=stored.task, metric=key, maximize=maximize, updates=recipe.optimization.max_update
+        )
+    scheduler = PerTaskASHA(races, definition.scheduler)
+    for record in known:
+        assert record.result is not None
+        key = races[record.stored.name].metric
+        found = record.result.evaluations.items()
+        scheduler.remember(record.stored.name, {update: m[key] for update, m in found if key in m})
+    return scheduler
+
+
+class _Watch(Callback):
+    """Follows the trials: keeps the results of those that could not, ends their runs, says one line each."""
+
+    def __init__(
+        self, launch: Launch, todo: Mapping[str, StoredTrial], on_ended: Callable[[str], None]
+    ) -> None:
+        self.launch, self.todo, self.on_ended = launch, todo, on_ended
+        self.progress = Progress(total=len(todo), slots=launch.capacity.slots)
+        self._best: dict[str, float] = {}
+        self._closed: list[Path] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray Tune stores its callbacks for its own resuming, which is not used: our folder is the truth."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial's process takes it up, for the first time or again."""
+        name = trial.config["trial"]
+        now = time.perf_counter()
+        if self.progress.first_start is None:
+            self.progress.first_start = now
+        if name not in self.progress.started:
+            self.progress.started[name] = now
+            self._say("%s started (%s)", name, self._count())
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Its process was lost, and it goes on from its newest checkpoint."""
+        logger.warning(
+            "%s lost its process; it goes on from its newest checkpoint (%d of %d times)",
+            trial.config["trial"],
+            trial.num_failures,
+            self.todo[trial.config["trial"]].trial.recipe.platform.max_failures,
+        )
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It ended by itself, or the scheduler stopped it: then nobody has kept its result yet."""
+        name = trial.config["trial"]
+        folder = self.launch.folder.of(name)
+        if TrialResult.read(folder) is None:
+            evaluations = evaluation_log(folder).read()
+            self._keep(name, "stopped", evaluations, None)
+        self._ended(name)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It failed for good."""
+        name = trial.config["trial"]
+        folder = self.launch.folder.of(name)
+        if TrialResult.read(folder) is None:
+            error = str(trial.get_error() or "its process was lost").strip().splitlines()[-1]
+            told = f"{error} (after {trial.num_failures} attempts; see {folder / 'train.log'})"
+            self._keep(name, "failed", evaluation_log(folder).read(), told)
+        self._ended(name)
+
+    def close_interrupted(self) -> None:
+        """Runs of trials that did not end are KILLED; the sweep's name resumes them."""
+        for name in self.todo:
+            folder = self.launch.folder.of(name)
+            child = ChildRun.read(folder)
+            if TrialResult.read(folder) is None:
+                self.progress.interrupted = True
+                if child is not None:
+                    self.launch.tracker.send("finish", child.run_id, "KILLED", tags={"status": "interrupted"})
+
+    def mark_closed(self) -> None:
+        """The tracker has the end of these runs on disk."""
+        for folder in self._closed:
+            child = ChildRun.read(folder)
+            if child is not None:
+                ChildRun(child.run_id, closed=True).write(folder)
+
+    def _keep(
+        self, name: str, status: Any, evaluations: dict[int, dict[str, float]], error: str | None
+    ) -> None:
+        folder = self.launch.folder.of(name)
+        child = ChildRun.read(folder)
+        begin = self.progress.started.get(name, time.perf_counter())
+        TrialResult(
+            status=status,
+            run_id=child.run_id if child else None,
+            update=max(evaluations, default=0),
+            evaluations=evaluations,
+            seconds=time.perf_counter() - begin,
+            error=error,
+        ).write(folder)
+
+    def _ended(self, name: str) -> None:
+        folder = self.launch.folder.of(name)
+        result = TrialResult.read(folder)
+        assert result is not None
+        self.progress.seconds[name] = result.seconds
+        end_child(self.launch.tracker, folder, result)
+        self._closed.append(folder)
+        if result.status == "finished":
+            delete_weights(folder, model=False)
+        self._say("%s %s", name, self._outcome(name, result))
+        self.on_ended(name)
+
+    def _outcome(self, name: str, result: TrialResult) -> str:
+        stored = self.todo[name]
+        where = f"update {result.update}, {result.seconds:.0f} s"
+        if result.error is not None:
+            logger.warning("%s %s: %s", name, result.status, result.error)
+            return f"{result.status} ({where}); {self._count()}"
+        metric, maximize = self.launch.sweep.metric(stored.trial)
+        subsets = stored.trial.recipe.valid_subsets()
+        within = self.launch.sweep.definition.select.within_run
+        found = score(result, subsets[0], metric, maximize, within) if subsets else None
+        if found is None:
+            return f"{result.status} ({where}); {self._count()}"
+        pick = max if maximize else min
+        best = self._best[stored.task] = pick(self._best.get(stored.task, found.value), found.value)
+        return (
+            f"{result.status}: {metric} {found.value:.2f} ({where}); "
+            f"best of {stored.task} {best:.2f}; {self._count()}"
+        )
+
+    def _count(self) -> str:
+        done, total = len(self.progress.seconds), self.progress.total
+        text = f"{done}/{total} done"
+        if done and done < total:
+            each = sum(self.progress.seconds.values()) / done
+            text += f", eta {clock(each * (total - done) / self.progress.slots)}"
+        return text
+
+    def _say(self, text: str, *values: object) -> None:
+        if not self.launch.quiet:
+            logger.info(text, *values)
+
+
+def end_child(tracker: RemoteTracker, folder: Path, result: TrialResult) -> None:
+    """Final tags and status of a trial's run, handed over without waiting for MLflow."""
+    from ..launch import summary_tags
+
+    child = ChildRun.read(folder)
+    if child is None:
+        return
+    tags = {"status": result.status, "updates": str(result.update)}
+    if result.summary is not None:
+        tags |= summary_tags(result.summary)
+    if result.error is not None:
+        tags["error"] = result.error
+    ended = "FINISHED" if result.status in ("finished", "stopped") else "FAILED"
+    tracker.send("finish", child.run_id, ended, tags=tags)

@@ -1,0 +1,125 @@
+"""The winner of each task: registered, used on the test files, and the only one whose weights stay."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..recipe.sweep_definition import SweepDefinition
+from ..registration import register_summary
+from ..tracker_actor import AnyTracker
+from .results import Record
+from .selection import Choice
+from .sweep_folder import delete_weights
+from .trial import composed_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """The best run of one task.
+
+    Attributes:
+        task: which task.
+        trial: name of the run that stands for the winning setting.
+        lr: peak learning rate.
+        seed: its seed.
+        metric: what decided.
+        value: of this run.
+        median: of the setting over its seeds.
+        baseline: majority class, in the same metric.
+        run_id: MLflow run.
+        model_folder: its exported model.
+        model_uri: ``models:/NAME/VERSION``, ``None`` if it was not registered.
+        alias: the alias that it took.
+    """
+
+    task: str
+    trial: str
+    lr: float
+    seed: int
+    metric: str
+    value: float
+    median: float
+    baseline: float | None
+    run_id: str | None
+    model_folder: Path
+    model_uri: str | None = None
+    alias: str | None = None
+
+
+def register_winner(
+    tracker: AnyTracker,
+    definition: SweepDefinition,
+    choice: Choice,
+    baseline: float | None,
+    protocol: Sequence[str],
+    table: Path,
+) -> Winner:
+    """Register the run that stands for the winning setting, if the definition names a model.
+
+    Args:
+        tracker: where.
+        definition: its ``register`` part.
+        choice: the winner.
+        baseline: majority class.
+        protocol: how the figures came about; goes into the card.
+        table: the result table, kept beside the card.
+    """
+    record, point = choice.record, choice.point
+    stored, result = record.stored, record.result
+    assert result is not None and result.summary is not None and point.median is not None
+    name = definition.register.name.replace("{task}", point.task) if definition.register.name else None
+    uri = alias = None
+    if name is not None and result.run_id is not None:
+        words = " ".join(f"{line[0].upper()}{line[1:]}." for line in protocol)
+        told = (
+            f"Winner of a sweep: learning rate {stored.lr:g}, {point.metric} {choice.score.value:.2f} with "
+            f"seed {stored.seed}; median over {len(point.values)} seed(s) {point.median:.2f} "
+            f"({min(point.values):.2f} to {max(point.values):.2f}). {words}"
+        )
+        registered = register_summary(
+            tracker,
+            composed_of(stored.trial),
+            result.run_id,
+            record.folder,
+            result.summary,
+            parent_uri=stored.model_uri,
+            name=name,
+            alias=definition.register.alias,
+            protocol=told,
+            seeds=tuple(
+                r.stored.seed for r, s in zip(point.records, point.scores, strict=True) if s is not None
+            ),
+            results_table=table,
+        )
+        if registered is not None:
+            uri, _, shown = registered.partition(" ")
+            alias = shown.strip("()").partition("@")[2] or None
+            logger.info("%s: registered %s", point.task, registered)
+    return Winner(
+        task=point.task,
+        trial=stored.name,
+        lr=stored.lr,
+        seed=stored.seed,
+        metric=point.metric,
+        value=choice.score.value,
+        median=point.median,
+        baseline=baseline,
+        run_id=result.run_id,
+        model_folder=record.model_folder,
+        model_uri=uri,
+        alias=alias,
+    )
+
+
+def delete_losers(records: Mapping[str, Record], winners: Sequence[str]) -> int:
+    """Delete the weights of runs that are over and did not win; returns the bytes freed."""
+    freed = 0
+    for name, record in records.items():
+        if record.over and name not in winners:
+            freed += delete_weights(record.folder, model=True)
+    return freed
