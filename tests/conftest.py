@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -113,3 +114,55 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+TINY_WORDS = 40  # words of the tiny language; with four specials and <mask> a dictionary of 48 symbols
+
+
+@pytest.fixture(scope="session")
+def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared pretraining folder (dict.txt, train, valid) of a made-up language with structure to learn."""
+    import numpy as np
+
+    from data2vec.data.dictionary import Dictionary
+    from data2vec.data.indexed import IndexedTokensWriter
+
+    folder = tmp_path_factory.mktemp("tiny_text")
+    dictionary = Dictionary.from_counts({str(word): 100 for word in range(TINY_WORDS)})
+    dictionary.save(folder / "dict.txt")
+    random = np.random.default_rng(0)
+    for split, lines in (("train", 400), ("valid", 40)):
+        writer = IndexedTokensWriter(folder / split, len(dictionary.with_mask()))
+        for _ in range(lines):
+            start, step = random.integers(TINY_WORDS), random.integers(1, 4)
+            words = [int((start + step * i) % TINY_WORDS) for i in range(random.integers(8, 30))]
+            writer.add_line(dictionary.encode_line(words))
+        writer.close()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tiny_text: Path) -> dict[str, Any]:
+    """A plain pretraining recipe on ``tiny_text``: dropout on, four micro-batches an update, fractions of a second."""
+    adam = {"_name": "adam", "adam_betas": [0.9, 0.98], "adam_eps": 1e-6, "weight_decay": 0.01}
+    decoder = {"decoder_dim": 16, "decoder_groups": 1, "decoder_kernel": 3, "decoder_layers": 2,
+               "decoder_residual": False, "projection_layers": 2}  # fmt: skip
+    return {
+        "common": {"log_interval": 1},
+        "task": {"_name": "masked_lm", "data": str(tiny_text), "tokens_per_sample": 32},
+        "dataset": {"batch_size": 4, "required_batch_size_multiple": 1, "num_workers": 0, "disable_validation": True},
+        "distributed_training": {"distributed_world_size": 4},
+        "optimization": {"max_update": 20, "lr": [5e-3], "clip_norm": 1.0},
+        "optimizer": adam,
+        "lr_scheduler": {"_name": "cosine", "warmup_updates": 4},
+        "checkpoint": {"save_interval_updates": 5, "keep_interval_updates": 1, "no_epoch_checkpoints": True},
+        "criterion": {"_name": "model"},
+        "model": {
+            "_name": "data2vec_multi",
+            "loss_scale": 1.0, "depth": 2, "embed_dim": 32, "num_heads": 2, "average_top_k_layers": 2,
+            "clone_batch": 2, "instance_norm_target_layer": True, "norm_eps": 1e-5,
+            "ema_decay": 0.9, "ema_end_decay": 0.99, "ema_anneal_end_step": 10, "supported_modality": "TEXT",
+            "modalities": {"text": {"prenet_depth": 0, "mask_prob": 0.48, "mask_length": 1, "max_source_positions": 64,
+                                    "decoder": decoder}},
+        },
+    }  # fmt: skip

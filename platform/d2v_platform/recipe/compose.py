@@ -147,7 +147,7 @@ def load_file(file: RecipeFile) -> LoadedFile:
         text = file.path.read_text(encoding="utf-8")
         foreign = _GROUP_HEADER.search(text) is not None
         plain: Any
-        if file.ours or (_HAS_DEFAULTS.search(text) and not foreign):
+        if not foreign and (file.ours or _HAS_DEFAULTS.search(text)):
             plain = _hydra_load(file)
         else:
             plain = OmegaConf.to_container(OmegaConf.load(file.path), resolve=False)
@@ -155,7 +155,7 @@ def load_file(file: RecipeFile) -> LoadedFile:
         raise Data2VecError(f"the recipe file {file.path} cannot be read: {error}") from error
     if not isinstance(plain, dict):
         raise Data2VecError(f"the recipe file {file.path} must hold a mapping of groups")
-    if not file.ours and set(plain) == {"_group_"}:
+    if set(plain) == {"_group_"}:
         plain = plain["_group_"]
     tree = expand_names(_translate_env(plain))
     base = _recipe(tree, [], [])

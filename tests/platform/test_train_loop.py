@@ -1,0 +1,247 @@
+"""The training loop: equal results however micro-batches are dealt, exact resume, honest bookkeeping."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+from d2v_platform.checkpoint import CheckpointStore
+from d2v_platform.loading import Share
+from d2v_platform.loop_state import Summary, TrainingStopped, Worker
+from d2v_platform.recipe.schema import Recipe
+from d2v_platform.train_loop import train
+
+
+class Recorder:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.points: list[tuple[int, str, float]] = []
+        self.evaluations: list[int] = []
+        self.stop_at = stop_at
+
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        self.points += [(update, key, value) for key, value in metrics.items()]
+
+    def flush(self) -> None: ...
+
+    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
+        self.evaluations.append(update)
+        return self.stop_at is not None and update >= self.stop_at
+
+    def curve(self, key: str = "train/loss") -> list[float]:
+        return [value for _, name, value in sorted(self.points) if name == key]
+
+
+def run(recipe: dict[str, Any], folder: Path, worker: Worker | None = None) -> tuple[Summary, Recorder]:
+    recorder = Recorder()
+    summary = train(Recipe.from_dict(recipe), folder, recorder, worker or Worker(threads=1))
+    return summary, recorder
+
+
+def changed(recipe: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """A copy with dotted fields replaced, written ``group__field=value``."""
+    made = copy.deepcopy(recipe)
+    for name, value in values.items():
+        group, field = name.split("__", 1)
+        made[group][field] = value
+    return made
+
+
+def _as_one_of_many(rank: int, size: int, recipe: dict[str, Any], folder: str) -> None:
+    store = torch.distributed.FileStore(f"{folder}/rendezvous", size)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    recorder = Recorder()
+    train(Recipe.from_dict(recipe), Path(folder), recorder, Worker(rank=rank, size=size, threads=1))
+    if rank == 0:
+        Path(folder, "curve.json").write_text(json.dumps(recorder.curve()))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(400)  # five processes import PyTorch
+def test_the_number_of_workers_does_not_change_the_losses(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    _, alone = run(tiny_recipe, tmp_path / "1")
+    assert len(alone.curve()) == 20
+    for size in (2, 3):  # 3 do not divide the 4 micro-batches of an update
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        mp.start_processes(_as_one_of_many, (size, tiny_recipe, str(folder)), nprocs=size, start_method="spawn")
+        curve = json.loads((folder / "curve.json").read_text())
+        assert curve == pytest.approx(alone.curve(), rel=1e-5)
+
+
+def test_world_size_and_accumulation_are_interchangeable(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    _, wide = run(changed(tiny_recipe, optimization__max_update=6), tmp_path / "wide")
+    deep_recipe = changed(
+        tiny_recipe,
+        optimization__max_update=6,
+        optimization__update_freq=[4],
+        distributed_training__distributed_world_size=1,
+    )
+    _, deep = run(deep_recipe, tmp_path / "deep")
+    assert deep.curve() == wide.curve()
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = changed(tiny_recipe, common__log_interval=4, checkpoint__keep_interval_updates=-1)
+    straight, straight_points = run(recipe, tmp_path / "straight")
+    # What a run killed after update 10's checkpoint leaves behind: that checkpoint as the newest.
+    for update in (15, 20):
+        shutil.rmtree(tmp_path / "straight" / "checkpoints" / f"update_{update:08d}")
+    shutil.copytree(tmp_path / "straight" / "checkpoints", tmp_path / "resumed" / "checkpoints")
+    resumed, resumed_points = run(recipe, tmp_path / "resumed")
+    first = load_file(tmp_path / "straight" / "model" / "model.safetensors")
+    second = load_file(tmp_path / "resumed" / "model" / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    teachers = [load_file(tmp_path / name / "model" / "teacher.safetensors") for name in ("straight", "resumed")]
+    assert all(torch.equal(teachers[0][name], teachers[1][name]) for name in teachers[0])
+    # The interval that the kill cut in two is reported as if nothing had happened.
+    assert resumed_points.curve() == straight_points.curve()[2:]
+    assert resumed.metrics == straight.metrics
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    tiny_recipe: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = changed(tiny_recipe, checkpoint__keep_interval_updates=-1)
+    _, straight = run(recipe, tmp_path)
+    newest = tmp_path / "checkpoints" / "update_00000020" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    _, again = run(recipe, tmp_path)
+    assert "model.safetensors has" in caplog.text
+    assert again.curve() == straight.curve()[15:]
+
+
+def test_training_learns(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    # A frozen teacher is a fixed goal; a moving one may raise the loss while both learn.
+    recipe = changed(
+        tiny_recipe, optimization__max_update=60, model__ema_decay=1.0, model__ema_end_decay=1.0
+    )
+    summary, recorder = run(recipe, tmp_path)
+    assert recorder.curve()[-1] < 0.8 * recorder.curve()[0]
+    assert summary.reason == "max_update 60 reached"
+    assert math.isclose(summary.metrics["train/first_loss"], recorder.curve()[0])
+
+
+def test_first_subset_decides_and_ties_count_as_best(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = changed(
+        tiny_recipe,
+        dataset__disable_validation=False,
+        dataset__validate_interval_updates=5,
+        dataset__batch_size_valid=8,
+        checkpoint__keep_interval_updates=1,
+    )
+    summary, recorder = run(recipe, tmp_path)
+    losses = {step: value for step, key, value in recorder.points if key == "valid/loss"}
+    assert list(losses) == [5, 10, 15, 16, 20]  # the first epoch ends at 16
+    assert summary.best == min(losses.values())
+    assert losses[summary.best_update or 0] == summary.best
+    assert CheckpointStore(tmp_path).best_update() == summary.best_update
+
+
+def test_patience_stops(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    recipe = changed(
+        tiny_recipe,
+        dataset__disable_validation=False,
+        dataset__validate_interval_updates=1,
+        optimization__lr=[0.0],
+        checkpoint__patience=3,
+    )
+    summary, _ = run(recipe, tmp_path)
+    assert summary.reason == "no improvement in 3 validations (checkpoint.patience)"
+    assert summary.update == 4
+
+
+def test_epoch_limit_and_remainder(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    blocks = 7  # batch size 4 of the small valid split as training data gives few micro-batches
+    recipe = changed(
+        tiny_recipe, dataset__train_subset="valid", optimization__max_update=0, optimization__max_epoch=2
+    )
+    recipe["lr_scheduler"] = {"_name": "fixed"}
+    summary, recorder = run(recipe, tmp_path / "all")
+    per_epoch = summary.update // 2
+    assert summary.reason == "max_epoch 2 reached"
+    assert per_epoch * 4 >= blocks > 0
+    dropped, _ = run(changed(recipe, optimization__skip_remainder_batch=True), tmp_path / "dropped")
+    assert dropped.update < summary.update
+    assert recorder.curve()[-1] != recorder.curve()[0]
+
+
+def test_non_finite_updates_are_skipped_counted_and_then_fatal(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from d2v_platform.tasks.text_pretraining import TextPretraining
+
+    honest = TextPretraining.forward
+    poisoned: list[int] = []
+
+    def forward(self: TextPretraining, batch: Any, update: int) -> Any:
+        result = honest(self, batch, update)
+        if update == 3 and len(poisoned) < limit:
+            poisoned.append(update)
+            return type(result)(result.loss * float("nan"), result.sample_size, result.scalars, result.moments)
+        return result
+
+    monkeypatch.setattr(TextPretraining, "forward", forward)
+    limit = 6  # micro-batches: all of one update and half of the next
+    summary, _ = run(tiny_recipe, tmp_path / "some")
+    assert summary.update == 20
+    assert summary.bad_updates == 2
+    assert all(torch.isfinite(t).all() for t in load_file(tmp_path / "some/model/model.safetensors").values())
+    poisoned.clear()
+    limit = 10**6
+    recipe = copy.deepcopy(tiny_recipe)
+    recipe["platform"] = {"max_bad_updates": 4}
+    with pytest.raises(TrainingStopped, match=r"4 updates in a row .*sample ids \d+"):
+        run(recipe, tmp_path / "many")
+
+
+def test_collapse_stops_with_advice(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("d2v_platform.tasks.text_pretraining.COLLAPSE_GUARD_AFTER", 5)
+    recipe = copy.deepcopy(tiny_recipe)
+    recipe["model"]["min_target_var"] = 100.0
+    with pytest.raises(TrainingStopped, match="target_var .* at update 6: the representations have collapsed"):
+        run(recipe, tmp_path)
+
+
+def test_bfloat16_autocast_stays_near_fp32(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    _, exact = run(tiny_recipe, tmp_path / "fp32")
+    recipe = copy.deepcopy(tiny_recipe)
+    recipe["platform"] = {"precision": "bf16"}
+    _, rounded = run(recipe, tmp_path / "bf16")
+    assert rounded.curve() == pytest.approx(exact.curve(), rel=0.03)
+    assert rounded.curve() != exact.curve()
+
+
+def test_starting_from_another_models_weights(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    run(tiny_recipe, tmp_path / "first")
+    recorder = Recorder()
+    recipe = Recipe.from_dict(changed(tiny_recipe, optimization__max_update=1, optimization__lr=[0.0]))
+    train(recipe, tmp_path / "second", recorder, Worker(threads=1), init_from=tmp_path / "first" / "model")
+    first = load_file(tmp_path / "first/model/model.safetensors")
+    second = load_file(tmp_path / "second/model/model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("total", "start", "per_update", "size"), [(10, 0, 4, 3), (9, 4, 4, 2), (5, 0, 8, 3)])
+def test_shares_cover_every_micro_batch_once(total: int, start: int, per_update: int, size: int) -> None:
+    import numpy as np
+
+    batches = [np.array([index]) for index in range(total)]
+    shares = [Share(batches, start, per_update, rank, size) for rank in range(size)]
+    dealt = [batch[0] for share in shares for batch in share]
+    assert sorted(dealt) == list(range(start, total))
+    assert [len(list(share)) for share in shares] == [len(share) for share in shares]
