@@ -37,7 +37,15 @@ FUNCTION_WORDS: dict[str, frozenset[str]] = {
     "conjunction": frozenset(("and", "or", "but", "if", "when", "because", "while", "as", "than")),
 }
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-_COMMON = frozenset().union(*FUNCTION_WORDS.values()) | {"it", "its", "not", "which", "there", "their", "they"}
+_COMMON = frozenset().union(*FUNCTION_WORDS.values()) | {
+    "it",
+    "its",
+    "not",
+    "which",
+    "there",
+    "their",
+    "they",
+}
 _SHORTEST, _LONGEST = 5, 45  # words of a sentence
 _BULLET = re.compile(r"^(?:[*•-]|\d{1,2}[.)]|\[\d+\])\s+")
 _ROLE = re.compile(r":[\w:]+:`~?(?:[^`<]*\.)?([^`<>]+?)(?:\s*<[^>`]*>)?`")

@@ -1,9 +1,9 @@
 """Two tasks made from held-out prose, written in GLUE's own raw layouts.
 
-Acceptability, in CoLA's layout: is a sentence as it was written, or was one function word dropped, replaced, or
-swapped with its neighbour? Same paragraph, in RTE's layout: did two sentences follow each other, or are they
-from different documents? Every sentence occurs once, the classes are balanced, and training and development
-examples come from different documents.
+Acceptability, in CoLA's layout: is a sentence as it was written, or was one function word dropped, replaced,
+or swapped with its neighbour? Same paragraph, in RTE's layout: did two sentences follow each other, or are
+they from different documents? Every sentence occurs once, the classes are balanced, and training and
+development examples come from different documents.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ def _write(path: Path, lines: Sequence[str]) -> None:
 def _sample(usable: list[_Row], count: int, rng: random.Random) -> list[_Row]:
     """An even number of rows in random order."""
     if len(usable) < _FEWEST:
-        raise DataError(f"the prose of this Python holds {len(usable)} examples of a task; {_FEWEST} are needed")
+        raise DataError(
+            f"the prose of this Python holds {len(usable)} examples of a task; {_FEWEST} are needed"
+        )
     found = min(count, len(usable))
     return rng.sample(usable, found - found % 2)
 
@@ -158,7 +160,7 @@ def _neighbours(paragraph: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _corruptible(words: Sequence[str]) -> list[int]:
-    """Places of function words whose right neighbour is a plain word of another kind, so that a swap shows."""
+    """Places of function words whose right neighbour is no function word, so that a swap shows."""
     return [
         at
         for at in range(1, len(words) - 2)

@@ -1,0 +1,409 @@
+"""``make demo``: pretrain on two Ray Train workers, sweep two tasks, register, predict from the registry."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data2vec.errors import Data2VecError
+
+from .. import ray_session
+from ..home import d2v_home
+from .material import TASKS, Material, MaterialSize, check_data, make_prose, prepare_material
+from .screen import Prediction, PretrainingFigures, Screen, TaskFigures, render
+from .worker_kill import KillProof, WorkerKiller, prove
+
+logger = logging.getLogger(__name__)
+
+ALIAS = "demo"
+PRETRAINED = "data2vec2-text-demo"
+WORKERS = 2
+READMES_RATES = (1e-5, 2e-5, 4e-5, 6e-5)  # as in configs/sweep/demo.yaml
+_STEPS = 5
+_TITLES = {"cola": "acceptability, CoLA's layout", "rte": "same paragraph, RTE's layout"}
+#: Neither sentence is in the prose; the second one is the first with its function words disturbed.
+_SENTENCES = (
+    "The old captain wrote a long letter to the owner of the ship.",
+    "The old captain wrote long a letter to owner the the of ship.",
+)
+_CLASSES = {"1": "acceptable", "0": "unacceptable"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSize:
+    """How large everything is.
+
+    Attributes:
+        updates: of pretraining.
+        log_interval: updates between two lines.
+        save_interval: updates between two checkpoints.
+        model: overrides of ``tiny/text_pretraining``.
+        trial_updates: of each fine-tuning trial.
+        rates: learning rates of the sweep.
+        material: of prose and tasks.
+    """
+
+    updates: int = 240
+    log_interval: int = 10
+    save_interval: int = 40
+    model: tuple[str, ...] = (
+        "model.depth=3",
+        "model.embed_dim=128",
+        "model.average_top_k_layers=3",
+        "model.modalities.text.decoder.decoder_dim=64",
+        "task.tokens_per_sample=64",
+        "optimization.lr=[1e-3]",
+    )
+    trial_updates: int = 600
+    rates: tuple[float, ...] = READMES_RATES
+    material: MaterialSize = field(default_factory=MaterialSize)
+
+
+#: For tests: everything happens, nothing is learnt.
+FAST = DemoSize(
+    updates=8,
+    log_interval=1,
+    save_interval=4,
+    model=(
+        "model.depth=2",
+        "model.embed_dim=32",
+        "model.average_top_k_layers=2",
+        "model.modalities.text.decoder.decoder_dim=32",
+        "task.tokens_per_sample=32",
+        "dataset.batch_size=4",
+    ),
+    trial_updates=4,
+    rates=(6e-5,),
+    material=MaterialSize(packages=(), vocabulary=2000, train=160, dev=40),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """What the user asked for.
+
+    Attributes:
+        data: a raw GLUE folder instead of tasks made from prose.
+        kill: kill a worker in mid-run.
+        updates: of pretraining, instead of the size's.
+        fast: smallest sizes.
+    """
+
+    data: Path | None = None
+    kill: bool = False
+    updates: int | None = None
+    fast: bool = False
+
+    @property
+    def size(self) -> DemoSize:
+        """The sizes that follow."""
+        return FAST if self.fast else DemoSize()
+
+    @property
+    def pretraining_updates(self) -> int:
+        """Updates of pretraining."""
+        return self.updates or self.size.updates
+
+
+def main(arguments: Sequence[str], prog: str = "python experiments/quickstart.py") -> None:
+    """Run the demo that a command line asks for and show its last screen."""
+    for line in render(run_demo(read_command(arguments, prog))):
+        sys.stdout.write(line + "\n")
+
+
+def read_command(arguments: Sequence[str], prog: str) -> DemoOptions:
+    """Options from a command line."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        allow_abbrev=False,
+        description="The main job, small: pretrain a text model on 2 Ray Train workers, fine-tune it in a "
+        "Ray Tune sweep, register the models in MLflow, load one back and predict. State lives under "
+        "D2V_HOME.",
+    )
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR",
+        help="raw GLUE folder (CoLA/, RTE/): fine-tune on it instead of on tasks made from prose",
+    )  # fmt: skip
+    parser.add_argument(
+        "--kill",
+        action="store_true",
+        help="kill a training worker in mid-run and show that nothing is repeated",
+    )
+    parser.add_argument(
+        "--updates",
+        type=_positive,
+        metavar="N",
+        help=f"updates of pretraining (default {DemoSize().updates})",
+    )
+    parser.add_argument("--fast", action="store_true", help="smallest sizes, to test the machinery")
+    args = parser.parse_args(list(arguments))
+    return DemoOptions(data=args.data, kill=args.kill, updates=args.updates, fast=args.fast)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value
+
+
+def run_demo(options: DemoOptions) -> Screen:
+    """Everything, step by step.
+
+    Raises:
+        Data2VecError: anything that is the user's to mend.
+    """
+    begin = time.monotonic()
+    _check(options)
+    size = options.size
+    with _step(1, "text that Python and its packages ship, and tasks made from it"):
+        folder, facts = make_prose(size.material)
+        material = prepare_material(folder, facts, size.material, options.data)
+        for line in _material_lines(material, options):
+            logger.info("      %s", line)
+    cpus = None if (os.cpu_count() or 1) >= WORKERS else WORKERS
+    with ray_session.connected(num_cpus=cpus):
+        with _step(2, f"pretraining on {WORKERS} Ray Train workers"):
+            pretraining, proof = _pretrain(options, material)
+        with _step(3, "Ray Tune sweep from the pretrained weights"):
+            tuned = _sweep(options, material, pretrained=True)
+        with _step(4, "the same sweep from random weights"):
+            control = _sweep(options, material, pretrained=False)
+    tasks = [_figures(task, tuned.get(task), control.get(task), material) for task in TASKS]
+    with _step(5, "a model from the registry, in a clean process, predicts"):
+        predictions = _predict(_registered_name("cola", options))
+    return Screen(
+        title=_title(options, facts.sources),
+        seconds=time.monotonic() - begin,
+        pretraining=pretraining,
+        tasks=tasks,
+        rates=len(size.rates),
+        seeds=sorted({winner.seed for winner in tuned.values()}),
+        max_updates=size.trial_updates,
+        predictions=predictions,
+        proof=proof,
+        home=str(d2v_home()),
+        command=_command(),
+    )
+
+
+def _check(options: DemoOptions) -> None:
+    """What can be wrong is said before anything is made."""
+    if options.data is not None:
+        check_data(options.data)
+    if options.kill and ("RAY_ADDRESS" in os.environ or ray_session.in_job()):
+        raise Data2VecError(
+            "--kill ends a process of this machine, but RAY_ADDRESS or the job names a cluster; "
+            "unset RAY_ADDRESS"
+        )
+    if options.kill and options.pretraining_updates < 2 * options.size.save_interval:
+        least = 2 * options.size.save_interval
+        raise Data2VecError(
+            f"--updates {options.updates}: with --kill it must be at least {least}, so that there is a "
+            "checkpoint to start again from"
+        )
+
+
+# ---- pretraining
+# ------------------------------------------------------------------------------------------------
+
+
+def _pretrain(options: DemoOptions, material: Material) -> tuple[PretrainingFigures, KillProof | None]:
+    from ..launch import launch
+    from ..recipe.compose import compose
+
+    size, updates = options.size, options.pretraining_updates
+    name = f"demo-pretraining-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    composed = compose(
+        "tiny/text_pretraining",
+        [
+            f"task.data={material.text}",
+            *size.model,
+            f"optimization.max_update={updates}",
+            f"optimizer.groups.default.lr_scheduler.warmup_updates={max(updates // 8, 1)}",
+            f"model.ema_anneal_end_step={max(updates // 2, 1)}",
+            f"common.log_interval={size.log_interval}",
+            f"checkpoint.save_interval_updates={size.save_interval}",
+            f"platform.num_workers={WORKERS}",
+            "platform.gpus_per_worker=0",
+            "platform.experiment=demo",
+            f"platform.run_name={name}",
+            f"platform.register_as={PRETRAINED}",
+            f"platform.alias={ALIAS}",
+        ],
+    )
+    killer = WorkerKiller(name, updates) if options.kill else None
+    if killer is not None:
+        killer.start()
+    try:
+        result = launch(composed)
+    finally:
+        if killer is not None:
+            killer.stop()
+    metrics = result.summary.metrics
+    figures = PretrainingFigures(
+        first_loss=metrics["train/first_loss"],
+        last_loss=metrics["train/loss"],
+        target_var=metrics["train/target_var"],
+        workers=WORKERS,
+        updates=result.summary.update,
+        seconds=result.summary.seconds,
+        model=_short_name(result.registered),
+    )
+    if killer is None:
+        return figures, None
+    if killer.killed is None:
+        raise Data2VecError(
+            "no worker was killed: the run was over before the moment came; try --updates 600"
+        )
+    return figures, prove(killer.killed, result.folder, result.summary.update, size.log_interval)
+
+
+def _short_name(registered: str | None) -> str:
+    """``NAME@ALIAS`` from ``models:/NAME/3 (NAME@ALIAS)``, or the version where the alias was refused."""
+    uri, _, alias = (registered or "").partition(" ")
+    return alias.strip("()") or uri.removeprefix("models:/")
+
+
+# ---- fine-tuning
+# ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Best:
+    """The best trial of a task: its setting, its value, the majority class and its model."""
+
+    metric: str
+    value: float
+    majority: float | None
+    lr: float
+    seed: int
+    model: str
+
+
+def _registered_name(task: str, options: DemoOptions) -> str:
+    """Prose and real data compete for different aliases."""
+    return f"{PRETRAINED}-{'glue-' if options.data is not None else ''}{task}"
+
+
+def _sweep(options: DemoOptions, material: Material, *, pretrained: bool) -> dict[str, _Best]:
+    """One sweep over both tasks; only pretrained weights are registered."""
+    from ..recipe.sweep_definition import load_sweep
+    from ..sweep import run_sweep
+
+    size = options.size
+    overrides = [
+        f"task.data={material.tasks}",
+        f"model.model_path=models:/{PRETRAINED}@{ALIAS}",
+        f"max_updates={size.trial_updates}",
+        f"grid.lr=[{','.join(map(str, size.rates))}]",
+    ]
+    if pretrained:
+        overrides.append(f"register.name={_registered_name('{task}', options)}")
+    else:
+        overrides += ["model.no_pretrained_weights=true", "register.name=null", "register.alias=null"]
+    result = run_sweep(load_sweep("demo", overrides), quiet=True)
+    for trial, why in result.failed.items():
+        logger.warning("      trial %s has no result: %s", trial, why)
+    for row in result.rows:
+        values = ", ".join("-" if v is None else f"{v:.1f}" for v in row.values.values())
+        logger.info(
+            "      %-5s lr %-6g %s %s%s",
+            row.task,
+            row.lr,
+            row.metric,
+            values,
+            "  <- best" if row.chosen else "",
+        )
+    found: dict[str, _Best] = {}
+    for winner in result.winners:
+        version = (winner.model_uri or "").removeprefix("models:/")
+        name = version.rpartition("/")[0]
+        model = f"{name}@{winner.alias}" if winner.alias else f"{version} (@{ALIAS} stays: no better)"
+        found[winner.task] = _Best(
+            metric=winner.metric,
+            value=winner.value,
+            majority=winner.baseline,
+            lr=winner.lr,
+            seed=winner.seed,
+            model=model,
+        )
+    return found
+
+
+def _figures(task: str, tuned: _Best | None, control: _Best | None, material: Material) -> TaskFigures:
+    known = tuned or control
+    return TaskFigures(
+        task=_TITLES[task],
+        metric=known.metric if known else "-",
+        majority=known.majority if known else None,
+        random=control.value if control else None,
+        pretrained=tuned.value if tuned else None,
+        lr=tuned.lr if tuned else None,
+        model=tuned.model if tuned else "-",
+        examples=material.reports[task].splits["valid"].kept,
+    )
+
+
+# ---- the rest
+# ---------------------------------------------------------------------------------------------------
+
+
+def _predict(name: str) -> list[Prediction]:
+    from .registry_prediction import predict
+
+    uri = f"models:/{name}@{ALIAS}"
+    return [
+        Prediction(
+            model=uri, sentence=found.text, label=_CLASSES.get(found.label, found.label), score=found.score
+        )
+        for found in predict(uri, _SENTENCES)
+    ]
+
+
+def _material_lines(material: Material, options: DemoOptions) -> Iterator[str]:
+    yield from material.facts.lines()
+    tokens = material.tokens.splits
+    unknown = 100.0 * tokens["train"].unknown_tokens / max(tokens["train"].tokens, 1)
+    yield (
+        f"dictionary of {material.tokens.vocabulary} symbols made from it; {tokens['train'].tokens} "
+        f"training tokens ({unknown:.1f}% unknown)"
+    )
+    whose = "made from held-out prose" if options.data is None else str(options.data)
+    for task, report in material.reports.items():
+        train, dev = report.splits["train"], report.splits["valid"]
+        counts = ", ".join(f"{label}: {number}" for label, number in train.label_counts.items())
+        yield f"task {task} ({whose}): {train.kept} training examples ({counts}), {dev.kept} dev examples"
+
+
+def _title(options: DemoOptions, sources: dict[str, str]) -> str:
+    prose = f"prose of {', '.join(sources)}"
+    return prose if options.data is None else f"{prose}; tasks of {options.data}"
+
+
+def _command() -> str:
+    """How to call ``d2v`` from here."""
+    path = Path(sys.executable).parent / "d2v"
+    if not path.exists():
+        return f"{shlex.quote(sys.executable)} -m d2v_platform.cli"
+    with contextlib.suppress(ValueError):
+        return shlex.quote(str(path.relative_to(Path.cwd())))
+    return shlex.quote(str(path))
+
+
+@contextlib.contextmanager
+def _step(number: int, title: str) -> Iterator[None]:
+    """Say what begins and how long it took."""
+    begin = time.monotonic()
+    logger.info("[%d/%d] %s", number, _STEPS, title)
+    yield
+    logger.info("      done in %.0f s", time.monotonic() - begin)

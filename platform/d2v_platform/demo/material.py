@@ -1,0 +1,210 @@
+"""The demo's input on disk: text files, a dictionary made from them, token files, prepared tasks.
+
+Everything lies in one folder of the cache, named after what it was made from, so that a second demo finds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import filelock
+
+from data2vec.data.glue import GLUE_TASKS, GlueReport
+from data2vec.errors import DataError
+
+from ..home import home_folder
+from ..prepare_glue import prepare_glue
+from ..prepare_text import TextOptions, TextReport, prepare_text
+from . import prose, prose_tasks
+from .prose import Document, Part
+
+TASKS = ("cola", "rte")
+_FORMAT = 1  # raise it when the same sources give other files
+_SEED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaterialSize:
+    """How much is made.
+
+    Attributes:
+        packages: installed packages whose docstrings are read, besides Python itself.
+        vocabulary: largest dictionary.
+        train: examples of each task.
+        dev: examples of each task's dev set.
+    """
+
+    packages: tuple[str, ...] = prose.PACKAGES
+    vocabulary: int = 8000
+    train: int = 2400
+    dev: int = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProseFacts:
+    """What was found.
+
+    Attributes:
+        sources: where it is from, with versions.
+        documents: topics and modules of each part.
+        characters: of the sentences of each part.
+        sentences: of each part.
+    """
+
+    sources: dict[str, str]
+    documents: dict[str, int]
+    characters: dict[str, int]
+    sentences: dict[str, int]
+
+    def lines(self) -> list[str]:
+        """In words."""
+        where = ", ".join(f"{name} {version}" for name, version in self.sources.items())
+        lines = [f"English prose of {where}"]
+        for part, told in (
+            ("pretrain", "to pretrain on"),
+            ("valid", "held out from that"),
+            ("task_train", "for the tasks' training examples"),
+            ("task_dev", "for the tasks' dev examples"),
+        ):
+            lines.append(
+                f"{self.documents[part]:5d} documents  {self.sentences[part]:6d} sentences  "
+                f"{self.characters[part]:8d} characters  {told}"
+            )
+        return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """Where everything is.
+
+    Attributes:
+        facts: about the prose.
+        text: token files, for ``task.data`` of pretraining.
+        tasks: the prepared tasks' parent folder, for ``task.data`` of the sweep.
+        tokens: the report on the token files.
+        reports: one a task.
+    """
+
+    facts: ProseFacts
+    text: Path
+    tasks: Path
+    tokens: TextReport
+    reports: dict[str, GlueReport]
+
+
+def check_data(data: Path) -> None:
+    """Refuse a folder that is no raw GLUE folder, before anything is made.
+
+    Raises:
+        DataError: naming every missing file.
+    """
+    wanted = [
+        data / GLUE_TASKS[task].folder / split.file
+        for task in TASKS
+        for split in GLUE_TASKS[task].splits
+        if split.required
+    ]
+    if not data.is_dir():
+        raise DataError(f"--data {data}: no such folder; give a raw GLUE folder, which holds CoLA/ and RTE/")
+    if missing := [str(path.relative_to(data)) for path in wanted if not path.is_file()]:
+        inside = ", ".join(sorted(path.name for path in data.iterdir())[:12]) or "nothing"
+        raise DataError(
+            f"--data {data}: {', '.join(missing)} missing (it holds {inside}); give a raw GLUE folder, which "
+            "holds CoLA/ and RTE/ with train.tsv and dev.tsv each"
+        )
+
+
+def make_prose(size: MaterialSize) -> tuple[Path, ProseFacts]:
+    """Text files and raw tasks; found again if they are there.
+
+    Args:
+        size: how much.
+
+    Returns:
+        The folder, with ``train.txt``, ``valid.txt`` and ``raw/``, and what it holds.
+
+    Raises:
+        DataError: there is not enough prose.
+    """
+    sources = {name: v for name, v in prose.sources().items() if name in ("python", *size.packages)}
+    key = json.dumps([_FORMAT, _SEED, sources, asdict(size), prose.SHARES], sort_keys=True)
+    folder = home_folder("cache") / "demo" / hashlib.sha256(key.encode()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    card = folder / "prose.json"
+    with filelock.FileLock(folder / "lock", timeout=600):
+        if not card.is_file():
+            facts = _write_prose(folder, size, sources)
+            beside = card.with_name(f".{card.name}.{os.getpid()}")
+            beside.write_text(json.dumps(asdict(facts), indent=1), encoding="utf-8")
+            beside.replace(card)
+    return folder, ProseFacts(**json.loads(card.read_text(encoding="utf-8")))
+
+
+def prepare_material(folder: Path, facts: ProseFacts, size: MaterialSize, data: Path | None) -> Material:
+    """Dictionary, token files and tasks, by the same functions as ``d2v prepare``.
+
+    Args:
+        folder: of :func:`make_prose`.
+        facts: of :func:`make_prose`.
+        size: how much.
+        data: a raw GLUE folder instead of the tasks made from prose.
+
+    Raises:
+        DataError: the raw GLUE folder cannot be used.
+    """
+    with filelock.FileLock(folder / "lock", timeout=600):
+        options = TextOptions(build_dict=True, max_size=size.vocabulary)
+        texts = {"train": folder / "train.txt", "valid": folder / "valid.txt"}
+        tokens = prepare_text(texts, folder / "text", options)
+        name = (
+            "tasks"
+            if data is None
+            else f"glue-{hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:12]}"
+        )
+        raw = folder / "raw" if data is None else data
+        reports = prepare_glue(raw, folder / name, TASKS, dictionary=folder / "text" / "dict.txt")
+    return Material(
+        facts=facts,
+        text=folder / "text",
+        tasks=folder / name,
+        tokens=tokens,
+        reports={report.task: report for report in reports},
+    )
+
+
+def _write_prose(folder: Path, size: MaterialSize, sources: Mapping[str, str]) -> ProseFacts:
+    documents = prose.collect(size.packages)
+    parts: dict[Part, list[Document]] = {
+        part: [document for document in documents if document.part == part] for part in prose.SHARES
+    }
+    _write_text(folder / "train.txt", parts["pretrain"])
+    _write_text(folder / "valid.txt", parts["valid"])
+    train, dev = parts["task_train"], parts["task_dev"]
+    prose_tasks.write_cola(
+        folder / "raw",
+        prose_tasks.acceptability(train, size.train, _SEED),
+        prose_tasks.acceptability(dev, size.dev, _SEED),
+    )
+    prose_tasks.write_rte(
+        folder / "raw",
+        prose_tasks.same_paragraph(train, size.train, _SEED),
+        prose_tasks.same_paragraph(dev, size.dev, _SEED),
+    )
+    sentences = {part: [s for document in parts[part] for s in document.sentences] for part in parts}
+    return ProseFacts(
+        sources=dict(sources),
+        documents={part: len(found) for part, found in parts.items()},
+        characters={part: sum(map(len, found)) for part, found in sentences.items()},
+        sentences={part: len(found) for part, found in sentences.items()},
+    )
+
+
+def _write_text(path: Path, documents: Sequence[Document]) -> None:
+    """One paragraph a line, an empty line between documents."""
+    texts = ["".join(" ".join(paragraph) + "\n" for paragraph in d.paragraphs) for d in documents]
+    path.write_text("\n".join(texts), encoding="utf-8")
