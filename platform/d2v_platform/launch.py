@@ -269,7 +269,7 @@ def train_on_ray(
         TrainingStopped: collapse or divergence.
         Data2VecError: a user's mistake that a worker met.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from .workers import Assignment, run_worker
@@ -303,6 +303,7 @@ def train_on_ray(
             storage_path=str(run_folder / "ray"),
             callbacks=list(callbacks),
             failure_config=FailureConfig(max_failures=recipe.platform.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),  # its own lines repeat ours
         ),
     ).fit()
     returned = result.return_value
