@@ -121,7 +121,7 @@ TINY_WORDS = 40  # words of the tiny language; with four specials and <mask> a d
 
 @pytest.fixture(scope="session")
 def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared pretraining folder (dict.txt, train, valid) of a made-up language with structure to learn."""
+    """A prepared pretraining folder (dict.txt, train, valid) of a made-up language with structure."""
     import numpy as np
 
     from data2vec.data.dictionary import Dictionary
@@ -143,26 +143,89 @@ def tiny_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_recipe(tiny_text: Path) -> dict[str, Any]:
-    """A plain pretraining recipe on ``tiny_text``: dropout on, four micro-batches an update, fractions of a second."""
+    """A plain pretraining recipe on ``tiny_text``: dropout on, four micro-batches an update, quick."""
     adam = {"_name": "adam", "adam_betas": [0.9, 0.98], "adam_eps": 1e-6, "weight_decay": 0.01}
     decoder = {"decoder_dim": 16, "decoder_groups": 1, "decoder_kernel": 3, "decoder_layers": 2,
                "decoder_residual": False, "projection_layers": 2}  # fmt: skip
     return {
         "common": {"log_interval": 1},
         "task": {"_name": "masked_lm", "data": str(tiny_text), "tokens_per_sample": 32},
-        "dataset": {"batch_size": 4, "required_batch_size_multiple": 1, "num_workers": 0, "disable_validation": True},
+        "dataset": {"batch_size": 4, "required_batch_size_multiple": 1, "num_workers": 0,
+                    "disable_validation": True},
         "distributed_training": {"distributed_world_size": 4},
         "optimization": {"max_update": 20, "lr": [5e-3], "clip_norm": 1.0},
         "optimizer": adam,
         "lr_scheduler": {"_name": "cosine", "warmup_updates": 4},
-        "checkpoint": {"save_interval_updates": 5, "keep_interval_updates": 1, "no_epoch_checkpoints": True},
+        "checkpoint": {"save_interval_updates": 5, "keep_interval_updates": 1,
+                       "no_epoch_checkpoints": True},
         "criterion": {"_name": "model"},
         "model": {
             "_name": "data2vec_multi",
             "loss_scale": 1.0, "depth": 2, "embed_dim": 32, "num_heads": 2, "average_top_k_layers": 2,
             "clone_batch": 2, "instance_norm_target_layer": True, "norm_eps": 1e-5,
             "ema_decay": 0.9, "ema_end_decay": 0.99, "ema_anneal_end_step": 10, "supported_modality": "TEXT",
-            "modalities": {"text": {"prenet_depth": 0, "mask_prob": 0.48, "mask_length": 1, "max_source_positions": 64,
-                                    "decoder": decoder}},
+            "modalities": {"text": {"prenet_depth": 0, "mask_prob": 0.48, "mask_length": 1,
+                                    "max_source_positions": 64, "decoder": decoder}},
         },
     }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TinyGlue:
+    """A pretrained text model of two layers of width 32, and raw files of CoLA and RTE in its words."""
+
+    model: Path
+    raw: Path
+
+
+@pytest.fixture(scope="session")
+def tiny_glue(tmp_path_factory: pytest.TempPathFactory) -> TinyGlue:
+    """For sweeps: everything that a GLUE sweep needs, small enough for seconds."""
+    import numpy as np
+
+    from data2vec.artifact import save_artifact
+    from data2vec.config import Data2VecMultiConfig
+    from data2vec.data.bpe import GPT2BPE
+    from data2vec.data.dictionary import Dictionary
+    from data2vec.data.tokenizer import TextTokenizer
+    from data2vec.student import Data2VecMulti
+
+    root = tmp_path_factory.mktemp("tiny_glue")
+    words = [" river", " mill", " committee", " turned", " agreed", " old", " slowly", " not"]
+    bpe = GPT2BPE()
+    pieces = [str(piece) for word in [*words, words[0].strip()] for piece in bpe.encode(word)]
+    tokenizer = TextTokenizer(bpe, Dictionary.from_counts(dict.fromkeys(pieces, 5)))
+    config = Data2VecMultiConfig.from_dict({
+        "depth": 2, "embed_dim": 32, "num_heads": 2, "average_top_k_layers": 2, "supported_modality": "TEXT",
+        "modalities": {"text": {"prenet_depth": 0, "mask_length": 1, "max_source_positions": 512}},
+    })  # fmt: skip
+    network = Data2VecMulti(config, vocab_size=len(tokenizer.dictionary.with_mask()), with_decoder=False)
+    save_artifact(
+        root / "model",
+        kind="pretrained",
+        model_config=config,
+        state=network.state_dict(),
+        tokenizer=tokenizer,
+    )
+
+    random = np.random.default_rng(3)
+
+    def sentence(positive: bool) -> str:
+        chosen = [words[i] for i in random.integers(0, len(words) - 1, size=random.integers(3, 9))]
+        return "".join(chosen + ([words[-1]] if positive else [])).strip().replace("  ", " ")
+
+    raw = root / "raw"
+    sizes = {"train": 96, "dev": 24, "test": 10}
+    for split, rows in sizes.items():
+        labels = [bool(label) for label in random.integers(0, 2, size=rows)]
+        cola = [f"x\t{int(label)}\t\t{sentence(label)}" for label in labels]
+        rte = [f"{n}\t{sentence(label)}\t{sentence(False)}\t{'entailment' if label else 'not_entailment'}"
+               for n, label in enumerate(labels)]  # fmt: skip
+        header = "index\tsentence1\tsentence2\tlabel"
+        if split == "test":
+            cola = ["index\tsentence", *(f"{n}\t{row.split(chr(9))[3]}" for n, row in enumerate(cola))]
+            rte, header = [row.rpartition("\t")[0] for row in rte], "index\tsentence1\tsentence2"
+        for folder, lines in (("CoLA", cola), ("RTE", [header, *rte])):
+            (raw / folder).mkdir(parents=True, exist_ok=True)
+            (raw / folder / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return TinyGlue(root / "model", raw)

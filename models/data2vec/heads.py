@@ -68,8 +68,8 @@ class SentenceClassifier(nn.Module):
         module = SentenceHead(config.embed_dim, head)
         self.classification_heads = nn.ModuleDict({"sentence_classification_head": module})
         with torch.no_grad():
+            bound = config.embed_dim**-0.5  # both layers read embed_dim features
             for name, parameter in module.named_parameters():
-                bound = module.get_submodule(name.rpartition(".")[0]).in_features ** -0.5  # type: ignore[operator]
                 parameter.uniform_(-bound, bound, generator=generator("init", seed, "head", name))
 
     def forward(

@@ -59,6 +59,7 @@ class RemoteTracker:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         self.name = name
+        self._actor: Any
         if create:
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor = ray.remote(TrackerService).options(
@@ -109,10 +110,11 @@ class RemoteTracker:
     @staticmethod
     def _wait(reference: Any) -> Any:
         import ray
+        from ray.exceptions import RayTaskError
 
         try:
             return ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, Exception):
                 raise cause from None

@@ -66,7 +66,8 @@ def train(
         torch.set_num_threads(worker.threads)
     if recipe.platform.deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # every tensor here is written before use
+        # Every tensor here is written before it is read.
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - missing in the types
     task = make_task(recipe, model_folder)
     if init_from is not None:
         task.initialise_from(init_from)

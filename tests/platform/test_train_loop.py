@@ -69,13 +69,17 @@ def _as_one_of_many(rank: int, size: int, recipe: dict[str, Any], folder: str) -
 
 
 @pytest.mark.timeout(400)  # five processes import PyTorch
-def test_the_number_of_workers_does_not_change_the_losses(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+def test_the_number_of_workers_does_not_change_the_losses(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
     _, alone = run(tiny_recipe, tmp_path / "1")
     assert len(alone.curve()) == 20
     for size in (2, 3):  # 3 do not divide the 4 micro-batches of an update
         folder = tmp_path / str(size)
         folder.mkdir()
-        mp.start_processes(_as_one_of_many, (size, tiny_recipe, str(folder)), nprocs=size, start_method="spawn")
+        mp.start_processes(
+            _as_one_of_many, (size, tiny_recipe, str(folder)), nprocs=size, start_method="spawn"
+        )
         curve = json.loads((folder / "curve.json").read_text())
         assert curve == pytest.approx(alone.curve(), rel=1e-5)
 
@@ -104,7 +108,9 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_recipe: dict[str, Any], tmp_
     second = load_file(tmp_path / "resumed" / "model" / "model.safetensors")
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    teachers = [load_file(tmp_path / name / "model" / "teacher.safetensors") for name in ("straight", "resumed")]
+    teachers = [
+        load_file(tmp_path / name / "model" / "teacher.safetensors") for name in ("straight", "resumed")
+    ]
     assert all(torch.equal(teachers[0][name], teachers[1][name]) for name in teachers[0])
     # The interval that the kill cut in two is reported as if nothing had happened.
     assert resumed_points.curve() == straight_points.curve()[2:]
@@ -125,9 +131,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 
 def test_training_learns(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     # A frozen teacher is a fixed goal; a moving one may raise the loss while both learn.
-    recipe = changed(
-        tiny_recipe, optimization__max_update=60, model__ema_decay=1.0, model__ema_end_decay=1.0
-    )
+    recipe = changed(tiny_recipe, optimization__max_update=60, model__ema_decay=1.0, model__ema_end_decay=1.0)
     summary, recorder = run(recipe, tmp_path)
     assert recorder.curve()[-1] < 0.8 * recorder.curve()[0]
     assert summary.reason == "max_update 60 reached"
@@ -190,7 +194,9 @@ def test_non_finite_updates_are_skipped_counted_and_then_fatal(
         result = honest(self, batch, update)
         if update == 3 and len(poisoned) < limit:
             poisoned.append(update)
-            return type(result)(result.loss * float("nan"), result.sample_size, result.scalars, result.moments)
+            return type(result)(
+                result.loss * float("nan"), result.sample_size, result.scalars, result.moments
+            )
         return result
 
     monkeypatch.setattr(TextPretraining, "forward", forward)
@@ -213,7 +219,9 @@ def test_collapse_stops_with_advice(
     monkeypatch.setattr("d2v_platform.tasks.text_pretraining.COLLAPSE_GUARD_AFTER", 5)
     recipe = copy.deepcopy(tiny_recipe)
     recipe["model"]["min_target_var"] = 100.0
-    with pytest.raises(TrainingStopped, match="target_var .* at update 6: the representations have collapsed"):
+    with pytest.raises(
+        TrainingStopped, match=r"target_var .* at update 6: the representations have collapsed"
+    ):
         run(recipe, tmp_path)
 
 
@@ -236,7 +244,9 @@ def test_starting_from_another_models_weights(tiny_recipe: dict[str, Any], tmp_p
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize(("total", "start", "per_update", "size"), [(10, 0, 4, 3), (9, 4, 4, 2), (5, 0, 8, 3)])
+@pytest.mark.parametrize(
+    ("total", "start", "per_update", "size"), [(10, 0, 4, 3), (9, 4, 4, 2), (5, 0, 8, 3)]
+)
 def test_shares_cover_every_micro_batch_once(total: int, start: int, per_update: int, size: int) -> None:
     import numpy as np
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,6 @@ class SentencePrediction(TrainingTask):
             origin=origin,
         )
 
-    @lru_cache(maxsize=1)  # noqa: B019 - one task lives as long as its process
     def facts(self) -> dict[str, str]:
         """Fingerprints of what it was judged and trained on, dictionary hash, the parent's run."""
         judged_on = (self.recipe.valid_subsets() or [self.recipe.dataset.train_subset])[0]

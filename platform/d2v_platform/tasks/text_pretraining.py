@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +169,6 @@ class TextPretraining(TrainingTask):
             origin=origin,
         )
 
-    @lru_cache(maxsize=1)  # noqa: B019 - one task lives as long as its process
     def facts(self) -> dict[str, str]:
         """Data fingerprint and dictionary hash."""
         train = self.dataset(self.recipe.dataset.train_subset)
