@@ -83,7 +83,7 @@ FAST = DemoSize(
     ),
     trial_updates=4,
     rates=(6e-5,),
-    material=MaterialSize(packages=(), vocabulary=2000, train=160, dev=40),
+    material=MaterialSize(packages=(), standard_library=False, vocabulary=2000, train=160, dev=40),
 )
 
 

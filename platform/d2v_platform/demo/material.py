@@ -33,13 +33,15 @@ class MaterialSize:
     """How much is made.
 
     Attributes:
-        packages: installed packages whose docstrings are read, besides Python itself.
+        packages: installed packages whose docstrings are read, besides Python's language reference.
+        standard_library: also Python's own modules.
         vocabulary: largest dictionary.
         train: examples of each task.
         dev: examples of each task's dev set.
     """
 
     packages: tuple[str, ...] = prose.PACKAGES
+    standard_library: bool = True
     vocabulary: int = 8000
     train: int = 2400
     dev: int = 400
@@ -178,7 +180,7 @@ def prepare_material(folder: Path, facts: ProseFacts, size: MaterialSize, data: 
 
 
 def _write_prose(folder: Path, size: MaterialSize, sources: Mapping[str, str]) -> ProseFacts:
-    documents = prose.collect(size.packages)
+    documents = prose.collect(size.packages, size.standard_library)
     parts: dict[Part, list[Document]] = {
         part: [document for document in documents if document.part == part] for part in prose.SHARES
     }

@@ -153,8 +153,8 @@ def _notes(screen: Screen) -> list[str]:
     word = "seed" if len(screen.seeds) == 1 else "seeds"
     noise = "one seed is noise" if len(screen.seeds) == 1 else "few seeds are noisy"
     return [
-        f"{word} {seeds}; both the best of {screen.rates} rates, at most {screen.max_updates} updates a trial; "
-        f"{verdict}.",
+        f"{word} {seeds}; both the best of {screen.rates} rates, at most {screen.max_updates} updates a "
+        f"trial; {verdict}.",
         f"{noise}: {examples} dev examples alone mean +-{error:.1f} points of accuracy (1 standard error).",
     ]
 

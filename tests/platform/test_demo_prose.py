@@ -1,0 +1,199 @@
+"""The demo's prose and tasks: real sentences, balanced, deterministic, nothing shared between documents."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2v_platform.demo import prose, prose_tasks
+from d2v_platform.demo.material import MaterialSize, check_data, make_prose, prepare_material
+from d2v_platform.demo.prose import FUNCTION_WORDS, Document, is_sentence, split_sentences
+from data2vec.data.sentences import SentenceDataset
+from data2vec.errors import DataError
+
+TEXT = """
+Objects and names
+*****************
+
+Objects are *Python's* abstraction for data. All data in a Python program
+is represented by objects, e.g. numbers. See ``id()`` or :func:`~os.path.join` for more.
+
+   assignment_stmt ::= (target_list "=")+ (starred_expression)
+
+* If the target list is a single target with no trailing comma, the object
+  is assigned to that target.
+
+   >>> x = [1, 2]  # The list is shown.
+
+x : array_like
+    The values that are to be summed along the axis.
+"""
+
+
+SMALL = MaterialSize(packages=(), standard_library=False, vocabulary=1000, train=80, dev=20)
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    """Python's language reference: read in half a second."""
+    return prose.collect(packages=(), standard_library=False)
+
+
+def test_code_headings_and_markup_are_dropped() -> None:
+    found = prose._paragraphs([TEXT], set())
+    assert found == (
+        (
+            "Objects are Python's abstraction for data.",
+            "All data in a Python program is represented by objects, e.g. numbers.",
+        ),
+        (
+            "If the target list is a single target with no trailing comma, "
+            "the object is assigned to that target.",
+        ),
+        ("The values that are to be summed along the axis.",),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x = the sum of a and b.",
+        "the first letter of this is small.",
+        "This has no end of the sentence",
+        "Notes ----- This is a heading of the text.",
+        "Too short.",
+        "Foo bar baz qux quux corge grault garply.",
+        "A parenthesis (of the text is not closed.",
+    ],
+)
+def test_what_is_no_sentence(text: str) -> None:
+    assert not is_sentence(text)
+
+
+def test_abbreviations_end_no_sentence() -> None:
+    text = "It was shown by J. Smith et al. Later this was used, cf. Chapter two. It works."
+    assert split_sentences(text) == [
+        "It was shown by J. Smith et al. Later this was used, cf. Chapter two.",
+        "It works.",
+    ]
+
+
+def test_python_ships_enough_and_no_sentence_twice(documents: list[Document]) -> None:
+    sentences = [sentence.casefold() for document in documents for sentence in document.sentences]
+    assert len(sentences) == len(set(sentences)) > 1000
+    assert all(is_sentence(sentence) for document in documents for sentence in document.sentences)
+    assert {document.part for document in documents} == set(prose.SHARES)
+    assert prose.collect(packages=(), standard_library=False) == documents
+
+
+def test_docstrings_of_modules_are_read_and_function_bodies_are_not(tmp_path: Path) -> None:
+    code = """'''The list of the names is kept in a file.'''
+
+class Box:
+    \'\'\'A box for the things of the house.\'\'\'
+
+    def close(self):
+        \'\'\'Close the lid of the box.\'\'\'
+        def inner():
+            \'\'\'This is in the body of a function.\'\'\'
+"""
+    (tmp_path / "tests").mkdir()
+    for name in ("box.py", "tests/box.py"):
+        (tmp_path / name).write_text(code)
+    (tmp_path / "broken.py").write_text("def (:")
+    found = list(prose._docstrings("house", tmp_path, recursive=True))
+    texts = ["The list of the names is kept in a file.", "A box for the things of the house."]
+    assert found == [("house/box.py", [*texts, "Close the lid of the box."])]
+
+
+def test_acceptability_is_balanced_and_a_function_of_the_seed(documents: list[Document]) -> None:
+    rows = prose_tasks.acceptability(documents, 300, seed=1)
+    assert Counter(row.label for row in rows) == {"0": 150, "1": 150}
+    assert rows == prose_tasks.acceptability(documents, 300, seed=1)
+    assert rows != prose_tasks.acceptability(documents, 300, seed=2)
+    written = {sentence for document in documents for sentence in document.sentences}
+    assert all((row.sentence in written) == (row.label == "1") for row in rows)
+    assert len({row.sentence for row in rows}) == len(rows)
+
+
+def test_same_paragraph_is_balanced_and_deduplicated(documents: list[Document]) -> None:
+    rows = prose_tasks.same_paragraph(documents, 200, seed=1)
+    assert Counter(row.label for row in rows) == {"entailment": 100, "not_entailment": 100}
+    assert rows == prose_tasks.same_paragraph(documents, 200, seed=1)
+    sentences = [sentence for row in rows for sentence in (row.first, row.second)]
+    assert len(sentences) == len(set(sentences))
+    follows = {pair for d in documents for p in d.paragraphs for pair in itertools.pairwise(p)}
+    assert all(((row.first, row.second) in follows) == (row.label == "entailment") for row in rows)
+    assert all((row.sources[0] == row.sources[1]) == (row.label == "entailment") for row in rows)
+
+
+@settings(deadline=None)  # a busy machine
+@given(st.integers(0, 10_000))
+def test_a_corruption_changes_one_place_and_keeps_the_ends(seed: int) -> None:
+    sentence = "When the object is closed, the value of every field is written to disk by the driver."
+    words, broken = sentence.split(), prose_tasks.corrupt(sentence, random.Random(seed)).split()
+    assert broken != words
+    assert (broken[0], broken[-1]) == (words[0], words[-1])
+    gone = Counter(words) - Counter(broken)
+    functional = frozenset().union(*FUNCTION_WORDS.values())
+    assert len(words) - len(broken) in (0, 1)
+    assert sum(gone.values()) <= 1 and set(gone) <= functional
+
+
+def test_too_little_prose_is_said() -> None:
+    document = Document("one", (("The list of the names is short.", "It is of no use to anybody."),))
+    with pytest.raises(DataError, match="20 are needed"):
+        prose_tasks.same_paragraph([document], 10, seed=1)
+
+
+def test_material_is_prepared_by_our_own_functions_and_found_again(home: Path) -> None:
+    folder, facts = make_prose(SMALL)
+    material = prepare_material(folder, facts, SMALL, data=None)
+    assert material.tokens.vocabulary <= 1001
+    assert folder.is_relative_to(home)
+    for task, name in (("cola", "CoLA-bin"), ("rte", "RTE-bin")):
+        report = material.reports[task]
+        assert report.dropped == 0
+        assert report.splits["train"].kept == 80 and report.splits["valid"].kept == 20
+        dataset = SentenceDataset(
+            material.tasks / name, "train", num_classes=2, init_token=0, separator_token=2
+        )
+        assert len(dataset) == 80 and dataset.dictionary.digest() == material.tokens.dictionary
+    before = (folder / "prose.json").stat().st_mtime_ns
+    again, same = make_prose(SMALL)
+    assert (again, same) == (folder, facts) and (folder / "prose.json").stat().st_mtime_ns == before
+
+
+def test_train_dev_and_pretraining_share_no_document_and_no_sentence(home: Path) -> None:
+    folder, _ = make_prose(SMALL)
+    rows = {
+        split: [line.split("\t") for line in (folder / "raw/CoLA" / f"{split}.tsv").read_text().splitlines()]
+        for split in ("train", "dev")
+    }
+    assert not {row[0] for row in rows["train"]} & {row[0] for row in rows["dev"]}
+    pretraining = (folder / "train.txt").read_text()
+    for task, columns in (("CoLA", (3,)), ("RTE", (1, 2))):
+        found: dict[str, set[str]] = {}
+        for split in ("train", "dev"):
+            lines = (folder / "raw" / task / f"{split}.tsv").read_text().splitlines()
+            found[split] = {line.split("\t")[c] for line in lines for c in columns}
+            assert not any(sentence in pretraining for sentence in found[split] if len(sentence) > 40)
+        found["train"].discard("sentence1")
+        assert not (found["train"] & found["dev"]) - {"sentence1", "sentence2"}
+
+
+def test_a_wrong_data_folder_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        check_data(tmp_path / "absent")
+    (tmp_path / "CoLA").mkdir()
+    (tmp_path / "CoLA" / "train.tsv").write_text("x")
+    with pytest.raises(
+        DataError, match=r"CoLA/dev.tsv, RTE/train.tsv, RTE/dev.tsv missing \(it holds CoLA\)"
+    ):
+        check_data(tmp_path)
