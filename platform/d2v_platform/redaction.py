@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 MASK = "***"
+_TEXT_SUFFIXES = {".yaml", ".yml", ".json", ".md", ".txt", ".csv", ".tsv", ".toml", ".log", ".html"}
 # "_token" in small letters is left out: it would hide separator_token, which every text recipe has.
 _SECRET_NAME = re.compile(
     r"(?:^|[._\-])(?:password|passwd|passphrase|secrets?|secret_key|access_key(?:_id)?|api_?key|private_key"
@@ -65,3 +67,16 @@ def redact(value: Any, key: str = "") -> Any:
     if isinstance(value, str):
         return MASK if value and looks_secret(key) else redact_text(value)
     return value
+
+
+def redact_file(path: Path) -> None:
+    """Rewrite a text file without secrets; binary files are left alone."""
+    if path.suffix.lower() not in _TEXT_SUFFIXES:
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return
+    clean = redact_text(text)
+    if clean != text:
+        path.write_text(clean, encoding="utf-8")

@@ -44,7 +44,7 @@ from .mlflow_access import (
     short_reason,
     unavailable,
 )
-from .redaction import redact, redact_text
+from .redaction import redact, redact_file, redact_text
 from .run_liveness import HEARTBEAT_TAG, Heartbeat
 from .run_orphans import close_dead_runs, deliver_leftovers
 from .run_outbox import RunOutbox
@@ -64,7 +64,6 @@ _MAX_TAG = 8000  # characters; MLflow's limit
 _BATCH = 100  # params in one call; MLflow's limit
 _NAME = re.compile(r"[\w.\-+=,@:/ ]{1,200}")
 _OPEN_HERE: set[str] = set()  # runs that a tracker of this process has open
-_TEXT_SUFFIXES = {".yaml", ".yml", ".json", ".md", ".txt", ".csv", ".tsv", ".toml", ".log", ".html"}
 
 
 @dataclass(frozen=True)
@@ -356,7 +355,7 @@ class Tracker:
         else:
             shutil.copyfile(path, copy)
         for file in [copy] if copy.is_file() else [p for p in copy.rglob("*") if p.is_file()]:
-            _redact_file(file)
+            redact_file(file)
         self._queue_artifact(run_id, copy, folder)
 
     # -- owners of runs --------------------------------------------------------------------------------
@@ -488,19 +487,6 @@ class Tracker:
                     self.heartbeat(run_id)
             except Exception as error:  # the sender is the one to say that the server is away
                 log.debug("no heartbeat: %s", short_reason(error))
-
-
-def _redact_file(path: Path) -> None:
-    """Rewrite a text file without secrets; binary files are left alone."""
-    if path.suffix.lower() not in _TEXT_SUFFIXES:
-        return
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        return
-    clean = redact_text(text)
-    if clean != text:
-        path.write_text(clean, encoding="utf-8")
 
 
 def _user_name() -> str:

@@ -134,6 +134,7 @@ def test_requirements_are_the_librarys_dependencies() -> None:
     assert sorted(LIBRARY_REQUIREMENTS) == sorted(declared)
 
 
+@pytest.mark.timeout(400)  # clean processes import torch and mlflow: slow beside other work
 def test_a_classifier_is_registered_and_predicts_in_a_clean_process(
     tracker: Tracker, run_id: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -286,6 +287,7 @@ def test_gate_history_and_rollback_on_the_registry(
             promote(tracker, name="tiny", version=3, alias=alias)
 
 
+@pytest.mark.timeout(400)  # clean processes import torch and mlflow: slow beside other work
 def test_a_pretrained_model_must_reproduce_its_outputs_in_a_clean_process(
     tracker: Tracker, run_id: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
