@@ -16,7 +16,7 @@ from .typed import build, to_dict
 
 @dataclass(kw_only=True)
 class DecoderConfig:
-    """The convolutional decoder that predicts teacher features at masked positions (v2 paper, section 3.3)."""
+    """The convolutional decoder that predicts teacher features at masked positions (v2 paper, 3.3)."""
 
     decoder_dim: int = 384  # channels of the convolutions
     decoder_groups: int = 16  # convolution groups
@@ -203,7 +203,8 @@ def _text_problems(text: TextModalityConfig, path: str) -> list[Problem]:
     if text.mask_prob_min is not None and not 0.0 <= text.mask_prob_min < text.mask_prob:
         found.append(Problem(f"{path}.mask_prob_min", text.mask_prob_min, "must lie in 0 ... mask_prob"))
     for name, wanted in (("use_alibi_encoder", False), ("learned_alibi", False), ("learned_pos", True),
-                         ("inverse_mask", False), ("num_extra_tokens", 0), ("ema_local_encoder", False)):  # fmt: skip
+                         ("inverse_mask", False), ("num_extra_tokens", 0),
+                         ("ema_local_encoder", False)):  # fmt: skip
         if getattr(text, name) != wanted:
             rule = f"text supports {wanted!r} only; no text recipe uses another value"
             found.append(Problem(f"{path}.{name}", getattr(text, name), rule))

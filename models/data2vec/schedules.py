@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine:
-    """Linear warm-up, then half a cosine from ``peak`` to ``min_lr``; restarts, shrunk, at the end of a period."""
+    """Linear warm-up, then half a cosine from ``peak`` to ``min_lr``; then it restarts, shrunk."""
 
     peak: float
     min_lr: float = 0.0
@@ -45,7 +45,7 @@ class Cosine:
 
 @dataclass(frozen=True, kw_only=True)
 class TriStage:
-    """Linear warm-up from ``init_scale * peak``, hold, exponential decay to ``final_scale * peak``, constant."""
+    """Linear warm-up from ``init_scale * peak``, hold, decay to ``final_scale * peak``, constant."""
 
     peak: float
     warmup_steps: int

@@ -28,7 +28,8 @@ class EvaluationLog:
         if not kept:
             return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"update": update, "metrics": kept}) + "\n")
+            # A kill may have cut the last line short: begin a new one.
+            file.write("\n" + json.dumps({"update": update, "metrics": kept}) + "\n")
             file.flush()
             os.fsync(file.fileno())
 

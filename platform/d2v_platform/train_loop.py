@@ -229,22 +229,22 @@ class TrainingLoop:
         if epoch_end:
             save = save or state.epoch % max(rules.save_interval, 1) == 0
             validate = validate or state.epoch % max(data.validate_interval, 1) == 0
-        stop = self._stop_reason(epoch_end=epoch_end)
+        stop = self._stop_reason(epoch_end=epoch_end, pause=save or validate or epoch_end)
         if stop or not (save or validate):
             return stop
         return self._validate_and_save(epoch_end=epoch_end, validate=validate, save=save)
 
-    def _stop_reason(self, epoch_end: bool = False) -> str | None:
+    def _stop_reason(self, epoch_end: bool = False, pause: bool = False) -> str | None:
         state, limits = self.state, self.recipe.optimization
         if limits.max_update and state.update >= limits.max_update:
             return f"max_update {limits.max_update} reached"
         finished_epochs = state.epoch if epoch_end else state.epoch - 1
         if limits.max_epoch and finished_epochs >= limits.max_epoch:
             return f"max_epoch {limits.max_epoch} reached"
-        if limits.stop_time_hours:
-            # Clocks differ between workers: rank 0 decides for all, at epoch ends and saves only.
+        if limits.stop_time_hours and pause:
+            # Clocks differ between workers, so rank 0 decides for all, at epoch ends, saves and validations.
             hours = (state.elapsed_s + self.progress.since_start()) / 3600
-            if epoch_end and gather_objects(hours)[0] > limits.stop_time_hours:
+            if gather_objects(hours)[0] > limits.stop_time_hours:
                 return f"stop_time_hours {limits.stop_time_hours:g} reached"
         if epoch_end and limits.stop_min_lr >= 0:
             if max(self.optimizer.learning_rates(state.update, state.epoch).values()) <= limits.stop_min_lr:

@@ -80,7 +80,7 @@ def test_a_killed_worker_costs_no_step_and_no_metric(
         first = load_file(disturbed.folder / "model" / f"{name}.safetensors")
         second = load_file(straight.folder / "model" / f"{name}.safetensors")
         assert all(torch.equal(first[key], second[key]) for key in second)
-    assert metric_steps(disturbed.run_id) == {step: 1 for step in range(1, 61)}
+    assert metric_steps(disturbed.run_id) == dict.fromkeys(range(1, 61), 1)
 
 
 @pytest.fixture
@@ -88,7 +88,11 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """``ray start --head`` as a user starts it, in its own process group; gives the client's environment."""
     folder = Path(tempfile.mkdtemp(prefix="rj", dir="/tmp"))  # short: Ray's sockets allow 107 bytes of path
     bin_folder = Path(sys.executable).parent
-    environment = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "RAY_TMPDIR": str(folder)}
+    environment = {
+        **os.environ,
+        "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
+        "RAY_TMPDIR": str(folder),
+    }
     ports = [free_port() for _ in range(4)]
     options = {
         "--port": ports[0], "--dashboard-port": ports[1], "--dashboard-host": "127.0.0.1", "--num-cpus": 2,
@@ -147,12 +151,26 @@ def test_bare_job_submission_resumes_under_its_name(
         ).stdout
 
     def submit(name: str) -> Callable[[], str]:
-        options = ["--no-wait", "--submission-id", name, "--runtime-env-json", variables, "--working-dir", "."]
-        until(lambda: "submitted successfully" in ray("submit", *options, "--", *train), lambda: "no cluster", 90)
+        options = [
+            "--no-wait",
+            "--submission-id",
+            name,
+            "--runtime-env-json",
+            variables,
+            "--working-dir",
+            ".",
+        ]
+        until(
+            lambda: "submitted successfully" in ray("submit", *options, "--", *train),
+            lambda: "no cluster",
+            90,
+        )
         return lambda: ray("logs", name)
 
     def saved() -> int:
-        return max((int(p.parent.name[7:]) for p in home.glob("runs/*/checkpoints/*/manifest.json")), default=0)
+        return max(
+            (int(p.parent.name[7:]) for p in home.glob("runs/*/checkpoints/*/manifest.json")), default=0
+        )
 
     logs = submit("first")
     until(lambda: saved() >= 5, logs)

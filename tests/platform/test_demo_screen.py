@@ -45,7 +45,7 @@ SCREEN = Screen(
     tasks=(COLA, RTE),
     rates=4,
     seeds=(1,),
-    max_updates=600,
+    max_updates=300,
     predictions=(Prediction(model="models:/m@demo", sentence="A text.", label="acceptable", score=0.613),),
     proof=None,
     home="/home/me/.d2v",

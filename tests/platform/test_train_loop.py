@@ -167,6 +167,13 @@ def test_patience_stops(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     assert summary.update == 4
 
 
+def test_the_time_limit_counts_and_stops_at_a_save(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    summary, _ = run(changed(tiny_recipe, optimization__stop_time_hours=1e-6), tmp_path)
+    assert summary.reason.startswith("stop_time_hours")
+    assert summary.update == 5
+    assert CheckpointStore(tmp_path).updates() == [5]
+
+
 def test_epoch_limit_and_remainder(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     blocks = 7  # batch size 4 of the small valid split as training data gives few micro-batches
     recipe = changed(

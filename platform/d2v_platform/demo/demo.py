@@ -52,18 +52,18 @@ class DemoSize:
         material: of prose and tasks.
     """
 
-    updates: int = 240
+    updates: int = 400
     log_interval: int = 10
-    save_interval: int = 40
+    save_interval: int = 50
     model: tuple[str, ...] = (
-        "model.depth=3",
+        "model.depth=2",
         "model.embed_dim=128",
-        "model.average_top_k_layers=3",
+        "model.average_top_k_layers=2",
         "model.modalities.text.decoder.decoder_dim=64",
         "task.tokens_per_sample=64",
         "optimization.lr=[1e-3]",
     )
-    trial_updates: int = 600
+    trial_updates: int = 300
     rates: tuple[float, ...] = READMES_RATES
     material: MaterialSize = field(default_factory=MaterialSize)
 

@@ -17,7 +17,7 @@ _DESCRIPTION = "Run a sweep: many trainings on Ray Tune, one table, the best of 
 _EXAMPLES = """\
 examples:
   %(prog)s glue model.model_path=models:/data2vec2-text-base@champion task.data=/glue
-  %(prog)s glue model.model_path=/model task.data=/glue 'grid.task=[cola,rte]' 'grid.lr=[1e-5]' 'grid.seed=[1]'
+  %(prog)s glue model.model_path=/model task.data=/glue 'grid.task=[cola,rte]' 'grid.seed=[1]'
   %(prog)s glue ... platform.run_name=first              a name: the same command again goes on with it
   %(prog)s glue ... platform.run_name=first 'grid.seed=[1,2,3]'   more seeds; finished trials are not repeated
   %(prog)s glue ... max_updates=300                      a cap of each trial's updates
@@ -27,10 +27,10 @@ examples:
   %(prog)s glue ... --plan                               list the trials and stop
   %(prog)s my_sweep.yaml ...                             a copy of configs/sweep/glue.yaml, edited
 
-task.data is the folder that d2v prepare glue wrote (CoLA-bin, ...), or a raw GLUE folder (CoLA, ...), which is
-then prepared once with the model's own dictionary. Overrides are key=value in Hydra's grammar, of the definition
-(grid, fixed, select, register, scheduler, ...) or of every trial's recipe (group.key). ASHA stops runs for good;
-it does not pause and resume them.
+task.data is the folder that d2v prepare glue wrote (CoLA-bin, ...), or a raw GLUE folder (CoLA, ...), which
+is then prepared once with the model's own dictionary. Overrides are key=value in Hydra's grammar, of the
+definition (grid, fixed, select, register, scheduler, ...) or of every trial's recipe (group.key). ASHA stops
+runs for good; it does not pause and resume them.
 """
 
 

@@ -59,7 +59,8 @@ def write_test_files(choices: Sequence[Choice], folder: Path, capacity: Capacity
     options: dict[str, Any] = {"num_cpus": max(1, capacity.threads)}
     if capacity.gpus:
         options["num_gpus"] = min(capacity.gpus, 1)
-    remote: Any = ray.remote(**options)(predict)
+    plain: Any = predict  # Ray's stubs know positional parameters only
+    remote: Any = ray.remote(**options)(plain)
     running = [
         remote.remote(
             choice.record.stored.trial.recipe.to_dict(), str(choice.record.model_folder), split,

@@ -250,7 +250,7 @@ def protocol(select: Select, records: Sequence[Record], scheduler: str, cap: int
     metrics = sorted({(s.task, s.trial.recipe.checkpoint.best_checkpoint_metric) for s in stored})
     subsets = sorted({s.trial.recipe.valid_subsets()[0] for s in stored if s.trial.recipe.valid_subsets()})
     within = {
-        "best": "its best validation, whose weights are kept (optimistic: chosen on the set it is measured on)",
+        "best": "its best validation, whose weights are kept (optimistic: chosen on the measured set)",
         "last": "its last validation; a registered model holds the weights of its best one",
     }[select.within_run]
     over = {"median": "the median over its seeds", "max": "its best seed"}[select.over_seeds]
@@ -277,8 +277,8 @@ def protocol(select: Select, records: Sequence[Record], scheduler: str, cap: int
     if scheduler == "asha":
         stopped = sum(r.result is not None and r.result.status == "stopped" for r in records)
         lines.append(
-            f"ASHA within each task stopped {stopped} of {len(stored)} runs early; they count with their value "
-            "so far and cannot be registered"
+            f"ASHA within each task stopped {stopped} of {len(stored)} runs early; they count with their "
+            "value so far and cannot be registered"
         )
     for model in sorted({s.model_uri for s in stored if s.model_uri}):
         random = any(getattr(s.trial.recipe.model, "no_pretrained_weights", False) for s in stored)

@@ -138,7 +138,7 @@ def run_trials(
         watch.close_interrupted()
         launch.tracker.settle()
         watch.mark_closed()
-        shutil.rmtree(place / launch.name, ignore_errors=True)  # our own folder is the only truth
+        shutil.rmtree(place, ignore_errors=True)  # our own folder is the only truth
     return watch.progress
 
 

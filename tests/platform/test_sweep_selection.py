@@ -1,0 +1,156 @@
+"""Choosing in a sweep: the value of a run, medians over seeds, ties, stopped runs, and the ideal schedule."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from d2v_platform.recipe.compose import compose
+from d2v_platform.recipe.sweep_definition import Select, Trial
+from d2v_platform.sweeps.results import Record, StoredTrial, TrialResult
+from d2v_platform.sweeps.schedule import clock, ideal_seconds
+from d2v_platform.sweeps.selection import choose, choose_all, grid_points, score
+
+
+@lru_cache
+def composed_cola() -> Any:
+    """A composed CoLA recipe, whose seed and rate the tests' trials change."""
+    return compose("v2/text_finetuning/cola", ["task.data=/x", "model.model_path=/m"])
+
+
+@pytest.fixture
+def cola() -> Any:
+    """The same as a fixture."""
+    return composed_cola()
+
+
+def run(
+    composed: Any, task: str, lr: float, seed: int, curve: dict[int, float], status: Any = "finished"
+) -> Record:
+    name = f"{task}_lr={lr:g}_seed={seed}"
+    recipe = replace(
+        composed.recipe,
+        optimization=replace(composed.recipe.optimization, lr=[lr]),
+        common=replace(composed.recipe.common, seed=seed),
+    )
+    trial = Trial(
+        name=name, values={"task": task, "lr": lr, "seed": seed}, overrides=(), named_recipe=composed.named_recipe,
+        recipe=recipe, base=composed.base,
+    )  # fmt: skip
+    evaluations = {
+        update: {"valid/mcc": value, "valid/accuracy": 50 + value} for update, value in curve.items()
+    }
+    result = TrialResult(status=status, run_id=name, update=max(curve, default=0), evaluations=evaluations)
+    return Record(stored=StoredTrial(trial=trial), folder=Path(name), result=result)
+
+
+def points(records: list[Record], **select: Any) -> Any:
+    return grid_points(records, {r.stored.name: ("mcc", True) for r in records}, Select(**select))
+
+
+def test_the_value_of_a_run_is_its_best_or_its_last_validation() -> None:
+    curve = {10: {"valid/mcc": 5.0}, 20: {"valid/mcc": 9.0, "valid/accuracy": 70.0}, 30: {"valid/mcc": 7.0}}
+    result = TrialResult(status="finished", evaluations=curve)
+    best = score(result, "valid", "mcc", True, "best")
+    assert best is not None and (best.value, best.update, best.others["valid/accuracy"]) == (9.0, 20, 70.0)
+    last = score(result, "valid", "mcc", True, "last")
+    assert last is not None and (last.value, last.update) == (7.0, 30)
+    least = score(result, "valid", "mcc", False, "best")
+    assert least is not None and (least.value, least.update) == (5.0, 10)
+
+
+def test_a_tie_within_a_run_goes_to_the_later_validation_and_nan_never_counts() -> None:
+    curve = {1: {"valid/mcc": 4.0}, 2: {"valid/mcc": 4.0}, 3: {"valid/mcc": float("nan")}}
+    for rule in ("best", "last"):
+        found = score(TrialResult(status="finished", evaluations=curve), "valid", "mcc", True, rule)
+        assert found is not None and found.update == 2
+    nothing = TrialResult(status="finished", evaluations={3: {"valid/mcc": float("nan")}})
+    assert score(nothing, "valid", "mcc", True, "best") is None
+
+
+def test_the_rate_is_chosen_by_the_median_and_the_seed_nearest_it_is_registered(cola: Any) -> None:
+    values = {1e-5: (50.0, 10.0, 12.0), 2e-5: (20.0, 14.0, 21.0)}
+    records = [run(cola, "cola", lr, s, {5: v}) for lr, of in values.items() for s, v in enumerate(of, start=1)]
+    choice = choose(points(records))
+    assert choice is not None
+    assert (choice.point.lr, choice.point.value, choice.record.stored.seed) == (2e-5, 20.0, 1)
+    choice = choose(points(records, over_seeds="max"))  # the lucky seed wins under the other rule
+    assert choice is not None
+    assert (choice.point.lr, choice.point.value, choice.record.stored.seed) == (1e-5, 50.0, 1)
+
+
+def test_with_two_seeds_the_better_one_is_registered(cola: Any) -> None:
+    choice = choose(points([run(cola, "cola", 1e-5, 1, {5: 10.0}), run(cola, "cola", 1e-5, 2, {5: 20.0})]))
+    assert choice is not None
+    assert (choice.point.median, choice.record.stored.seed) == (15.0, 2)
+
+
+def test_stopped_runs_count_but_are_never_registered_and_failed_ones_do_not_count(cola: Any) -> None:
+    records = [
+        run(cola, "cola", 1e-5, 1, {5: 30.0}, "stopped"), run(cola, "cola", 1e-5, 2, {5: 20.0}),
+        run(cola, "cola", 2e-5, 1, {5: 40.0}, "stopped"), run(cola, "cola", 2e-5, 2, {5: 41.0}, "stopped"),
+        run(cola, "cola", 4e-5, 1, {5: 99.0}, "failed"), run(cola, "cola", 4e-5, 2, {5: 98.0}, "diverged"),
+    ]  # fmt: skip
+    found = points(records)
+    assert [point.value for point in found] == [25.0, 40.5, None]
+    assert [point.complete for point in found] == [False, False, False]
+    choice = choose(found)
+    assert choice is not None
+    assert (choice.point.lr, choice.record.stored.seed) == (1e-5, 2)  # no run of 2e-5 has finished
+    assert choose(found[1:]) is None
+
+
+def test_each_task_has_its_own_winner(cola: Any) -> None:
+    records = [
+        run(cola, t, lr, 1, {1: v})
+        for t, lr, v in (("cola", 1e-5, 1.0), ("cola", 2e-5, 2.0), ("rte", 1e-5, 9.0))
+    ]
+    assert {task: c.point.lr for task, c in choose_all(points(records)).items()} == {
+        "cola": 2e-5,
+        "rte": 1e-5,
+    }
+
+
+def test_the_first_setting_wins_a_tie(cola: Any) -> None:
+    choice = choose(points([run(cola, "cola", lr, 1, {1: 3.0}) for lr in (4e-5, 1e-5)]))
+    assert choice is not None and choice.point.lr == 4e-5
+
+
+@settings(deadline=None)  # the first example composes a recipe
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=9))
+def test_the_registered_run_is_nearest_the_median(values: list[float]) -> None:
+    first = run(composed_cola(), "cola", 1e-5, 1, {1: 0.0}).stored
+    records = [
+        Record(
+            stored=first,
+            folder=Path(str(n)),
+            result=TrialResult(status="finished", evaluations={1: {"valid/mcc": v}}),
+        )
+        for n, v in enumerate(values)
+    ]
+    choice = choose(grid_points(records, {first.name: ("mcc", True)}, Select()))
+    assert choice is not None and choice.point.median is not None
+    median = choice.point.median
+    assert abs(choice.score.value - median) == min(abs(v - median) for v in values)
+    assert sum(v < median for v in values) <= len(values) / 2 >= sum(v > median for v in values)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0.1, 50), min_size=1, max_size=20), st.integers(1, 5))
+def test_the_ideal_schedule_is_between_its_bounds(seconds: list[float], slots: int) -> None:
+    ideal = ideal_seconds(seconds, slots)
+    assert ideal >= max(max(seconds), sum(seconds) / slots) - 1e-6
+    assert ideal <= sum(seconds) / slots + max(seconds) + 1e-6
+
+
+def test_the_ideal_schedule_keeps_the_order() -> None:
+    assert ideal_seconds([3, 1, 1, 1], 2) == 3
+    assert ideal_seconds([1, 1, 3], 2) == 4
+    assert ideal_seconds([5], 4) == 5
+    assert clock(3725) == "1:02:05"
