@@ -14,8 +14,8 @@ import typer
 
 from data2vec.errors import Data2VecError
 
-from .prepare import app as prepare_app
-from .registry_commands import app as registry_app
+from .preparation.commands import app as prepare_app
+from .registry.commands import app as registry_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -81,11 +81,12 @@ def train_command(arguments: Sequence[str], prog: str) -> None:
     composed = request.compose()
     if composed.sweep:
         from .recipe.sweep_definition import sweep_of
-        from .sweep import report_failures, run_sweep
+        from .sweeps.command import report_failures
+        from .sweeps.engine import run_sweep
 
         report_failures(run_sweep(sweep_of(request.config_name, request.overrides, request.config_dir)))
         return
-    from .launch import launch, result_lines, show_plan
+    from .training.launch import launch, result_lines, show_plan
 
     if request.plan_only:
         show_plan(composed)
@@ -96,7 +97,7 @@ def train_command(arguments: Sequence[str], prog: str) -> None:
 
 def sweep_command(arguments: Sequence[str], prog: str, default: str | None = None) -> None:
     """``d2v sweep NAME ...`` and ``experiments/glue_sweep.py``."""
-    from .sweep import sweep_main
+    from .sweeps.command import sweep_main
 
     sweep_main(arguments, prog, default)
 

@@ -17,8 +17,8 @@ import pytest
 
 from d2v_platform.home import home_folder
 from d2v_platform.recipe.sweep_definition import load_sweep
-from d2v_platform.sweep import SweepResult, run_sweep
-from d2v_platform.tracking import Tracker
+from d2v_platform.sweeps.engine import SweepResult, run_sweep
+from d2v_platform.tracking.tracker import Tracker
 
 NAME = "killed-and-extended"
 SETTINGS = [

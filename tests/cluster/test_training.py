@@ -33,7 +33,7 @@ def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
 
 
 def metric_steps(run_id: str, key: str = "train/loss") -> Counter[int]:
-    from d2v_platform.tracking import Tracker
+    from d2v_platform.tracking.tracker import Tracker
 
     with Tracker() as tracker:
         return Counter(point.step for point in tracker.client.get_metric_history(run_id, key))
@@ -56,8 +56,8 @@ def kill_a_worker(home: Path, after_update: int, killed: list[int]) -> None:
 def test_a_killed_worker_costs_no_step_and_no_metric(
     ray_cluster: Any, home: Path, tmp_path: Path, tiny_recipe: dict[str, Any]
 ) -> None:
-    from d2v_platform.launch import launch
     from d2v_platform.recipe.compose import compose
+    from d2v_platform.training.launch import launch
 
     recipe = json.loads(json.dumps(tiny_recipe))
     recipe["optimization"]["max_update"] = 60

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from d2v_platform.mlflow_access import open_client
-from d2v_platform.tracking import Tracker
+from d2v_platform.tracking.mlflow_access import open_client
+from d2v_platform.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from d2v_platform import prepare_glue as glue_module
-from d2v_platform.download import BLOCK_BYTES, download, download_text, unpack
-from d2v_platform.prepare_glue import GlueArchive, download_task
+from d2v_platform.preparation import glue as glue_module
+from d2v_platform.preparation.download import BLOCK_BYTES, download, download_text, unpack
+from d2v_platform.preparation.glue import GlueArchive, download_task
 from data2vec.data.glue import GLUE_TASKS
 from data2vec.errors import DataError
 

@@ -14,7 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from d2v_platform.metric_queue import MetricPoint, MetricQueue
+from d2v_platform.tracking.metric_queue import MetricPoint, MetricQueue
 from data2vec.errors import Data2VecError
 
 

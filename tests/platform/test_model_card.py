@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from d2v_platform.model_card import CardFacts, model_card
+from d2v_platform.registry.model_card import CardFacts, model_card
 
 
 def facts(**more: Any) -> CardFacts:

@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from d2v_platform.model_source import resolve
+from d2v_platform.registry.model_source import resolve
 from data2vec.errors import CheckpointError, Data2VecError
 
 OURS = {"format": 1, "kind": "pretrained", "model": {}}

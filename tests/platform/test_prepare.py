@@ -13,9 +13,9 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from d2v_platform.prepare import app
-from d2v_platform.prepare_glue import choose_tasks, prepare_glue
-from d2v_platform.prepare_text import TextOptions, TextReport, prepare_text
+from d2v_platform.preparation.commands import app
+from d2v_platform.preparation.glue import choose_tasks, prepare_glue
+from d2v_platform.preparation.text import TextOptions, TextReport, prepare_text
 from data2vec.data.bpe import shared_bpe
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.indexed import open_tokens
@@ -129,7 +129,7 @@ def test_finished_splits_are_skipped_and_changed_ones_are_made_again(tmp_path: P
 RUN = """
 import sys
 from pathlib import Path
-from d2v_platform.prepare_text import TextOptions, prepare_text
+from d2v_platform.preparation.text import TextOptions, prepare_text
 prepare_text({"train": Path(sys.argv[1])}, Path(sys.argv[2]), TextOptions(workers=2, chunk_bytes=20000))
 """
 
@@ -275,7 +275,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 def test_the_command_needs_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, d2v_platform.prepare; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
+        "import sys, d2v_platform.preparation.commands; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

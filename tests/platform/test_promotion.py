@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from d2v_platform.model_versions import KIND_TAG, LINEAGE_TAGS, RUN_TAG, ModelVersion
-from d2v_platform.promotion import AliasMove, _holders, gate_reasons  # pyright: ignore[reportPrivateUsage]
+from d2v_platform.registry.model_versions import KIND_TAG, LINEAGE_TAGS, RUN_TAG, ModelVersion
+from d2v_platform.registry.promotion import AliasMove, _holders, gate_reasons  # pyright: ignore[reportPrivateUsage]
 
 
 def version(number: int, kind: str, **tags: str) -> ModelVersion:

@@ -15,7 +15,7 @@ GIVEN = ["model.model_path=models:/data2vec2-text-base@champion", "task.data=/gl
 
 
 def test_the_glue_sweep_has_the_readmes_grid() -> None:
-    assert sweep_names() == ["glue"]
+    assert sweep_names() == ["demo", "glue"]
     sweep = load_sweep("glue", [*GIVEN, "grid.seed=[1]"])
     assert sweep.definition.grid["lr"] == [1e-5, 2e-5, 4e-5, 6e-5]
     assert len(sweep.trials) == 8 * 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from d2v_platform.redaction import looks_secret, redact, redact_text
+from d2v_platform.tracking.redaction import looks_secret, redact, redact_text
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from d2v_platform import registry
-from d2v_platform.model_package import LIBRARY_REQUIREMENTS
-from d2v_platform.registry import (
+from d2v_platform.registry import register as registry
+from d2v_platform.registry.commands import app
+from d2v_platform.registry.model_package import LIBRARY_REQUIREMENTS
+from d2v_platform.registry.register import (
     GateRefusedError,
     ModelVersion,
     history,
@@ -30,8 +31,7 @@ from d2v_platform.registry import (
     rollback,
     show,
 )
-from d2v_platform.registry_commands import app
-from d2v_platform.tracking import Tracker
+from d2v_platform.tracking.tracker import Tracker
 from data2vec.artifact import LoadedModel, load, save_artifact
 from data2vec.config import Data2VecMultiConfig, SentenceHeadConfig
 from data2vec.data.bpe import GPT2BPE
@@ -122,7 +122,7 @@ def score(value: float, data: str = "data-1") -> dict[str, str]:
 
 
 def test_importing_the_registry_imports_neither_mlflow_nor_torch() -> None:
-    code = "import sys, d2v_platform.registry_commands; sys.exit(bool({'mlflow', 'torch'} & {*sys.modules}))"
+    code = "import sys, d2v_platform.registry.commands; sys.exit(bool({'mlflow', 'torch'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -358,7 +358,7 @@ def test_a_version_behind_a_server_is_downloaded_once(
     tracker: Tracker, run_id: str, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = add(tracker, folders["classifier"], run_id)
-    monkeypatch.setattr("d2v_platform.model_source._as_local", lambda location: None)
+    monkeypatch.setattr("d2v_platform.registry.model_source._as_local", lambda location: None)
     found = resolve(version.uri, tracker)
     assert tracker.home / "cache" / "models" in found.path.parents
     assert (found.path / "check.json").is_file()

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 
-from d2v_platform.evaluation_log import EvaluationLog
-from d2v_platform.loop_state import Summary
-from d2v_platform.ray_session import ClusterInfo
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.recipe.sweep_definition import Sweep, load_sweep
 from d2v_platform.sweeps.baselines import majority
@@ -24,6 +21,9 @@ from d2v_platform.sweeps.selection import grid_points
 from d2v_platform.sweeps.sweep_folder import SweepFolder, delete_weights, identity, refuse_changes, sweep_root
 from d2v_platform.sweeps.table import protocol, result_table, trials_csv
 from d2v_platform.sweeps.winners import delete_losers
+from d2v_platform.training.evaluation_log import EvaluationLog
+from d2v_platform.training.loop_state import Summary
+from d2v_platform.training.ray_session import ClusterInfo
 from data2vec.errors import ConfigError, Data2VecError
 
 TWO_WORKERS = ("distributed_training.distributed_world_size=2", "platform.num_workers=2")

@@ -40,9 +40,13 @@ def run(
         common=replace(composed.recipe.common, seed=seed),
     )
     trial = Trial(
-        name=name, values={"task": task, "lr": lr, "seed": seed}, overrides=(), named_recipe=composed.named_recipe,
-        recipe=recipe, base=composed.base,
-    )  # fmt: skip
+        name=name,
+        values={"task": task, "lr": lr, "seed": seed},
+        overrides=(),
+        named_recipe=composed.named_recipe,
+        recipe=recipe,
+        base=composed.base,
+    )
     evaluations = {
         update: {"valid/mcc": value, "valid/accuracy": 50 + value} for update, value in curve.items()
     }
@@ -76,7 +80,9 @@ def test_a_tie_within_a_run_goes_to_the_later_validation_and_nan_never_counts() 
 
 def test_the_rate_is_chosen_by_the_median_and_the_seed_nearest_it_is_registered(cola: Any) -> None:
     values = {1e-5: (50.0, 10.0, 12.0), 2e-5: (20.0, 14.0, 21.0)}
-    records = [run(cola, "cola", lr, s, {5: v}) for lr, of in values.items() for s, v in enumerate(of, start=1)]
+    records = [
+        run(cola, "cola", lr, s, {5: v}) for lr, of in values.items() for s, v in enumerate(of, start=1)
+    ]
     choice = choose(points(records))
     assert choice is not None
     assert (choice.point.lr, choice.point.value, choice.record.stored.seed) == (2e-5, 20.0, 1)

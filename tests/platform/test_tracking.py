@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from d2v_platform.mlflow_access import open_client
-from d2v_platform.run_liveness import HEARTBEAT_TAG, Heartbeat
-from d2v_platform.tracking import MetricPoint, Tracker
+from d2v_platform.tracking.mlflow_access import open_client
+from d2v_platform.tracking.run_liveness import HEARTBEAT_TAG, Heartbeat
+from d2v_platform.tracking.tracker import MetricPoint, Tracker
 from data2vec.errors import Data2VecError
 
 NewTracker = Callable[..., Tracker]
@@ -275,7 +275,7 @@ def test_training_goes_on_while_the_server_is_away(
     assert history(tracker, run_id) == [(s, 0.5 + s) for s in range(25)]
     assert tracker.client.get_run(run_id).data.tags["phase"] == "late"
     assert artifact(tracker, run_id, "note.txt") == "hello"
-    said = [r.message for r in caplog.records if r.name == "d2v_platform.metric_sender"]
+    said = [r.message for r in caplog.records if r.name == "d2v_platform.tracking.metric_sender"]
     assert len(said) == 2
     assert "does not answer (ConnectionError: refused); training goes on" in said[0]
     assert "answers again after" in said[1]
@@ -331,7 +331,7 @@ def test_a_killed_driver_is_closed_and_its_points_arrive(tracker: Tracker, mlflo
     """SIGKILL right after log() returned: the points are on disk, the next start sends them."""
     script = textwrap.dedent("""
         import sys, time
-        from d2v_platform.tracking import MetricPoint, Tracker
+        from d2v_platform.tracking.tracker import MetricPoint, Tracker
         tracker = Tracker(send_interval_s=3600)
         run = tracker.open_run(experiment="e", name="victim", params={}, resume_key="victim")
         tracker.log(run.run_id, [MetricPoint("loss", s, float(s), s) for s in range(7)])
@@ -364,7 +364,7 @@ def test_leftovers_of_a_vanished_host_are_sent(new_tracker: NewTracker) -> None:
     tracker.finish(run_id, "KILLED")
     abandoned = tracker.queue.path.with_name(tracker.queue_pattern.replace("*", "oldhost"))
     tracker.queue.path.with_name("x").write_text("not a queue")
-    from d2v_platform.metric_queue import MetricQueue
+    from d2v_platform.tracking.metric_queue import MetricQueue
 
     queue = MetricQueue(abandoned)
     queue.put(run_id, points(range(4)))

@@ -15,11 +15,11 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from d2v_platform.checkpoint import CheckpointStore
-from d2v_platform.loading import Share
-from d2v_platform.loop_state import Summary, TrainingStopped, Worker
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.train_loop import train
+from d2v_platform.training.checkpoint import CheckpointStore
+from d2v_platform.training.loading import Share
+from d2v_platform.training.loop_state import Summary, TrainingStopped, Worker
+from d2v_platform.training.train_loop import train
 
 
 class Recorder:

@@ -18,8 +18,8 @@ from data2vec.data.glue import GLUE_TASKS, GlueReport
 from data2vec.errors import DataError
 
 from ..home import home_folder
-from ..prepare_glue import prepare_glue
-from ..prepare_text import TextOptions, TextReport, prepare_text
+from ..preparation.glue import prepare_glue
+from ..preparation.text import TextOptions, TextReport, prepare_text
 from . import prose, prose_tasks
 from .prose import Document, Part
 

@@ -48,7 +48,7 @@ def predict(model: str, texts: Sequence[str], timeout_s: float = 300.0) -> list[
     from data2vec.errors import Data2VecError
 
     from ..home import default_tracking_uri
-    from ..mlflow_access import configure_environment
+    from ..tracking.mlflow_access import configure_environment
 
     configure_environment()
     environment = dict(os.environ) | {"MLFLOW_TRACKING_URI": default_tracking_uri()}

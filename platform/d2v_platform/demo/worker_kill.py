@@ -21,9 +21,9 @@ from typing import Any
 
 import psutil
 
-from ..checkpoint import CheckpointStore
 from ..home import default_tracking_uri, home_folder
-from ..mlflow_access import open_client
+from ..tracking.mlflow_access import open_client
+from ..training.checkpoint import CheckpointStore
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from data2vec.errors import ConfigError, Problem
 
-from ..plan import make_plan
-from ..ray_session import ClusterInfo
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import SweepDefinition
+from ..training.plan import make_plan
+from ..training.ray_session import ClusterInfo
 
 
 @dataclass(frozen=True, kw_only=True)

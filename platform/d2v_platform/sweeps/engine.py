@@ -19,10 +19,10 @@ from typing import Any
 
 from data2vec.errors import ConfigError, Problem
 
-from .. import ray_session
-from ..launch import code_version, open_tracker, refuse_node_local
 from ..recipe.sweep_definition import Sweep
-from ..tracker_actor import RemoteTracker
+from ..tracking.tracker_actor import RemoteTracker
+from ..training import ray_session
+from ..training.launch import code_version, open_tracker, refuse_node_local
 from .baselines import baselines
 from .capacity import Capacity, capacity
 from .preparation import prepare_trials
@@ -344,7 +344,7 @@ class _Driver:
 
     def _log_parent(self, table: ResultTable, paths: Mapping[str, Path], timing: Timing | None) -> None:
         """Tables as artifacts; winners as tags and metrics, whose step is the number of trials so far."""
-        from ..tracking import MetricPoint, now_ms
+        from ..tracking.tracker import MetricPoint, now_ms
 
         step, now = sum(len(row.values) for row in table.rows), now_ms()
         figures: dict[str, float] = {"trials": float(step)}

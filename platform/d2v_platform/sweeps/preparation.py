@@ -12,13 +12,13 @@ from typing import Any
 
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
-from ..launch import code_version
-from ..preflight import ResolvedModels, preflight, resolve_models
 from ..recipe.checks import metrics as reported_metrics
 from ..recipe.components import MaskedLMTask
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import Sweep, Trial
 from ..tasks import sentence_prediction, text_pretraining
+from ..training.launch import code_version
+from ..training.preflight import ResolvedModels, preflight, resolve_models
 from .glue_data import RawGlue
 from .results import StoredTrial
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..evaluation_log import EvaluationLog
-from ..loop_state import Summary
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import Trial
+from ..training.evaluation_log import EvaluationLog
+from ..training.loop_state import Summary
 
 Status = Literal["finished", "stopped", "diverged", "failed"]
 #: These are not run again under the same sweep's name; a failed trial is, since its cause may be mended.

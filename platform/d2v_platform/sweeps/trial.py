@@ -13,12 +13,12 @@ from typing import Any
 
 from data2vec.errors import Data2VecError
 
-from ..evaluation_log import EvaluationLog
-from ..loop_state import Summary, TrainingStopped, Worker
 from ..recipe.compose import Composed
 from ..recipe.difference import digest
 from ..recipe.sweep_definition import Trial
-from ..tracker_actor import RemoteTracker, TrackingReporter
+from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
+from ..training.evaluation_log import EvaluationLog
+from ..training.loop_state import Summary, TrainingStopped, Worker
 from .results import ChildRun, StoredTrial, TrialResult, evaluation_log
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def run_trial(config: dict[str, Any]) -> None:
 def _train(
     config: Mapping[str, Any], stored: StoredTrial, folder: Path, tracker: RemoteTracker, run_id: str
 ) -> Summary:
-    from ..preflight import ResolvedModels
+    from ..training.preflight import ResolvedModels
 
     recipe = stored.trial.recipe
     models = ResolvedModels(
@@ -117,9 +117,9 @@ def _train(
     if config["workers"] > 1:
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        from ..launch import train_on_ray
-        from ..plan import make_plan
-        from ..ray_session import cluster_info
+        from ..training.launch import train_on_ray
+        from ..training.plan import make_plan
+        from ..training.ray_session import cluster_info
 
         return train_on_ray(
             recipe,
@@ -134,7 +134,7 @@ def _train(
         )
     import torch
 
-    from ..train_loop import train
+    from ..training.train_loop import train
 
     torch.use_deterministic_algorithms(False)  # a process outlives its trials; the recipe turns it on
     device = torch.device("cuda" if config["gpu"] else "cpu")
@@ -186,7 +186,7 @@ def composed_of(trial: Trial) -> Composed:
 
 
 def _tags(config: Mapping[str, Any], stored: StoredTrial) -> dict[str, str]:
-    from ..launch import recipe_tags
+    from ..training.launch import recipe_tags
 
     own = {
         "sweep": config["sweep"],

@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune import Callback
 
 from ..recipe.sweep_definition import Sweep
-from ..tracker_actor import RemoteTracker
+from ..tracking.tracker_actor import RemoteTracker
 from .asha import PerTaskASHA, Race
 from .capacity import Capacity
 from .results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
@@ -312,7 +312,7 @@ class _Watch(Callback):
 
 def end_child(tracker: RemoteTracker, folder: Path, result: TrialResult) -> None:
     """Final tags and status of a trial's run, handed over without waiting for MLflow."""
-    from ..launch import summary_tags
+    from ..training.launch import summary_tags
 
     child = ChildRun.read(folder)
     if child is None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..recipe.sweep_definition import SweepDefinition
-from ..registration import register_summary
-from ..tracker_actor import AnyTracker
+from ..registry.registration import register_summary
+from ..tracking.tracker_actor import AnyTracker
 from .results import Record
 from .selection import Choice
 from .sweep_folder import delete_weights

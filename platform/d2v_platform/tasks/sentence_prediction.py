@@ -22,7 +22,7 @@ from data2vec.metrics import sentence_metrics
 
 from ..recipe.components import SentencePredictionCriterion, SentencePredictionTask, TextClassification
 from ..recipe.schema import Recipe
-from ..statistics import Layout, Sums
+from ..training.statistics import Layout, Sums
 from .task import MicroBatch, TrainingTask, batches_of
 
 

@@ -16,7 +16,7 @@ from data2vec.data.batching import epoch_batches
 from data2vec.pretraining import Moments
 
 from ..recipe.schema import Recipe
-from ..statistics import Layout, Sums
+from ..training.statistics import Layout, Sums
 
 
 @dataclass(frozen=True)

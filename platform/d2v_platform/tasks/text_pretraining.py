@@ -21,7 +21,7 @@ from data2vec.pretraining import Data2VecPretraining, Moments
 
 from ..recipe.components import MaskedLMTask, ModelCriterion
 from ..recipe.schema import Recipe
-from ..statistics import Layout, Sums
+from ..training.statistics import Layout, Sums
 from .task import MicroBatch, TrainingTask, batches_of
 
 COLLAPSE_GUARD_AFTER = 5000  # updates before the collapse guards apply, as in the reference

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .home import d2v_home
-from .tracking import MetricPoint, Tracker, now_ms
+from ..home import d2v_home
+from .tracker import MetricPoint, Tracker, now_ms
 
 logger = logging.getLogger(__name__)
 
@@ -30,14 +30,14 @@ class TrackerService:
         return getattr(self.tracker, method)(*args, **kwargs)
 
     def register(self, **kwargs: Any) -> Any:
-        """Register a model folder: see :func:`d2v_platform.registry.register`."""
-        from .registry import register
+        """Register a model folder: see :func:`d2v_platform.registry.register.register`."""
+        from ..registry.register import register
 
         return register(self.tracker, **kwargs)
 
     def promote(self, **kwargs: Any) -> Any:
-        """Move an alias through its gate: see :func:`d2v_platform.registry.promote`."""
-        from .registry import promote
+        """Move an alias through its gate: see :func:`d2v_platform.registry.register.promote`."""
+        from ..registry.register import promote
 
         return promote(self.tracker, **kwargs)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from data2vec.errors import Data2VecError, nearest_names
 
-from .mlflow_access import error_code
+from ..tracking.mlflow_access import error_code
 
 if TYPE_CHECKING:
-    from .tracking import Tracker
+    from ..tracking.tracker import Tracker
 
 # Design §5.7: nothing is registered without these. "none" is a valid statement, silence is not.
 LINEAGE_TAGS: dict[str, str] = {

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from data2vec.errors import ConfigError, Problem
 
+from ..recipe.schema import Recipe
 from .ray_session import ClusterInfo
-from .recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ from urllib.parse import unquote, urlparse
 
 from data2vec.errors import CheckpointError, Data2VecError
 
-from .home import home_folder
-from .mlflow_access import configure_environment, error_code, short_reason
+from ..home import home_folder
+from ..tracking.mlflow_access import configure_environment, error_code, short_reason
+from ..tracking.redaction import redact_text
 from .model_package import MODEL_FOLDER
 from .model_versions import ModelVersion, get_alias, get_version, show
-from .redaction import redact_text
 
 if TYPE_CHECKING:
-    from .tracking import Tracker
+    from ..tracking.tracker import Tracker
 
 _REGISTRY = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[^/]+)|/(?P<version>[^/]+))?/?")
 _FORMS = (
@@ -81,7 +81,7 @@ def resolve(model_name: str, tracker: Tracker | None = None) -> ResolvedModel:
 def _with_tracker(tracker: Tracker | None, use: Callable[[Tracker], ResolvedModel]) -> ResolvedModel:
     if tracker is not None:
         return use(tracker)
-    from .tracking import Tracker as NewTracker
+    from ..tracking.tracker import Tracker as NewTracker
 
     with NewTracker() as own:
         return use(own)

@@ -24,15 +24,15 @@ import torch
 from data2vec.optim import scale_and_clip
 from data2vec.randomness import seed_dropout
 
+from ..recipe.schema import Recipe
+from ..tasks import TrainingTask, make_task
 from .checkpoint import Checkpoint, CheckpointStore, Retention
 from .loading import Share, make_loader, to_device
 from .loop_state import LoopState, Reporter, Summary, TrainingStopped, Worker
 from .optimizer import LossScale, Precision, choose_precision, make_optimizer
 from .progress import Progress
-from .recipe.schema import Recipe
 from .reduction import barrier, gather_objects, reduce_gradients, reduce_vector
 from .statistics import Sums
-from .tasks import TrainingTask, make_task
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
-from .registry import ModelVersion, RegisteredModel, history, list_models, promote, rollback, show
-from .tracking import Tracker
+from ..tracking.tracker import Tracker
+from .register import ModelVersion, RegisteredModel, history, list_models, promote, rollback, show
 
 app = typer.Typer(
     help="Registered models: what exists, where it comes from, which version an alias stands for.",
@@ -57,7 +57,7 @@ def show_command(
     with Tracker(tracking_uri) as tracker:
         model = show(tracker, name)
         if version is not None:
-            from .registry import get_version
+            from .register import get_version
 
             chosen = get_version(tracker, name, version)
             table = Table("tag", "value", title=f"{chosen.uri}  {' '.join('@' + a for a in chosen.aliases)}")

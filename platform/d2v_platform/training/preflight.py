@@ -9,10 +9,10 @@ from pathlib import Path
 
 from data2vec.errors import ConfigError, DataError, Problem
 
-from .home import home_folder
-from .model_source import resolve
-from .recipe.components import MaskedLMTask, SentencePredictionTask, TextClassification
-from .recipe.schema import Recipe
+from ..home import home_folder
+from ..recipe.components import MaskedLMTask, SentencePredictionTask, TextClassification
+from ..recipe.schema import Recipe
+from ..registry.model_source import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def preflight(recipe: Recipe, pretrained: Path | None) -> None:
         DataError: a folder or file is missing, damaged or of another dictionary.
         ConfigError: the recipe does not fit the data or the model.
     """
-    from .tasks import check_data
+    from ..tasks import check_data
 
     problems: list[Problem] = []
     for folder in recipe.task.data.split(":"):

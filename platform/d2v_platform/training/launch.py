@@ -18,16 +18,16 @@ from typing import Any
 
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
+from ..home import home_folder
+from ..recipe.compose import Composed
+from ..recipe.difference import difference, digest, resume_differences
+from ..recipe.schema import Recipe
+from ..registry.registration import register_summary
+from ..tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
 from . import ray_session
-from .home import home_folder
 from .loop_state import Summary, TrainingStopped, Worker
 from .plan import Plan, make_plan
 from .preflight import ResolvedModels, preflight, resolve_models
-from .recipe.compose import Composed
-from .recipe.difference import difference, digest, resume_differences
-from .recipe.schema import Recipe
-from .registration import register_summary
-from .tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def summary_tags(summary: Summary) -> dict[str, str]:
 def code_version() -> str:
     """Package version and, in a checkout, the git commit (with ``+changes`` if files differ from it)."""
     version = metadata.version("data2vec-platform") if _installed() else "uninstalled"
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return version
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .redaction import redact, redact_text
+from ..tracking.redaction import redact, redact_text
 
 _SHOWN = 40  # changed recipe keys listed in the card; all of them are in lineage.json and the run
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .recipe.schema import Recipe
+from ..recipe.schema import Recipe
 from .statistics import Sums
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import filelock
 
 from data2vec.errors import Data2VecError
 
-from .home import sqlite_path
+from ..home import sqlite_path
 from .redaction import redact_text
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from .run_outbox import RunOutbox
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from .tracking import Tracker
+    from .tracker import Tracker
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from data2vec.errors import Data2VecError
 
+from ..recipe.schema import Recipe
+from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from .evaluation_log import EvaluationLog
 from .loop_state import TrainingStopped, Worker
-from .recipe.schema import Recipe
-from .tracker_actor import RemoteTracker, TrackingReporter
 from .train_loop import train
 
 logger = logging.getLogger(__name__)

@@ -20,13 +20,13 @@ import filelock
 
 from data2vec.errors import Data2VecError
 
-from .home import home_folder
+from ..home import home_folder
 from .model_source import resolve
 from .model_versions import PRETRAINED, ModelVersion, get_version, show
 from .reload_check import CHECK_FILE, reload_problem
 
 if TYPE_CHECKING:
-    from .tracking import Tracker
+    from ..tracking.tracker import Tracker
 
 _HISTORY = "history."
 _ALIAS = re.compile(r"(?!v\d+$|latest$)[A-Za-z][A-Za-z0-9_\-]{0,62}")

@@ -125,7 +125,7 @@ def download_task(task: GlueTask, raw_folder: Path, sha256: str | None, console:
     """Fetch a task's raw files into ``<raw_folder>/<TASK>``.
 
     Raises:
-        DataError: see :func:`d2v_platform.download.download`; or the archive does not hold the task's folder.
+        DataError: see :func:`~.download.download`; or the archive does not hold the task's folder.
     """
     store = raw_folder / ".downloads"
     parts: list[Path] = []

@@ -14,8 +14,8 @@ from data2vec.data.glue import GlueReport
 from data2vec.errors import DataError
 
 from .download import Downloaded, download, download_text, file_name
-from .prepare_glue import prepare_glue
-from .prepare_text import TextOptions, TextReport, prepare_text
+from .glue import prepare_glue
+from .text import TextOptions, TextReport, prepare_text
 
 __all__ = ["Downloaded", "TextOptions", "TextReport", "app", "download", "prepare_glue", "prepare_text"]
 

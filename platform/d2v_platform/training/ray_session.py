@@ -13,7 +13,7 @@ from typing import Any
 
 from data2vec.errors import Data2VecError
 
-from .home import home_folder
+from ..home import home_folder
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def worker_environment() -> dict[str, str]:
     one level down are given relative to the working directory, which differs on every node.
     """
     variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if (root / "models" / "data2vec").is_dir():
         roots = ["platform", "models"] if in_job() else [str(root / "platform"), str(root / "models")]
         present = os.environ.get("PYTHONPATH", "").split(os.pathsep)

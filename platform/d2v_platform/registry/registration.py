@@ -9,13 +9,13 @@ from typing import Any
 
 from data2vec.config import Data2VecMultiConfig
 
-from .loop_state import Summary
+from ..recipe.compose import Composed
+from ..recipe.difference import difference, digest
+from ..recipe.schema import Recipe
+from ..tasks.text_pretraining import COLLAPSE_GUARD_AFTER
+from ..tracking.tracker_actor import AnyTracker
+from ..training.loop_state import Summary
 from .model_card import CardFacts, model_card
-from .recipe.compose import Composed
-from .recipe.difference import difference, digest
-from .recipe.schema import Recipe
-from .tasks.text_pretraining import COLLAPSE_GUARD_AFTER
-from .tracker_actor import AnyTracker
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def register_summary(
 
 def lineage_tags(composed: Composed, summary: Summary, parent_uri: str | None) -> dict[str, str]:
     """What a version must carry: recipe, data, dictionary, code, parent."""
-    from .launch import code_version
+    from ..training.launch import code_version
 
     changed = difference(composed.recipe, composed.base)
     told = {field: [change.before, change.after] for field, change in changed.items()}

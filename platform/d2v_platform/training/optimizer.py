@@ -13,7 +13,7 @@ from data2vec.errors import ConfigError, Problem
 from data2vec.optim import GroupSettings, ScheduledAdam, parameter_groups
 from data2vec.schedules import Cosine, Fixed, PolynomialDecay, Schedule, TriStage
 
-from .recipe.components import (
+from ..recipe.components import (
     Adam,
     Composite,
     CosineSchedule,
@@ -21,8 +21,8 @@ from .recipe.components import (
     PolynomialSchedule,
     TriStageSchedule,
 )
-from .recipe.components import Schedule as ScheduleRecipe
-from .recipe.schema import Recipe
+from ..recipe.components import Schedule as ScheduleRecipe
+from ..recipe.schema import Recipe
 
 
 def make_optimizer(recipe: Recipe, trained: nn.Module) -> ScheduledAdam:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from data2vec.errors import CheckpointError, ConfigError, Data2VecError, Problem
 
-from .home import home_folder
-from .mlflow_access import error_code, is_server
+from ..home import home_folder
+from ..tracking.mlflow_access import error_code, is_server
+from ..tracking.redaction import redact, redact_text
 from .model_package import CARD_FILE, LINEAGE_FILE, package_model
 from .model_source import ResolvedModel, resolve
 from .model_versions import (
@@ -37,11 +38,10 @@ from .model_versions import (
     show,
 )
 from .promotion import AliasMove, GateRefusedError, history, promote, rollback
-from .redaction import redact, redact_text
 from .reload_check import CHECK_FILE, record_check
 
 if TYPE_CHECKING:
-    from .tracking import Tracker
+    from ..tracking.tracker import Tracker
 
 __all__ = [
     "LINEAGE_TAGS",

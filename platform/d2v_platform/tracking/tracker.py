@@ -32,7 +32,7 @@ import filelock
 
 from data2vec.errors import Data2VecError
 
-from .home import absolute_tracking_uri, artifact_location, d2v_home, default_tracking_uri, home_folder
+from ..home import absolute_tracking_uri, artifact_location, d2v_home, default_tracking_uri, home_folder
 from .metric_queue import MetricPoint, MetricQueue
 from .metric_sender import MetricSender
 from .mlflow_access import (
@@ -344,7 +344,7 @@ class Tracker:
     def log_artifact(self, run_id: str, path: Path | str, folder: str = "") -> None:
         """Store a copy of a small file or folder as an artifact; text files are redacted.
 
-        Model weights do not go this way: see :func:`d2v_platform.registry.register`.
+        Model weights do not go this way: see :func:`d2v_platform.registry.register.register`.
         """
         path = Path(path)
         if not path.exists():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import data2vec
 
-from .mlflow_access import configure_environment
+from ..tracking.mlflow_access import configure_environment
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

@@ -1,0 +1,1 @@
+"""``d2v prepare``: raw data to what recipes read."""

@@ -1,0 +1,1 @@
+"""Runs in MLflow: every metric once, also while the server is away."""

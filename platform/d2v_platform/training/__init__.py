@@ -1,0 +1,1 @@
+"""Training one recipe: plan, launch on Ray, the loop, checkpoints."""
