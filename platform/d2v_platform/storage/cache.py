@@ -1,0 +1,207 @@
+"""Data at a URI, brought to this machine once: ``task.data=s3://bucket/prepared`` reads as a local folder.
+
+::
+
+    <D2V_HOME>/cache/data/
+      <key>/                 one folder of data; the key names the URI and what lies there (sizes, ETags)
+      <key>.used             touched whenever it is used
+      .<key>.<random>/       being fetched
+
+A folder is fetched beside its place and renamed, so it is complete or not there; when the files at the URI
+change, so does the key. The cache is bounded (``D2V_CACHE_GB``, default 100): what was used longest ago goes
+first, never what a living process uses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import filelock
+
+from data2vec.errors import DataError
+
+from ..home import home_folder
+from .locations import Location, Patience, StorageError, is_uri, local_path, open_location
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_GB = 100.0
+_IN_USE: dict[Path, BinaryIO] = {}  # held by this process until it ends
+_PARALLEL = 4  # downloads at a time
+
+
+def limit_bytes() -> int:
+    """How large the cache may be.
+
+    Raises:
+        StorageError: ``D2V_CACHE_GB`` is no number.
+    """
+    asked = os.environ.get("D2V_CACHE_GB")
+    try:
+        gigabytes = float(asked) if asked else _DEFAULT_GB
+    except ValueError:
+        raise StorageError(f"D2V_CACHE_GB = {asked!r} must be a number of gigabytes") from None
+    return int(gigabytes * 1e9)
+
+
+def local_data(data: str) -> str:
+    """``task.data`` with every URI in it replaced by a local folder of the same content.
+
+    Args:
+        data: one folder or several separated by colons, as in the reference.
+
+    Raises:
+        DataError: nothing lies at a URI.
+        StorageError: it cannot be read, or does not fit the cache.
+    """
+    return ":".join(str(_local(place)) for place in split_places(data))
+
+
+def split_places(data: str) -> list[str]:
+    """Folders separated by colons; the colon of a URI's scheme and port separates nothing."""
+    places: list[str] = []
+    for part in data.split(":"):
+        if places and (part.startswith("//") or _is_port(places[-1], part)):
+            places[-1] += f":{part}"
+        else:
+            places.append(part)
+    return places
+
+
+def cached_folder(uri: str, root: Path | None = None, patience: Patience | None = None) -> Path:
+    """A local copy of the folder at a URI, kept for as long as this process lives.
+
+    Args:
+        uri: any fsspec URI.
+        root: another cache folder, for tests.
+        patience: how long to try when the place does not answer.
+    """
+    cache = root or home_folder("cache") / "data"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    location = open_location(uri)
+    stamps = location.stamps(patience)
+    if not stamps:
+        raise DataError(f"task.data = {uri!r}: nothing lies there")
+    key = hashlib.sha256(json.dumps([uri, stamps]).encode()).hexdigest()[:24]
+    done = cache / key
+    with _sole_fetcher(cache, key):
+        if not done.is_dir():
+            needed = sum(stamp[0] for stamp in stamps.values())
+            _make_room(cache, needed, uri)
+            logger.info("fetching %s (%.2f GB, %d files) into %s", uri, needed / 1e9, len(stamps), done)
+            _fetch(location, list(stamps), done, patience)
+        _hold(done)
+    return done
+
+
+def _local(place: str) -> Path:
+    return cached_folder(place) if is_uri(place) else local_path(place)
+
+
+def _is_port(before: str, part: str) -> bool:
+    """``memory://host:80/x``: digits right after a URI's host."""
+    return is_uri(before) and "/" not in before.split("://", 1)[1] and part[:1].isdigit()
+
+
+def _fetch(location: Location, names: list[str], done: Path, patience: Patience | None) -> None:
+    beside = Path(tempfile.mkdtemp(prefix=f".{done.name}.", dir=done.parent))
+
+    def get(name: str) -> None:
+        target = beside / name
+        if not target.resolve().is_relative_to(beside.resolve()):
+            raise DataError(f"{location.uri}: the name {name!r} leaves its folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        location.download(name, target, patience)
+
+    try:
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            list(pool.map(get, names))
+        beside.rename(done)
+    except FileNotFoundError as error:
+        raise StorageError(f"{location.uri}: {error} vanished while it was fetched; try again") from error
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            raise
+        raise StorageError(
+            f"{location.uri} cannot be kept in {done.parent}: {error}; free space there, or set D2V_HOME to "
+            "a larger disk"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _sole_fetcher(cache: Path, key: str) -> Iterator[None]:
+    """Several workers of a machine want the same data: one fetches, the others wait."""
+    with filelock.FileLock(cache / f".{key}.lock"):
+        yield
+
+
+def _hold(folder: Path) -> None:
+    """Mark as just used, and keep other processes from deleting it while this one lives."""
+    if folder in _IN_USE:
+        return
+    used = folder.with_name(f"{folder.name}.used")
+    used.touch()
+    _IN_USE[folder] = used.open("rb")
+    fcntl.flock(_IN_USE[folder], fcntl.LOCK_SH)  # the kernel lets go of it when the process dies
+
+
+def _in_use(folder: Path) -> bool:
+    if folder in _IN_USE:
+        return True
+    used = folder.with_name(f"{folder.name}.used")
+    if not used.is_file():
+        return False
+    with used.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _last_used(folder: Path) -> float:
+    used = folder.with_name(f"{folder.name}.used")
+    return used.stat().st_mtime if used.is_file() else 0.0
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _make_room(cache: Path, needed: int, uri: str) -> None:
+    """Delete what was used longest ago until ``needed`` bytes fit."""
+    limit = limit_bytes()
+    if needed > limit:
+        raise StorageError(
+            f"task.data = {uri!r} holds {needed / 1e9:.1f} GB, and the cache may hold {limit / 1e9:.1f}; "
+            "raise D2V_CACHE_GB, or copy the data to a disk that all workers see"
+        )
+    sizes = {path: _size(path) for path in cache.iterdir() if path.is_dir() and path.name[0] != "."}
+    total = sum(sizes.values())
+    for folder in sorted(sizes, key=_last_used):
+        if total + needed <= limit:
+            return
+        if _in_use(folder):
+            continue
+        total -= sizes[folder]
+        logger.info("the data cache is full: deleting %s (%.2f GB)", folder, sizes[folder] / 1e9)
+        folder.with_name(f"{folder.name}.used").unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+    if total + needed > limit:
+        raise StorageError(
+            f"task.data = {uri!r} needs {needed / 1e9:.1f} GB of cache; running trainings hold "
+            f"{total / 1e9:.1f} of {limit / 1e9:.1f} GB; raise D2V_CACHE_GB or wait for them"
+        )
