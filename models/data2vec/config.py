@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .audio_checks import audio_problems
 from .errors import ConfigError, Problem
 from .typed import build, to_dict
+
+ModalityKind = Literal["IMAGE", "AUDIO", "TEXT"]
 
 
 @dataclass(kw_only=True)
@@ -34,7 +37,7 @@ class DecoderConfig:
 class ModalityConfig:
     """What every modality encoder has: prenet blocks, extra tokens, masking and ALiBi."""
 
-    type: Literal["IMAGE", "AUDIO", "TEXT"] | None = None  # set by the modality's name
+    type: ModalityKind | None = None  # set by the modality's name
     prenet_depth: int = 4  # modality-specific blocks before the shared ones
     prenet_layerdrop: float = 0.0  # probability of skipping a prenet block while training
     prenet_dropout: float = 0.0  # dropout before the prenet blocks
@@ -80,10 +83,42 @@ class TextModalityConfig(ModalityConfig):
 
 
 @dataclass(kw_only=True)
+class ImageModalityConfig(ModalityConfig):
+    """The image front end: patches and fixed two-dimensional positions."""
+
+    input_size: int = 224  # side of the square input, in pixels
+    in_chans: int = 3  # colour channels
+    patch_size: int = 16  # side of a patch, in pixels
+    embed_dim: int = 768  # width of the patch convolution; a linear layer follows where the model's differs
+    alibi_dims: int = 2  # dimensions of an ALiBi bias
+    alibi_distance: Literal["manhattan", "euclidean"] = "manhattan"  # distance of an ALiBi bias
+    fixed_positions: bool = True  # add two-dimensional sin-cos positions
+    transformer_decoder: bool = False  # a transformer as decoder
+    enc_dec_transformer: bool = False  # a decoder with cross-attention
+
+
+AUDIO_CONVOLUTIONS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"
+
+
+@dataclass(kw_only=True)
+class AudioModalityConfig(ModalityConfig):
+    """The audio front end: convolutions over the waveform, then convolutional positions."""
+
+    extractor_mode: Literal["layer_norm", "default"] = "layer_norm"  # norm after every convolution
+    feature_encoder_spec: str = AUDIO_CONVOLUTIONS  # (channels, width, stride) of each convolution
+    conv_pos_width: int = 95  # frames that the positional convolutions see together
+    conv_pos_groups: int = 16  # groups of the positional convolutions
+    conv_pos_depth: int = 5  # number of positional convolutions
+    conv_pos_pre_ln: bool = False  # layer norm before the positional convolutions
+
+
+@dataclass(kw_only=True)
 class ModalitiesConfig:
     """One entry for each modality that the model has."""
 
+    audio: AudioModalityConfig | None = None  # null: the defaults if supported_modality is AUDIO
     text: TextModalityConfig | None = field(default_factory=TextModalityConfig)
+    image: ImageModalityConfig | None = None
 
 
 @dataclass(kw_only=True)
@@ -126,7 +161,7 @@ class Data2VecMultiConfig:
     shared_decoder: DecoderConfig | None = None  # a further decoder shared by modalities
     min_target_var: float = 0.1  # stop below this deviation of the targets (after update 5000)
     min_pred_var: float = 0.01  # stop below this deviation of the predictions (after update 5000)
-    supported_modality: Literal["IMAGE", "AUDIO", "TEXT"] | None = None  # build this modality only
+    supported_modality: ModalityKind | None = None  # build this modality only
     mae_init: bool = False  # Xavier initialisation of linear layers
     seed: int = 1  # seed of the masks
     skip_ema: bool = False  # build no teacher and no decoder
@@ -134,6 +169,10 @@ class Data2VecMultiConfig:
     recon_loss: float = 0.0  # weight of the pixel reconstruction loss
     d2v_loss: float = 1.0  # weight of the feature regression
     decoder_group: bool = False  # decoder parameters form the optimizer group "decoder"
+
+    def __post_init__(self) -> None:
+        if self.supported_modality == "AUDIO" and self.modalities.audio is None:
+            self.modalities.audio = AudioModalityConfig()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], unknown: list[str] | None = None) -> Data2VecMultiConfig:
@@ -143,6 +182,26 @@ class Data2VecMultiConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary."""
         return to_dict(self)
+
+    @property
+    def modality_name(self) -> ModalityKind:
+        """The modality that is built: ``supported_modality``, else the only one configured."""
+        if self.supported_modality is not None:
+            return self.supported_modality
+        modalities = self.modalities
+        if modalities.text is None and (modalities.image is None) != (modalities.audio is None):
+            return "AUDIO" if modalities.image is None else "IMAGE"
+        return "TEXT"
+
+    @property
+    def modality(self) -> ModalityConfig:
+        """The front end's configuration of the modality that is built."""
+        found = getattr(self.modalities, self.modality_name.lower(), None)
+        if found is None:
+            name = self.modality_name
+            rule = f"model.modalities.{name.lower()} is missing"
+            raise ConfigError([Problem("model.supported_modality", name, rule)], "the model configuration")
+        return found
 
     def problems(self, path: str = "model") -> list[Problem]:
         """What is impossible about this configuration, all of it."""
@@ -174,8 +233,15 @@ class Data2VecMultiConfig:
         rule("loss_beta", self.loss_beta >= 0, "must be >= 0")
         rule("shared_decoder", self.shared_decoder is None, "a shared decoder is not supported; use null")
         rule("mae_init", not self.mae_init, "is not supported; no recipe uses it")
-        text = self.modalities.text
-        if text is not None and self.supported_modality in (None, "TEXT"):
+        text, image = self.modalities.text, self.modalities.image
+        name = self.modality_name
+        if getattr(self.modalities, name.lower(), None) is None:
+            rule("supported_modality", False, f"modalities.{name.lower()} is missing")
+        if self.modalities.audio is not None and name == "AUDIO":
+            found += audio_problems(self, self.modalities.audio, path)
+        if image is not None and name == "IMAGE":
+            found += _image_problems(self, image, path)
+        if text is not None and name == "TEXT":
             found += _text_problems(text, f"{path}.modalities.text")
             # Accepting these for text would mean ignoring them.
             rule(
@@ -219,6 +285,57 @@ def _text_problems(text: TextModalityConfig, path: str) -> list[Problem]:
         if text.decoder.projection_layers < 1:
             found.append(
                 Problem(f"{path}.decoder.projection_layers", text.decoder.projection_layers, "must be >= 1")
+            )
+    return found
+
+
+def _image_problems(config: Data2VecMultiConfig, image: ImageModalityConfig, path: str) -> list[Problem]:
+    found: list[Problem] = []
+    where = f"{path}.modalities.image"
+
+    def rule(name: str, holds: bool, text: str) -> None:
+        if not holds:
+            found.append(Problem(f"{where}.{name}", getattr(image, name), text))
+
+    rule("mask_prob", 0.0 < image.mask_prob < 1.0, "must lie in 0 < p < 1")
+    rule("mask_length", image.mask_length >= 1, "must be >= 1")
+    rule(
+        "mask_prob_min",
+        image.mask_prob_min is None,
+        "images are masked by the same share every time; use null",
+    )
+    rule("keep_masked_pct", 0.0 <= image.keep_masked_pct < 1.0, "must lie in 0 <= p < 1")
+    rule("in_chans", image.in_chans > 0, "must be > 0")
+    rule(
+        "patch_size",
+        0 < image.patch_size <= image.input_size,
+        f"must lie in 1 ... input_size {image.input_size}",
+    )
+    rule("embed_dim", image.embed_dim > 0, "must be > 0")
+    rule("num_extra_tokens", image.num_extra_tokens >= 0, "must be >= 0")
+    if image.fixed_positions and config.embed_dim % 4:
+        found.append(
+            Problem(f"{path}.embed_dim", config.embed_dim, "must be a multiple of 4 for sin-cos positions")
+        )
+    for name in ("use_alibi_encoder", "learned_alibi", "transformer_decoder", "enc_dec_transformer"):
+        rule(name, not getattr(image, name), "is not supported; no image recipe uses it")
+    if config.cls_loss > 0 and image.num_extra_tokens < 1:
+        found.append(
+            Problem(f"{path}.cls_loss", config.cls_loss, "needs modalities.image.num_extra_tokens >= 1")
+        )
+    pixels = image.in_chans * image.patch_size**2
+    if config.recon_loss > 0 and config.embed_dim != pixels:
+        text = f"needs embed_dim = in_chans * patch_size^2 = {pixels}, which is {config.embed_dim}"
+        found.append(Problem(f"{path}.recon_loss", config.recon_loss, text))
+    decoder = image.decoder
+    if decoder is not None:
+        widths = (decoder.decoder_dim, config.embed_dim)
+        if any(width % max(decoder.decoder_groups, 1) for width in widths):
+            text = f"must divide decoder_dim {widths[0]} and model.embed_dim {widths[1]}"
+            found.append(Problem(f"{where}.decoder.decoder_groups", decoder.decoder_groups, text))
+        if decoder.add_positions_masked and decoder.add_positions_all:
+            found.append(
+                Problem(f"{where}.decoder.add_positions_masked", True, "contradicts add_positions_all")
             )
     return found
 

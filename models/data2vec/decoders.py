@@ -22,6 +22,10 @@ class Decoder1d(nn.Module):
     def __init__(self, config: DecoderConfig, dim: int) -> None:
         super().__init__()
         self.residual = config.decoder_residual
+        self.add_positions_masked, self.add_positions_all = (
+            config.add_positions_masked,
+            config.add_positions_all,
+        )
         self.input_dropout = nn.Dropout(config.input_dropout)
         width, kernel = config.decoder_dim, config.decoder_kernel
         # Key names follow the reference: blocks.<j>.0 is the convolution.
@@ -60,6 +64,58 @@ class Decoder1d(nn.Module):
             if self.residual and residual.shape == x_RCT.shape:
                 x_RCT = x_RCT + residual
         return x_RCT.transpose(1, 2)
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., C) to (..., D)."""
+        return self.proj(x)
+
+
+class Decoder2d(nn.Module):
+    """Convolutions over a square grid with layer norm and GELU, then one linear projection.
+
+    The grid stays channels-last throughout: patches come as (T, D) rows, which is that layout already, and
+    the layer norm wants it too, so nothing is transposed between layers.
+    """
+
+    def __init__(self, config: DecoderConfig, dim: int) -> None:
+        super().__init__()
+        self.residual = config.decoder_residual
+        self.add_positions_masked, self.add_positions_all = (
+            config.add_positions_masked,
+            config.add_positions_all,
+        )
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        width, kernel = config.decoder_dim, config.decoder_kernel
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    nn.Conv2d(
+                        dim if j == 0 else width,
+                        width,
+                        kernel,
+                        padding=kernel // 2,
+                        groups=config.decoder_groups,
+                    )
+                ]
+            )
+            for j in range(config.decoder_layers)
+        )
+        self.proj = nn.Linear(width if config.decoder_layers else dim, dim)
+
+    def convolve(self, x_RTD: torch.Tensor) -> torch.Tensor:
+        """All convolutions: (R, T, D) to (R, T, C), T a square number."""
+        rows, length, _ = x_RTD.shape
+        side = round(length**0.5)
+        x = x_RTD.reshape(rows, side, side, -1)
+        for block in self.blocks:
+            assert isinstance(block, nn.ModuleList)
+            residual = x
+            # An even kernel yields one row and one column too many.
+            convolved = block[0](x.permute(0, 3, 1, 2))[..., :side, :side].permute(0, 2, 3, 1)
+            x = F.gelu(F.layer_norm(convolved, (convolved.shape[-1],), eps=1e-5))
+            if self.residual and residual.shape == x.shape:
+                x = x + residual
+        return x.reshape(rows, length, -1)
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """(..., C) to (..., D)."""

@@ -9,6 +9,7 @@ B samples, M clones, R = B * M rows, T positions, K kept, N masked positions in 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from .attention import attention_bias
-from .config import Data2VecMultiConfig
+from .config import Data2VecMultiConfig, ImageModalityConfig
 from .errors import ConfigError, Problem
+from .image import ImageEncoder, patchify
+from .image_masking import image_masks
 from .masking import MaskSet, batch_mask_prob, clone_ids, random_masks, row_noise
 from .student import Data2VecMulti, Tap
 from .targets import TargetAverage
@@ -85,21 +88,19 @@ class Data2VecPretraining(nn.Module):
 
     Args:
         config: architecture and objective.
-        vocab_size: vocabulary of a text model.
+        vocab_size: V, of a text model only.
         seed: seed of the initial weights.
     """
 
-    def __init__(self, config: Data2VecMultiConfig, *, vocab_size: int, seed: int = 1) -> None:
+    def __init__(self, config: Data2VecMultiConfig, *, vocab_size: int | None = None, seed: int = 1) -> None:
         super().__init__()
-        if config.modalities.text is not None and config.modalities.text.decoder is None:
+        if config.modality.decoder is None:
+            where = f"model.modalities.{config.modality_name.lower()}.decoder"
             rule = "pretraining needs a decoder; give its fields, or leave the key out for the defaults"
-            raise ConfigError(
-                [Problem("model.modalities.text.decoder", None, rule)], "the model configuration"
-            )
+            raise ConfigError([Problem(where, None, rule)], "the model configuration")
         self.config = config
         self.student = Data2VecMulti(config, vocab_size=vocab_size, seed=seed)
-        # Text: the teacher is the shared blocks alone, and its embeddings are the student's.
-        self.teacher = Teacher(make_blocks(config), self.student.blocks, config)
+        self.teacher = make_teacher(self.student)
 
     def forward(
         self,
@@ -116,7 +117,7 @@ class Data2VecPretraining(nn.Module):
         """Losses of one micro-batch.
 
         Args:
-            source: (B, T) token ids.
+            source: what the front end takes: (B, T) token ids, (B, 3, S, S) images.
             padding_mask: (B, T) bool, true where padded.
             ids: (B,) sample ids; masks and noise are functions of (seed, update, id, clone).
             update: completed optimizer updates.
@@ -135,12 +136,11 @@ class Data2VecPretraining(nn.Module):
 
         seed = config.seed if seed is None else seed
         ids = torch.arange(len(source), device=source.device) if ids is None else ids
-        row_ids_R = clone_ids(ids, clones)
+        row_ids_R, length = clone_ids(ids, clones), local_BTD.shape[1]
         if masks is None:
-            share = batch_mask_prob(modality.mask_prob, modality.mask_prob_min, seed, update, int(ids[0]))
-            masks = random_masks(row_ids_R, source.shape[1], share, seed, update)
+            masks = self._draw_masks(row_ids_R, length, int(ids[0]), seed, update)
         if noise_RJD is None:
-            gaps = source.shape[1] - masks.num_kept
+            gaps = length - masks.num_kept
             noise_RJD = row_noise(
                 row_ids_R, gaps, config.embed_dim, modality.mask_noise_std, source.device, seed, update
             )
@@ -148,28 +148,58 @@ class Data2VecPretraining(nn.Module):
         kept_padding = None if padding_mask is None else masks.gather_kept_flags(padding_mask)
         if tap and kept_padding is not None:
             tap("student_padding_mask_unmasked", kept_padding)
-        x_RKD = self.student.encode(masks.gather_kept(local_BTD), kept_padding, seed, update, tap=tap)
+        kept_RKD = masks.gather_kept(encoder.add_positions(local_BTD))
+        x_RKD = self.student.encode(kept_RKD, kept_padding, seed, update, tap=tap)
         prediction_ND = self._decode(x_RKD, masks, noise_RJD, tap)
-        target_ND = self._targets(local_BTD, padding_mask, masks, tap)
+        targets_BTD = self._targets(source, local_BTD, padding_mask, tap)
+        target_ND = masks.gather_masked_targets(targets_BTD)
 
-        losses = {"TEXT_regression": self._regression(prediction_ND, target_ND, tap)}
+        sample_size = masks.masked_N.numel()
+        losses: dict[str, torch.Tensor] = {}
+        if config.cls_loss > 0:
+            class_RD = x_RKD[:, encoder.num_extra_tokens - 1]
+            mean_RD = targets_BTD.mean(dim=1).repeat_interleave(clones, dim=0)
+            # Times the local sample size, as in the reference: its weight grows with the micro-batch.
+            losses["cls"] = self._distance("cls", class_RD, mean_RD, config.cls_loss * sample_size, tap)
+        if config.recon_loss > 0:
+            losses["recon"] = self._reconstruction(source, prediction_ND, masks, tap)
+        if config.d2v_loss > 0:
+            name = f"{config.modality_name}_regression"
+            losses[name] = self._distance(name, prediction_ND, target_ND, config.d2v_loss, tap)
         return PretrainOutput(
             losses=losses,
-            sample_size=masks.masked_N.numel(),
+            sample_size=sample_size,
             prediction=Moments.of(prediction_ND),
             target=Moments.of(target_ND),
-            masked_pct=1.0 - masks.num_kept / source.shape[1],
+            masked_pct=1.0 - masks.num_kept / length,
         )
+
+    def _draw_masks(
+        self, row_ids_R: torch.Tensor, length: int, first_id: int, seed: int, update: int
+    ) -> MaskSet:
+        """The masks that the configuration asks for, as functions of (seed, update, sample id, clone)."""
+        modality = self.student.encoder.config
+        if isinstance(modality, ImageModalityConfig):
+            return image_masks(row_ids_R, length, modality, seed, update)
+        share = batch_mask_prob(modality.mask_prob, modality.mask_prob_min, seed, update, first_id)
+        return random_masks(row_ids_R, length, share, seed, update)
 
     def _decode(
         self, x_RKD: torch.Tensor, masks: MaskSet, noise_RJD: torch.Tensor, tap: Tap | None
     ) -> torch.Tensor:
         """Predictions at masked positions, (N, D): only those are projected back to the model's width."""
-        decoder = self.student.encoder.decoder
+        encoder = self.student.encoder
+        decoder = encoder.decoder
         assert decoder is not None
         if tap:
             tap("student_encoder_output", x_RKD)
-        full_RTD = masks.scatter_kept(decoder.input_dropout(x_RKD), noise_RJD)
+        kept_RKD = decoder.input_dropout(x_RKD[:, encoder.num_extra_tokens :])
+        full_RTD = masks.scatter_kept(kept_RKD, noise_RJD)
+        if decoder.add_positions_masked or decoder.add_positions_all:
+            positions_1TD = encoder.positions(full_RTD.shape[1])
+            assert positions_1TD is not None, "Data2VecMultiConfig.check refuses this"
+            where_RT1 = None if decoder.add_positions_all else masks.mask_RT[..., None]
+            full_RTD = full_RTD + (positions_1TD if where_RT1 is None else positions_1TD * where_RT1)
         convolved_RTC = decoder.convolve(full_RTD)
         if tap:
             tap("decoder_input", full_RTD)
@@ -178,31 +208,61 @@ class Data2VecPretraining(nn.Module):
 
     @torch.no_grad()
     def _targets(
-        self, local_BTD: torch.Tensor, padding_mask: torch.Tensor | None, masks: MaskSet, tap: Tap | None
+        self,
+        source: torch.Tensor,
+        local_BTD: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+        tap: Tap | None,
     ) -> torch.Tensor:
-        """Teacher features at masked positions, (N, D) in fp32."""
-        bias = attention_bias(padding_mask)
-        # The student's own front end feeds the teacher, dropout included: as the published models were
-        # trained.
-        x = self.student.encoder.context_encoder(local_BTD.detach(), bias)
+        """Normalised teacher features of every position, (B, T, D) in fp32."""
+        module = self.teacher.module
+        if isinstance(module, Data2VecMulti):
+            encoder, blocks = module.encoder, module.blocks
+        else:
+            # The student's own front end feeds the teacher, dropout included: as the published models were
+            # trained.
+            assert isinstance(module, nn.ModuleList)
+            encoder, blocks = self.student.encoder, module
+        x = local_BTD.detach()
+        if encoder.config.ema_local_encoder and isinstance(module, Data2VecMulti):
+            x = encoder.local_features(source)
+            if tap:
+                tap("teacher_local_features", x)
+        x, padding = encoder.prepend_extra_tokens(encoder.add_positions(x), padding_mask)
+        bias = attention_bias(padding)
+        x = encoder.context_encoder(x, bias)
         if tap:
             tap("teacher_encoder_input", x)
             if padding_mask is not None:
                 tap("teacher_padding_mask", padding_mask)
-        average = TargetAverage(self.config)
-        assert isinstance(self.teacher.module, nn.ModuleList)
-        for index, block in enumerate(self.teacher.module):
+        average, extra = TargetAverage(self.config), encoder.num_extra_tokens
+        for index, block in enumerate(blocks):
             x, candidate = block(x, bias)
-            average.add(index, candidate)
+            average.add(index, candidate[:, extra:])
             if tap:
                 tap(f"teacher_block{index}_layer_result", candidate)
         targets_BTD = average.result()
         if tap:
             tap("targets", targets_BTD)
-        return masks.gather_masked_targets(targets_BTD)
+        return targets_BTD
 
-    def _regression(
-        self, prediction_ND: torch.Tensor, target_ND: torch.Tensor, tap: Tap | None
+    def _reconstruction(
+        self, source: torch.Tensor, prediction_ND: torch.Tensor, masks: MaskSet, tap: Tap | None
+    ) -> torch.Tensor:
+        """Loss against the pixels of each masked patch, normalised within the patch."""
+        assert self.student.recon_proj is not None and isinstance(self.student.encoder, ImageEncoder)
+        patch = self.student.encoder.image.patch_size
+        pixels_BTCKK = patchify(source.float(), patch).unflatten(-1, (-1, patch, patch))
+        pixels_BTD = pixels_BTCKK.permute(0, 1, 3, 4, 2).flatten(2)  # (row, column, channel)
+        variance, mean = torch.var_mean(pixels_BTD, dim=-1, keepdim=True)
+        pixels_BTD = (pixels_BTD - mean) * torch.rsqrt(variance + 1e-6)
+        target_ND = masks.gather_masked_targets(pixels_BTD)
+        return self._distance(
+            "recon", self.student.recon_proj(prediction_ND), target_ND, self.config.recon_loss, tap
+        )
+
+    def _distance(
+        self, name: str, prediction_ND: torch.Tensor, target_ND: torch.Tensor, weight: float, tap: Tap | None
     ) -> torch.Tensor:
         """Squared error or smooth L1, summed, scaled and weighted."""
         config = self.config
@@ -215,5 +275,21 @@ class Data2VecPretraining(nn.Module):
             return F.smooth_l1_loss(prediction_ND, target_ND, reduction=reduction, beta=config.loss_beta)
 
         if tap:
-            tap("loss_rowsum/TEXT_regression", distance("none").sum(dim=-1) * (scale * config.d2v_loss))
-        return distance("sum") * (scale * config.d2v_loss)
+            tap(f"loss_rowsum/{name}", distance("none").sum(dim=-1) * (scale * weight))
+        return distance("sum") * (scale * weight)
+
+
+def make_teacher(student: Data2VecMulti) -> Teacher:
+    """The part of the student that its configuration averages, as a teacher.
+
+    ``ema_encoder_only``: the shared blocks alone. Otherwise everything but the decoder, without the front
+    end where ``ema_local_encoder`` is false.
+    """
+    config = student.config
+    if config.ema_encoder_only:
+        return Teacher(make_blocks(config), student.blocks, config)
+    module = copy.deepcopy(student)
+    module.recon_proj = None
+    module.encoder.decoder = None
+    module.encoder.discard_unaveraged()
+    return Teacher(module, student, config)

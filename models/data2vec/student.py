@@ -16,6 +16,8 @@ from torch import nn
 from .attention import attention_bias
 from .config import Data2VecMultiConfig
 from .errors import Data2VecError
+from .image import ImageEncoder
+from .modality import ModalityEncoder
 from .randomness import generator
 from .text import TextEncoder
 from .transformer import kept_blocks, make_blocks, make_norm
@@ -29,12 +31,14 @@ class Features:
     """What an encoder gives for B unmasked samples.
 
     Attributes:
-        x_BTD: (B, T, D) output of the last block.
-        layers: output of every block, lowest first, each (B, T, D), if asked for.
+        x_BTD: (B, T, D) output of the last block, extra tokens cut.
+        layers: output of every block, lowest first, each (B, E + T, D), if asked for.
+        extra_BED: (B, E, D) output at the extra tokens.
     """
 
     x_BTD: torch.Tensor
     layers: tuple[torch.Tensor, ...] = ()
+    extra_BED: torch.Tensor | None = None
 
 
 class Data2VecMulti(nn.Module):
@@ -42,32 +46,36 @@ class Data2VecMulti(nn.Module):
 
     Args:
         config: architecture.
-        vocab_size: V of a text model.
-        with_decoder: build the decoder, which pretraining needs and fine-tuning does not.
+        vocab_size: V, of a text model only.
+        with_decoder: build what only pretraining needs: the decoder and a pixel projection.
         seed: seed of the initial weights.
     """
 
     def __init__(
-        self, config: Data2VecMultiConfig, *, vocab_size: int, with_decoder: bool = True, seed: int = 1
+        self,
+        config: Data2VecMultiConfig,
+        *,
+        vocab_size: int | None = None,
+        with_decoder: bool = True,
+        seed: int = 1,
     ) -> None:
         super().__init__()
         config.check()
-        if config.supported_modality not in (None, "TEXT") or config.modalities.text is None:
-            raise Data2VecError(
-                f"model.supported_modality = {config.supported_modality!r} is not built; use TEXT"
-            )
         self.config = config
-        self.modality_encoders = nn.ModuleDict({"TEXT": TextEncoder(config, vocab_size, with_decoder)})
+        encoder = make_encoder(config, vocab_size, with_decoder)
+        self.modality_encoders = nn.ModuleDict({config.modality_name: encoder})
         self.dropout_input = nn.Dropout(config.dropout_input)
         self.blocks = make_blocks(config)
         self.norm = make_norm(config) if config.layer_norm_first else None
+        dim = config.embed_dim
+        self.recon_proj = nn.Linear(dim, dim) if with_decoder and config.recon_loss > 0 else None
         initialise(self, seed)
 
     @property
-    def encoder(self) -> TextEncoder:
+    def encoder(self) -> ModalityEncoder:
         """The modality's front end."""
-        encoder = self.modality_encoders["TEXT"]
-        assert isinstance(encoder, TextEncoder)
+        encoder = self.modality_encoders[self.config.modality_name]
+        assert isinstance(encoder, ModalityEncoder)
         return encoder
 
     def encode(
@@ -77,17 +85,18 @@ class Data2VecMulti(nn.Module):
         *key: int | str,
         tap: Tap | None = None,
     ) -> torch.Tensor:
-        """Context encoder and shared blocks over (kept) local features.
+        """Extra tokens, context encoder and shared blocks over (kept) local features.
 
         Args:
-            x_RKD: (R, K, D).
+            x_RKD: (R, K, D), fixed positions added.
             padding_mask_RK: (R, K) bool, true where padded.
             key: decides layer drop while training.
             tap: receives intermediates.
 
         Returns:
-            (R, K, D).
+            (R, E + K, D).
         """
+        x_RKD, padding_mask_RK = self.encoder.prepend_extra_tokens(x_RKD, padding_mask_RK)
         bias = attention_bias(padding_mask_RK)
         x = self.dropout_input(self.encoder.context_encoder(x_RKD, bias, *key))
         if tap:
@@ -108,7 +117,7 @@ class Data2VecMulti(nn.Module):
         """Features of complete, unmasked input: what fine-tuning and embedding use.
 
         Args:
-            source: (B, T) token ids.
+            source: what the front end takes: (B, T) token ids, (B, 3, S, S) images.
             padding_mask: (B, T) bool, true where padded.
             key: decides layer drop while training.
             all_layers: also return every block's output.
@@ -119,11 +128,24 @@ class Data2VecMulti(nn.Module):
             if name.endswith("_x"):
                 layers.append(value)
 
-        x = self.encoder.local_features(source)
+        x = self.encoder.add_positions(self.encoder.local_features(source))
         if padding_mask is not None and not bool(padding_mask.any()):
             padding_mask = None
         x = self.encode(x, padding_mask, *key, tap=keep if all_layers else None)
-        return Features(x, tuple(layers))
+        extra = self.encoder.num_extra_tokens
+        return Features(x[:, extra:], tuple(layers), x[:, :extra] if extra else None)
+
+
+def make_encoder(config: Data2VecMultiConfig, vocab_size: int | None, with_decoder: bool) -> ModalityEncoder:
+    """The front end of the configured modality."""
+    name = config.modality_name
+    if name == "TEXT":
+        if vocab_size is None:
+            raise Data2VecError("a text model needs the size of its vocabulary (vocab_size)")
+        return TextEncoder(config, vocab_size, with_decoder)
+    if name == "IMAGE":
+        return ImageEncoder(config, with_decoder)
+    raise Data2VecError(f"model.supported_modality = {name!r} is not built; use TEXT or IMAGE")
 
 
 @torch.no_grad()
@@ -131,8 +153,8 @@ def initialise(model: nn.Module, seed: int) -> None:
     """BERT's initialisation, each tensor from its own generator so that build order does not matter.
 
     Linear and embedding weights are N(0, 0.02) with zero biases and zero padding rows; convolutions keep
-    PyTorch's own uniform distribution; norms start as the identity. Text keeps N(0, 0.02) in its decoder
-    projections too, as the reference does.
+    PyTorch's own uniform distribution; norms start as the identity. What a modality does otherwise stands in
+    its ``reset_parameters``; text keeps N(0, 0.02) in its decoder projections too, as the reference does.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
@@ -141,8 +163,11 @@ def initialise(model: nn.Module, seed: int) -> None:
                 module.weight[module.padding_idx].zero_()
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, nn.Conv1d):
-            bound = (module.in_channels // module.groups * module.kernel_size[0]) ** -0.5
+        elif isinstance(module, nn.Conv1d | nn.Conv2d):
+            bound = module.weight[0].numel() ** -0.5
             module.weight.uniform_(-bound, bound, generator=generator("init", seed, name))
             if module.bias is not None:
                 module.bias.uniform_(-bound, bound, generator=generator("init", seed, name, "bias"))
+    for name, module in model.named_modules():
+        if isinstance(module, ModalityEncoder):
+            module.reset_parameters(seed, name)

@@ -10,7 +10,8 @@ from torch import nn
 
 from .config import Data2VecMultiConfig, TextModalityConfig
 from .context import ContextEncoder
-from .decoders import Decoder1d
+from .decoders import Decoder1d, Decoder2d
+from .modality import ModalityEncoder
 
 PAD = 1
 _POSITION_OFFSET = PAD + 1  # the first real token has position id 2; pads have id 1, whose row is zero
@@ -50,7 +51,7 @@ def position_ids(source_BT: torch.Tensor) -> torch.Tensor:
     return torch.cumsum(real, dim=1) * real + PAD
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(ModalityEncoder):
     """Local features, context encoder and decoder of the text modality."""
 
     def __init__(self, config: Data2VecMultiConfig, vocab_size: int, with_decoder: bool) -> None:
@@ -58,9 +59,10 @@ class TextEncoder(nn.Module):
         text = config.modalities.text
         assert text is not None
         self.config = text
+        self.extra_tokens = None
         self.local_encoder = TextEmbedding(text, config.embed_dim, vocab_size)
         self.context_encoder = ContextEncoder(config, text, final_norm=text.prenet_depth > 0)
-        self.decoder: Decoder1d | None = None
+        self.decoder: Decoder1d | Decoder2d | None = None
         if with_decoder and text.decoder is not None:
             self.decoder = Decoder1d(text.decoder, config.embed_dim)
 
@@ -69,13 +71,6 @@ class TextEncoder(nn.Module):
         """V, special symbols and ``<mask>`` included."""
         return self.local_encoder.embed_tokens.num_embeddings
 
-    def local_features(self, source_BT: torch.Tensor) -> torch.Tensor:
+    def compute_local_features(self, source: torch.Tensor) -> torch.Tensor:
         """(B, T) token ids to (B, T, D) features; padded positions are not zeroed."""
-        mult = self.config.local_grad_mult
-        if mult <= 0.0:  # frozen: without a gradient, not even weight decay moves the parameters
-            with torch.no_grad():
-                return self.local_encoder(source_BT)
-        x = self.local_encoder(source_BT)
-        if mult == 1.0 or not x.requires_grad:
-            return x
-        return x.detach() + (x - x.detach()) * mult  # forward unchanged, gradient scaled
+        return self.local_encoder(source)

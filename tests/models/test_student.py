@@ -115,5 +115,5 @@ def test_embedding_options(make_config: MakeConfig, text: dict[str, bool]) -> No
 
 
 def test_another_modality_is_refused(make_config: MakeConfig) -> None:
-    with pytest.raises(Data2VecError, match="AUDIO"):
-        Data2VecMulti(make_config(supported_modality="AUDIO"), vocab_size=20)
+    with pytest.raises(Data2VecError, match="image is missing"):
+        Data2VecMulti(make_config(supported_modality="IMAGE"), vocab_size=20)

@@ -1,0 +1,73 @@
+"""What the objective, the heads and the teacher ask of a modality's front end.
+
+B samples, R rows (samples x clones), T positions, K kept positions, E extra tokens, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .config import ModalityConfig
+from .context import ContextEncoder
+from .decoders import Decoder1d, Decoder2d
+
+
+class ModalityEncoder(nn.Module):
+    """Local features, fixed positions, extra tokens, context encoder and (for pretraining) a decoder.
+
+    A subclass builds the parts, whose names are the reference's, and says how local features are computed.
+    """
+
+    config: ModalityConfig
+    context_encoder: ContextEncoder
+    decoder: Decoder1d | Decoder2d | None
+    extra_tokens: nn.Parameter | None
+
+    def compute_local_features(self, source: torch.Tensor) -> torch.Tensor:
+        """Raw input to (B, T, D), before positions and masking."""
+        raise NotImplementedError
+
+    def positions(self, length: int) -> torch.Tensor | None:
+        """(1, T, D) fixed positions that are added before masking, if the modality has any."""
+        return None
+
+    def reset_parameters(self, seed: int, name: str) -> None:
+        """What the modality initialises otherwise than :func:`~data2vec.student.initialise`."""
+        return None
+
+    def discard_unaveraged(self) -> None:
+        """In a teacher: drop the parts of the front end that the configuration does not average."""
+        raise NotImplementedError
+
+    @property
+    def num_extra_tokens(self) -> int:
+        """E."""
+        return 0 if self.extra_tokens is None else self.extra_tokens.shape[1]
+
+    def local_features(self, source: torch.Tensor) -> torch.Tensor:
+        """Raw input to (B, T, D) features under the front end's gradient multiplier."""
+        mult = self.config.local_grad_mult
+        if mult <= 0.0:  # frozen: without a gradient, not even weight decay moves the parameters
+            with torch.no_grad():
+                return self.compute_local_features(source)
+        x = self.compute_local_features(source)
+        if mult == 1.0 or not x.requires_grad:
+            return x
+        return x.detach() + (x - x.detach()) * mult  # forward unchanged, gradient scaled
+
+    def add_positions(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Local features with fixed positions added, where there are any."""
+        positions = self.positions(x_BTD.shape[1])
+        return x_BTD if positions is None else x_BTD + positions
+
+    def prepend_extra_tokens(
+        self, x_RKD: torch.Tensor, padding_mask_RK: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Put the extra tokens before each row; they are never padded: (R, E + K, D) and (R, E + K)."""
+        if self.extra_tokens is None:
+            return x_RKD, padding_mask_RK
+        x_RKD = torch.cat([self.extra_tokens.expand(x_RKD.shape[0], -1, -1).to(x_RKD.dtype), x_RKD], dim=1)
+        if padding_mask_RK is not None:
+            padding_mask_RK = nn.functional.pad(padding_mask_RK, (self.num_extra_tokens, 0), value=False)
+        return x_RKD, padding_mask_RK
