@@ -110,6 +110,7 @@ class AudioModalityConfig(ModalityConfig):
     conv_pos_groups: int = 16  # groups of the positional convolutions
     conv_pos_depth: int = 5  # number of positional convolutions
     conv_pos_pre_ln: bool = False  # layer norm before the positional convolutions
+    padding_leaks: bool = False  # padded frames reach real ones through these, as in the reference
 
 
 @dataclass(kw_only=True)
@@ -347,3 +348,20 @@ class SentenceHeadConfig:
     num_classes: int = -1  # classes, or the number of regression targets
     pooler_activation_fn: Literal["tanh", "relu", "gelu", "linear"] = "tanh"  # between the two linear layers
     pooler_dropout: float = 0.0  # dropout before each linear layer
+
+
+Pooling = Literal["MEAN_POOLING", "CLS_TOKEN", "LIN_SOFTMAX"]
+
+
+@dataclass(kw_only=True)
+class ImageHeadConfig:
+    """The head of image classification: pooling over patches, layer norm, linear."""
+
+    num_classes: int = 1000
+    prediction_mode: Pooling = "MEAN_POOLING"  # mean over patches, first extra token, or per-channel softmax
+    use_fc_norm: bool = True  # layer norm after pooling
+    fc_norm_eps: float = 1e-6  # its epsilon
+    drop_first_patch: bool = False  # the pooled sequence loses its first patch (data2vec 1 of the reference)
+    init_scale: float = 1.0  # factor of the head's initial weights
+    label_smoothing: float = 0.1  # with hard labels, in training
+    linear_classifier: bool = False  # the trunk is frozen

@@ -5,6 +5,8 @@ R rows, K positions, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -23,11 +25,13 @@ class ContextEncoder(nn.Module):
         first, last, depth = modality.start_drop_path_rate, modality.end_drop_path_rate, modality.prenet_depth
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path_rates(first, last, depth))
 
-    def forward(self, x_RKD: torch.Tensor, bias: torch.Tensor | None, *key: int | str) -> torch.Tensor:
-        """Shape is kept; ``key`` decides layer drop."""
+    def forward(
+        self, x_RKD: torch.Tensor, biases: Sequence[torch.Tensor | None], *key: int | str
+    ) -> torch.Tensor:
+        """Shape is kept; ``biases`` has one for each block at least, and ``key`` decides layer drop."""
         if self.norm is not None:
             x_RKD = self.norm(x_RKD)
         x_RKD = self.dropout(x_RKD)
-        for _, block in kept_blocks(self.blocks, self.layerdrop, self.training, "prenet", *key):
-            x_RKD, _ = block(x_RKD, bias)
+        for index, block in kept_blocks(self.blocks, self.layerdrop, self.training, "prenet", *key):
+            x_RKD, _ = block(x_RKD, biases[index])
         return x_RKD

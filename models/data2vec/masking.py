@@ -67,6 +67,13 @@ class MaskSet:
         flat = (sample_R1 * length + self.ids_keep_RK).flatten()
         return x_BTD.reshape(samples * length, dim).index_select(0, flat).view(rows, kept, dim)
 
+    def gather_kept_rows(self, x_RTD: torch.Tensor) -> torch.Tensor:
+        """The kept positions of each row: (R, T, D) to (R, K, D)."""
+        rows, length, dim = x_RTD.shape
+        row_R1 = torch.arange(rows, device=x_RTD.device)[:, None] * length
+        flat = (row_R1 + self.ids_keep_RK).flatten()
+        return x_RTD.reshape(rows * length, dim).index_select(0, flat).view(rows, -1, dim)
+
     def gather_kept_flags(self, flags_BT: torch.Tensor) -> torch.Tensor:
         """The same for a (B, T) tensor of flags: (R, K)."""
         return self.gather_kept(flags_BT[..., None])[..., 0]

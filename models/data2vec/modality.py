@@ -5,12 +5,16 @@ B samples, R rows (samples x clones), T positions, K kept positions, E extra tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
+from .attention import attention_bias
 from .config import ModalityConfig
 from .context import ContextEncoder
 from .decoders import Decoder1d, Decoder2d
+from .masking import MaskSet
 
 
 class ModalityEncoder(nn.Module):
@@ -56,10 +60,32 @@ class ModalityEncoder(nn.Module):
             return x
         return x.detach() + (x - x.detach()) * mult  # forward unchanged, gradient scaled
 
-    def add_positions(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """Local features with fixed positions added, where there are any."""
+    def token_padding(self, padding_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+        """Padding of the raw input to (B, T) flags of padded positions; ``None`` where nothing is padded."""
+        return None if padding_mask is None or not bool(padding_mask.any()) else padding_mask
+
+    def add_positions(self, x_BTD: torch.Tensor, padding_mask_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """Local features with positions added, where there are any."""
         positions = self.positions(x_BTD.shape[1])
         return x_BTD if positions is None else x_BTD + positions
+
+    def kept_features(
+        self, x_BTD: torch.Tensor, masks: MaskSet, padding_mask_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """What the student sees of local features, positions added: (B, T, D) to (R, K, D)."""
+        return masks.gather_kept(self.add_positions(x_BTD, padding_mask_BT))
+
+    def attention_biases(
+        self, positions_RK: torch.Tensor, padding_mask_RK: torch.Tensor | None, count: int
+    ) -> Sequence[torch.Tensor | None]:
+        """The attention bias of each block, prenet blocks first.
+
+        Args:
+            positions_RK: (R, K) or (1, K) int64 positions of what the blocks see.
+            padding_mask_RK: (R, K) bool, true where padded.
+            count: number of prenet and shared blocks.
+        """
+        return [attention_bias(padding_mask_RK)] * count
 
     def prepend_extra_tokens(
         self, x_RKD: torch.Tensor, padding_mask_RK: torch.Tensor | None

@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .attention import attention_bias
-from .config import Data2VecMultiConfig, ImageModalityConfig
+from .audio_masking import audio_span_masks
+from .config import AudioModalityConfig, Data2VecMultiConfig, ImageModalityConfig
 from .errors import ConfigError, Problem
 from .image import ImageEncoder, patchify
 from .image_masking import image_masks
 from .masking import MaskSet, batch_mask_prob, clone_ids, random_masks, row_noise
+from .modality import ModalityEncoder
+from .speech import AudioEncoder
 from .student import Data2VecMulti, Tap
 from .targets import TargetAverage
 from .teacher import Teacher
@@ -117,8 +119,8 @@ class Data2VecPretraining(nn.Module):
         """Losses of one micro-batch.
 
         Args:
-            source: what the front end takes: (B, T) token ids, (B, 3, S, S) images.
-            padding_mask: (B, T) bool, true where padded.
+            source: what the front end takes: (B, T) token ids, (B, 3, S, S) images, (B, samples) of audio.
+            padding_mask: (B, T) bool, or (B, samples) for audio, true where padded.
             ids: (B,) sample ids; masks and noise are functions of (seed, update, id, clone).
             update: completed optimizer updates.
             seed: seed of masks and noise; by default the configuration's.
@@ -128,9 +130,8 @@ class Data2VecPretraining(nn.Module):
         """
         config, encoder, modality = self.config, self.student.encoder, self.student.encoder.config
         clones = config.clone_batch
-        if padding_mask is not None and not bool(padding_mask.any()):
-            padding_mask = None
         local_BTD = encoder.local_features(source)
+        padding_mask = encoder.token_padding(padding_mask, local_BTD.shape[1])
         if tap:
             tap("local_features", local_BTD)
 
@@ -138,7 +139,7 @@ class Data2VecPretraining(nn.Module):
         ids = torch.arange(len(source), device=source.device) if ids is None else ids
         row_ids_R, length = clone_ids(ids, clones), local_BTD.shape[1]
         if masks is None:
-            masks = self._draw_masks(row_ids_R, length, int(ids[0]), seed, update)
+            masks = self._draw_masks(row_ids_R, length, padding_mask, int(ids[0]), seed, update)
         if noise_RJD is None:
             gaps = length - masks.num_kept
             noise_RJD = row_noise(
@@ -148,8 +149,11 @@ class Data2VecPretraining(nn.Module):
         kept_padding = None if padding_mask is None else masks.gather_kept_flags(padding_mask)
         if tap and kept_padding is not None:
             tap("student_padding_mask_unmasked", kept_padding)
-        kept_RKD = masks.gather_kept(encoder.add_positions(local_BTD))
-        x_RKD = self.student.encode(kept_RKD, kept_padding, seed, update, tap=tap)
+        kept_RKD = encoder.kept_features(local_BTD, masks, padding_mask)
+        kept_at = masks.ids_keep_RK
+        if tap:
+            _tap_alibi(tap, "student_alibi_bias", encoder, kept_at)
+        x_RKD = self.student.encode(kept_RKD, kept_padding, seed, update, positions_RK=kept_at, tap=tap)
         prediction_ND = self._decode(x_RKD, masks, noise_RJD, tap)
         targets_BTD = self._targets(source, local_BTD, padding_mask, tap)
         target_ND = masks.gather_masked_targets(targets_BTD)
@@ -175,13 +179,21 @@ class Data2VecPretraining(nn.Module):
         )
 
     def _draw_masks(
-        self, row_ids_R: torch.Tensor, length: int, first_id: int, seed: int, update: int
+        self,
+        row_ids_R: torch.Tensor,
+        length: int,
+        padding_mask_BT: torch.Tensor | None,
+        first_id: int,
+        seed: int,
+        update: int,
     ) -> MaskSet:
         """The masks that the configuration asks for, as functions of (seed, update, sample id, clone)."""
         modality = self.student.encoder.config
         if isinstance(modality, ImageModalityConfig):
             return image_masks(row_ids_R, length, modality, seed, update)
         share = batch_mask_prob(modality.mask_prob, modality.mask_prob_min, seed, update, first_id)
+        if isinstance(modality, AudioModalityConfig) and modality.mask_length > 1:
+            return audio_span_masks(row_ids_R, length, share, modality, padding_mask_BT, seed, update)
         return random_masks(row_ids_R, length, share, seed, update)
 
     def _decode(
@@ -228,16 +240,18 @@ class Data2VecPretraining(nn.Module):
             x = encoder.local_features(source)
             if tap:
                 tap("teacher_local_features", x)
-        x, padding = encoder.prepend_extra_tokens(encoder.add_positions(x), padding_mask)
-        bias = attention_bias(padding)
-        x = encoder.context_encoder(x, bias)
+        x, padding = encoder.prepend_extra_tokens(encoder.add_positions(x, padding_mask), padding_mask)
+        positions_1T = torch.arange(x.shape[1], device=x.device)[None]
+        biases = encoder.attention_biases(positions_1T, padding, encoder.config.prenet_depth + len(blocks))
+        x = encoder.context_encoder(x, biases)
         if tap:
             tap("teacher_encoder_input", x)
             if padding_mask is not None:
                 tap("teacher_padding_mask", padding_mask)
+            _tap_alibi(tap, "teacher_alibi_bias_row0", encoder, positions_1T)
         average, extra = TargetAverage(self.config), encoder.num_extra_tokens
         for index, block in enumerate(blocks):
-            x, candidate = block(x, bias)
+            x, candidate = block(x, biases[index - len(blocks)])
             average.add(index, candidate[:, extra:])
             if tap:
                 tap(f"teacher_block{index}_layer_result", candidate)
@@ -277,6 +291,13 @@ class Data2VecPretraining(nn.Module):
         if tap:
             tap(f"loss_rowsum/{name}", distance("none").sum(dim=-1) * (scale * weight))
         return distance("sum") * (scale * weight)
+
+
+def _tap_alibi(tap: Tap, name: str, encoder: ModalityEncoder, positions_RK: torch.Tensor) -> None:
+    if isinstance(encoder, AudioEncoder) and encoder.alibi_scale is not None:
+        bias = encoder.attention_biases(positions_RK, None, 1)[0]
+        assert bias is not None
+        tap(name, bias)
 
 
 def make_teacher(student: Data2VecMulti) -> Teacher:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .attention import attention_bias
 from .config import Data2VecMultiConfig
 from .errors import Data2VecError
 from .image import ImageEncoder
 from .modality import ModalityEncoder
 from .randomness import generator
+from .speech import AudioEncoder
 from .text import TextEncoder
 from .transformer import kept_blocks, make_blocks, make_norm
 
@@ -83,26 +83,31 @@ class Data2VecMulti(nn.Module):
         x_RKD: torch.Tensor,
         padding_mask_RK: torch.Tensor | None,
         *key: int | str,
+        positions_RK: torch.Tensor | None = None,
         tap: Tap | None = None,
     ) -> torch.Tensor:
         """Extra tokens, context encoder and shared blocks over (kept) local features.
 
         Args:
-            x_RKD: (R, K, D), fixed positions added.
+            x_RKD: (R, K, D), positions added.
             padding_mask_RK: (R, K) bool, true where padded.
             key: decides layer drop while training.
+            positions_RK: (R, K) int64 positions of the kept features; ``None`` = all of them, in order.
             tap: receives intermediates.
 
         Returns:
             (R, E + K, D).
         """
         x_RKD, padding_mask_RK = self.encoder.prepend_extra_tokens(x_RKD, padding_mask_RK)
-        bias = attention_bias(padding_mask_RK)
-        x = self.dropout_input(self.encoder.context_encoder(x_RKD, bias, *key))
+        if positions_RK is None:
+            positions_RK = torch.arange(x_RKD.shape[1], device=x_RKD.device)[None]
+        count = self.encoder.config.prenet_depth + len(self.blocks)
+        biases = self.encoder.attention_biases(positions_RK, padding_mask_RK, count)
+        x = self.dropout_input(self.encoder.context_encoder(x_RKD, biases, *key))
         if tap:
             tap("student_encoder_input", x)
         for index, block in kept_blocks(self.blocks, self.config.layerdrop, self.training, *key):
-            x, _ = block(x, bias)
+            x, _ = block(x, biases[index - len(self.blocks)])
             if tap:
                 tap(f"student_block{index}_x", x)
         return x if self.norm is None else self.norm(x)
@@ -117,8 +122,8 @@ class Data2VecMulti(nn.Module):
         """Features of complete, unmasked input: what fine-tuning and embedding use.
 
         Args:
-            source: what the front end takes: (B, T) token ids, (B, 3, S, S) images.
-            padding_mask: (B, T) bool, true where padded.
+            source: what the front end takes: (B, T) token ids, (B, 3, S, S) images, (B, samples) of audio.
+            padding_mask: (B, T) bool, or (B, samples) for audio, true where padded.
             key: decides layer drop while training.
             all_layers: also return every block's output.
         """
@@ -128,9 +133,9 @@ class Data2VecMulti(nn.Module):
             if name.endswith("_x"):
                 layers.append(value)
 
-        x = self.encoder.add_positions(self.encoder.local_features(source))
-        if padding_mask is not None and not bool(padding_mask.any()):
-            padding_mask = None
+        x = self.encoder.local_features(source)
+        padding_mask = self.encoder.token_padding(padding_mask, x.shape[1])
+        x = self.encoder.add_positions(x, padding_mask)
         x = self.encode(x, padding_mask, *key, tap=keep if all_layers else None)
         extra = self.encoder.num_extra_tokens
         return Features(x[:, extra:], tuple(layers), x[:, :extra] if extra else None)
@@ -145,7 +150,7 @@ def make_encoder(config: Data2VecMultiConfig, vocab_size: int | None, with_decod
         return TextEncoder(config, vocab_size, with_decoder)
     if name == "IMAGE":
         return ImageEncoder(config, with_decoder)
-    raise Data2VecError(f"model.supported_modality = {name!r} is not built; use TEXT or IMAGE")
+    return AudioEncoder(config, with_decoder)
 
 
 @torch.no_grad()
