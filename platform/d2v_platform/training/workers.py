@@ -147,3 +147,4 @@ def configure_logging() -> None:
     level = os.environ.get("D2V_LOG_LEVEL", "INFO").upper()
     for name in ("data2vec", "d2v_platform"):
         logging.getLogger(name).setLevel(level)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # its line for every report repeats ours
