@@ -243,7 +243,7 @@ class Data2VecMultiConfig:
         if image is not None and name == "IMAGE":
             found += _image_problems(self, image, path)
         if text is not None and name == "TEXT":
-            found += _text_problems(text, f"{path}.modalities.text")
+            found += _text_problems(text, f"{path}.modalities.text", self.embed_dim)
             # Accepting these for text would mean ignoring them.
             rule(
                 "ema_encoder_only",
@@ -260,7 +260,7 @@ class Data2VecMultiConfig:
             raise ConfigError(found, "the model configuration")
 
 
-def _text_problems(text: TextModalityConfig, path: str) -> list[Problem]:
+def _text_problems(text: TextModalityConfig, path: str, width: int) -> list[Problem]:
     found: list[Problem] = []
     if not 0.0 < text.mask_prob < 1.0:
         found.append(Problem(f"{path}.mask_prob", text.mask_prob, "must lie in 0 < p < 1"))
@@ -271,14 +271,17 @@ def _text_problems(text: TextModalityConfig, path: str) -> list[Problem]:
         found.append(Problem(f"{path}.mask_prob_min", text.mask_prob_min, "must lie in 0 ... mask_prob"))
     for name, wanted in (("use_alibi_encoder", False), ("learned_alibi", False), ("learned_pos", True),
                          ("inverse_mask", False), ("num_extra_tokens", 0),
-                         ("ema_local_encoder", False)):  # fmt: skip
+                         ("ema_local_encoder", False), ("mask_prob_adjust", 0.0), ("keep_masked_pct", 0.0),
+                         ("add_masks", False), ("mask_dropout", 0.0), ("encoder_zero_mask", True),
+                         ("mask_channel_prob", 0.0)):  # fmt: skip
         if getattr(text, name) != wanted:
             rule = f"text supports {wanted!r} only; no text recipe uses another value"
             found.append(Problem(f"{path}.{name}", getattr(text, name), rule))
     if text.decoder is not None:
-        if text.decoder.decoder_dim % max(text.decoder.decoder_groups, 1):
-            rule = f"must be a multiple of decoder_groups {text.decoder.decoder_groups}"
-            found.append(Problem(f"{path}.decoder.decoder_dim", text.decoder.decoder_dim, rule))
+        groups = text.decoder.decoder_groups
+        if groups < 1 or text.decoder.decoder_dim % groups or width % groups:
+            rule = f"must divide decoder_dim {text.decoder.decoder_dim} and embed_dim {width}"
+            found.append(Problem(f"{path}.decoder.decoder_groups", groups, rule))
         for name in ("add_positions_masked", "add_positions_all"):
             if getattr(text.decoder, name):
                 rule = "text has no fixed positions to add; use false"

@@ -196,7 +196,7 @@ class SentenceDataset:
     def _read_label_names(self) -> list[str]:
         path = self.folder / "label" / DICTIONARY_NAME
         if not path.is_file() and (self.folder / "label" / "train.label").is_file():
-            raise DataError(f"{self.folder} holds numbers as labels; set task.regression_target=true")
+            raise DataError(f"{self.folder} holds numbers as labels; set criterion.regression_target=true")
         symbols = Dictionary.load(path).symbols[NUM_SPECIALS:]
         labels = [symbol for symbol in symbols if not is_padding_word(symbol)]
         if len(labels) != self.num_classes:
@@ -235,7 +235,7 @@ class SentenceDataset:
         path = self.folder / "label" / f"{self.split}.label"
         if not path.is_file():
             if (self.folder / "label" / f"{self.split}.idx").is_file():
-                raise DataError(f"{self.folder} holds classes, not numbers; set task.regression_target=false")
+                raise DataError(f"{self.folder} holds classes, not numbers; set criterion.regression_target=false")
             return self._without_targets()
         rows: list[list[float]] = []
         wrong: list[str] = []

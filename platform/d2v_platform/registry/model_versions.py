@@ -157,8 +157,8 @@ def _listed(model: RegisteredModel) -> str:
 
 def _unknown(tracker: Tracker, name: str) -> Data2VecError:
     names = [model.name for model in tracker.client.search_registered_models(max_results=100)]
-    known = ", ".join(sorted(names)) or "none yet"
-    return Data2VecError(f"no registered model {name!r}{nearest_names(name, names)} registered: {known}")
+    known = f"registered are {', '.join(sorted(names))}" if names else "nothing is registered yet"
+    return Data2VecError(f"no registered model {name!r}{nearest_names(name, names) or ';'} {known}")
 
 
 def _version(entity: Any, aliases: Mapping[str, int]) -> ModelVersion:
