@@ -15,6 +15,7 @@ first, never what a living process uses.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import json
@@ -32,6 +33,7 @@ import filelock
 from data2vec.errors import DataError
 
 from ..home import home_folder
+from ..recipe.schema import Recipe
 from .locations import Location, Patience, StorageError, is_uri, local_path, open_location
 
 logger = logging.getLogger(__name__)
@@ -66,6 +68,15 @@ def local_data(data: str) -> str:
         StorageError: it cannot be read, or does not fit the cache.
     """
     return ":".join(str(_local(place)) for place in split_places(data))
+
+
+def with_local_data(recipe: Recipe) -> Recipe:
+    """A recipe whose ``task.data`` is on this machine; the same recipe if it was already."""
+    if not any(is_uri(place) for place in split_places(recipe.task.data)):
+        return recipe
+    return dataclasses.replace(
+        recipe, task=dataclasses.replace(recipe.task, data=local_data(recipe.task.data))
+    )
 
 
 def split_places(data: str) -> list[str]:

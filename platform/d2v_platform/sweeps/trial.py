@@ -146,6 +146,7 @@ def _train(
         model_folder=models.pretrained,
         init_from=models.initial,
         origin=lineage,
+        wait_for_checkpoints=True,  # a scheduler may end this thread at the report that follows
     )
 
 

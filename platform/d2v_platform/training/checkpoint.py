@@ -11,23 +11,27 @@
       best.json                 which update holds the best metric
 
 A checkpoint is written in a hidden folder beside its place, forced to disk, and renamed. Reading verifies
-sizes and hashes and falls back to the newest one that is whole.
+sizes and hashes and falls back to the newest one that is whole. Copies at a URI: see ``remote_checkpoints``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data2vec.errors import CheckpointError
@@ -35,7 +39,8 @@ from data2vec.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"^update_(\d{8,})$")
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+BEST = "best.json"
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,24 @@ class Retention:
     epochs: int = -1
     best: int = -1
     maximize: bool = False
+
+    def kept(self, manifests: Mapping[int, Mapping[str, Any]], best: int | None) -> set[int]:
+        """The updates that stay.
+
+        Args:
+            manifests: of every checkpoint, by update.
+            best: the update with the best metric.
+        """
+        updates = sorted(manifests)
+        keep = {*updates[-1:], *([best] if best is not None else [])}
+        for wanted, epoch_end in ((self.interval, False), (self.epochs, True)):
+            same = [u for u in updates if bool(manifests[u].get("epoch_end")) is epoch_end]
+            keep.update(same if wanted < 0 else same[len(same) - wanted :] if wanted else [])
+        if self.best > 0:
+            scored = [u for u in updates if manifests[u].get("metric") is not None]
+            scored.sort(key=lambda u: manifests[u]["metric"], reverse=self.maximize)
+            keep.update(scored[: self.best])
+        return keep
 
 
 @dataclass(frozen=True)
@@ -83,6 +106,9 @@ class CheckpointStore:
     def __init__(self, root: Path | str, retention: Retention | None = None) -> None:
         self.folder = Path(root) / "checkpoints"
         self.retention = retention or Retention()
+        self._pinned: set[int] = set()
+        self._lock = threading.Lock()
+        self._token = f"{os.getpid()}-{secrets.token_hex(4)}"  # a restarted container may get its old id
 
     def save(
         self,
@@ -108,7 +134,7 @@ class CheckpointStore:
             CheckpointError: the disk is full or the folder is not writable; older checkpoints stay whole.
         """
         final = self._path(update)
-        beside = final.with_name(f".{final.name}.{os.getpid()}")
+        beside = self.beside(update)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(beside, ignore_errors=True)
@@ -118,36 +144,44 @@ class CheckpointStore:
                     {k: v.detach().contiguous() for k, v in group.items()}, beside / f"{name}.safetensors"
                 )
             (beside / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-            files = {path.name: _describe(path) for path in sorted(beside.iterdir())}
+            files = {path.name: describe(path) for path in sorted(beside.iterdir())}
             manifest = {"update": update, "epoch_end": epoch_end, "metric": metric, "files": files}
-            _write_synced(beside / _MANIFEST, json.dumps(manifest, indent=1))
-            if final.exists():
-                shutil.rmtree(final)
-            beside.rename(final)
-            _sync_folder(self.folder)
+            _write_synced(beside / MANIFEST, json.dumps(manifest, indent=1))
+            self.publish(beside, update)
             if best:
-                self._write_best(update)
-        except OSError as error:
+                self.mark_best(update)
+        except (OSError, SafetensorError) as error:
             shutil.rmtree(beside, ignore_errors=True)
+            newest = max(self.updates(), default=None)
+            rest = f"; that of update {newest} is whole" if newest is not None else ""
             raise CheckpointError(
-                f"{final}: cannot write the checkpoint of update {update}: {error}"
+                f"{final}: cannot write the checkpoint of update {update}: {error}{rest}"
             ) from error
         self.prune()
+        return final
+
+    def publish(self, beside: Path, update: int) -> Path:
+        """Let a folder made beside, with its manifest, take its place."""
+        final = self._path(update)
+        if final.exists():
+            shutil.rmtree(final)
+        beside.rename(final)
+        _sync_folder(self.folder)
         return final
 
     def updates(self) -> list[int]:
         """Updates with a published checkpoint, ascending."""
         if not self.folder.is_dir():
             return []
-        matches = [(_NAME.match(path.name), path) for path in self.folder.iterdir()]
-        return sorted(int(m.group(1)) for m, path in matches if m and (path / _MANIFEST).is_file())
+        found = [(update_of(path.name), path) for path in self.folder.iterdir()]
+        return sorted(update for update, path in found if update is not None and (path / MANIFEST).is_file())
 
     def best_update(self) -> int | None:
         """The update with the best metric, if one was marked and is still there."""
-        path = self.folder / "best.json"
-        if not path.is_file():
+        try:
+            update = int(json.loads((self.folder / BEST).read_text(encoding="utf-8"))["update"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        update = int(json.loads(path.read_text(encoding="utf-8"))["update"])
         return update if update in self.updates() else None
 
     def latest(self) -> Checkpoint | None:
@@ -167,49 +201,72 @@ class CheckpointStore:
         """
         folder = self._path(update)
         verify(folder)
-        tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        try:
+            tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} cannot be read as a checkpoint: {error}") from error
         return Checkpoint(update, tensors, state, folder)
 
     def prune(self) -> None:
         """Delete what retention does not keep, and what dead writers left."""
-        updates, keep = self.updates(), self._kept()
+        updates = self.updates()
+        keep = self.retention.kept(self.manifests(), self.best_update())
         for update in updates:
-            if update not in keep:
+            with self._lock:
+                if update in keep or update in self._pinned:
+                    continue
                 # The manifest goes first: a half-deleted checkpoint must not look whole.
-                (self._path(update) / _MANIFEST).unlink(missing_ok=True)
-                shutil.rmtree(self._path(update), ignore_errors=True)
+                (self._path(update) / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(self._path(update), ignore_errors=True)
         for path in self.folder.glob(".update_*"):
-            pid = int(path.name.rpartition(".")[2])
-            if pid != os.getpid() and not _alive(pid):
+            owner = path.name.rpartition(".")[2]
+            pid = int(owner.partition("-")[0])
+            if owner != self._token and (pid == os.getpid() or not _alive(pid)):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _kept(self) -> set[int | None]:
-        manifests: dict[int, dict[str, Any]] = {}
+    def manifests(self) -> dict[int, dict[str, Any]]:
+        """What is known of each published checkpoint without reading it, by update."""
+        found: dict[int, dict[str, Any]] = {}
         for update in self.updates():
-            try:
-                text = (self._path(update) / _MANIFEST).read_text(encoding="utf-8")
-                manifests[update] = json.loads(text)
-            except (OSError, json.JSONDecodeError):
-                continue
-        updates, rule = sorted(manifests), self.retention
-        keep: set[int | None] = {*updates[-1:], self.best_update()}
-        for wanted, epoch_end in ((rule.interval, False), (rule.epochs, True)):
-            same = [u for u in updates if bool(manifests[u].get("epoch_end")) is epoch_end]
-            keep.update(same if wanted < 0 else same[len(same) - wanted :] if wanted else [])
-        if rule.best > 0:
-            scored = [u for u in updates if manifests[u].get("metric") is not None]
-            scored.sort(key=lambda u: manifests[u]["metric"], reverse=rule.maximize)
-            keep.update(scored[: rule.best])
-        return keep
+            with contextlib.suppress(OSError, json.JSONDecodeError):
+                found[update] = json.loads((self._path(update) / MANIFEST).read_text(encoding="utf-8"))
+        return found
+
+    @contextlib.contextmanager
+    def pinned(self, update: int) -> Iterator[Path]:
+        """Keep a checkpoint from being pruned while another thread copies it."""
+        with self._lock:
+            self._pinned.add(update)
+        try:
+            yield self._path(update)
+        finally:
+            self._pinned.discard(update)
+
+    def beside(self, update: int) -> Path:
+        """The hidden folder in which a checkpoint is made."""
+        final = self._path(update)
+        return final.with_name(f".{final.name}.{self._token}")
+
+    def mark_best(self, update: int) -> None:
+        """Say which checkpoint holds the best metric."""
+        beside = self.folder / f".{BEST}"
+        _write_synced(beside, json.dumps({"update": update}))
+        beside.replace(self.folder / BEST)
 
     def _path(self, update: int) -> Path:
-        return self.folder / f"update_{update:08d}"
+        return self.folder / folder_name(update)
 
-    def _write_best(self, update: int) -> None:
-        beside = self.folder / ".best.json"
-        _write_synced(beside, json.dumps({"update": update}))
-        beside.replace(self.folder / "best.json")
+
+def folder_name(update: int) -> str:
+    """The folder of an update's checkpoint."""
+    return f"update_{update:08d}"
+
+
+def update_of(name: str) -> int | None:
+    """The update of a checkpoint's folder name; ``None`` for other names."""
+    match = _NAME.match(name)
+    return int(match.group(1)) if match else None
 
 
 def verify(folder: Path) -> None:
@@ -219,10 +276,10 @@ def verify(folder: Path) -> None:
         CheckpointError: naming the first file that differs.
     """
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise CheckpointError(f"{folder / _MANIFEST} is missing or unreadable: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} is missing or unreadable: {error}") from error
     for name, wanted in files.items():
         path = folder / name
         if not path.is_file():
@@ -231,11 +288,12 @@ def verify(folder: Path) -> None:
             raise CheckpointError(
                 f"{path} has {path.stat().st_size} bytes, the manifest says {wanted['size']}"
             )
-        if _describe(path) != wanted:
+        if describe(path) != wanted:
             raise CheckpointError(f"{path} does not match its sha256 in the manifest")
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, which is forced to disk."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())

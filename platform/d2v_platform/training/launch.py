@@ -18,16 +18,25 @@ from typing import Any
 
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
-from ..home import home_folder
 from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest, resume_differences
 from ..recipe.schema import Recipe
 from ..registry.registration import register_summary
+from ..storage.cache import with_local_data
 from ..tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
 from . import ray_session
 from .loop_state import Summary, TrainingStopped, Worker
 from .plan import Plan, make_plan
 from .preflight import ResolvedModels, preflight, resolve_models
+from .run_storage import (
+    bring_model,
+    check_storage,
+    keep_recipe,
+    ray_storage,
+    remote_folder,
+    run_root,
+    started_with,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +69,9 @@ def launch(composed: Composed) -> RunResult:
     recipe = composed.recipe
     for note in composed.notes:
         logger.info("note: %s", note)
-    models = resolve_models(recipe)
-    preflight(recipe, models.pretrained)
+    local = with_local_data(recipe)
+    models = resolve_models(local)
+    preflight(local, models.pretrained)
     with contextlib.ExitStack() as stack:
         cluster = None
         if recipe.platform.num_workers != 0:
@@ -75,6 +85,7 @@ def launch(composed: Composed) -> RunResult:
         run = _open_run(composed, tracker, plan)
         with _finishing(tracker, run.run_id) as outcome:
             summary = _train(recipe, plan, tracker, run, models)
+            bring_model(run.folder, run.remote)
             tracker.call("set_tags", run.run_id, summary_tags(summary))
             registered = register_summary(
                 tracker, composed, run.run_id, run.folder, summary, parent_uri=models.pretrained_uri
@@ -93,16 +104,19 @@ class _Run:
     name: str
     folder: Path
     lineage: dict[str, str]
+    remote: str | None  # the run's folder at a URI
 
 
 def _open_run(composed: Composed, tracker: AnyTracker, plan: Plan) -> _Run:
     """Create the MLflow run, or resume the unfinished one of this name; refuse a changed recipe."""
     recipe, platform = composed.recipe, composed.recipe.platform
     name = platform.run_name or _fresh_name(composed.named_recipe)
-    root = Path(platform.storage) if platform.storage else home_folder("runs")
+    root = run_root(platform.storage)
     existing = tracker.call("find_run", platform.experiment, name) if platform.run_name else None
+    check_storage(platform.storage, new=existing is None)
     if existing is not None:
-        _refuse_changed_recipe(root / existing.run_id, recipe, name)
+        before = started_with(root / existing.run_id, remote_folder(platform.storage, existing.run_id))
+        _refuse_changed_recipe(before, recipe, name)
     handle = tracker.call(
         "open_run",
         experiment=platform.experiment,
@@ -117,16 +131,19 @@ def _open_run(composed: Composed, tracker: AnyTracker, plan: Plan) -> _Run:
         )
     folder = root / handle.run_id
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.json").write_text(json.dumps(recipe.to_dict(), indent=1), encoding="utf-8")
+    remote = remote_folder(platform.storage, handle.run_id)
+    keep_recipe(folder, remote, recipe)
     if not handle.resumed:
         tracker.call("log_dict", handle.run_id, recipe.to_dict(), "recipe/recipe.json")
         tracker.call("log_text", handle.run_id, "\n".join(composed.overrides), "recipe/overrides.txt")
     logger.info(
         "%s run %s (%s), state in %s", "resuming" if handle.resumed else "new", name, handle.run_id, folder
     )
+    if remote:
+        logger.info("checkpoints are copied to %s", remote)
     logger.info("to resume it: %s", resume_command(composed, name))
     lineage = {"run_id": handle.run_id, "recipe": composed.named_recipe, "recipe.digest": digest(recipe)}
-    return _Run(handle.run_id, name, folder, lineage | {"code": code_version()})
+    return _Run(handle.run_id, name, folder, lineage | {"code": code_version()}, remote)
 
 
 def resume_command(composed: Composed, name: str) -> str:
@@ -136,11 +153,8 @@ def resume_command(composed: Composed, name: str) -> str:
     return shlex.join(words)
 
 
-def _refuse_changed_recipe(folder: Path, recipe: Recipe, name: str) -> None:
-    path = folder / "recipe.json"
-    if not path.is_file():
-        return
-    changed = resume_differences(json.loads(path.read_text(encoding="utf-8")), recipe.to_dict())
+def _refuse_changed_recipe(before: Mapping[str, Any] | None, recipe: Recipe, name: str) -> None:
+    changed = resume_differences(before, recipe.to_dict()) if before is not None else {}
     if changed:
         problems = [
             Problem(
@@ -233,10 +247,18 @@ def _train(recipe: Recipe, plan: Plan, tracker: AnyTracker, run: _Run, models: R
             model_folder=models.pretrained,
             init_from=models.initial,
             origin=run.lineage,
+            remote=run.remote,
         )
     assert isinstance(tracker, RemoteTracker)
     return train_on_ray(
-        recipe, plan, tracker, run_id=run.run_id, run_folder=run.folder, models=models, lineage=run.lineage
+        recipe,
+        plan,
+        tracker,
+        run_id=run.run_id,
+        run_folder=run.folder,
+        models=models,
+        lineage=run.lineage,
+        remote=run.remote,
     )
 
 
@@ -250,6 +272,7 @@ def train_on_ray(
     models: ResolvedModels,
     lineage: Mapping[str, str],
     evaluations: Path | None = None,
+    remote: str | None = None,
     callbacks: Sequence[Any] = (),
 ) -> Summary:
     """A Ray Train run that restarts its workers from our newest checkpoint when one is lost.
@@ -263,6 +286,7 @@ def train_on_ray(
         models: the models that the recipe names.
         lineage: written into the exported model.
         evaluations: file that keeps the figures of every validation (sweeps).
+        remote: the run's folder at a URI.
         callbacks: Ray Train callbacks (a sweep's trial reports to Ray Tune).
 
     Raises:
@@ -287,6 +311,7 @@ def train_on_ray(
         init_from=str(models.initial) if models.initial else None,
         origin=dict(lineage),
         evaluations=str(evaluations) if evaluations else None,
+        remote=remote,
     )
     resources: dict[str, float] = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
@@ -300,7 +325,7 @@ def train_on_ray(
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo", timeout_s=1800),
         run_config=RunConfig(
             name=f"{run_id}-{attempt}",
-            storage_path=str(run_folder / "ray"),
+            storage_path=ray_storage(run_folder, remote),
             callbacks=list(callbacks),
             failure_config=FailureConfig(max_failures=recipe.platform.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),  # its own lines repeat ours
@@ -356,7 +381,7 @@ def refuse_node_local(recipe: Recipe, cluster: ray_session.ClusterInfo | None) -
     if cluster is not None and cluster.nodes > 1 and recipe.platform.storage is None:
         rule = (
             f"the cluster has {cluster.nodes} nodes, and checkpoints under D2V_HOME are on one of them; "
-            "set platform.storage to a folder that all nodes share"
+            "set platform.storage to s3://BUCKET/FOLDER or to a folder that all nodes share"
         )
         raise ConfigError([Problem("platform.storage", None, rule)])
 

@@ -25,8 +25,11 @@ from data2vec.optim import scale_and_clip
 from data2vec.randomness import seed_dropout
 
 from ..recipe.schema import Recipe
+from ..storage.cache import with_local_data
+from ..storage.locations import open_location
 from ..tasks import TrainingTask, make_task
 from .checkpoint import Checkpoint, CheckpointStore, Retention
+from .checkpoint_writer import Checkpoints
 from .loading import Share, make_loader, to_device
 from .loop_state import LoopState, Reporter, Summary, TrainingStopped, Worker
 from .optimizer import LossScale, Precision, choose_precision, make_optimizer
@@ -46,6 +49,8 @@ def train(
     model_folder: Path | None = None,
     init_from: Path | None = None,
     origin: Mapping[str, Any] | None = None,
+    remote: str | None = None,
+    wait_for_checkpoints: bool = False,
 ) -> Summary:
     """Train a recipe to its end, resuming from the newest whole checkpoint in ``run_folder``.
 
@@ -57,6 +62,8 @@ def train(
         model_folder: the pretrained model of a fine-tuning recipe.
         init_from: a model folder whose weights a *new* run starts from (``checkpoint.restore_file``).
         origin: lineage written into the exported model.
+        remote: the run's folder at a URI, which gets copies of checkpoints and model.
+        wait_for_checkpoints: publish a checkpoint before telling the reporter, which may end this process.
 
     Raises:
         TrainingStopped: collapse or divergence.
@@ -68,13 +75,17 @@ def train(
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Every tensor here is written before it is read.
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - missing in the types
+    recipe = with_local_data(recipe)
     task = make_task(recipe, model_folder)
     if init_from is not None:
         task.initialise_from(init_from)
     loop = TrainingLoop(recipe, task, run_folder, reporter, worker)
-    loop.resume()
-    reason = loop.run()
-    return loop.finish(reason, dict(origin or {}))
+    run = open_location(remote) if remote else None
+    loop.checkpoints = Checkpoints(loop.store, run, wait=wait_for_checkpoints)
+    with contextlib.closing(loop.checkpoints):
+        loop.resume()
+        reason = loop.run()
+        return loop.finish(reason, dict(origin or {}))
 
 
 class TrainingLoop:
@@ -99,6 +110,7 @@ class TrainingLoop:
             run_folder,
             Retention(rules.keep_interval_updates, epochs, best, rules.maximize_best_checkpoint_metric),
         )
+        self.checkpoints = Checkpoints(self.store)
         self.interval = Sums(task.layout)
         self.interval_updates, self.interval_norm, self.interval_clipped = 0, 0.0, 0
         self.progress = Progress(recipe, worker)
@@ -107,15 +119,19 @@ class TrainingLoop:
     # ---- resuming -----------------------------------------------------------------------------------------
 
     def resume(self) -> None:
-        """Continue from the newest whole checkpoint, if there is one; all workers take the same."""
-        found = self.store.latest() if self.worker.rank == 0 else None
-        update = gather_objects(found.update if found else None)[0]
-        if update is None:
+        """Continue from the newest checkpoint that every worker can read whole, if there is one."""
+        common = set.intersection(*gather_objects(self.checkpoints.available()))
+        for update in sorted(common, reverse=True):
+            checkpoint = self.checkpoints.load_or_warn(update)
+            if not all(gather_objects(checkpoint is not None)):
+                continue
+            assert checkpoint is not None
+            self._restore(checkpoint)
+            if self.worker.rank == 0:
+                logger.info("resumed at update %d from %s", checkpoint.update, checkpoint.folder)
+                if self.state.best_update in self.store.updates():
+                    self.store.mark_best(self.state.best_update)
             return
-        checkpoint = found or self.store.load(update)
-        self._restore(checkpoint)
-        if self.worker.rank == 0:
-            logger.info("resumed at update %d from %s", checkpoint.update, checkpoint.folder)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.task.module.load_state_dict(checkpoint.tensors["model"])
@@ -386,21 +402,24 @@ class TrainingLoop:
                 "model": self.task.module.state_dict(),
                 "optimizer": _optimizer_tensors(self.optimizer.adam.state_dict()),
             }
-            self.store.save(self.state.update, tensors, state, epoch_end=epoch_end, metric=metric, best=best)
-        barrier()
+            self.checkpoints.save(
+                self.state.update, tensors, state, epoch_end=epoch_end, metric=metric, best=best
+            )
         self.last_saved = self.state.update
         self.progress.checkpoint_s = time.perf_counter() - begin
 
     def finish(self, reason: str, origin: dict[str, Any]) -> Summary:
         """Export the best weights (the last ones without validation) and sum up."""
         state, export = self.state, None
-        best = self.store.best_update()
-        if best is not None and best != state.update and not self.recipe.checkpoint.no_save:
-            self.task.module.load_state_dict(self.store.load(best).tensors["model"])
         if self.worker.rank == 0:
+            self.checkpoints.wait()
+            best = None if self.recipe.checkpoint.no_save else state.best_update
+            if best is not None and best != state.update:
+                self.task.module.load_state_dict(self.checkpoints.load(best).tensors["model"])
             origin |= {"update": best if best is not None else state.update}
             export = str(self.task.export(self.run_folder / "model", origin))
             self.reporter.flush()
+            self.checkpoints.finish(Path(export))
         barrier()
         metrics = dict(state.metrics)
         if state.first_loss is not None:

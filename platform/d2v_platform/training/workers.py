@@ -37,6 +37,7 @@ class Assignment:
         init_from: the resolved model folder that a new run starts from.
         origin: lineage for the exported model.
         evaluations: file that keeps the figures of every validation.
+        remote: the run's folder at a URI.
     """
 
     recipe: dict[str, Any]
@@ -50,6 +51,7 @@ class Assignment:
     init_from: str | None = None
     origin: dict[str, Any]
     evaluations: str | None = None
+    remote: str | None = None
 
 
 class RayTrainReporter(TrackingReporter):
@@ -121,6 +123,7 @@ def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
             model_folder=Path(job.model_folder) if job.model_folder else None,
             init_from=Path(job.init_from) if job.init_from else None,
             origin=job.origin,
+            remote=job.remote,
         )
     except TrainingStopped as error:
         reporter.flush()

@@ -1,0 +1,120 @@
+"""Where a run's state lies: its folder on this machine, and beside it one at a URI if the recipe asks so."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data2vec.errors import ConfigError, Problem
+
+from ..home import home_folder
+from ..recipe.schema import Recipe
+from ..storage.locations import (
+    Patience,
+    StorageAwayError,
+    StorageError,
+    is_uri,
+    local_path,
+    open_location,
+    probe,
+)
+from .remote_checkpoints import fetch_model
+
+logger = logging.getLogger(__name__)
+
+_RECIPE = "recipe.json"
+_REMOTE = "remote.json"  # names the URI, so that what could not be uploaded is found later
+_SHORT = Patience(seconds=20)
+
+
+def run_root(storage: str | None) -> Path:
+    """The folder of all runs on this machine: ``platform.storage`` where that is a folder."""
+    if storage is None or is_uri(storage):
+        return home_folder("runs")
+    return local_path(storage)
+
+
+def remote_folder(storage: str | None, run_id: str) -> str | None:
+    """A run's folder below ``platform.storage`` where that is a URI."""
+    return f"{storage.rstrip('/')}/{run_id}" if storage is not None and is_uri(storage) else None
+
+
+def ray_storage(run_folder: Path, remote: str | None) -> str:
+    """Where Ray Train keeps its own notes: on this machine, unless several must read them.
+
+    An object store that is away for a while would otherwise end a training that can do without it.
+    """
+    import ray
+
+    several = sum(bool(node["Alive"]) for node in ray.nodes()) > 1
+    return f"{remote}/ray" if remote is not None and several else str(run_folder / "ray")
+
+
+def check_storage(storage: str | None, *, new: bool) -> None:
+    """Write and read a small file at ``platform.storage``.
+
+    Args:
+        storage: the recipe's value.
+        new: a new run is refused when nothing answers; one that goes on may have all it needs here.
+
+    Raises:
+        ConfigError: with the reason and what to do.
+    """
+    if storage is None or not is_uri(storage):
+        return
+    try:
+        probe(open_location(storage), _SHORT)
+    except StorageAwayError as error:
+        if new:
+            raise ConfigError([Problem("platform.storage", storage, str(error))]) from error
+        logger.warning("%s; checkpoints stay on this machine until it does", error)
+    except StorageError as error:
+        raise ConfigError([Problem("platform.storage", storage, str(error))]) from error
+
+
+def started_with(folder: Path, remote: str | None) -> dict[str, Any] | None:
+    """The recipe that a run was started with, from here or from the URI; ``None`` if neither has it.
+
+    Raises:
+        StorageAwayError: only the URI could have it, and it does not answer.
+    """
+    path = folder / _RECIPE
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    if remote is None:
+        return None
+    try:
+        return json.loads(open_location(remote).read(_RECIPE, _SHORT))
+    except FileNotFoundError:
+        return None
+
+
+def keep_recipe(folder: Path, remote: str | None, recipe: Recipe) -> None:
+    """Write the recipe into the run's folders."""
+    text = json.dumps(recipe.to_dict(), indent=1)
+    (folder / _RECIPE).write_text(text, encoding="utf-8")
+    if remote is None:
+        return
+    (folder / _REMOTE).write_text(json.dumps({"uri": remote}), encoding="utf-8")
+    try:
+        open_location(remote).write(_RECIPE, text.encode(), _SHORT)
+    except StorageAwayError as error:
+        logger.warning("%s", error)
+
+
+def remote_of(folder: Path) -> str | None:
+    """The URI that a run's folder on this machine is copied to."""
+    try:
+        found: Mapping[str, Any] = json.loads((folder / _REMOTE).read_text(encoding="utf-8"))
+        return str(found["uri"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def bring_model(folder: Path, remote: str | None) -> None:
+    """Have the exported model on the driver's machine, wherever rank 0 wrote it."""
+    if remote is not None and not (folder / "model" / "config.json").is_file():
+        fetch_model(open_location(remote), folder / "model")
