@@ -95,7 +95,7 @@ def span_masks(
     """
     device = row_ids_R.device
     valid_R = torch.full_like(row_ids_R, length) if valid_R is None else valid_R.to(device)
-    uniform_R = (row_keys("spans", *key, ids_R=row_ids_R) >> 1).double() / 2**62
+    uniform_R = (row_keys("spans", *key, ids_R=row_ids_R) & (_HIGH - 1)).double() / _HIGH
     spans_R = (mask_prob * valid_R.double() / mask_length + uniform_R).floor().long().clamp_min(min_spans)
     range_R = valid_R - mask_length
     range_R = torch.where(range_R <= spans_R, spans_R + 1, range_R)
@@ -182,8 +182,6 @@ def _with_counts(
     return rank_RT < count_R[:, None]
 
 
-def _scores(
-    name: str, row_ids_R: torch.Tensor, columns: int, key: tuple[int | str, ...]
-) -> torch.Tensor:
+def _scores(name: str, row_ids_R: torch.Tensor, columns: int, key: tuple[int | str, ...]) -> torch.Tensor:
     """(R, columns) int64 in 0 ... 2 ** 62 - 1."""
     return hashed_scores(row_keys(name, *key, ids_R=row_ids_R), columns) & (_HIGH - 1)

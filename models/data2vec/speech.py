@@ -8,12 +8,14 @@ B clips, S samples, R rows (clips x clones), T frames, K kept frames, D width, H
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from .alibi import alibi_bias, distances
 from .attention import attention_bias
-from .config import AudioModalityConfig, Data2VecMultiConfig
+from .config import Data2VecMultiConfig
 from .context import ContextEncoder
 from .conv_spec import frame_count, parse_conv_layers
 from .decoders import Decoder1d
@@ -31,7 +33,7 @@ class AudioEncoder(ModalityEncoder):
         super().__init__()
         audio = config.modalities.audio
         assert audio is not None
-        self.config: AudioModalityConfig = audio
+        self.config = self.audio = audio
         dim = config.embed_dim
         self.layers = parse_conv_layers(audio.feature_encoder_spec)
         channels = self.layers[-1][0]
@@ -59,7 +61,7 @@ class AudioEncoder(ModalityEncoder):
                 requires_grad=audio.learned_alibi_scale,
             )
         self.context_encoder = ContextEncoder(config, audio, final_norm=True)
-        self.decoder: Decoder1d | None = None
+        self.decoder = None
         if with_decoder and audio.decoder is not None:
             self.decoder = Decoder1d(audio.decoder, dim)
 
@@ -71,7 +73,9 @@ class AudioEncoder(ModalityEncoder):
     def compute_local_features(self, source: torch.Tensor) -> torch.Tensor:
         """(B, S) samples at 16 kHz to (B, T, D) frames; the gradient multiplier acts on the convolutions."""
         if source.ndim != 2 or frame_count(self.layers, source.shape[1]) == 0:
-            raise DataError(f"audio is {tuple(source.shape)}; the model takes (B, samples), at least one frame")
+            raise DataError(
+                f"audio is {tuple(source.shape)}; the model takes (B, samples), at least one frame"
+            )
         assert self.local_encoder is not None
         return self.project(self.local_encoder(source))
 
@@ -80,7 +84,7 @@ class AudioEncoder(ModalityEncoder):
 
         The norm and the projection after them always train, as in the reference.
         """
-        mult = self.config.local_grad_mult
+        mult = self.audio.local_grad_mult
         if mult == 1.0 or not torch.is_grad_enabled():
             return self.compute_local_features(source)
         assert self.local_encoder is not None
@@ -112,16 +116,14 @@ class AudioEncoder(ModalityEncoder):
         Padded frames do not reach real ones: a clip gives the same positions alone and in a longer batch.
         ``padding_leaks`` lets them, as the reference does.
         """
-        if self.config.padding_leaks:
+        if self.audio.padding_leaks:
             padding_mask_RT = None
-        if self.config.conv_pos_pre_ln:
+        if self.audio.conv_pos_pre_ln:
             x_RTD = self.relative_positional_encoder["0"](x_RTD)
             return self.relative_positional_encoder["1"](x_RTD, padding_mask_RT)
         return self.relative_positional_encoder(x_RTD, padding_mask_RT)
 
-    def add_positions(
-        self, x_BTD: torch.Tensor, padding_mask_BT: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def add_positions(self, x_BTD: torch.Tensor, padding_mask_BT: torch.Tensor | None = None) -> torch.Tensor:
         """Complete frames with their positions added."""
         return x_BTD + self.relative_positions(x_BTD, padding_mask_BT)
 
@@ -138,18 +140,18 @@ class AudioEncoder(ModalityEncoder):
     def hide(
         self, x_RTD: torch.Tensor, mask_RT: torch.Tensor, fill_ND: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Masked frames become zero, or noise without ``encoder_zero_mask`` (or given vectors, row by row)."""
-        if fill_ND is None and not self.config.encoder_zero_mask:
+        """Masked frames become zero, noise without ``encoder_zero_mask``, or given vectors, row by row."""
+        if fill_ND is None and not self.audio.encoder_zero_mask:
             count = int(mask_RT.sum())
             fill_ND = torch.empty(count, x_RTD.shape[-1], device=x_RTD.device)
-            fill_ND.normal_(0.0, self.config.mask_noise_std)  # from the generator that dropout draws from
+            fill_ND.normal_(0.0, self.audio.mask_noise_std)  # from the generator that dropout draws from
         if fill_ND is None:
             return x_RTD.masked_fill(mask_RT[..., None], 0.0)
         return x_RTD.masked_scatter(mask_RT[..., None], fill_ND.to(x_RTD.dtype))
 
     def attention_biases(
         self, positions_RK: torch.Tensor, padding_mask_RK: torch.Tensor | None, count: int
-    ) -> list[torch.Tensor | None]:
+    ) -> Sequence[torch.Tensor | None]:
         """The bias of every block, prenet blocks first: ALiBi over these positions, and no padded keys."""
         padding = attention_bias(padding_mask_RK)
         if self.alibi_scale is None:
@@ -159,7 +161,7 @@ class AudioEncoder(ModalityEncoder):
         biases = [alibi_bias(distances_R1KK, scale_H) for scale_H in scale_LH.unbind(0)]
         if padding is not None:
             biases = [bias + padding for bias in biases]
-        return list(biases) * count if len(biases) == 1 else list(biases)
+        return biases * count if len(biases) == 1 else biases
 
     @torch.no_grad()
     def reset_parameters(self, seed: int, name: str) -> None:

@@ -11,18 +11,34 @@ B samples, T positions, D width.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 
-from .config import Data2VecMultiConfig
-
 TARGET_EPS = 1e-5
+
+
+class TargetConfig(Protocol):
+    """Which layers are averaged and how they are normalised: any model configuration with these fields."""
+
+    @property
+    def depth(self) -> int:
+        """Teacher blocks."""
+        ...
+
+    average_top_k_layers: int
+    batch_norm_target_layer: bool
+    instance_norm_target_layer: bool
+    layer_norm_target_layer: bool
+    layer_norm_targets: bool
+    instance_norm_targets: bool
 
 
 class TargetAverage:
     """Running average of normalised teacher layers: one (B, T, D) buffer however many layers there are."""
 
-    def __init__(self, config: Data2VecMultiConfig) -> None:
+    def __init__(self, config: TargetConfig) -> None:
         self._config = config
         self._first = config.depth - config.average_top_k_layers
         self._sum: torch.Tensor | None = None
@@ -36,6 +52,8 @@ class TargetAverage:
             x = _batch_norm(x)
         if config.instance_norm_target_layer:
             x = instance_norm(x)
+        if getattr(config, "group_norm_target_layer", False):  # an option of v1 audio alone
+            x = F.layer_norm(x, x.shape[-2:], eps=TARGET_EPS)
         if config.layer_norm_target_layer:
             x = F.layer_norm(x, x.shape[-1:], eps=TARGET_EPS)
         self._sum = x.clone() if self._sum is None else self._sum.add_(x)
@@ -54,8 +72,7 @@ class TargetAverage:
 
 def instance_norm(x_BTD: torch.Tensor) -> torch.Tensor:
     """Zero mean and unit variance over T for each sample and channel."""
-    variance, mean = torch.var_mean(x_BTD, dim=1, correction=0, keepdim=True)
-    return (x_BTD - mean) * torch.rsqrt(variance + TARGET_EPS)
+    return F.instance_norm(x_BTD.transpose(1, 2), eps=TARGET_EPS).transpose(1, 2)
 
 
 def _batch_norm(x_BTD: torch.Tensor) -> torch.Tensor:

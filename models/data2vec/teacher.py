@@ -7,10 +7,19 @@ makes the copy.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import nn
 
-from .config import Data2VecMultiConfig
+
+class TeacherConfig(Protocol):
+    """The teacher's schedule: any model configuration with these fields."""
+
+    ema_decay: float
+    ema_end_decay: float
+    ema_anneal_end_step: int | None
+    max_update: int | None
 
 
 def annealed_decay(start: float, end: float, anneal_end_step: int, update: int) -> float:
@@ -27,12 +36,16 @@ class Teacher(nn.Module):
         module: built like the student's part that it follows; its weights are overwritten.
         source: the student's part, whose parameter names include the module's.
         config: decay, end decay and annealing.
+        copied: beginnings of names that are copied at every step instead of averaged.
     """
 
-    def __init__(self, module: nn.Module, source: nn.Module, config: Data2VecMultiConfig) -> None:
+    def __init__(
+        self, module: nn.Module, source: nn.Module, config: TeacherConfig, *, copied: tuple[str, ...] = ()
+    ) -> None:
         super().__init__()
         self.module = module
         self.num_updates = 0  # optimizer updates that the average has taken in
+        self._copied = copied
         self._start, self._end = config.ema_decay, config.ema_end_decay
         self._anneal = config.ema_anneal_end_step or config.max_update or 0
         # A plain tuple: the student must not become a submodule of its teacher.
@@ -88,6 +101,9 @@ class Teacher(nn.Module):
         chosen = [
             (tensor.detach(), theirs[name].detach())
             for name, tensor in mine.items()
-            if trainable is None or theirs[name].requires_grad is trainable
+            if trainable is None or self._is_averaged(name, theirs[name]) is trainable
         ]
         return chosen
+
+    def _is_averaged(self, name: str, tensor: torch.Tensor) -> bool:
+        return tensor.requires_grad and not name.startswith(self._copied)

@@ -1,0 +1,216 @@
+"""The reference's audio models: v2 and v1, pretrained, and fine-tuned for CTC (``wav2vec_ctc``)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..config import Data2VecMultiConfig
+from ..ctc import CTCConfig, trunk_config
+from ..data.dictionary import NUM_SPECIALS, SPECIALS, Dictionary
+from ..errors import CheckpointError, ConfigError
+from ..typed import build
+from ..v1.config import Data2VecAudioConfig
+from . import audio_tables as tables
+from .fairseq_file import FairseqCheckpoint
+from .imported import ImportedModel, Sorting, State
+from .v2_config import broken_config, compare_depth, multi_config, without_names
+
+V1, CTC = "data2vec_audio", "wav2vec_ctc"
+_PRETRAINING_ONLY = "pretraining only"
+
+
+def import_audio(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None = None) -> ImportedModel:
+    """An audio model of either generation, pretrained or fine-tuned for CTC.
+
+    Args:
+        checkpoint: the file's content.
+        dictionary: the letters; by default those inside the file.
+
+    Raises:
+        CheckpointError: another modality; tensors missing, unknown or of another shape than the configuration
+            inside the file says; letters that do not fit the projection.
+    """
+    if checkpoint.family == CTC:
+        return _ctc(checkpoint, dictionary)
+    if checkpoint.family == V1:
+        return _v1_pretrained(checkpoint)
+    return _v2_pretrained(checkpoint)
+
+
+def _v2_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
+    sorting = Sorting(checkpoint.path)
+    config, ignored = multi_config(checkpoint, "AUDIO", "model")
+    compare_depth(checkpoint, config, "", sorting)
+    model = _five_dimensional(checkpoint.model)
+    decoder = tables.v2_audio_decoder(config)
+    if decoder and not any(name.startswith(tables.AUDIO_DECODER) for name in model):
+        sorting.missing += decoder
+        sorting.notes.append("without decoder: the model can be fine-tuned, but not pretrained further")
+        decoder = {}
+        assert config.modalities.audio is not None
+        config.modalities.audio.decoder = None
+    sorting.drop(r"modality_encoders\.(?!AUDIO\.)", "another modality")
+    sorting.drop(
+        r"modality_encoders\.AUDIO\.encoder_mask$|shared_decoder\.|recon_proj\.", "not used by audio"
+    )
+    state = sorting.take(model, tables.v2_audio_encoder(config) | decoder)
+    teacher = None
+    if checkpoint.teacher is None:
+        _without_teacher(sorting)
+    else:
+        sorting.drop(r"modality_encoders\.AUDIO\.decoder\.", "not part of the teacher")
+        wanted = tables.v2_audio_encoder(config, local=False)
+        teacher = sorting.take(_five_dimensional(checkpoint.teacher), wanted, "_ema.")
+    sorting.finish()
+    return ImportedModel(
+        kind="pretrained",
+        model_config=config,
+        state=state,
+        teacher=teacher,
+        head_config=None,
+        num_updates=checkpoint.num_updates,
+        report=sorting.report("v2 audio, pretrained", ignored),
+        normalize=_normalize(checkpoint.section("task"), sorting),
+    )
+
+
+def _v1_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
+    sorting = Sorting(checkpoint.path)
+    config, ignored = _v1_config(checkpoint, "model")
+    state = sorting.take(checkpoint.model, tables.v1_audio(config) | tables.v1_head(config))
+    teacher = None
+    if checkpoint.teacher is None:
+        _without_teacher(sorting)
+    else:
+        teacher = sorting.take(checkpoint.teacher, tables.v1_transformer(config), "_ema.")
+    sorting.finish()
+    return ImportedModel(
+        kind="pretrained",
+        model_config=config,
+        state=state,
+        teacher=teacher,
+        head_config=None,
+        num_updates=checkpoint.num_updates,
+        report=sorting.report("v1 audio, pretrained", ignored),
+        normalize=_normalize(checkpoint.section("task"), sorting),
+    )
+
+
+def _ctc(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
+    sorting = Sorting(checkpoint.path)
+    where = ("model", "w2v_args", "model")
+    is_v2 = any(name.startswith(f"{tables.CTC_PREFIX}modality_encoders.") for name in checkpoint.model)
+    config: Data2VecMultiConfig | Data2VecAudioConfig
+    if is_v2:
+        config, ignored = multi_config(checkpoint, "AUDIO", *where)
+        compare_depth(checkpoint, config, tables.CTC_PREFIX, sorting)
+    else:
+        config, ignored = _v1_config(checkpoint, *where)
+    options = _options(checkpoint)
+    trunk = trunk_config(config, options)
+    projection = checkpoint.model.get("w2v_encoder.proj.weight")
+    if projection is None or projection.ndim != 2:
+        raise CheckpointError(f"checkpoint {checkpoint.path} has no projection (w2v_encoder.proj.weight)")
+    prefix = re.escape(tables.CTC_PREFIX)
+    sorting.drop(rf"{prefix}(_ema|final_proj|recon_proj|shared_decoder|modality_encoders\.AUDIO\.decoder)",
+                 _PRETRAINING_ONLY)  # fmt: skip
+    sorting.drop(rf"{prefix}modality_encoders\.(?!AUDIO\.)", "another modality")
+    sorting.drop(rf"{prefix}modality_encoders\.AUDIO\.encoder_mask$", "not used: noise is drawn")
+    if isinstance(trunk, Data2VecMultiConfig):
+        shapes = tables.v2_audio_encoder(trunk)
+    else:
+        shapes = tables.v1_audio(trunk)
+    wanted = {tables.CTC_PREFIX + name: shape for name, shape in shapes.items()}
+    wanted |= tables.ctc_projection(trunk.embed_dim, projection.shape[0])
+    state = sorting.take(_five_dimensional(checkpoint.model), wanted)
+    if checkpoint.teacher is not None:
+        sorting.dropped["_ema"] = _PRETRAINING_ONLY
+    sorting.finish()
+    task = checkpoint.section("model", "w2v_args", "task") or checkpoint.section("task")
+    return ImportedModel(
+        kind="ctc",
+        model_config=config,
+        state=state,
+        teacher=None,
+        head_config=options,
+        num_updates=checkpoint.num_updates,
+        report=sorting.report(f"{'v2' if is_v2 else 'v1'} audio, fine-tuned for CTC", ignored),
+        dictionary=_letters(checkpoint, dictionary, projection.shape[0], sorting),
+        vocab_size=projection.shape[0],
+        normalize=_normalize(task, sorting),
+    )
+
+
+def _v1_config(checkpoint: FairseqCheckpoint, *where: str) -> tuple[Data2VecAudioConfig, dict[str, str]]:
+    values = without_names(checkpoint.section(*where))
+    group = ".".join(("cfg", *where))
+    if not values:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has no model configuration ({group}), and weights alone do not "
+            "tell the number of attention heads"
+        )
+    unknown: list[str] = []
+    try:
+        config = Data2VecAudioConfig.from_dict(values, unknown=unknown)
+        config.check()
+    except ConfigError as error:
+        raise broken_config(checkpoint, group, error) from None
+    return config, dict.fromkeys(unknown, "unknown here")
+
+
+def _options(checkpoint: FairseqCheckpoint) -> CTCConfig:
+    given = without_names(checkpoint.section("model"))
+    known: dict[str, Any] = {
+        name: value
+        for name, value in given.items()
+        if name in CTCConfig.__dataclass_fields__ and value is not None
+    }
+    try:
+        return build(CTCConfig, known)
+    except ConfigError as error:
+        raise broken_config(checkpoint, "cfg.model", error) from None
+
+
+def _five_dimensional(tensors: State) -> State:
+    """Old files hold the ALiBi scale without the axis of layers."""
+    return {
+        name: tensor[None] if name.endswith("alibi_scale") and tensor.ndim == 4 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _without_teacher(sorting: Sorting) -> None:
+    sorting.missing.append("_ema")
+    sorting.notes.append("without teacher: further pretraining would start it as a copy of the student")
+
+
+def _normalize(task: dict[str, Any], sorting: Sorting) -> bool:
+    """Whether the waveform is normalised; every published model is, so that is what is assumed."""
+    value = task.get("normalize")
+    if isinstance(value, bool):
+        return value
+    sorting.notes.append("the file does not say whether audio is normalised (task.normalize); taken as true")
+    return True
+
+
+def _letters(
+    checkpoint: FairseqCheckpoint, dictionary: Dictionary | None, size: int, sorting: Sorting
+) -> Dictionary | None:
+    if dictionary is None and checkpoint.symbols is not None:
+        symbols = checkpoint.symbols
+        if tuple(symbols[:NUM_SPECIALS]) != SPECIALS:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.path}: its dictionary begins with {symbols[:NUM_SPECIALS]}, not "
+                f"with {', '.join(SPECIALS)}"
+            )
+        dictionary = Dictionary(symbols[NUM_SPECIALS:], [1] * (len(symbols) - NUM_SPECIALS))
+    if dictionary is None:
+        sorting.notes.append(f"no dictionary in the file or given: the {size} symbols have no names")
+        return None
+    if len(dictionary) != size:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has {size} output symbols, but the dictionary has "
+            f"{len(dictionary)} (specials included); give the dict.ltr.txt that belongs to it"
+        )
+    return dictionary

@@ -1,0 +1,138 @@
+"""What a data2vec 1 audio model is, with the reference's field names (``data2vec_audio``) and defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..config import AUDIO_CONVOLUTIONS
+from ..conv_spec import parse_conv_layers
+from ..errors import ConfigError, Data2VecError, Problem
+from ..typed import build, to_dict
+
+MaskSelection = Literal["static", "uniform", "normal", "poisson"]
+
+
+@dataclass(kw_only=True)
+class Data2VecAudioConfig:
+    """data2vec 1 for audio: a transformer over masked frames, regressing its own teacher's features."""
+
+    extractor_mode: Literal["default", "layer_norm"] = "default"  # norm after each convolution
+    encoder_layers: int = 12  # transformer layers
+    encoder_embed_dim: int = 768  # width
+    encoder_ffn_embed_dim: int = 3072  # feed-forward width
+    encoder_attention_heads: int = 12  # attention heads
+    activation_fn: Literal["gelu", "relu"] = "gelu"  # between the feed-forward layers
+    layer_type: Literal["transformer"] = "transformer"  # kind of layer
+    dropout: float = 0.1  # dropout on branches and on the encoder's input
+    attention_dropout: float = 0.1  # dropout on attention probabilities
+    activation_dropout: float = 0.0  # dropout after the activation
+    encoder_layerdrop: float = 0.0  # probability of skipping a layer while training
+    dropout_input: float = 0.0  # dropout on the frames before masking
+    dropout_features: float = 0.0  # without effect, as in the reference
+    final_dim: int = 0  # without effect here: the head predicts encoder_embed_dim values
+    layer_norm_first: bool = False  # pre-LN layers and a final norm
+    conv_feature_layers: str = AUDIO_CONVOLUTIONS  # (channels, width, stride) of each convolution
+    conv_bias: bool = False  # bias in the convolutions over the waveform
+    feature_grad_mult: float = 1.0  # gradient multiplier of the convolutions; 0 = frozen
+    mask_length: int = 10  # frames of a masked span
+    mask_prob: float = 0.65  # masked share if spans did not overlap
+    mask_selection: MaskSelection = "static"  # how span lengths are chosen
+    mask_other: float = 0.0  # second parameter of mask_selection
+    no_mask_overlap: bool = False  # spans may not overlap
+    mask_min_space: int = 1  # frames between spans that may not overlap
+    require_same_masks: bool = True  # all rows get the same number of masked frames
+    mask_dropout: float = 0.0  # share of the masked frames that is unmasked again
+    mask_channel_length: int = 10  # length of a masked span of channels
+    mask_channel_prob: float = 0.0  # masked share of the channels
+    mask_channel_before: bool = False  # mask channels before frames
+    mask_channel_selection: MaskSelection = "static"  # as mask_selection
+    mask_channel_other: float = 0.0  # as mask_other
+    no_mask_channel_overlap: bool = False  # as no_mask_overlap
+    mask_channel_min_space: int = 1  # as mask_min_space
+    conv_pos: int = 128  # frames that the positional convolutions see together
+    conv_pos_groups: int = 16  # groups of the positional convolutions
+    pos_conv_depth: int = 1  # number of positional convolutions; 1 = one weight-normed convolution
+    required_seq_len_multiple: int = 2  # without effect: lengths need no padding here
+    loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
+    loss_scale: float | None = None  # factor of the loss; null = 1 / sqrt(encoder_embed_dim)
+    average_top_k_layers: int = 8  # teacher layers averaged into the target, from the top
+    layer_norm_target_layer: bool = False  # layer norm of each teacher layer
+    instance_norm_target_layer: bool = False  # instance norm of each teacher layer
+    instance_norm_targets: bool = False  # instance norm of the averaged target
+    layer_norm_targets: bool = False  # layer norm of the averaged target
+    batch_norm_target_layer: bool = False  # batch norm of each teacher layer
+    group_norm_target_layer: bool = False  # group norm (frames and channels together) of each teacher layer
+    ema_decay: float = 0.999  # teacher decay at the first update
+    ema_end_decay: float = 0.9999  # teacher decay after annealing
+    ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
+    ema_transformer_only: bool = True  # the teacher is the transformer alone
+    ema_layers_only: bool = True  # positional convolutions are copied instead of averaged
+    max_update: int | None = None  # length of the run, for the annealing
+    min_target_var: float = 0.1  # stop below this deviation of the targets (after update 5000)
+    min_pred_var: float = 0.01  # stop below this deviation of the predictions (after update 5000)
+    padding_leaks: bool = False  # padded frames reach real ones through positions, as in the reference
+    seed: int = 1  # seed of the masks
+
+    @property
+    def depth(self) -> int:
+        """Transformer layers, by the name that v2 uses."""
+        return self.encoder_layers
+
+    @property
+    def embed_dim(self) -> int:
+        """Width, by the name that v2 uses."""
+        return self.encoder_embed_dim
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], unknown: list[str] | None = None) -> Data2VecAudioConfig:
+        """Read a plain mapping; see :func:`data2vec.typed.build` for ``unknown``."""
+        return build(cls, {k: v for k, v in values.items() if k != "_name"}, unknown=unknown)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return to_dict(self)
+
+    def problems(self, path: str = "model") -> list[Problem]:
+        """What is impossible about this configuration, all of it."""
+        found: list[Problem] = []
+
+        def rule(name: str, holds: bool, text: str) -> None:
+            if not holds:
+                found.append(Problem(f"{path}.{name}", getattr(self, name), text))
+
+        try:
+            parse_conv_layers(self.conv_feature_layers)
+        except Data2VecError as error:
+            rule("conv_feature_layers", False, str(error))
+        for name in ("encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim",
+                     "encoder_attention_heads", "mask_length", "mask_channel_length", "conv_pos",
+                     "conv_pos_groups", "pos_conv_depth"):  # fmt: skip
+            rule(name, getattr(self, name) >= 1, "must be >= 1")
+        if min(self.encoder_embed_dim, self.encoder_attention_heads, self.conv_pos_groups) >= 1:
+            for name in ("encoder_attention_heads", "conv_pos_groups"):
+                holds = self.encoder_embed_dim % getattr(self, name) == 0
+                rule(name, holds, f"must divide encoder_embed_dim {self.encoder_embed_dim}")
+        for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop",
+                     "dropout_input", "mask_dropout", "mask_prob"):  # fmt: skip
+            rule(name, 0.0 <= getattr(self, name) < 1.0, "must lie in 0 <= p < 1")
+        rule("mask_channel_prob", 0.0 <= self.mask_channel_prob <= 1.0, "must lie in 0 ... 1")
+        for name in ("ema_decay", "ema_end_decay"):
+            rule(name, 0.0 <= getattr(self, name) <= 1.0, "must lie in 0 ... 1")
+        rule("average_top_k_layers", 1 <= self.average_top_k_layers <= max(self.encoder_layers, 1),
+             f"must lie in 1 ... encoder_layers ({self.encoder_layers})")  # fmt: skip
+        rule("loss_beta", self.loss_beta >= 0, "must be >= 0")
+        rule("pos_conv_depth", self.pos_conv_depth >= 2,
+             "the single weight-normed convolution of wav2vec 2.0 is not built; data2vec uses 5")  # fmt: skip
+        for name, wanted in (("mask_selection", "static"), ("mask_other", 0.0), ("no_mask_overlap", False),
+                             ("mask_channel_selection", "static"), ("mask_channel_other", 0.0),
+                             ("no_mask_channel_overlap", False), ("ema_transformer_only", True),
+                             ("extractor_mode", "layer_norm"), ("conv_bias", False)):  # fmt: skip
+            rule(name, getattr(self, name) == wanted, f"only {wanted!r} is built: every recipe uses it")
+        return found
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` with all problems."""
+        if found := self.problems():
+            raise ConfigError(found, "the model configuration")
