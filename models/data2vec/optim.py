@@ -57,16 +57,18 @@ def parameter_groups(
         dynamic: one group for each distinct set of tags (the composite optimizer's ``dynamic_groups``);
             otherwise tags are ignored.
         decoder_group: parameters with ``decoder`` in their name form the group "decoder".
-        lr_scales: learning-rate factor by parameter name, 1 where absent.
+        lr_scales: learning-rate factor by parameter name, 1 where absent. Listed parameters form other
+            groups than those that are not, as the reference's tags do, except for exempt ones.
     """
-    groups: dict[tuple[str, float, bool], ParameterGroup] = {}
+    groups: dict[tuple[str, float, bool, bool], ParameterGroup] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         group = "decoder" if decoder_group and "decoder" in name else "default"
         scale = (lr_scales or {}).get(name, 1.0)
         exempt = dynamic and (parameter.ndim <= 1 or name.endswith(".bias") or "alibi_scale" in name)
-        key = (group, scale, exempt)
+        listed = dynamic and not exempt and name in (lr_scales or {})
+        key = (group, scale, exempt, listed)
         if key not in groups:
             groups[key] = ParameterGroup(group, scale, exempt, [], [])
         groups[key].names.append(name)

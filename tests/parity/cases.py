@@ -145,7 +145,7 @@ def is_schedules(info: Mapping[str, Any]) -> bool:
 
 
 def family_of(case: Case) -> str:
-    """``v2_text``, ``trajectory_v2_text``, ``ft_text`` or ``schedules``.
+    """``v2_text``, ``v2_image``, ``trajectory_v2_*``, ``ft_text``, ``ft_image`` or one without a model.
 
     Raises:
         UnsupportedCase: another family, named.
@@ -155,22 +155,28 @@ def family_of(case: Case) -> str:
     if is_schedules(info):
         return "schedules"
     if "statistics" in info:
-        raise UnsupportedCase("statistics of mask generators: block and span masks are not built yet")
+        return "mask_statistics"
     if "models" in info:
-        raise UnsupportedCase("parameter groups: need the image model, which is not built yet")
+        return "param_groups"
     config = info.get("pretrain_config", info.get("config"))
     if not isinstance(config, dict) or not case.under("student/"):
         raise UnreadableCase(f"{case.folder}: neither a model's configuration nor its weights")
+    if any(key.startswith("w2v_encoder.") for key in case.under("student/")):
+        return "ft_ctc"
     if "modalities" not in config:
-        raise UnsupportedCase("data2vec 1 is not built yet")
+        if "conv_feature_layers" in config:
+            return "v1_audio"
+        raise UnsupportedCase("data2vec 1 is built for audio only")
     built_in = ".modality_encoders."
     modalities = sorted(
         {("." + k).split(built_in)[1].split(".")[0] for k in case.under("student/") if built_in in "." + k}
     )
-    if modalities != ["TEXT"]:
+    if len(modalities) != 1 or modalities[0] not in ("TEXT", "IMAGE", "AUDIO"):
         raise UnsupportedCase(f"modality {', '.join(modalities) or 'unknown'} is not built yet")
-    if "pretrain_config" in info:
-        if not any(key.startswith("classification_heads.") for key in case.under("student/")):
-            raise UnsupportedCase("a fine-tuning head other than the sentence head is not built yet")
-        return "ft_text"
-    return "trajectory_v2_text" if case.under("step0/") else "v2_text"
+    modality = modalities[0].lower()
+    if "pretrain_config" not in info:
+        return f"trajectory_v2_{modality}" if case.under("step0/") else f"v2_{modality}"
+    head = {"text": "classification_heads.", "image": "head.", "audio": "w2v_encoder."}[modality]
+    if not any(key.startswith(head) for key in case.under("student/")):
+        raise UnsupportedCase("a fine-tuning head other than the sentence and image heads is not built yet")
+    return f"ft_{modality}"

@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from cases import Case, UnreadableCase, UnsupportedCase, family_of
 from compare import (
-    AFTER,
-    GRAD_NORM,
     LOSS,
     OUT,
     OUT_FINE_TUNING,
@@ -44,11 +42,23 @@ def run_case(case: Case) -> Report:
     """
     report = Report(case)
     notes: list[str] = []
+    from audio_families import ctc, v1_pretraining
+    from image_families import image_classifier, param_groups  # it builds on this module
+    from mask_families import mask_statistics
+
     runners: dict[str, Callable[[Case, Report, list[str]], None]] = {
         "v2_text": _pretraining,
+        "v2_image": _pretraining,
+        "v2_audio": _pretraining,
         "trajectory_v2_text": _trajectory,
+        "trajectory_v2_image": _trajectory,
         "ft_text": _sentence_classifier,
         "schedules": _schedules,
+        "ft_image": image_classifier,
+        "v1_audio": v1_pretraining,
+        "ft_ctc": ctc,
+        "param_groups": param_groups,
+        "mask_statistics": mask_statistics,
     }
     runners[family_of(case)](case, report, notes)
     report.remarks += notes
@@ -61,30 +71,35 @@ def _pretraining(case: Case, report: Report, notes: list[str]) -> None:
     model = build_pretraining(case, notes)
     model.train(case.info.get("training", True))
     tapped: dict[str, torch.Tensor] = {}
+    mask = case.feed("mask/mask")
+    given = case.feed_optional("input/precomputed_mask")
+    if given is not None:
+        differing = int((given.bool() != mask.bool()).sum())
+        report.number("input/precomputed_mask (frames that differ from mask/mask)", differing, 0, 0.0)
     output = model(
         case.feed("input/source"),
         case.feed_optional("input/padding_mask"),
         case.feed_optional("input/id"),
         masks=MaskSet.from_mask(
-            case.feed("mask/mask"),
+            mask,
             case.feed_optional("mask/ids_keep"),
             case.feed_optional("mask/ids_restore"),
         ),
         noise_RJD=_noise(case, "rng/decoder_mask_token_noise", model.config),
         tap=lambda name, value: tapped.__setitem__(name, value.detach().clone()),
     )
-    _compare_forward(case, report, tapped)
-    _compare_output(report, output, case.info)
+    compare_forward(case, report, tapped)
+    compare_output(report, output, case.info)
     if "ema_decay" in case.info:  # as the model logs it: in thousandths, at update 0
         report.number("ema_decay", model.teacher.decay(0) * 1000, case.info["ema_decay"], SCHEDULE)
-    _step(case, report, model.student, model.config, output.loss)
+    step(case, report, model.student, model.config, output.loss)
     if "ema_step" in case.info:
         update = int(case.value("ema_step", "num_updates"))
         report.number(
             "ema_step.decay", model.teacher.decay(update), case.value("ema_step", "decay"), SCHEDULE
         )
         model.teacher.step(update)
-    _compare_after(case, report, model.student, model.teacher.module)
+    compare_after(case, report, model.student, model.teacher.module)
 
 
 def _trajectory(case: Case, report: Report, notes: list[str]) -> None:
@@ -146,7 +161,7 @@ def _trajectory(case: Case, report: Report, notes: list[str]) -> None:
         ]
         if "losses_sum" in case.info:
             report.number(f"losses_sum.{update}", total, case.info["losses_sum"][update], TRAJECTORY_LOSS)
-    _compare_after(case, report, model.student, model.teacher.module)
+    compare_after(case, report, model.student, model.teacher.module)
 
 
 def _sentence_classifier(case: Case, report: Report, notes: list[str]) -> None:
@@ -162,7 +177,7 @@ def _sentence_classifier(case: Case, report: Report, notes: list[str]) -> None:
     model.model.register_forward_hook(keep_features)
     logits_BC = model(case.feed("input/source"), case.feed_optional("input/padding_mask"))
     tapped["logits"] = logits_BC.detach().clone()
-    _compare_forward(case, report, tapped)
+    compare_forward(case, report, tapped)
     target = case.feed_optional("input/target")
     if target is not None:
         loss = model.loss(logits_BC, target, is_regression(case)).loss
@@ -172,8 +187,8 @@ def _sentence_classifier(case: Case, report: Report, notes: list[str]) -> None:
             report.number(f"losses.{name}", float(loss.detach()), case.info["losses"][name], LOSS)
         if "sample_size" in case.info:
             report.number("sample_size", len(target), case.info["sample_size"], 0.0)
-        _step(case, report, model, model.model.config, loss)
-    _compare_after(case, report, model, None)
+        step(case, report, model, model.model.config, loss)
+    compare_after(case, report, model, None)
 
 
 def _schedules(case: Case, report: Report, notes: list[str]) -> None:
@@ -221,13 +236,12 @@ def _schedule(entry: Mapping[str, Any]) -> Schedule:
 
 def _noise(case: Case, key: str, config: Data2VecMultiConfig) -> torch.Tensor | None:
     """The recorded decoder noise; it may be absent only where its deviation is 0 and ours is zero too."""
-    text = config.modalities.text
-    if key not in case.tensors and text is not None and text.mask_noise_std == 0.0:
+    if key not in case.tensors and config.modality.mask_noise_std == 0.0:
         return None
     return case.feed(key)
 
 
-def _compare_forward(case: Case, report: Report, tapped: Mapping[str, torch.Tensor]) -> None:
+def compare_forward(case: Case, report: Report, tapped: Mapping[str, torch.Tensor]) -> None:
     limit = OUT_FINE_TUNING if "pretrain_config" in case.info else OUT
     for key in case.tensors:
         if not key.startswith(("out/", "loss_rowsum/")):
@@ -243,7 +257,7 @@ def _compare_forward(case: Case, report: Report, tapped: Mapping[str, torch.Tens
         report.number(f"out/{name} (pads kept)", int(tapped[name].sum()), 0, 0.0)
 
 
-def _compare_output(report: Report, output: PretrainOutput, info: Mapping[str, Any]) -> None:
+def compare_output(report: Report, output: PretrainOutput, info: Mapping[str, Any]) -> None:
     losses = info.get("losses", {})
     report.seen("config", "losses")
     report.names("losses", set(output.losses), set(losses))
@@ -260,35 +274,47 @@ def _compare_output(report: Report, output: PretrainOutput, info: Mapping[str, A
             report.number(name, mine, info[name], OUT)
 
 
-def _step(
-    case: Case, report: Report, model: nn.Module, config: Data2VecMultiConfig, loss: torch.Tensor
+def step(
+    case: Case,
+    report: Report,
+    model: nn.Module,
+    config: Data2VecMultiConfig,
+    loss: torch.Tensor,
+    lr_scales: Mapping[str, float] | None = None,
 ) -> None:
     """Backward and the recorded optimizer step; evaluation-mode cases record neither."""
     if "grad_norms" in case.info:
         loss.backward()
         recorded = case.value("grad_norms")
-        parameters = dict(model.named_parameters())
-        report.names("grad_norms", set(parameters), set(recorded))
+        # Frozen parameters (sin-cos positions) are not recorded; trainable ones without a gradient are null.
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        frozen_here = {name for name, norm in recorded.items() if norm is None and name not in parameters}
+        report.names("grad_norms", set(parameters), set(recorded) - frozen_here)
         for name in sorted(set(recorded) & set(parameters)):
             gradient, norm = parameters[name].grad, recorded[name]
             mine = None if gradient is None else float(torch.linalg.vector_norm(gradient.double()))
             if norm is not None and mine is not None and norm <= TINY_GRAD_NORM:
                 report.number(f"grad_norms.{name}", mine, norm, TINY_GRAD_NORM, floor=1.0)
             else:
-                report.number(f"grad_norms.{name}", mine, norm, GRAD_NORM)
+                report.number(f"grad_norms.{name}", mine, norm, report.grad_norm_limit)
             report.gradient(name, gradient, norm)
     if "optim_step" not in case.info:
         return
     step = case.value("optim_step")
     report.seen("optim_step")
     norm = scale_and_clip(model.parameters(), step["grad_divisor"], step.get("clip_norm") or 0.0)
-    report.number("optim_step.grad_norm_before_clip", norm, step["grad_norm_before_clip"], GRAD_NORM)
-    groups, settings, rates = _optimizer_groups(report, model, config, step)
+    recorded = step["grad_norm_before_clip"]
+    report.number("optim_step.grad_norm_before_clip", norm, recorded, report.grad_norm_limit)
+    groups, settings, rates = _optimizer_groups(report, model, config, step, lr_scales)
     ScheduledAdam(groups, settings, [[Fixed(peak=rate)] for rate in rates]).step(0)
 
 
 def _optimizer_groups(
-    report: Report, model: nn.Module, config: Data2VecMultiConfig, step: Mapping[str, Any]
+    report: Report,
+    model: nn.Module,
+    config: Data2VecMultiConfig,
+    step: Mapping[str, Any],
+    lr_scales: Mapping[str, float] | None,
 ) -> tuple[list[ParameterGroup], dict[str, GroupSettings], list[float]]:
     """Our groups with the recorded settings, paired by their sizes: recorded names are no contract."""
     recorded = step.get("groups")
@@ -300,7 +326,7 @@ def _optimizer_groups(
         )
     sizes = sorted(group["n_tensors"] for group in recorded.values())
     splits = [
-        parameter_groups(model, dynamic=dynamic, decoder_group=config.decoder_group)
+        parameter_groups(model, dynamic=dynamic, decoder_group=config.decoder_group, lr_scales=lr_scales)
         for dynamic in (False, True)
     ]
     fitting = [split for split in splits if sorted(len(group.params) for group in split) == sizes]
@@ -330,12 +356,12 @@ def _settings(entry: Mapping[str, Any], fallback: Mapping[str, Any]) -> GroupSet
     return GroupSettings(betas=(first, second), eps=values["eps"], weight_decay=values["weight_decay"])
 
 
-def _compare_after(case: Case, report: Report, student: nn.Module, teacher: nn.Module | None) -> None:
+def compare_after(case: Case, report: Report, student: nn.Module, teacher: nn.Module | None) -> None:
     states = {"student": dict(student.state_dict()), "teacher": dict(teacher.state_dict()) if teacher else {}}
     for side, state in states.items():
         prefix = f"after/{side}/"
         for key in (k for k in case.tensors if k.startswith(prefix)):
             mine = state.get(key.removeprefix(prefix).removesuffix(":head"))
-            report.tensor(key, cut_like(mine, key, case), AFTER, absolute=True)
+            report.tensor(key, cut_like(mine, key, case), report.after_limit, absolute=True)
         if f"{side}_after_norms" in case.info:
             report.norms(f"{side}_after_norms", case.info[f"{side}_after_norms"], state)

@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from cases import Case, UnreadableCase, UnsupportedCase
 
-from data2vec.config import Data2VecMultiConfig
+from data2vec.config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadConfig
+from data2vec.ctc import CTCConfig, CTCModel
 from data2vec.errors import ConfigError
 from data2vec.heads import SentenceClassifier
+from data2vec.image_heads import ImageClassifier
 from data2vec.interop.fairseq import import_checkpoint
 from data2vec.interop.fairseq_file import FairseqCheckpoint
 from data2vec.interop.imported import ImportedModel
 from data2vec.pretraining import Data2VecPretraining
+from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.speech import Data2VecAudioPretraining
 
 
 def build_pretraining(case: Case, notes: list[str]) -> Data2VecPretraining:
@@ -33,6 +37,9 @@ def build_pretraining(case: Case, notes: list[str]) -> Data2VecPretraining:
     config = case.value("config")
     _refuse_unsupported(config)
     imported = _import(case, {"model": {"_name": "data2vec_multi", **config}}, notes)
+    assert isinstance(imported.model_config, Data2VecMultiConfig)
+    if imported.model_config.modalities.audio is not None:
+        imported.model_config.modalities.audio.padding_leaks = True  # the reference's behaviour
     model = Data2VecPretraining(imported.model_config, vocab_size=imported.vocab_size)
     model.student.load_state_dict(imported.state)
     if imported.teacher is None:
@@ -53,7 +60,7 @@ def build_classifier(case: Case, notes: list[str]) -> SentenceClassifier:
         "pooler_dropout": head.get("pooler_dropout"),
     }
     imported = _import(case, {"model": model, "criterion": {"regression_target": is_regression(case)}}, notes)
-    assert imported.head_config is not None
+    assert isinstance(imported.head_config, SentenceHeadConfig)
     if "num_classes" in head and imported.head_config.num_classes != head["num_classes"]:
         raise UnreadableCase(
             f"{case.folder}: num_classes is {head['num_classes']}, "
@@ -64,6 +71,55 @@ def build_classifier(case: Case, notes: list[str]) -> SentenceClassifier:
     )
     classifier.load_state_dict(imported.state)
     return classifier
+
+
+def build_image_classifier(case: Case, notes: list[str]) -> ImageClassifier:
+    """Trunk and image head with the recorded weights; arguments and errors as above."""
+    config, head = case.value("pretrain_config"), case.value("config")
+    _refuse_unsupported(config)
+    model = {"_name": "mae_image_classification", "pretrained_model_args": {"model": config}, **head}
+    imported = _import(case, {"model": model}, notes)
+    assert isinstance(imported.head_config, ImageHeadConfig)
+    if imported.head_config.num_classes != head["num_classes"]:
+        raise UnreadableCase(
+            f"{case.folder}: num_classes is {head['num_classes']}, "
+            f"but the head has {imported.head_config.num_classes} outputs"
+        )
+    classifier = ImageClassifier(imported.model_config, imported.head_config)
+    classifier.load_state_dict(imported.state)
+    return classifier
+
+
+def build_v1_audio(case: Case, notes: list[str]) -> Data2VecAudioPretraining:
+    """Student, head and teacher of data2vec 1 with the recorded weights."""
+    imported = _import(case, {"model": {"_name": "data2vec_audio", **case.value("config")}}, notes)
+    assert isinstance(imported.model_config, Data2VecAudioConfig)
+    imported.model_config.padding_leaks = True  # the reference's behaviour
+    model = Data2VecAudioPretraining(imported.model_config)
+    model.student.load_state_dict(imported.state)
+    if imported.teacher is None:
+        model.teacher.copy_from_student()
+    else:
+        model.teacher.module.load_state_dict(imported.teacher)
+    return model
+
+
+def build_ctc(case: Case, notes: list[str]) -> CTCModel:
+    """Trunk and projection with the recorded weights."""
+    config, options = case.value("pretrain_config"), case.value("config")
+    overrides = case.info.get("checkpoint_overrides", {})
+    model = {"_name": "wav2vec_ctc", "w2v_args": {"model": config}, **options}
+    model |= {name: overrides[name] for name in ("zero_mask", "mask_dropout") if name in overrides}
+    imported = _import(case, {"model": model}, notes)
+    assert isinstance(imported.head_config, CTCConfig) and imported.vocab_size is not None
+    if isinstance(imported.model_config, Data2VecMultiConfig):
+        assert imported.model_config.modalities.audio is not None
+        imported.model_config.modalities.audio.padding_leaks = True  # the reference's behaviour
+    else:
+        imported.model_config.padding_leaks = True
+    ctc = CTCModel(imported.model_config, imported.head_config, num_symbols=imported.vocab_size)
+    ctc.load_state_dict(imported.state)
+    return ctc
 
 
 def is_regression(case: Case) -> bool:

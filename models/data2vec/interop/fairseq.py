@@ -7,14 +7,35 @@ from collections.abc import Callable
 
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError
+from .audio import CTC, import_audio
+from .audio import V1 as V1_AUDIO
 from .fairseq_file import FairseqCheckpoint, read_checkpoint
 from .imported import ImportedModel
+from .v2_config import modalities_in
+from .v2_image import FINETUNED as IMAGE_FINETUNED
+from .v2_image import import_v2_image
 from .v2_text import FINETUNED, PRETRAINED, import_v2_text
 
 Importer = Callable[[FairseqCheckpoint, Dictionary | None], ImportedModel]
 
 # The reference's model name (cfg.model._name) and what imports it.
-FAMILIES: dict[str, Importer] = {PRETRAINED: import_v2_text, FINETUNED: import_v2_text}
+FAMILIES: dict[str, Importer] = {
+    PRETRAINED: lambda checkpoint, dictionary: _by_modality(checkpoint, dictionary),
+    FINETUNED: import_v2_text,
+    IMAGE_FINETUNED: lambda checkpoint, _: import_v2_image(checkpoint),
+    V1_AUDIO: import_audio,
+    CTC: import_audio,
+}
+
+
+def _by_modality(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
+    """A pretrained v2 model: the encoders in the file say of which modality."""
+    found = modalities_in(checkpoint)
+    if "IMAGE" in found and "TEXT" not in found:
+        return import_v2_image(checkpoint)
+    if "AUDIO" in found and "TEXT" not in found:
+        return import_audio(checkpoint, dictionary)
+    return import_v2_text(checkpoint, dictionary)
 
 
 def import_checkpoint(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None = None) -> ImportedModel:

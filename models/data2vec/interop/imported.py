@@ -10,9 +10,11 @@ from typing import Literal
 
 import torch
 
-from ..config import Data2VecMultiConfig, SentenceHeadConfig
+from ..config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadConfig
+from ..ctc import CTCConfig
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError
+from ..v1.config import Data2VecAudioConfig
 from .key_tables import Shapes
 
 State = dict[str, torch.Tensor]
@@ -46,16 +48,17 @@ class ImportReport:
 class ImportedModel:
     """A model of the reference in our terms; tensor names are the reference's, which are ours."""
 
-    kind: Literal["pretrained", "sentence_classifier"]
-    model_config: Data2VecMultiConfig
-    state: State  # fine-tuned: names start with "model." and "classification_heads."
+    kind: Literal["pretrained", "sentence_classifier", "image_classifier", "ctc"]
+    model_config: Data2VecMultiConfig | Data2VecAudioConfig
+    state: State  # fine-tuned: the trunk's names start with "model."
     teacher: State | None
-    head_config: SentenceHeadConfig | None
-    regression: bool  # the head predicts a number
-    vocab_size: int  # <mask> included
-    dictionary: Dictionary | None  # the given one, with <mask>
+    head_config: SentenceHeadConfig | ImageHeadConfig | CTCConfig | None
     num_updates: int | None
     report: ImportReport
+    regression: bool = False  # the head predicts a number
+    vocab_size: int | None = None  # of a text model, <mask> included; of a CTC model, its symbols
+    normalize: bool = False  # audio: each waveform gets zero mean and unit variance
+    dictionary: Dictionary | None = None  # the given one, with <mask>
 
 
 @dataclass

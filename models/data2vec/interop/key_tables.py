@@ -17,6 +17,10 @@ Shapes = dict[str, tuple[int, ...]]
 _TEXT = "modality_encoders.TEXT"
 TEXT_EMBEDDING = f"{_TEXT}.local_encoder.embed_tokens.weight"
 TEXT_DECODER = f"{_TEXT}.decoder."
+_IMAGE = "modality_encoders.IMAGE"
+IMAGE_PATCHES = f"{_IMAGE}.local_encoder."
+IMAGE_POSITIONS = f"{_IMAGE}.fixed_positional_encoder.positions"
+IMAGE_DECODER = f"{_IMAGE}.decoder."
 SENTENCE_HEAD = "classification_heads.sentence_classification_head."
 
 
@@ -60,6 +64,72 @@ def text_teacher(config: Data2VecMultiConfig) -> Shapes:
     for i in range(config.depth):
         shapes |= transformer_block(config, f"{i}.")
     return shapes
+
+
+def image_encoder(config: Data2VecMultiConfig) -> Shapes:
+    """What a v2 image model (and its teacher) holds without decoder."""
+    image = config.modalities.image
+    assert image is not None
+    dim, side = config.embed_dim, image.input_size // image.patch_size
+    shapes: Shapes = {}
+    if image.num_extra_tokens:
+        shapes[f"{_IMAGE}.extra_tokens"] = (1, image.num_extra_tokens, dim)
+    if image.fixed_positions:
+        shapes[IMAGE_POSITIONS] = (1, side * side, dim)
+    shapes |= image_local_encoder(config)
+    context = f"{_IMAGE}.context_encoder"
+    if not config.layer_norm_first and config.norm_affine:
+        shapes |= _affine(f"{context}.norm", (dim,))
+    for i in range(image.prenet_depth):
+        shapes |= transformer_block(config, f"{context}.blocks.{i}.")
+    for i in range(config.depth):
+        shapes |= transformer_block(config, f"blocks.{i}.")
+    if config.layer_norm_first and config.norm_affine:
+        shapes |= _affine("norm", (dim,))
+    return shapes
+
+
+def image_local_encoder(config: Data2VecMultiConfig) -> Shapes:
+    """The patch convolution, and the linear layer where its width is not the model's."""
+    image = config.modalities.image
+    assert image is not None
+    local, patch = f"{_IMAGE}.local_encoder", image.patch_size
+    conv = (image.embed_dim, image.in_chans, patch, patch)
+    if image.embed_dim == config.embed_dim:
+        return _affine(f"{local}.proj", conv)
+    return _affine(f"{local}.0.proj", conv) | _affine(f"{local}.1", (config.embed_dim, image.embed_dim))
+
+
+def image_decoder(config: Data2VecMultiConfig) -> Shapes:
+    """The decoder of a v2 image model; nothing if the configuration has none."""
+    image = config.modalities.image
+    if image is None or image.decoder is None:
+        return {}
+    decoder, dim, prefix = image.decoder, config.embed_dim, IMAGE_DECODER
+    width, kernel = decoder.decoder_dim, decoder.decoder_kernel
+    shapes: Shapes = {}
+    for j in range(decoder.decoder_layers):
+        channels = (dim if j == 0 else width) // decoder.decoder_groups
+        shapes |= _affine(f"{prefix}blocks.{j}.0", (width, channels, kernel, kernel))
+    return shapes | _affine(f"{prefix}proj", (dim, width if decoder.decoder_layers else dim))
+
+
+def image_teacher(config: Data2VecMultiConfig) -> Shapes:
+    """What the teacher of a v2 image model holds, as ``ema_encoder_only`` and ``ema_local_encoder`` say."""
+    image = config.modalities.image
+    assert image is not None
+    if config.ema_encoder_only:
+        return text_teacher(config)
+    shapes = image_encoder(config)
+    if not image.ema_local_encoder:
+        shapes = {name: shape for name, shape in shapes.items() if name not in image_local_encoder(config)}
+    return shapes
+
+
+def image_head(dim: int, num_classes: int, use_fc_norm: bool) -> Shapes:
+    """The head of image classification."""
+    norm = _affine("fc_norm", (dim,)) if use_fc_norm else {}
+    return norm | _affine("head", (num_classes, dim))
 
 
 def transformer_block(config: Data2VecMultiConfig, prefix: str) -> Shapes:

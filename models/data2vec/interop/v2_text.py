@@ -7,16 +7,14 @@ pretraining needs may be left out, and anything else is refused.
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
-from ..config import Data2VecMultiConfig, SentenceHeadConfig
+from ..config import SentenceHeadConfig
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError, ConfigError
 from ..typed import build
 from . import key_tables
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting
+from .v2_config import broken_config, compare_depth, modalities_in, multi_config
 
 PRETRAINED = "data2vec_multi"
 FINETUNED = "data2vec_text_classification"
@@ -39,8 +37,8 @@ def import_v2_text(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None 
 def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
     sorting = Sorting(checkpoint.path)
     vocab_size = _vocab_size(checkpoint, "")
-    config, ignored = _text_config(checkpoint, "model")
-    _compare_depth(checkpoint, config, "", sorting)
+    config, ignored = multi_config(checkpoint, "TEXT", "model")
+    compare_depth(checkpoint, config, "", sorting)
     decoder = key_tables.text_decoder(config)
     if decoder and not any(name.startswith(key_tables.TEXT_DECODER) for name in checkpoint.model):
         sorting.missing += decoder
@@ -75,8 +73,8 @@ def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) ->
 def _finetuned(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
     sorting = Sorting(checkpoint.path)
     vocab_size = _vocab_size(checkpoint, "model.")
-    config, ignored = _text_config(checkpoint, "model", "pretrained_model_args", "model")
-    _compare_depth(checkpoint, config, "model.", sorting)
+    config, ignored = multi_config(checkpoint, "TEXT", "model", "pretrained_model_args", "model")
+    compare_depth(checkpoint, config, "model.", sorting)
     head_config = _head_config(checkpoint)
     sorting.drop(
         r"(model\.)?_ema|(model\.)?shared_decoder|model\.modality_encoders\.TEXT\.decoder", "pretraining only"
@@ -106,53 +104,13 @@ def _vocab_size(checkpoint: FairseqCheckpoint, prefix: str) -> int:
     """Rows of the token embedding, which only a v2 text model has under this name."""
     embedding = checkpoint.model.get(prefix + key_tables.TEXT_EMBEDDING)
     if embedding is None or embedding.ndim != 2:
-        pattern = re.compile(re.escape(prefix) + r"modality_encoders\.([A-Z]+)\.")
-        found = sorted({match.group(1) for name in checkpoint.model if (match := pattern.match(name))})
+        found = modalities_in(checkpoint, prefix)
         what = f"is a v2 model of {', '.join(found)}" if found else "has no text encoder"
         raise CheckpointError(
             f"checkpoint {checkpoint.path} {what}: {prefix}{key_tables.TEXT_EMBEDDING} is missing; "
             "give a v2 text checkpoint"
         )
     return embedding.shape[0]
-
-
-def _text_config(checkpoint: FairseqCheckpoint, *where: str) -> tuple[Data2VecMultiConfig, dict[str, str]]:
-    """The architecture from the configuration inside the file, and the fields that were ignored."""
-    values = _without_names(checkpoint.section(*where))
-    group = ".".join(("cfg", *where))
-    if not values:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} has no model configuration ({group}), and weights alone do not "
-            "tell the number of attention heads"
-        )
-    modalities = values.get("modalities")
-    modalities = modalities if isinstance(modalities, dict) else {}
-    ignored = {
-        f"modalities.{name}": "another modality"
-        for name, value in modalities.items()
-        if value and name != "text"
-    }
-    values["modalities"] = {"text": modalities.get("text") or {}}
-    values["modalities"]["text"]["type"] = "TEXT"
-    values["supported_modality"] = "TEXT"
-    unknown: list[str] = []
-    try:
-        config = Data2VecMultiConfig.from_dict(values, unknown=unknown)
-        config.check()
-    except ConfigError as error:
-        raise _broken_config(checkpoint, group, error) from None
-    return config, ignored | dict.fromkeys(unknown, "unknown here")
-
-
-def _broken_config(checkpoint: FairseqCheckpoint, group: str, error: ConfigError) -> CheckpointError:
-    return CheckpointError(str(ConfigError(error.problems, f"checkpoint {checkpoint.path}: {group}")))
-
-
-def _without_names(value: Any) -> Any:
-    """The mapping without the ``_name`` entries that fairseq adds at every level."""
-    if isinstance(value, dict):
-        return {k: _without_names(v) for k, v in value.items() if k != "_name"}
-    return value
 
 
 def _head_config(checkpoint: FairseqCheckpoint) -> SentenceHeadConfig:
@@ -170,19 +128,7 @@ def _head_config(checkpoint: FairseqCheckpoint) -> SentenceHeadConfig:
     try:
         return build(SentenceHeadConfig, {**given, "num_classes": out_proj.shape[0]})
     except ConfigError as error:
-        raise _broken_config(checkpoint, "cfg.model", error) from None
-
-
-def _compare_depth(
-    checkpoint: FairseqCheckpoint, config: Data2VecMultiConfig, prefix: str, sorting: Sorting
-) -> None:
-    """One clear line instead of a dozen missing tensors."""
-    pattern = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
-    found = {int(match.group(1)) for name in checkpoint.model if (match := pattern.match(name))}
-    if len(found) != config.depth:
-        sorting.refused.append(
-            f"{len(found)} blocks are there, but its configuration says depth {config.depth}"
-        )
+        raise broken_config(checkpoint, "cfg.model", error) from None
 
 
 def _fitting(

@@ -1,0 +1,78 @@
+"""The configuration inside a data2vec 2.0 checkpoint, for the modality that the file holds."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..config import Data2VecMultiConfig
+from ..errors import CheckpointError, ConfigError
+from .fairseq_file import FairseqCheckpoint
+from .imported import Sorting
+
+
+def modalities_in(checkpoint: FairseqCheckpoint, prefix: str = "") -> list[str]:
+    """The modalities that the file has encoders of, sorted."""
+    pattern = re.compile(re.escape(prefix) + r"modality_encoders\.([A-Z]+)\.")
+    return sorted({match.group(1) for name in checkpoint.model if (match := pattern.match(name))})
+
+
+def multi_config(
+    checkpoint: FairseqCheckpoint, modality: str, *where: str
+) -> tuple[Data2VecMultiConfig, dict[str, str]]:
+    """The architecture from the configuration inside the file, and the fields that were ignored.
+
+    Args:
+        checkpoint: the file's content.
+        modality: "TEXT", "IMAGE" or "AUDIO"; the other ones' fields are left out.
+        where: section of the run's configuration.
+    """
+    values = without_names(checkpoint.section(*where))
+    group = ".".join(("cfg", *where))
+    if not values:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has no model configuration ({group}), and weights alone do not "
+            "tell the number of attention heads"
+        )
+    own = modality.lower()
+    modalities = values.get("modalities")
+    modalities = modalities if isinstance(modalities, dict) else {}
+    ignored = {
+        f"modalities.{name}": "another modality"
+        for name, value in modalities.items()
+        if value and name != own
+    }
+    values["modalities"] = {"text": None, own: modalities.get(own) or {}}
+    values["modalities"][own]["type"] = modality
+    values["supported_modality"] = modality
+    unknown: list[str] = []
+    try:
+        config = Data2VecMultiConfig.from_dict(values, unknown=unknown)
+        config.check()
+    except ConfigError as error:
+        raise broken_config(checkpoint, group, error) from None
+    return config, ignored | dict.fromkeys(unknown, "unknown here")
+
+
+def broken_config(checkpoint: FairseqCheckpoint, group: str, error: ConfigError) -> CheckpointError:
+    """The problems of a configuration inside a file."""
+    return CheckpointError(str(ConfigError(error.problems, f"checkpoint {checkpoint.path}: {group}")))
+
+
+def without_names(value: Any) -> Any:
+    """The mapping without the ``_name`` entries that fairseq adds at every level."""
+    if isinstance(value, dict):
+        return {k: without_names(v) for k, v in value.items() if k != "_name"}
+    return value
+
+
+def compare_depth(
+    checkpoint: FairseqCheckpoint, config: Data2VecMultiConfig, prefix: str, sorting: Sorting
+) -> None:
+    """One clear line instead of a dozen missing tensors."""
+    pattern = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
+    found = {int(match.group(1)) for name in checkpoint.model if (match := pattern.match(name))}
+    if len(found) != config.depth:
+        sorting.refused.append(
+            f"{len(found)} blocks are there, but its configuration says depth {config.depth}"
+        )

@@ -1,0 +1,145 @@
+"""Image cases: classification heads, and the parameter groups of the recipes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from cases import Case, UnsupportedCase
+from compare import LOSS, OUT, OUT_FINE_TUNING, SCHEDULE, Report
+from families import compare_after, compare_forward, step
+from torch import nn
+from weights import build_image_classifier
+
+from data2vec.config import Data2VecMultiConfig
+from data2vec.image_heads import finetuning_lr_scales, layer_decay_scales
+from data2vec.optim import parameter_groups
+from data2vec.student import Data2VecMulti, Features
+
+
+def image_classifier(case: Case, report: Report, notes: list[str]) -> None:
+    """Pooling, head, loss, backward and one optimizer step; then an evaluation pass."""
+    model = build_image_classifier(case, notes)
+    model.train(case.info.get("training", True))
+    report.seen("pretrain_config", "config")
+    tapped: dict[str, torch.Tensor] = {}
+
+    def keep_features(_module: nn.Module, _inputs: object, features: Features) -> None:
+        tapped["feats"] = features.x_BTD.detach().clone()
+
+    def keep_pooled(_module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        tapped["pooled"] = inputs[0].detach().clone()
+
+    handles = [
+        model.model.register_forward_hook(keep_features),
+        model.head.register_forward_pre_hook(keep_pooled),
+    ]
+    images = case.feed("input/imgs")
+    labels, soft = case.feed_optional("input/labels"), case.feed_optional("input/soft_labels")
+    logits_BC = model(images)
+    tapped["logits"] = logits_BC.detach().clone()
+    for handle in handles:
+        handle.remove()
+    target = soft if soft is not None else labels
+    if target is not None:
+        output = model.loss(logits_BC, target)
+        tapped["loss_elementwise"] = output.elementwise.detach().clone()
+        compare_forward(case, report, tapped)
+        report.number("losses_sum", float(output.loss.detach()), case.info.get("losses_sum"), LOSS)
+        if "sample_size" in case.info:
+            report.number("sample_size", len(target), case.info["sample_size"], 0.0)
+        scales = _lr_scales(case, report, model)
+        step(case, report, model, Data2VecMultiConfig(), output.loss, scales)
+    else:
+        compare_forward(case, report, tapped)
+    compare_after(case, report, model, None)
+    if "eval" in case.info and labels is not None:
+        model.eval()
+        with torch.no_grad():
+            logits_BC = model(images)
+            loss = float(model.loss(logits_BC, labels).loss)
+        correct = int((logits_BC.argmax(-1) == labels).sum())
+        report.number("eval.loss_sum", loss, case.value("eval", "loss_sum"), OUT)
+        report.number("eval.correct", correct, case.value("eval", "correct"), 0.0)
+
+
+def _lr_scales(case: Case, report: Report, model: Any) -> dict[str, float] | None:
+    """Layer decay, compared with the recipe's recorded groups where the case has them."""
+    decay = case.value("config").get("layer_decay")
+    if decay is None:
+        return None
+    scales = finetuning_lr_scales(model, decay)
+    if "recipe_param_groups" in case.info:
+        recorded = case.info["recipe_param_groups"]
+        peak = max(group["lr"] for group in recorded)
+        _compare_groups(report, "recipe_param_groups", model, recorded, peak, scales)
+    return scales
+
+
+def _compare_groups(
+    report: Report,
+    name: str,
+    model: nn.Module,
+    recorded: list[dict[str, Any]],
+    peak: float,
+    scales: dict[str, float] | None = None,
+) -> None:
+    """Which names share a group, and each group's learning rate and weight decay."""
+    mine = {frozenset(g.names): g for g in parameter_groups(model, dynamic=True, lr_scales=scales)}
+    report.number(f"{name}.groups", len(mine), len(recorded), 0.0)
+    decays = {entry["weight_decay"] for entry in recorded}
+    report.number(
+        f"{name}.weight_decays", len(decays), 1, 0.0
+    )  # the exemption of 1-D tensors is not honoured
+    for index, entry in enumerate(recorded):
+        group = mine.get(frozenset(entry["names"]))
+        lr = None if group is None else group.lr_scale * peak
+        report.number(f"{name}.{index}.lr", lr, entry["lr"], SCHEDULE)
+
+
+def param_groups(case: Case, report: Report, notes: list[str]) -> None:
+    """Groups of the recipes' optimizers by name, and the factors of layer decay."""
+    for name, entry in case.value("models").items():
+        names = [n for group in entry["groups"] for n in group["names"]]
+        model = _model_like(name, names)
+        missing = {n for n, p in model.named_parameters() if p.requires_grad} ^ set(names)
+        report.number(f"models.{name}.names_differing", len(missing), 0, 0.0)
+        peak = max(group["lr"] for group in entry["groups"])
+        _compare_groups(report, f"models.{name}", model, entry["groups"], peak)
+    for name, entry in case.value("layer_decay_lr_scales").items():
+        scales = layer_decay_scales(entry["blocks"], entry["layer_decay"])
+        for index, (mine, recorded) in enumerate(zip(scales, entry["scale_of_block"], strict=True)):
+            report.number(f"layer_decay_lr_scales.{name}.{index}", mine, recorded, SCHEDULE)
+        report.number(f"layer_decay_lr_scales.{name}.everything_else", 1.0, entry["everything_else"], 0.0)
+    notes.append("fact: checked as weight_decays, one value over all groups")
+    report.seen("fact")
+
+
+def _model_like(name: str, names: list[str]) -> nn.Module:
+    """A tiny model of the recipe with as many blocks and layers as the recorded names show."""
+
+    def count(prefix: str) -> int:
+        found = {n[len(prefix) :].split(".")[0] for n in names if n.startswith(prefix)}
+        return len([index for index in found if index.isdigit()])
+
+    modality = {"v2_image_base": "IMAGE", "v2_text_base": "TEXT"}.get(name)
+    if modality is None:
+        raise UnsupportedCase(f"parameter groups of {name} are not built yet")
+    where = f"modality_encoders.{modality}."
+    decoder = {"decoder_dim": 16, "decoder_groups": 1, "decoder_layers": count(f"{where}decoder.blocks.")}
+    decoder["projection_layers"] = max(1, count(f"{where}decoder.proj."))
+    values: dict[str, Any] = {"prenet_depth": count(f"{where}context_encoder.blocks."), "decoder": decoder}
+    values["num_extra_tokens"] = int(f"{where}extra_tokens" in names)
+    if modality == "IMAGE":
+        values |= {"input_size": 8, "patch_size": 4, "embed_dim": 16, "ema_local_encoder": True}
+    else:
+        values |= {"mask_length": 1, "max_source_positions": 8}
+    config = Data2VecMultiConfig.from_dict(
+        {"embed_dim": 16, "num_heads": 2, "depth": count("blocks."), "average_top_k_layers": 1,
+         "supported_modality": modality, "ema_encoder_only": modality == "TEXT",
+         "modalities": {"text": None, modality.lower(): values}}
+    )  # fmt: skip
+    return Data2VecMulti(config, vocab_size=10)
+
+
+__all__ = ["OUT_FINE_TUNING", "image_classifier", "param_groups"]
