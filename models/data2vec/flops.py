@@ -43,6 +43,7 @@ class StepCost:
         teacher_parameters: its size.
         teacher_working_bytes: what its forward pass needs while it runs.
         accumulates: gradients of earlier micro-batches are there while this one runs.
+        cast_bytes: copies of the weights in lower precision, which autocast keeps through a micro-batch.
     """
 
     parts: tuple[Part, ...]
@@ -50,6 +51,7 @@ class StepCost:
     teacher_parameters: int = 0
     teacher_working_bytes: float = 0.0
     accumulates: bool = False
+    cast_bytes: int = 0
 
     @property
     def flops(self) -> float:
@@ -94,7 +96,7 @@ class StepCost:
         gradients outweigh activations or are there from an earlier micro-batch.
         """
         held = self.gradient_bytes if self.accumulates else 0
-        alive = self.activation_bytes
+        alive = self.activation_bytes + self.cast_bytes
         highest = alive + held + self.teacher_working_bytes
         for part in reversed(self.parts):
             highest = max(highest, alive + held + part.working_bytes)
@@ -156,6 +158,9 @@ def pretraining_step(
         teacher_parameters=parameters + blocks * block_parameters(config),
         teacher_working_bytes=working,
         accumulates=accumulates,
+        cast_bytes=0
+        if storage.matrix_bytes == FLOAT
+        else storage.matrix_bytes * sum(p.parameters for p in parts),
     )
 
 
@@ -200,7 +205,7 @@ def finetuning_step(
         parameters=size,
         kept_bytes=FLOAT * shape.samples * 3 * width,
     )
-    return StepCost(parts=(*body.parts, head), accumulates=accumulates)
+    return StepCost(parts=(*body.parts, head), accumulates=accumulates, cast_bytes=body.cast_bytes)
 
 
 def work_by_part(parts: Sequence[Part]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from data2vec.config import Data2VecMultiConfig, SentenceHeadConfig
 from data2vec.flops import StepShape, Storage, finetuning_step, pretraining_step, work_by_part
 from data2vec.heads import SentenceClassifier
 from data2vec.pretraining import Data2VecPretraining
+from data2vec.transformer import recompute_activations
 
 NEAR = pytest.approx(1.0, abs=0.15)  # the bound
 VOCAB = 100
@@ -177,6 +178,7 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.optim import GroupSettings, ScheduledAdam, parameter_groups
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.schedules import Fixed
+from data2vec.transformer import recompute_activations
 
 values, samples, length, vocab = json.loads(sys.argv[1])
 torch.set_num_threads(1)
@@ -203,7 +205,8 @@ del warm
 before = memory("VmRSS")
 model, adam = make(values, vocab)
 update(model, adam, vocab)  # makes Adam's moments
-for micro_batches in (1, 2):
+for micro_batches, recompute in ((1, False), (2, False), (1, True)):
+    recompute_activations(model, recompute)
     open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts anew
     update(model, adam, vocab, micro_batches)
     print(memory("VmHWM") - before)
@@ -223,6 +226,25 @@ def test_peak_memory_of_real_updates() -> None:
     )
     config = Data2VecMultiConfig.from_dict(values)
     measured = [int(line) for line in done.stdout.split()]
-    for accumulates, peak in zip((False, True), measured, strict=True):
-        planned = pretraining_step(config, shape, vocab_size=8000, accumulates=accumulates)
+    for (accumulates, recompute), peak in zip(
+        ((False, False), (True, False), (False, True)), measured, strict=True
+    ):
+        planned = pretraining_step(
+            config, shape, vocab_size=8000, accumulates=accumulates, checkpoint_activations=recompute
+        )
         assert planned.peak_bytes / peak == NEAR
+    assert measured[2] < 0.8 * measured[0]
+
+
+def test_recomputed_activations_give_equal_losses_and_gradients() -> None:
+    config = Data2VecMultiConfig.from_dict(text(start_drop_path_rate=0.1, end_drop_path_rate=0.3))
+    gradients: list[dict[str, torch.Tensor]] = []
+    for recompute in (False, True):
+        model, _ = build(config, SHAPE)
+        source = torch.randint(4, VOCAB, (4, 96), generator=torch.Generator().manual_seed(1))
+        recompute_activations(model, recompute)
+        torch.manual_seed(5)  # dropout
+        model(source, update=1).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])

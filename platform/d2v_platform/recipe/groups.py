@@ -128,6 +128,18 @@ class Platform:
     tracking_uri: str | None = None  # MLflow; null = MLFLOW_TRACKING_URI, else SQLite under D2V_HOME
     storage: str | None = None  # root of the checkpoints, a folder or s3://; null = D2V_HOME/runs
     deterministic: bool = True  # deterministic kernels, so that a resumed run is bit-equal
+    checkpoint_activations: bool = False  # run blocks again in the backward pass: less memory, more work
+    plan_accelerator: Literal["cpu", "v100", "a100-40gb", "a100", "h100", "h200"] | None = (
+        None  # device that the plan's hours are for; null = the one at hand
+    )
+    plan_count: int | None = None  # number of such devices; null = the workers at hand
+    plan_utilisation: float | None = (
+        None  # share of the peak rate that a step reaches; null = 0.4 on GPUs, 0.75 on CPUs
+    )
+    collapse_after: int = 5000  # updates before the collapse watch speaks: predictions start without variance
+    collapse_min_var: float = 0.01  # a stage has collapsed below this mean deviation of its channels
+    collapse_min_rank: float = 2.0  # ... or below this effective rank; 1 = all vectors on one line
+    collapse_patience: int = 5  # stop after so many log lines in a row with a collapsed stage; 0 = only warn
     max_bad_updates: int = 10  # stop after this many updates in a row with a non-finite loss or gradient
     extra_tags: dict[str, str] = field(default_factory=dict)  # further tags of the MLflow run
 

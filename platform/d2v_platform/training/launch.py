@@ -23,8 +23,10 @@ from ..recipe.difference import difference, digest, resume_differences
 from ..recipe.schema import Recipe
 from ..registry.registration import register_summary
 from ..storage.cache import with_local_data
+from ..storage.locations import is_uri
 from ..tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
 from . import ray_session
+from .forecast import forecast_as_stated, forecast_at_hand
 from .loop_state import Summary, TrainingStopped, Worker
 from .plan import Plan, make_plan
 from .preflight import ResolvedModels, preflight, resolve_models
@@ -78,7 +80,7 @@ def launch(composed: Composed) -> RunResult:
             cluster = stack.enter_context(ray_session.connected())
         plan = make_plan(recipe, cluster)
         refuse_node_local(recipe, cluster)
-        for line in plan.lines():
+        for line in [*plan.lines(), *_forecast_lines(local, plan, cluster, models)]:
             logger.info("%s", line)
         tracker = open_tracker(recipe.platform.tracking_uri, local=plan.num_workers == 0)
         stack.callback(tracker.close)
@@ -376,14 +378,28 @@ def _finishing(tracker: AnyTracker, run_id: str) -> Iterator[_Outcome]:
         tracker.call("finish", run_id, outcome.status)
 
 
-def refuse_node_local(recipe: Recipe, cluster: ray_session.ClusterInfo | None) -> None:
-    """With several nodes a restarted worker may land where a node-local checkpoint is not."""
-    if cluster is not None and cluster.nodes > 1 and recipe.platform.storage is None:
+def refuse_node_local(
+    recipe: Recipe, cluster: ray_session.ClusterInfo | None, *, uri_serves: bool = True
+) -> None:
+    """With several nodes a restarted worker may land where a node-local checkpoint is not.
+
+    Args:
+        recipe: its ``platform.storage`` decides.
+        cluster: how many nodes there are.
+        uri_serves: an object store will do (a sweep needs a folder).
+    """
+    storage = recipe.platform.storage
+    if (
+        cluster is not None
+        and cluster.nodes > 1
+        and (storage is None or (is_uri(storage) and not uri_serves))
+    ):
         rule = (
             f"the cluster has {cluster.nodes} nodes, and checkpoints under D2V_HOME are on one of them; "
-            "set platform.storage to s3://BUCKET/FOLDER or to a folder that all nodes share"
+            f"set platform.storage to {'s3://BUCKET/FOLDER or ' if uri_serves else ''}a folder that all "
+            "nodes share"
         )
-        raise ConfigError([Problem("platform.storage", None, rule)])
+        raise ConfigError([Problem("platform.storage", storage, rule)])
 
 
 def result_lines(result: RunResult) -> list[str]:
@@ -407,10 +423,33 @@ def result_lines(result: RunResult) -> list[str]:
 
 
 def show_plan(composed: Composed) -> None:
-    """Print the plan of a recipe on the cluster at hand, and train nothing."""
-    cluster = None
+    """Print the plan of a recipe, and train nothing.
+
+    Raises:
+        ConfigError: it cannot fit on the devices at hand or on the stated ones.
+    """
+    recipe, cluster = composed.recipe, None
+    for note in composed.notes:
+        logger.info("note: %s", note)
     with contextlib.ExitStack() as stack:
-        if composed.recipe.platform.num_workers != 0:
+        if recipe.platform.num_workers != 0:
             cluster = stack.enter_context(ray_session.connected())
-        for line in make_plan(composed.recipe, cluster).lines():
+        plan = make_plan(recipe, cluster)
+        for line in [*plan.lines(), *_forecast_lines(recipe, plan, cluster, resolve_models(recipe), True)]:
             logger.info("%s", line)
+
+
+def _forecast_lines(
+    recipe: Recipe,
+    plan: Plan,
+    cluster: ray_session.ClusterInfo | None,
+    models: ResolvedModels,
+    plan_only: bool = False,
+) -> list[str]:
+    """What the plan costs; a stated device replaces the one at hand only where nothing is trained."""
+    stated = forecast_as_stated(recipe, plan, models.pretrained)
+    made = stated if plan_only and stated else forecast_at_hand(recipe, plan, cluster, models.pretrained)
+    if made is None:
+        return ["      memory and work: not known for this kind of model"]
+    made.refuse_if_too_large()
+    return made.lines() + (stated.lines()[-1:] if stated is not None and stated is not made else [])

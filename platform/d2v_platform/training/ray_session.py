@@ -30,11 +30,15 @@ class ClusterInfo:
         cpus: CPUs in all.
         gpus: GPUs in all.
         nodes: nodes that are alive.
+        node_memory: bytes of memory of the smallest node, as Ray counts them; ``None`` if it does not say.
+        gpu_type: what Ray calls the GPUs.
     """
 
     cpus: float
     gpus: float
     nodes: int
+    node_memory: float | None = None
+    gpu_type: str | None = None
 
 
 @contextlib.contextmanager
@@ -81,8 +85,20 @@ def cluster_info() -> ClusterInfo:
     import ray
 
     total = ray.cluster_resources()
-    nodes = sum(bool(node["Alive"]) for node in ray.nodes())
-    return ClusterInfo(total.get("CPU", 0.0), total.get("GPU", 0.0), nodes)
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    memory = [
+        node["Resources"].get("memory", 0.0) + node["Resources"].get("object_store_memory", 0.0)
+        for node in nodes
+        if node["Resources"].get("CPU")
+    ]
+    kinds = [name.partition(":")[2] for name in total if name.startswith("accelerator_type:")]
+    return ClusterInfo(
+        total.get("CPU", 0.0),
+        total.get("GPU", 0.0),
+        len(nodes),
+        min(memory, default=0.0) or None,
+        kinds[0] if kinds else None,
+    )
 
 
 def in_job() -> bool:

@@ -23,6 +23,7 @@ import torch
 
 from data2vec.optim import scale_and_clip
 from data2vec.randomness import seed_dropout
+from data2vec.transformer import recompute_activations
 
 from ..recipe.schema import Recipe
 from ..storage.cache import with_local_data
@@ -99,6 +100,7 @@ class TrainingLoop:
         self.state = LoopState()
         task.module.to(worker.device)
         task.module.train()
+        recompute_activations(task.module, recipe.platform.checkpoint_activations)
         self.parameters = [p for p in task.trained.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(recipe, task.trained)
         self.precision: Precision = choose_precision(recipe, worker.device)

@@ -1,0 +1,215 @@
+"""What a recipe asks a worker to compute: the model, and the micro-batches that its data makes.
+
+Where the data can be read, real batches are counted; otherwise every micro-batch is taken to be as large as
+the recipe allows, and the plan says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data2vec.artifact import read_artifact
+from data2vec.config import (
+    AudioModalityConfig,
+    Data2VecMultiConfig,
+    ImageModalityConfig,
+)
+from data2vec.conv_spec import frame_count, parse_conv_layers
+from data2vec.data.dictionary import Dictionary
+from data2vec.errors import Data2VecError
+from data2vec.flops import StepCost, StepShape, Storage, finetuning_step, pretraining_step
+
+from ..recipe.components import MaskedLMTask, SentencePredictionTask
+from ..recipe.schema import Recipe
+
+PUBLISHED_VOCABULARY = 50265  # of the released text models; where the data's dictionary cannot be read
+_SAMPLED = 2000  # micro-batches of an epoch whose size is looked at
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Micro-batches of a recipe.
+
+    Attributes:
+        recipe: the recipe.
+        config: the network.
+        vocab_size: of a text model, else 0.
+        pretraining: with teacher, clones and decoder.
+        sizes: (samples, length) of the epoch's micro-batches, with how often each was seen.
+        epoch_micro_batches: micro-batches of an epoch; ``None`` if the data was not read.
+        dataset: the opened training data, ``None`` if it was not read.
+    """
+
+    recipe: Recipe
+    config: Data2VecMultiConfig
+    vocab_size: int
+    pretraining: bool
+    sizes: Counter[tuple[int, int]]
+    epoch_micro_batches: int | None
+    dataset: Any = None
+
+    def under(self, recipe: Recipe) -> Workload:
+        """The same model and data under another recipe."""
+        sizes, count = _sizes(recipe, self.config, self.dataset)
+        return dataclasses.replace(self, recipe=recipe, sizes=sizes, epoch_micro_batches=count)
+
+    def shape(self, samples: int, length: int) -> StepShape:
+        """A micro-batch as the model sees it."""
+        config, modality = self.config, self.config.modality
+        raw, positions = 0, length
+        if isinstance(modality, ImageModalityConfig):
+            positions = (modality.input_size // modality.patch_size) ** 2
+        elif isinstance(modality, AudioModalityConfig):
+            raw = length
+            positions = max(frame_count(parse_conv_layers(modality.feature_encoder_spec), raw), 1)
+        kept = positions
+        if self.pretraining:
+            visible = int(positions * (1.0 - modality.mask_prob))
+            if isinstance(modality, AudioModalityConfig) and not modality.inverse_mask:
+                visible = positions - int(positions * modality.mask_prob)
+            kept = visible + round((positions - visible) * modality.keep_masked_pct)
+        clones = config.clone_batch if self.pretraining else 1
+        return StepShape(samples=samples, positions=positions, kept=max(kept, 1), clones=clones, raw=raw)
+
+    def cost(self, size: tuple[int, int], storage: Storage, accumulates: bool) -> StepCost:
+        """What a micro-batch of so many samples and such a length costs."""
+        shared: dict[str, Any] = {
+            "vocab_size": self.vocab_size,
+            "storage": storage,
+            "accumulates": accumulates,
+            "checkpoint_activations": self.recipe.platform.checkpoint_activations,
+        }
+        if self.pretraining:
+            return pretraining_step(self.config, self.shape(*size), **shared)
+        classes = max(int(getattr(self.recipe.task, "num_classes", 1)), 1)
+        return finetuning_step(self.config, self.shape(*size), num_classes=classes, **shared)
+
+    def largest(self, storage: Storage, accumulates: bool) -> tuple[tuple[int, int], StepCost]:
+        """The micro-batch that needs most memory."""
+        costs = [(size, self.cost(size, storage, accumulates)) for size in self.sizes]
+        return max(costs, key=lambda pair: pair[1].peak_bytes)
+
+    def mean_flops(self) -> float:
+        """Work of a micro-batch, on average."""
+        total = sum(
+            self.cost(size, Storage(), False).flops * count for size, count in sorted(self.sizes.items())
+        )
+        return total / self.sizes.total()
+
+
+def make_workload(recipe: Recipe, pretrained: Path | None) -> Workload | None:
+    """Size a recipe's micro-batches.
+
+    Args:
+        recipe: a checked recipe.
+        pretrained: model folder that a fine-tuning recipe names.
+
+    Returns:
+        ``None`` for a model whose cost is not described here.
+    """
+    dataset = training_data(recipe)
+    if isinstance(recipe.model, Data2VecMultiConfig):
+        config, vocabulary = recipe.model, 0
+        if config.modality_name == "TEXT":
+            vocabulary = _vocabulary(recipe, dataset)
+    else:
+        if pretrained is None:
+            return None
+        artifact = read_artifact(pretrained)
+        config = artifact.model_config
+        if not isinstance(config, Data2VecMultiConfig):
+            return None
+        vocabulary = artifact.vocab_size if config.modality_name == "TEXT" else 0
+    pretraining = isinstance(recipe.model, Data2VecMultiConfig)
+    sizes, count = _sizes(recipe, config, dataset)
+    return Workload(recipe, config, vocabulary, pretraining, sizes, count, dataset)
+
+
+def training_data(recipe: Recipe) -> Any:
+    """The opened training subset, or ``None`` where it cannot be read (training says why)."""
+    from ..tasks import sentence_prediction, text_pretraining
+
+    try:
+        if isinstance(recipe.task, MaskedLMTask):
+            return text_pretraining.open_subset(recipe, recipe.dataset.train_subset)
+        if isinstance(recipe.task, SentencePredictionTask):
+            return sentence_prediction.open_subset(recipe, recipe.dataset.train_subset)
+    except (Data2VecError, OSError):
+        return None
+    return None
+
+
+def smaller_batches(recipe: Recipe, factor: int) -> tuple[Recipe, str] | None:
+    """The same update from micro-batches a ``factor``-th as large, and the overrides that ask for it."""
+    data, world = recipe.dataset, recipe.distributed_training
+    changed: dict[str, int] = {}
+    for name in ("batch_size", "max_tokens"):
+        value = getattr(data, name)
+        if value is not None:
+            if value % factor:
+                return None
+            changed[name] = value // factor
+    size, model = world.distributed_world_size * factor, recipe.model
+    words = [f"dataset.{name}={value}" for name, value in changed.items()]
+    words.append(f"distributed_training.distributed_world_size={size}")
+    if isinstance(model, Data2VecMultiConfig) and model.cls_loss > 0:
+        # Its weight grows with the rows of a micro-batch, as in the reference.
+        model = dataclasses.replace(model, cls_loss=model.cls_loss * factor)
+        words.append(f"model.cls_loss={model.cls_loss:g}")
+    made = dataclasses.replace(
+        recipe,
+        model=model,
+        dataset=dataclasses.replace(data, **changed),
+        distributed_training=dataclasses.replace(world, distributed_world_size=size),
+    )
+    return made, " ".join(words)
+
+
+def _sizes(
+    recipe: Recipe, config: Data2VecMultiConfig, dataset: Any
+) -> tuple[Counter[tuple[int, int]], int | None]:
+    """How large the first epoch's micro-batches are and how many; full ones where the data was not read."""
+    from ..tasks.task import batches_of
+
+    if dataset is None:
+        length = _longest(recipe, config)
+        return Counter({(_full_batch(recipe, length), length): 1}), None
+    batches = batches_of(dataset, recipe, 1, True, rebuild=False)
+    lengths, step = np.asarray(dataset.sizes), max(1, len(batches) // _SAMPLED)
+    seen = (batches[i] for i in range(0, len(batches), step))
+    return Counter((len(batch), int(lengths[batch].max())) for batch in seen), len(batches)
+
+
+def _vocabulary(recipe: Recipe, dataset: Any) -> int:
+    if dataset is not None:
+        return len(dataset.dictionary)
+    try:
+        return len(Dictionary.load(Path(recipe.task.data.split(":")[0]) / "dict.txt").with_mask())
+    except (Data2VecError, OSError):
+        return PUBLISHED_VOCABULARY
+
+
+def _longest(recipe: Recipe, config: Data2VecMultiConfig) -> int:
+    """The longest sample that the recipe lets through, in tokens or waveform samples; 1 for images."""
+    if config.modality_name == "IMAGE":
+        return 1
+    for name in ("tokens_per_sample", "max_positions", "max_sample_size"):
+        value = getattr(recipe.task, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return recipe.dataset.max_tokens or 1
+
+
+def _full_batch(recipe: Recipe, length: int) -> int:
+    data = recipe.dataset
+    limits = [data.batch_size] if data.batch_size else []
+    if data.max_tokens:
+        limits.append(max(data.max_tokens // length, 1))
+    count, multiple = min(limits, default=1), data.required_batch_size_multiple
+    return count if count < multiple else count - count % multiple

@@ -1,0 +1,178 @@
+"""What a recipe will cost, told before it starts; refused where it cannot fit, with switches that do help."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from d2v_platform.cli import run, train_command
+from d2v_platform.recipe.compose import compose
+from d2v_platform.recipe.schema import Recipe
+from d2v_platform.tasks import make_task
+from d2v_platform.training.accelerators import GPUS, machine_memory, measured_rate, named_gpu
+from d2v_platform.training.forecast import Forecast, forecast, forecast_as_stated, forecast_at_hand
+from d2v_platform.training.loop_state import Worker
+from d2v_platform.training.plan import make_plan
+from d2v_platform.training.train_loop import train
+from d2v_platform.training.workload import make_workload
+from data2vec.errors import ConfigError
+
+
+def planned(recipe: Recipe, **on: Any) -> Forecast:
+    """A forecast on an H100, or on what ``on`` says."""
+    workload = make_workload(recipe, None)
+    assert workload is not None
+    return forecast(workload, **{"device": GPUS["h100"], "count": 1, "limit_bytes": None} | on)
+
+
+def base(*overrides: str) -> Recipe:
+    """The published text recipe; its data need not be there for a plan."""
+    return compose("v2/base_text_only_task", ["task.data=/not/there", *overrides]).recipe
+
+
+def test_work_of_real_micro_batches(tiny_recipe: dict[str, Any]) -> None:
+    recipe = Recipe.from_dict(tiny_recipe)
+    workload = make_workload(recipe, None)
+    assert workload is not None
+    task = make_task(recipe, None)
+    batches = task.batches("train", 1, training=True)
+    assert workload.epoch_micro_batches == len(batches)
+    dataset = task.dataset("train")
+    counted = 0
+    for batch in batches[:8]:
+        with FlopCounterMode(display=False) as counter:
+            task.forward(dataset.collate([dataset[int(i)] for i in batch]), 0).loss.backward()
+        counted += counter.get_total_flops()
+    assert workload.mean_flops() * 8 / counted == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_plan_in_words() -> None:
+    recipe = base("platform.num_workers=0", "platform.plan_accelerator=h100", "platform.plan_count=16")
+    stated = forecast_as_stated(recipe, make_plan(recipe, None), None)
+    assert stated is not None
+    told = "\n".join(stated.lines())
+    assert "4 samples of 512 positions, 8 clones that see 266 of them (data not read" in told
+    assert "model: 153.0 M parameters, teacher 85.1 M; computes in bf16" in told
+    assert "7.82 TFLOP a micro-batch, 125 TFLOP an update, 125 EFLOP in all (1000000 updates)" in told
+    assert "on 16 x h100 (989 TFLOP/s in bf16, data sheet, 40% of it assumed); 5.49 hours in all" in told
+    assert stated.rounds == 1
+    slower = base("platform.plan_utilisation=0.2", "platform.plan_accelerator=h100", "platform.plan_count=3")
+    stated = forecast_as_stated(slower, make_plan(recipe, None), None)
+    assert stated is not None and stated.updates and stated.update_s
+    assert stated.rounds == 6  # 16 micro-batches on 3 devices
+    assert stated.update_s * stated.updates / 3600 == pytest.approx(5.49 * 6 * 2, rel=0.01)
+
+
+def test_the_run_ends_with_the_first_limit(tiny_recipe: dict[str, Any]) -> None:
+    values = copy.deepcopy(tiny_recipe)
+    values["optimization"] |= {"max_update": 100, "max_epoch": 2}
+    made = planned(Recipe.from_dict(values))
+    per_epoch = -(-(made.workload.epoch_micro_batches or 0) // 4)
+    assert made.updates == 2 * per_epoch < 100
+    values["optimization"]["max_update"] = 5
+    assert planned(Recipe.from_dict(values)).updates == 5
+
+
+def test_what_the_refusal_names_does_help() -> None:
+    recipe = base("dataset.batch_size=64")
+    small = dataclasses.replace(GPUS["h100"], name="small", memory_bytes=24e9)
+    made = planned(recipe, device=small, limit_bytes=24e9)
+    with pytest.raises(ConfigError) as caught:
+        made.refuse_if_too_large()
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.value) == ("dataset.batch_size", 64)
+    assert "small has 24.0 GB" in problem.rule
+    words = problem.rule.partition("it fits with ")[2].split(" (")[0].split()
+    fitting = base("dataset.batch_size=64", *words)
+    assert fitting.micro_batches(1) * (fitting.dataset.batch_size or 0) == 16 * 64  # the same update
+    mended = planned(fitting, device=small, limit_bytes=24e9)
+    assert mended.fits
+    mended.refuse_if_too_large()
+
+
+def test_activation_checkpointing_is_named_where_it_is_enough() -> None:
+    made = planned(base())
+    limit = 0.85 * made.memory_bytes
+    with pytest.raises(ConfigError, match=r"platform\.checkpoint_activations=true \(\d"):
+        planned(base(), limit_bytes=limit).refuse_if_too_large()
+    assert planned(base("platform.checkpoint_activations=true"), limit_bytes=limit).fits
+    with pytest.raises(ConfigError, match="no switch makes it fit"):
+        planned(base(), limit_bytes=2e9).refuse_if_too_large()
+
+
+def test_fewer_workers_share_a_machine() -> None:
+    recipe = base("platform.num_workers=4")
+    made = planned(recipe, limit_bytes=None)
+    device = dataclasses.replace(GPUS["h100"], name="cpu", rates={"fp32": 1e11})
+    made = planned(recipe, device=device, count=4, limit_bytes=10e9, workers_per_node=4)
+    with pytest.raises(ConfigError, match=r"platform\.num_workers=2 \("):
+        made.refuse_if_too_large()
+
+
+def test_more_devices_than_micro_batches() -> None:
+    recipe = base("platform.plan_accelerator=a100", "platform.plan_count=17")
+    with pytest.raises(ConfigError, match="at most 16 devices have work"):
+        forecast_as_stated(recipe, make_plan(base("platform.num_workers=0"), None), None)
+
+
+def test_forecast_of_this_machine(tiny_recipe: dict[str, Any]) -> None:
+    recipe = Recipe.from_dict(tiny_recipe | {"platform": {"num_workers": 0}})
+    made = forecast_at_hand(recipe, make_plan(recipe, None), None, None)
+    assert made is not None and made.fits
+    assert made.limit_bytes == machine_memory() > 1e9
+    assert 1e9 < measured_rate(1) < 1e13
+    assert "measured now" in made.lines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-40GB", "a100-40gb"), ("A100-40G", "a100-40gb"),
+     ("NVIDIA A100-SXM4-80GB", "a100"), ("Tesla V100-SXM2-32GB", "v100"), ("H200", "h200"),
+     ("NVIDIA T4", None)],
+)  # fmt: skip
+def test_names_of_gpus(title: str, name: str | None) -> None:
+    found = named_gpu(title)
+    assert (found.name if found else None) == name
+
+
+def test_the_plan_command_refuses_with_exit_code_2(
+    home: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    words = ["v2/large_text_only_task", "task.data=/not/there", "platform.num_workers=0", "--plan"]
+    train_command([*words, "platform.plan_accelerator=a100"], "d2v train")
+    assert "on 1 x a100" in caplog.text
+    with pytest.raises(SystemExit, match="2"):
+        run(lambda: train_command([*words, "platform.plan_accelerator=v100", "dataset.batch_size=64"], "d2v"))
+    shown = capsys.readouterr().err
+    assert "the plan has 1 problem" in shown and "Traceback" not in shown
+
+
+def test_recomputed_activations_train_equally(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    class Curve:
+        def __init__(self) -> None:
+            self.losses: list[float] = []
+
+        def log(self, update: int, metrics: Any) -> None:
+            self.losses.append(metrics["train/loss"])
+
+        def flush(self) -> None: ...
+
+        def evaluated(self, update: int, metrics: Any) -> bool:
+            return False
+
+    curves: list[list[float]] = []
+    for recompute in (False, True):
+        values = tiny_recipe | {"platform": {"checkpoint_activations": recompute}}
+        values["optimization"] = tiny_recipe["optimization"] | {"max_update": 4}
+        curve = Curve()
+        train(Recipe.from_dict(values), tmp_path / str(recompute), curve, Worker(threads=1))
+        curves.append(curve.losses)
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 4
