@@ -118,7 +118,7 @@ def worker_environment() -> dict[str, str]:
         roots = ["platform", "models"] if in_job() else [str(root / "platform"), str(root / "models")]
         present = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         if roots[0] not in present:
-            variables["PYTHONPATH"] = os.pathsep.join(roots)
+            variables["PYTHONPATH"] = os.pathsep.join([*roots, *filter(None, present)])
     return variables
 
 
@@ -132,6 +132,9 @@ def _prepare_environment() -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in os.environ:
             os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_file()))
+    if in_job():
+        # The job may name the same variables (--runtime-env-json); ours hold the job's own values.
+        os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     # `ray` and workers start the `python` that is first on PATH.
     folder = str(Path(sys.executable).parent)
     if folder not in os.environ.get("PATH", "").split(os.pathsep):
