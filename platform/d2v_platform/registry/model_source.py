@@ -15,12 +15,13 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlparse
 
 from data2vec.errors import CheckpointError, Data2VecError
 
 from ..home import home_folder
+from ..storage.locations import open_location
 from ..tracking.mlflow_access import configure_environment, error_code, short_reason
 from ..tracking.redaction import redact_text
 from .model_package import MODEL_FOLDER
@@ -188,7 +189,8 @@ def _mlflow_download(tracker: Tracker, uri: str, key: str) -> Path:
 def _download_uri(uri: str, tracker: Tracker | None) -> Path:
     """A folder or file at any fsspec URI; the cache is keyed by what lies there, so a change is noticed."""
     try:
-        filesystem, root = _filesystem(uri)
+        location = open_location(uri)
+        filesystem, root = location.filesystem, location.root
         listing = {
             path: [
                 info.get("size"),
@@ -222,20 +224,6 @@ def _unreadable(uri: str, error: Exception) -> Data2VecError:
         f"model {redact_text(uri)!r} cannot be read: {short_reason(error)}; credentials and endpoint come "
         "from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or the usual AWS files"
     )
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    if uri.startswith("s3://"):
-        # pyarrow's client: s3fs would pin an older boto3.
-        from fsspec.implementations.arrow import ArrowFSWrapper
-        from pyarrow.fs import FileSystem
-
-        filesystem, root = FileSystem.from_uri(uri)
-        return ArrowFSWrapper(filesystem), root
-    import fsspec
-
-    filesystem, root = fsspec.core.url_to_fs(uri)
-    return filesystem, str(root)
 
 
 def _cached(home: Path | None, key: str, fetch: Callable[[Path], Path]) -> Path:

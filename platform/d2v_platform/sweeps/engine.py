@@ -20,6 +20,7 @@ from typing import Any
 from data2vec.errors import ConfigError, Problem
 
 from ..recipe.sweep_definition import Sweep
+from ..storage.locations import is_uri
 from ..tracking.tracker_actor import RemoteTracker
 from ..training import ray_session
 from ..training.launch import code_version, open_tracker, refuse_node_local
@@ -118,6 +119,8 @@ def run_sweep(sweep: Sweep, *, name: str | None = None, quiet: bool = False) -> 
     say = logger.debug if quiet else logger.info
     for note in sweep.notes:
         say("note: %s", note)
+    if is_uri(trials[0].recipe.platform.storage or ""):
+        say("note: platform.storage: a sweep keeps its trials in %s", sweep_root(chosen, trials))
     _refuse_blind_asha(sweep)
     ready = prepare_trials(sweep, trials)
     folder = SweepFolder(sweep_root(chosen, trials))
@@ -139,7 +142,7 @@ def run_sweep(sweep: Sweep, *, name: str | None = None, quiet: bool = False) -> 
         stop = stack.enter_context(_stoppable())
         # Ray Tune reads its switches when it is imported, Ray's are set by the connection.
         cluster = stack.enter_context(ray_session.connected())
-        refuse_node_local(trials[0].recipe, cluster)
+        refuse_node_local(trials[0].recipe, cluster, uri_serves=False)
         room = capacity(sweep.definition, [s.trial.recipe for s in todo or ready], cluster)
         for note in room.notes:
             say("note: %s", note)

@@ -17,6 +17,8 @@ from data2vec.errors import ConfigError, Problem
 from ..home import home_folder
 from ..recipe.components import SentencePredictionTask
 from ..recipe.sweep_definition import Trial
+from ..storage.cache import cached_folder
+from ..storage.locations import is_uri, open_location
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +48,12 @@ class RawGlue:
         """
         task = GLUE_TASKS.get(str(trial.values.get("task")))
         node = trial.recipe.task
-        folder = Path(node.data)
         named = self._folders.get(str(trial.values.get("task")))
+        folder = Path(node.data)
+        if task is not None and is_uri(node.data):
+            if open_location(node.data).listing():
+                return trial
+            folder = _fetched_raw(node.data, task.folder)
         if (
             task is None
             or folder.is_dir()
@@ -102,6 +108,19 @@ class RawGlue:
                 raise ConfigError([Problem("model.model_path", str(model), rule)])
             self._tokenizers[model] = tokenizer
         return self._tokenizers[model]
+
+
+def _fetched_raw(prepared: str, raw: str) -> Path:
+    """Where the prepared folder of this name would be, beside a local copy of the raw one at the URI."""
+    root, _, name = prepared.rpartition("/")
+    if not open_location(root).child(raw).listing():
+        return Path(f"{root}/{name}")
+    copy = cached_folder(f"{root}/{raw}")
+    beside = home_folder("cache") / "raw" / copy.name
+    beside.mkdir(parents=True, exist_ok=True)
+    if not (beside / raw).exists():
+        (beside / raw).symlink_to(copy)
+    return beside / name
 
 
 def _content_key(task: GlueTask, root: Path, tokenizer: TextTokenizer) -> str:

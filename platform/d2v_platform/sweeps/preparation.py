@@ -16,6 +16,7 @@ from ..recipe.checks import metrics as reported_metrics
 from ..recipe.components import MaskedLMTask
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import Sweep, Trial
+from ..storage.cache import with_local_data
 from ..tasks import sentence_prediction, text_pretraining
 from ..training.launch import code_version
 from ..training.preflight import ResolvedModels, preflight, resolve_models
@@ -49,8 +50,9 @@ def prepare_trials(sweep: Sweep, trials: Sequence[Trial]) -> list[StoredTrial]:
             key = _data_key(trial.recipe, found)
             if key not in checked:
                 checked[key] = {}
-                preflight(trial.recipe, found.pretrained)
-                checked[key] = _fingerprints(trial.recipe)
+                local = with_local_data(trial.recipe)
+                preflight(local, found.pretrained)
+                checked[key] = _fingerprints(local)
         except ConfigError as error:
             problems += error.problems
             continue

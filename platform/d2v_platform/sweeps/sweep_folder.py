@@ -30,6 +30,7 @@ from data2vec.errors import ConfigError, Data2VecError, Problem
 from ..home import home_folder
 from ..recipe.difference import resume_differences
 from ..recipe.sweep_definition import SHORT_NAMES, Sweep, Trial
+from ..storage.locations import is_uri, local_path
 from .results import Record, StoredTrial, TrialResult
 
 _NAME = re.compile(r"[\w.\-+=]{1,120}")
@@ -111,9 +112,11 @@ def _without_name(trial: Trial) -> Trial:
 
 
 def sweep_root(name: str, trials: Sequence[Trial]) -> Path:
-    """``<D2V_HOME>/sweeps/NAME``, or the same below ``platform.storage``."""
+    """``<D2V_HOME>/sweeps/NAME``, or the same below ``platform.storage`` where that is a folder."""
     storage = trials[0].recipe.platform.storage
-    return (Path(storage) / "sweeps" if storage else home_folder("sweeps")) / name
+    if storage is None or is_uri(storage):
+        return home_folder("sweeps") / name
+    return local_path(storage) / "sweeps" / name
 
 
 def refuse_changes(known: Mapping[str, Record], trials: Sequence[StoredTrial]) -> None:

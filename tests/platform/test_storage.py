@@ -1,0 +1,215 @@
+"""Folders at URIs, on a real S3 server where the protocol matters: whole or absent, patient, and secret."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d2v_platform.storage import cache
+from d2v_platform.storage.cache import cached_folder, local_data, split_places
+from d2v_platform.storage.locations import (
+    Location,
+    Patience,
+    StorageAwayError,
+    StorageError,
+    is_uri,
+    open_location,
+    patiently,
+    probe,
+)
+from data2vec.errors import DataError
+
+BRIEF = Patience(seconds=1.0, first_s=0.1)
+
+
+@pytest.fixture(params=["memory", "s3", "file"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    if request.param == "s3":
+        return open_location(f"{request.getfixturevalue('s3_bucket')}/some/folder")
+    if request.param == "file":
+        return open_location(f"file://{tmp_path}/folder")
+    return open_location(f"memory://{tmp_path.name}/folder")
+
+
+def test_every_kind_of_place_has_the_same_verbs(place: Location, tmp_path: Path) -> None:
+    assert place.listing() == {}
+    big = tmp_path / "big"
+    big.write_bytes(bytes(range(256)) * 40_000)  # 10 MB: several parts on S3
+    place.upload(big, "deep/below/big")
+    place.write("small", b"text")
+    assert place.listing() == {"deep/below/big": big.stat().st_size, "small": 4}
+    assert place.child("deep").listing() == {"below/big": big.stat().st_size}
+    place.download("deep/below/big", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == big.read_bytes()
+    before = place.stamps()["small"]
+    place.write("small", b"TEXT")
+    assert place.read("small") == b"TEXT"
+    if not place.uri.startswith("memory"):  # its clock is the moment of creation
+        assert place.stamps()["small"] != before
+    with pytest.raises(FileNotFoundError):
+        place.read("absent")
+    place.delete("small", "absent")
+    assert list(place.listing()) == ["deep/below/big"]
+    probe(place)
+    assert list(place.listing()) == ["deep/below/big"]
+
+
+def test_fsspec_opens_s3_in_parts_and_never_publishes_a_failed_write(s3_bucket: str) -> None:
+    import fsspec
+
+    place = open_location(f"{s3_bucket}/x")
+    files = place.filesystem
+    with files.open(f"{s3_bucket}/x/file", "wb") as file:
+        file.write(b"0123456789" * 1000)
+    opened: Any = fsspec.open(f"{s3_bucket}/x/file", "rb")
+    with opened as file:
+        file.seek(9_990)
+        assert file.read() == b"0123456789"
+    with pytest.raises(ValueError, match="as the writer"), files.open(f"{s3_bucket}/x/half", "wb") as file:
+        _fail_after_writing(file)
+    assert list(place.listing()) == ["file"]
+    assert files.cat_file(f"{s3_bucket}/x/file", -10, -8) == b"01"
+    assert files.ls(s3_bucket, detail=False) == [f"{s3_bucket[5:]}/x"]
+    assert files.isdir(f"{s3_bucket}/x") and not files.exists(f"{s3_bucket}/y")
+    files.rm(f"{s3_bucket}/x", recursive=True)
+    assert place.listing() == {}
+
+
+def test_refusals_are_said_at_once_and_without_the_secret(
+    s3_bucket: str, s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = time.monotonic()
+    with pytest.raises(StorageError, match="the bucket does not exist"):
+        open_location("s3://no-such-bucket-here/x").write("a", b"")
+    wrong = "wrong" + s3_server.secret_key
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", wrong)
+    _forget_clients()
+    with pytest.raises(StorageError, match=r"SignatureDoesNotMatch.*AWS_SECRET_ACCESS_KEY") as caught:
+        open_location(s3_bucket).listing()
+    assert wrong not in str(caught.value)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    _forget_clients()
+    with pytest.raises(StorageError, match="credentials"):
+        open_location(s3_bucket).listing()
+    assert time.monotonic() - begin < 30  # none of the three was tried for a minute
+
+
+def test_credentials_in_a_uri_are_refused() -> None:
+    for uri in ("s3://KEY:hunter2hunter2@bucket/x", "s3://bucket/x?access_key=hunter2hunter2"):
+        with pytest.raises(StorageError, match="nothing else") as caught:
+            open_location(uri)
+        assert "hunter2" not in str(caught.value)
+    with pytest.raises(StorageError, match="names no bucket"):
+        open_location("s3:///x")
+    with pytest.raises(StorageError, match="nosuchkind"):
+        open_location("nosuchkind://x")
+
+
+def test_an_absent_server_is_tried_again_and_then_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x" * 16)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y" * 16)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    _forget_clients()
+    with pytest.raises(StorageAwayError, match=r"s3://b/x does not answer \(\d attempts"):
+        open_location("s3://b/x").listing(BRIEF)
+    _forget_clients()
+
+
+def test_patience_outlasts_a_short_absence() -> None:
+    calls: list[float] = []
+
+    def action() -> str:
+        calls.append(time.monotonic())
+        if len(calls) < 4:
+            raise ConnectionError("not now")
+        return "done"
+
+    assert patiently(action, "a place", Patience(seconds=10, first_s=0.05)) == "done"
+    pauses = [b - a for a, b in itertools.pairwise(calls)]
+    assert len(calls) == 4 and pauses[2] > pauses[0]
+
+
+def test_names_of_places() -> None:
+    assert is_uri("s3://b/x") and is_uri("gs://b") and not is_uri("/x") and not is_uri("file:///x")
+    assert split_places("/a:/b") == ["/a", "/b"]
+    assert split_places("s3://b/x:/local:memory://y") == ["s3://b/x", "/local", "memory://y"]
+
+
+def test_data_is_fetched_once_and_again_when_it_changed(tmp_path: Path, s3_bucket: str) -> None:
+    uri = f"{s3_bucket}/data"
+    source = open_location(uri)
+    source.write("dict.txt", b"a 1\n")
+    source.write("deep/train.bin", b"12345")
+    first = cached_folder(uri, tmp_path)
+    assert (first / "dict.txt").read_bytes() == b"a 1\n"
+    assert (first / "deep" / "train.bin").read_bytes() == b"12345"
+    stamp = (first / "dict.txt").stat().st_mtime_ns
+    assert cached_folder(uri, tmp_path) == first
+    assert (first / "dict.txt").stat().st_mtime_ns == stamp
+    source.write("dict.txt", b"b 1\n")
+    second = cached_folder(uri, tmp_path)
+    assert second != first and (second / "dict.txt").read_bytes() == b"b 1\n"
+
+
+def test_the_cache_is_bounded_and_spares_what_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [f"memory://{tmp_path.name}/{n}" for n in range(4)]
+    for uri in uris:
+        open_location(uri).write("data", b"x" * 1000)
+    monkeypatch.setenv("D2V_CACHE_GB", "2.5e-6")  # room for two of them
+    folders = [cached_folder(uris[0], tmp_path), cached_folder(uris[1], tmp_path)]
+    with pytest.raises(StorageError, match="running trainings hold"):
+        cached_folder(uris[2], tmp_path)  # both are held by this process
+    cache._IN_USE.pop(folders[0]).close()
+    third = cached_folder(uris[2], tmp_path)
+    assert third.is_dir() and folders[1].is_dir() and not folders[0].exists()
+    open_location(uris[3]).write("data", b"x" * 3000)
+    with pytest.raises(StorageError, match="raise D2V_CACHE_GB"):
+        cached_folder(uris[3], tmp_path)
+    monkeypatch.setenv("D2V_CACHE_GB", "much")
+    with pytest.raises(StorageError, match="must be a number of gigabytes"):
+        cached_folder(uris[0], tmp_path)
+
+
+def test_one_of_several_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"memory://{tmp_path.name}/shared"
+    open_location(uri).write("data", b"x")
+    fetched: list[int] = []
+    fetch = cache._fetch
+
+    def counted(*arguments: Any) -> None:
+        fetched.append(1)
+        time.sleep(0.1)
+        fetch(*arguments)
+
+    monkeypatch.setattr(cache, "_fetch", counted)
+    threads = [threading.Thread(target=cached_folder, args=(uri, tmp_path)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fetched == [1]
+
+
+def test_an_empty_uri_is_named(home: Path) -> None:
+    with pytest.raises(DataError, match=r"memory://nothing-here.*nothing lies there"):
+        local_data("/somewhere:memory://nothing-here")
+
+
+def _fail_after_writing(file: Any) -> None:
+    file.write(b"half")
+    raise ValueError("as the writer of a large file may")
+
+
+def _forget_clients() -> None:
+    from d2v_platform.storage.s3 import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
