@@ -15,7 +15,7 @@ import torch
 from ..errors import ConfigError, DataError, Problem
 from ..randomness import row_keys
 
-SampleOrder = Literal["size", "random", "file"]
+SampleOrder = Literal["size", "longest", "random", "file"]
 
 
 class BatchList(Sequence[np.ndarray]):
@@ -67,7 +67,8 @@ def ordered_indices(
         sizes: ``(N,)`` lengths.
         seed: ``common.seed``.
         epoch: 0 for an order that is the same in every epoch.
-        order: ``size``: by length, equal lengths in random order (pretraining); ``random``: one permutation
+        order: ``size``: by length, equal lengths in random order; ``longest``: the same, longest first
+            (audio: a batch that does not fit the memory fails at once); ``random``: one permutation
             (sentence tasks); ``file``: as they stand.
 
     Returns:
@@ -78,7 +79,8 @@ def ordered_indices(
     shuffled = permutation(len(sizes), "samples", seed, epoch)
     if order == "random":
         return shuffled
-    return shuffled[np.argsort(np.asarray(sizes)[shuffled], kind="stable")]
+    in_order = np.asarray(sizes)[shuffled]
+    return shuffled[np.argsort(-in_order if order == "longest" else in_order, kind="stable")]
 
 
 def batches_by_size(

@@ -1,4 +1,4 @@
-"""``d2v prepare text`` and ``d2v prepare glue``: raw data to the folders that ``task.data`` names."""
+"""``d2v prepare``: raw data to the folders that ``task.data`` names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from data2vec.data.glue import GlueReport
 from data2vec.errors import DataError
 
+from .audio_commands import audio_labels, audio_manifest
 from .download import Downloaded, download, download_text, file_name
 from .glue import prepare_glue
 from .text import TextOptions, TextReport, prepare_text
@@ -20,6 +21,8 @@ from .text import TextOptions, TextReport, prepare_text
 __all__ = ["Downloaded", "TextOptions", "TextReport", "app", "download", "prepare_glue", "prepare_text"]
 
 app = typer.Typer(no_args_is_help=True, help="Turn raw data into folders for task.data.")
+app.command("audio-manifest")(audio_manifest)
+app.command("audio-labels")(audio_labels)
 
 Dest = Annotated[Path, typer.Option("--dest", help="Folder to write.")]
 Dict = Annotated[Path | None, typer.Option("--dict", help="dict.txt to use; needed for released models.")]

@@ -1,0 +1,159 @@
+"""Reading audio: one float32 channel at the model's rate, from files or from slices of uncompressed archives.
+
+S samples.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+import torch
+import torch.nn.functional as F
+
+from ..errors import DataError
+
+SUFFIXES = (".wav", ".flac", ".ogg")
+_SLICE = re.compile(r"^(?P<archive>.+):(?P<offset>\d+):(?P<length>\d+)$")
+_MAGIC = (b"RIFF", b"fLaC", b"OggS")
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class AudioHeader:
+    """What a file says about itself, without decoding.
+
+    Attributes:
+        frames: samples of each channel.
+        rate: samples a second.
+        channels: number of channels.
+        subtype: libsndfile's name of the sample format, such as ``PCM_16``.
+    """
+
+    frames: int
+    rate: int
+    channels: int
+    subtype: str
+
+
+def read_header(path: Path | str) -> AudioHeader:
+    """The header of an audio file.
+
+    Raises:
+        DataError: the file is missing or no audio; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: empty file")
+    try:
+        info = sf.info(str(path))
+    except (sf.LibsndfileError, RuntimeError) as error:
+        raise DataError(f"{path}: not readable as audio ({_plain(error)})") from None
+    return AudioHeader(int(info.frames), int(info.samplerate), int(info.channels), str(info.subtype))
+
+
+def read_audio(path: str, sample_rate: int, *, resample: bool = False) -> np.ndarray:
+    """The samples of a file as one float32 channel.
+
+    Args:
+        path: an audio file, a ``.npy`` array, or ``<archive>:<byte offset>:<byte length>`` of a stored zip.
+        sample_rate: wanted samples a second.
+        resample: convert other rates; otherwise they are an error, as in the reference.
+
+    Returns:
+        (S,) float32; several channels are averaged.
+
+    Raises:
+        DataError: missing, unreadable after three attempts, empty, or of another rate.
+    """
+    samples, rate = _decoded(path)
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)
+    if not len(samples):
+        raise DataError(f"{path}: no samples")
+    if rate is not None and rate != sample_rate:
+        if not resample:
+            raise DataError(
+                f"{path}: {rate} Hz, but task.sample_rate is {sample_rate}; convert it, for example with "
+                "d2v prepare audio-manifest ... --resample FOLDER"
+            )
+        samples = soxr.resample(samples, rate, sample_rate)
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def decode_bytes(data: bytes, sample_rate: int, name: str = "the audio") -> np.ndarray:
+    """The samples of an audio file's content as one float32 channel at ``sample_rate``: (S,).
+
+    Raises:
+        DataError: the content is no audio, or empty.
+    """
+    try:
+        samples, rate = sf.read(io.BytesIO(data), dtype="float32", always_2d=False)
+    except (sf.LibsndfileError, RuntimeError, TypeError) as error:
+        raise DataError(f"{name}: not readable as audio ({_plain(error)})") from None
+    return to_model_rate(np.asarray(samples), int(rate), sample_rate, name)
+
+
+def to_model_rate(samples: np.ndarray, rate: int, sample_rate: int, name: str = "the audio") -> np.ndarray:
+    """Any samples, (S,) or (S, channels), as one float32 channel at ``sample_rate``."""
+    samples = np.asarray(samples, dtype=np.float32)
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)
+    if samples.ndim != 1 or not len(samples):
+        raise DataError(f"{name}: has shape {samples.shape}; give (samples,) or (samples, channels)")
+    if not np.isfinite(samples).all():
+        raise DataError(f"{name}: has samples that are not finite numbers")
+    return samples if rate == sample_rate else soxr.resample(samples, rate, sample_rate).astype(np.float32)
+
+
+def normalized(samples_S: torch.Tensor) -> torch.Tensor:
+    """Zero mean and unit variance over the whole utterance (a layer norm without weights, epsilon 1e-5)."""
+    return F.layer_norm(samples_S, samples_S.shape)
+
+
+def _decoded(path: str) -> tuple[np.ndarray, int | None]:
+    """Samples, and the rate if the file has one."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _decode_once(path)
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file") from None
+        except (sf.LibsndfileError, RuntimeError, OSError, ValueError, EOFError) as error:
+            if isinstance(error, DataError):
+                raise
+            if attempt == _ATTEMPTS - 1 or not isinstance(error, OSError):
+                raise DataError(f"{path}: not readable as audio ({_plain(error)})") from None
+            time.sleep(attempt)  # a network file system may come back
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _decode_once(path: str) -> tuple[np.ndarray, int | None]:
+    if path.endswith(".npy"):
+        return np.load(path, allow_pickle=False).astype(np.float32), None
+    match = None if path.endswith(SUFFIXES) else _SLICE.match(path)
+    if match is None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(path)
+        samples, rate = sf.read(path, dtype="float32", always_2d=False)
+        return np.asarray(samples), int(rate)
+    with open(match["archive"], "rb") as file:
+        file.seek(int(match["offset"]))
+        data = file.read(int(match["length"]))
+    if len(data) != int(match["length"]) or not data.startswith(_MAGIC):
+        raise DataError(
+            f"{path}: the slice of the archive is no WAV, FLAC or OGG; it must be stored, not deflated"
+        )
+    samples, rate = sf.read(io.BytesIO(data), dtype="float32", always_2d=False)
+    return np.asarray(samples), int(rate)
+
+
+def _plain(error: Exception) -> str:
+    return " ".join(str(error).split()).removeprefix("Error opening ") or type(error).__name__

@@ -1,0 +1,97 @@
+"""``d2v prepare audio-manifest`` and ``d2v prepare audio-labels``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data2vec.errors import DataError
+
+from .audio import LAYOUTS, AudioOptions, ManifestReport, prepare_manifests
+from .audio_labels import prepare_labels
+
+
+def audio_manifest(
+    root: Annotated[Path, typer.Argument(help="Folder that is searched recursively.")],
+    dest: Annotated[Path, typer.Option("--dest", help="Folder to write.")] = Path("."),
+    ext: Annotated[str, typer.Option(help="Extension of the files, without dot.")] = "flac",
+    valid_percent: Annotated[float, typer.Option(help="Fraction (0 to 1) for valid.tsv.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
+    path_must_contain: Annotated[str | None, typer.Option(help="Keep paths that contain this.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the manifest beside valid.tsv.")] = "train",
+    layout: Annotated[
+        str | None, typer.Option(help=f"Official layout: {' or '.join(LAYOUTS)} (100h, 960h, 10min, ...).")
+    ] = None,
+    sample_rate: Annotated[int, typer.Option(help="Rate that files must have.")] = 16_000,
+    min_samples: Annotated[int, typer.Option(help="Leave shorter files out.")] = 1,
+    resample: Annotated[Path | None, typer.Option(help="Write converted copies here.")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every file: finds silent ones.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if a file cannot be used.")] = False,
+    workers: Annotated[int | None, typer.Option(help="Threads; default: all cores.")] = None,
+) -> None:
+    """A folder of audio to train.tsv and valid.tsv, as the reference's script writes them."""
+    if layout is not None and layout not in LAYOUTS:
+        raise DataError(f"--layout {layout!r}: choose {' or '.join(LAYOUTS)}")
+    console = Console()
+    options = AudioOptions(
+        ext=ext,
+        valid_percent=valid_percent,
+        seed=seed,
+        path_must_contain=path_must_contain,
+        sample_rate=sample_rate,
+        min_samples=min_samples,
+        resample=resample,
+        decode=decode,
+        strict=strict,
+        workers=workers,
+        name=name,
+        layout=layout,
+    )
+    _show(prepare_manifests(root, dest, options, console), console)
+
+
+def audio_labels(
+    tsv: Annotated[Path, typer.Argument(help="Manifest whose files have transcripts beside them.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder to write.")],
+    output_name: Annotated[str, typer.Option("--output-name", help="Name of the label files.")],
+    build_dict: Annotated[
+        bool, typer.Option("--build-dict", help="Make dict.ltr.txt from these transcripts.")
+    ] = False,
+    dict_: Annotated[Path | None, typer.Option("--dict", help="dict.ltr.txt to use.")] = None,
+) -> None:
+    """LibriSpeech transcripts to .wrd and .ltr lines and dict.ltr.txt (default: the released letters)."""
+    console = Console()
+    report = prepare_labels(tsv, output_dir, output_name, build_dict=build_dict, dictionary=dict_)
+    console.print(
+        f"{report.folder}/{report.name}.ltr, .wrd: {report.lines:,} utterances, {report.words:,} words, "
+        f"{report.letters:,} letters; dict.ltr.txt {report.dictionary[:12]}",
+        highlight=False,
+    )
+    if report.unknown:
+        shown = ", ".join(f"{symbol!r} x {count}" for symbol, count in list(report.unknown.items())[:10])
+        console.print(
+            f"[yellow]{sum(report.unknown.values())} letters are not in the dictionary and become <unk>: "
+            f"{shown}; write transcripts in its letters (upper case), or give --build-dict[/yellow]",
+            highlight=False,
+        )
+
+
+def _show(report: ManifestReport, console: Console) -> None:
+    table = Table("manifest", "files", "hours")
+    for name, (files, hours) in report.splits.items():
+        table.add_row(f"{name}.tsv", f"{files:,}", f"{hours:.2f}")
+    console.print(table)
+    if report.resampled:
+        console.print(f"{report.resampled} files were converted")
+    for reason, count in Counter(entry.remark for entry in report.remarks).items():
+        console.print(f"{count} files: {reason}", highlight=False)
+    if report.dropped:
+        console.print(f"[yellow]{len(report.dropped)} files were left out[/yellow] (all in dropped.tsv):")
+        for entry in report.dropped[:10]:
+            console.print(f"  {entry.path}: {entry.problem}", highlight=False)
+    console.print(f"task.data={report.folder}", highlight=False)
