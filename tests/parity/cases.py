@@ -166,7 +166,11 @@ def family_of(case: Case) -> str:
     if "modalities" not in config:
         if "conv_feature_layers" in config:
             return "v1_audio"
-        raise UnsupportedCase("data2vec 1 is built for audio only")
+        if "num_mask_patches" in config:
+            return "ft_image" if "pretrain_config" in info else "v1_vision"
+        if "transformer" in config:
+            return "v1_text"
+        raise UnsupportedCase("data2vec 1 is built for audio and text only")
     built_in = ".modality_encoders."
     modalities = sorted(
         {("." + k).split(built_in)[1].split(".")[0] for k in case.under("student/") if built_in in "." + k}

@@ -43,8 +43,9 @@ def run_case(case: Case) -> Report:
     report = Report(case)
     notes: list[str] = []
     from audio_families import ctc, v1_pretraining
-    from image_families import image_classifier, param_groups  # it builds on this module
+    from image_families import image_classifier, param_groups, v1_vision  # it builds on this module
     from mask_families import mask_statistics
+    from text_families import v1_text_pretraining
 
     runners: dict[str, Callable[[Case, Report, list[str]], None]] = {
         "v2_text": _pretraining,
@@ -56,6 +57,8 @@ def run_case(case: Case) -> Report:
         "schedules": _schedules,
         "ft_image": image_classifier,
         "v1_audio": v1_pretraining,
+        "v1_vision": v1_vision,
+        "v1_text": v1_text_pretraining,
         "ft_ctc": ctc,
         "param_groups": param_groups,
         "mask_statistics": mask_statistics,
@@ -364,4 +367,9 @@ def compare_after(case: Case, report: Report, student: nn.Module, teacher: nn.Mo
             mine = state.get(key.removeprefix(prefix).removesuffix(":head"))
             report.tensor(key, cut_like(mine, key, case), report.after_limit, absolute=True)
         if f"{side}_after_norms" in case.info:
-            report.norms(f"{side}_after_norms", case.info[f"{side}_after_norms"], state)
+            recorded = case.info[f"{side}_after_norms"]
+            module = student if side == "student" else teacher
+            assert module is not None
+            constant = {name for name, _ in module.named_buffers()} - set(recorded)  # not always recorded
+            kept = {name: value for name, value in state.items() if name not in constant}
+            report.norms(f"{side}_after_norms", recorded, kept)

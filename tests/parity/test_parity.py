@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
 CASES = HERE / "cases"
-FAMILIES = ("v2_text_*", "v2_audio_*", "v1_audio_*", "ft_text_*", "ft_ctc_*", "trajectory_v2_text*", "schedules")
+FAMILIES = (
+    "v2_text_*", "v2_audio_*", "v1_audio_*", "v1_text_*", "ft_text_*", "ft_ctc_*", "trajectory_v2_text*", "schedules",
+)  # fmt: skip
 V2, FINE_TUNING = "v2_text_base_clone3_pad_ids", "ft_text_v2_cls"
 
 

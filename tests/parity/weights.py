@@ -22,6 +22,8 @@ from data2vec.interop.imported import ImportedModel
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.speech import Data2VecAudioPretraining
+from data2vec.v1.vision import Data2VecVisionPretraining
+from data2vec.v1.vision_config import Data2VecVisionConfig
 
 
 def build_pretraining(case: Case, notes: list[str]) -> Data2VecPretraining:
@@ -36,7 +38,7 @@ def build_pretraining(case: Case, notes: list[str]) -> Data2VecPretraining:
     """
     config = case.value("config")
     _refuse_unsupported(config)
-    imported = _import(case, {"model": {"_name": "data2vec_multi", **config}}, notes)
+    imported = import_case(case, {"model": {"_name": "data2vec_multi", **config}}, notes)
     assert isinstance(imported.model_config, Data2VecMultiConfig)
     if imported.model_config.modalities.audio is not None:
         imported.model_config.modalities.audio.padding_leaks = True  # the reference's behaviour
@@ -59,7 +61,7 @@ def build_classifier(case: Case, notes: list[str]) -> SentenceClassifier:
         "pooler_activation_fn": head.get("pooler_activation", head.get("pooler_activation_fn")),
         "pooler_dropout": head.get("pooler_dropout"),
     }
-    imported = _import(case, {"model": model, "criterion": {"regression_target": is_regression(case)}}, notes)
+    imported = import_case(case, {"model": model, "criterion": {"regression_target": is_regression(case)}}, notes)
     assert isinstance(imported.head_config, SentenceHeadConfig)
     if "num_classes" in head and imported.head_config.num_classes != head["num_classes"]:
         raise UnreadableCase(
@@ -76,10 +78,14 @@ def build_classifier(case: Case, notes: list[str]) -> SentenceClassifier:
 def build_image_classifier(case: Case, notes: list[str]) -> ImageClassifier:
     """Trunk and image head with the recorded weights; arguments and errors as above."""
     config, head = case.value("pretrain_config"), case.value("config")
-    _refuse_unsupported(config)
-    model = {"_name": "mae_image_classification", "pretrained_model_args": {"model": config}, **head}
-    imported = _import(case, {"model": model}, notes)
+    name = "data2vec_image_classification"
+    if "modalities" in config:
+        _refuse_unsupported(config)
+        name = "mae_image_classification"
+    model = {"_name": name, "pretrained_model_args": {"model": config}, **head}
+    imported = import_case(case, {"model": model}, notes)
     assert isinstance(imported.head_config, ImageHeadConfig)
+    assert not isinstance(imported.model_config, Data2VecAudioConfig)
     if imported.head_config.num_classes != head["num_classes"]:
         raise UnreadableCase(
             f"{case.folder}: num_classes is {head['num_classes']}, "
@@ -90,9 +96,22 @@ def build_image_classifier(case: Case, notes: list[str]) -> ImageClassifier:
     return classifier
 
 
+def build_v1_vision(case: Case, notes: list[str]) -> Data2VecVisionPretraining:
+    """Student and teacher of data2vec 1 for images with the recorded weights."""
+    imported = import_case(case, {"model": {"_name": "data2vec_vision", **case.value("config")}}, notes)
+    assert isinstance(imported.model_config, Data2VecVisionConfig)
+    model = Data2VecVisionPretraining(imported.model_config)
+    model.student.load_state_dict(imported.state)
+    if imported.teacher is None:
+        model.teacher.copy_from_student()
+    else:
+        model.teacher.module.load_state_dict(imported.teacher)
+    return model
+
+
 def build_v1_audio(case: Case, notes: list[str]) -> Data2VecAudioPretraining:
     """Student, head and teacher of data2vec 1 with the recorded weights."""
-    imported = _import(case, {"model": {"_name": "data2vec_audio", **case.value("config")}}, notes)
+    imported = import_case(case, {"model": {"_name": "data2vec_audio", **case.value("config")}}, notes)
     assert isinstance(imported.model_config, Data2VecAudioConfig)
     imported.model_config.padding_leaks = True  # the reference's behaviour
     model = Data2VecAudioPretraining(imported.model_config)
@@ -110,7 +129,7 @@ def build_ctc(case: Case, notes: list[str]) -> CTCModel:
     overrides = case.info.get("checkpoint_overrides", {})
     model = {"_name": "wav2vec_ctc", "w2v_args": {"model": config}, **options}
     model |= {name: overrides[name] for name in ("zero_mask", "mask_dropout") if name in overrides}
-    imported = _import(case, {"model": model}, notes)
+    imported = import_case(case, {"model": model}, notes)
     assert isinstance(imported.head_config, CTCConfig) and imported.vocab_size is not None
     if isinstance(imported.model_config, Data2VecMultiConfig):
         assert imported.model_config.modalities.audio is not None
@@ -142,7 +161,8 @@ def _refuse_unsupported(values: Any) -> None:
         )
 
 
-def _import(case: Case, cfg: dict[str, Any], notes: list[str]) -> ImportedModel:
+def import_case(case: Case, cfg: dict[str, Any], notes: list[str]) -> ImportedModel:
+    """The case through the importer, as the content of a fairseq file with this configuration."""
     teacher = case.feed_under("teacher/")
     checkpoint = FairseqCheckpoint(
         path=case.folder,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from ..config import Data2VecMultiConfig
 from ..conv_spec import parse_conv_layers
 from ..v1.config import Data2VecAudioConfig
-from .key_tables import Shapes, decoder_1d, transformer_block
+from .key_tables import Shapes, affine, decoder_1d, transformer_block
 
 AUDIO = "modality_encoders.AUDIO."
 AUDIO_DECODER = f"{AUDIO}decoder."
@@ -22,7 +22,7 @@ def waveform_convolutions(spec: str, prefix: str) -> Shapes:
     for index, (channels, width, _) in enumerate(parse_conv_layers(spec)):
         layer = f"{prefix}conv_layers.{index}."
         shapes[f"{layer}0.weight"] = (channels, before, width)
-        shapes |= _affine(f"{layer}2.1", (channels,))
+        shapes |= affine(f"{layer}2.1", (channels,))
         before = channels
     return shapes
 
@@ -32,7 +32,7 @@ def positional_convolutions(dim: int, width: int, groups: int, depth: int, prefi
     kernel = max(3, width // depth)
     shapes: Shapes = {}
     for index in range(depth):
-        shapes |= _affine(f"{prefix}{first + index}.0", (dim, dim // groups, kernel))
+        shapes |= affine(f"{prefix}{first + index}.0", (dim, dim // groups, kernel))
     return shapes
 
 
@@ -49,23 +49,23 @@ def v2_audio_encoder(config: Data2VecMultiConfig, *, local: bool = True) -> Shap
     if local:
         channels = parse_conv_layers(audio.feature_encoder_spec)[-1][0]
         shapes |= waveform_convolutions(audio.feature_encoder_spec, f"{AUDIO}local_encoder.")
-        shapes |= _affine(f"{AUDIO}project_features.1", (channels,))
-        shapes |= _affine(f"{AUDIO}project_features.2", (dim, channels))
+        shapes |= affine(f"{AUDIO}project_features.1", (channels,))
+        shapes |= affine(f"{AUDIO}project_features.2", (dim, channels))
     positions = f"{AUDIO}relative_positional_encoder."
     if audio.conv_pos_pre_ln:
-        shapes |= _affine(f"{positions}0", (dim,))
+        shapes |= affine(f"{positions}0", (dim,))
         positions += "1."
     shapes |= positional_convolutions(
         dim, audio.conv_pos_width, audio.conv_pos_groups, audio.conv_pos_depth, positions, first=1
     )
     if not config.layer_norm_first and config.norm_affine:
-        shapes |= _affine(f"{AUDIO}context_encoder.norm", (dim,))
+        shapes |= affine(f"{AUDIO}context_encoder.norm", (dim,))
     for index in range(audio.prenet_depth):
         shapes |= transformer_block(config, f"{AUDIO}context_encoder.blocks.{index}.")
     for index in range(config.depth):
         shapes |= transformer_block(config, f"blocks.{index}.")
     if config.layer_norm_first and config.norm_affine:
-        shapes |= _affine("norm", (dim,))
+        shapes |= affine("norm", (dim,))
     return shapes
 
 
@@ -86,12 +86,10 @@ def v1_transformer(config: Data2VecAudioConfig, prefix: str = "") -> Shapes:
     for index in range(config.encoder_layers):
         layer = f"{prefix}layers.{index}."
         for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            shapes |= _affine(f"{layer}self_attn.{name}", (dim, dim))
-        shapes |= _affine(f"{layer}self_attn_layer_norm", (dim,)) | _affine(
-            f"{layer}final_layer_norm", (dim,)
-        )
-        shapes |= _affine(f"{layer}fc1", (hidden, dim)) | _affine(f"{layer}fc2", (dim, hidden))
-    return shapes | _affine(f"{prefix}layer_norm", (dim,))
+            shapes |= affine(f"{layer}self_attn.{name}", (dim, dim))
+        shapes |= affine(f"{layer}self_attn_layer_norm", (dim,)) | affine(f"{layer}final_layer_norm", (dim,))
+        shapes |= affine(f"{layer}fc1", (hidden, dim)) | affine(f"{layer}fc2", (dim, hidden))
+    return shapes | affine(f"{prefix}layer_norm", (dim,))
 
 
 def v1_audio(config: Data2VecAudioConfig) -> Shapes:
@@ -100,21 +98,17 @@ def v1_audio(config: Data2VecAudioConfig) -> Shapes:
     channels = parse_conv_layers(config.conv_feature_layers)[-1][0]
     shapes: Shapes = {"mask_emb": (dim,)}
     shapes |= waveform_convolutions(config.conv_feature_layers, "feature_extractor.")
-    shapes |= _affine("layer_norm", (channels,))
-    shapes |= _affine("post_extract_proj", (dim, channels))
+    shapes |= affine("layer_norm", (channels,))
+    shapes |= affine("post_extract_proj", (dim, channels))
     return shapes | v1_transformer(config, "encoder.")
 
 
 def v1_head(config: Data2VecAudioConfig) -> Shapes:
     """The regression head of v1 pretraining."""
     dim = config.encoder_embed_dim
-    return _affine("final_proj", (dim, dim))
+    return affine("final_proj", (dim, dim))
 
 
 def ctc_projection(dim: int, num_symbols: int) -> Shapes:
     """The projection onto the symbols."""
-    return _affine("w2v_encoder.proj", (num_symbols, dim))
-
-
-def _affine(name: str, weight: tuple[int, ...]) -> Shapes:
-    return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}
+    return affine("w2v_encoder.proj", (num_symbols, dim))

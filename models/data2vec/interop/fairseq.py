@@ -11,6 +11,12 @@ from .audio import CTC, import_audio
 from .audio import V1 as V1_AUDIO
 from .fairseq_file import FairseqCheckpoint, read_checkpoint
 from .imported import ImportedModel
+from .v1_text import FINETUNED as V1_TEXT_FINETUNED
+from .v1_text import PRETRAINED as V1_TEXT
+from .v1_text import import_v1_text
+from .v1_vision import FINETUNED as V1_IMAGE_FINETUNED
+from .v1_vision import V1 as V1_VISION
+from .v1_vision import import_v1_vision
 from .v2_config import modalities_in
 from .v2_image import FINETUNED as IMAGE_FINETUNED
 from .v2_image import import_v2_image
@@ -23,7 +29,11 @@ FAMILIES: dict[str, Importer] = {
     PRETRAINED: lambda checkpoint, dictionary: _by_modality(checkpoint, dictionary),
     FINETUNED: import_v2_text,
     IMAGE_FINETUNED: lambda checkpoint, _: import_v2_image(checkpoint),
+    V1_VISION: lambda checkpoint, _: import_v1_vision(checkpoint),
+    V1_IMAGE_FINETUNED: lambda checkpoint, _: import_v1_vision(checkpoint),
     V1_AUDIO: import_audio,
+    V1_TEXT: import_v1_text,
+    V1_TEXT_FINETUNED: import_v1_text,
     CTC: import_audio,
 }
 

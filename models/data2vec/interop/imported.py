@@ -15,6 +15,8 @@ from ..ctc import CTCConfig
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError
 from ..v1.config import Data2VecAudioConfig
+from ..v1.text_config import Data2VecTextConfig
+from ..v1.vision_config import Data2VecVisionConfig
 from .key_tables import Shapes
 
 State = dict[str, torch.Tensor]
@@ -49,7 +51,7 @@ class ImportedModel:
     """A model of the reference in our terms; tensor names are the reference's, which are ours."""
 
     kind: Literal["pretrained", "sentence_classifier", "image_classifier", "ctc"]
-    model_config: Data2VecMultiConfig | Data2VecAudioConfig
+    model_config: Data2VecMultiConfig | Data2VecAudioConfig | Data2VecTextConfig | Data2VecVisionConfig
     state: State  # fine-tuned: the trunk's names start with "model."
     teacher: State | None
     head_config: SentenceHeadConfig | ImageHeadConfig | CTCConfig | None

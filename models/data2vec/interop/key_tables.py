@@ -35,16 +35,16 @@ def text_encoder(config: Data2VecMultiConfig, vocab_size: int) -> Shapes:
         # Row 0 is unused and row 1 belongs to padding: positions start at 2.
         shapes[f"{local}.embed_positions.weight"] = (text.max_source_positions + 2, dim)
     if text.layernorm_embedding:
-        shapes |= _affine(f"{local}.layernorm_embedding", (dim,))
+        shapes |= affine(f"{local}.layernorm_embedding", (dim,))
     context = f"{_TEXT}.context_encoder"
     if text.prenet_depth > 0 and not config.layer_norm_first and config.norm_affine:
-        shapes |= _affine(f"{context}.norm", (dim,))
+        shapes |= affine(f"{context}.norm", (dim,))
     for i in range(text.prenet_depth):
         shapes |= transformer_block(config, f"{context}.blocks.{i}.")
     for i in range(config.depth):
         shapes |= transformer_block(config, f"blocks.{i}.")
     if config.layer_norm_first and config.norm_affine:
-        shapes |= _affine("norm", (dim,))
+        shapes |= affine("norm", (dim,))
     return shapes
 
 
@@ -79,13 +79,13 @@ def image_encoder(config: Data2VecMultiConfig) -> Shapes:
     shapes |= image_local_encoder(config)
     context = f"{_IMAGE}.context_encoder"
     if not config.layer_norm_first and config.norm_affine:
-        shapes |= _affine(f"{context}.norm", (dim,))
+        shapes |= affine(f"{context}.norm", (dim,))
     for i in range(image.prenet_depth):
         shapes |= transformer_block(config, f"{context}.blocks.{i}.")
     for i in range(config.depth):
         shapes |= transformer_block(config, f"blocks.{i}.")
     if config.layer_norm_first and config.norm_affine:
-        shapes |= _affine("norm", (dim,))
+        shapes |= affine("norm", (dim,))
     return shapes
 
 
@@ -96,8 +96,8 @@ def image_local_encoder(config: Data2VecMultiConfig) -> Shapes:
     local, patch = f"{_IMAGE}.local_encoder", image.patch_size
     conv = (image.embed_dim, image.in_chans, patch, patch)
     if image.embed_dim == config.embed_dim:
-        return _affine(f"{local}.proj", conv)
-    return _affine(f"{local}.0.proj", conv) | _affine(f"{local}.1", (config.embed_dim, image.embed_dim))
+        return affine(f"{local}.proj", conv)
+    return affine(f"{local}.0.proj", conv) | affine(f"{local}.1", (config.embed_dim, image.embed_dim))
 
 
 def image_decoder(config: Data2VecMultiConfig) -> Shapes:
@@ -110,8 +110,8 @@ def image_decoder(config: Data2VecMultiConfig) -> Shapes:
     shapes: Shapes = {}
     for j in range(decoder.decoder_layers):
         channels = (dim if j == 0 else width) // decoder.decoder_groups
-        shapes |= _affine(f"{prefix}blocks.{j}.0", (width, channels, kernel, kernel))
-    return shapes | _affine(f"{prefix}proj", (dim, width if decoder.decoder_layers else dim))
+        shapes |= affine(f"{prefix}blocks.{j}.0", (width, channels, kernel, kernel))
+    return shapes | affine(f"{prefix}proj", (dim, width if decoder.decoder_layers else dim))
 
 
 def image_teacher(config: Data2VecMultiConfig) -> Shapes:
@@ -128,8 +128,8 @@ def image_teacher(config: Data2VecMultiConfig) -> Shapes:
 
 def image_head(dim: int, num_classes: int, use_fc_norm: bool) -> Shapes:
     """The head of image classification."""
-    norm = _affine("fc_norm", (dim,)) if use_fc_norm else {}
-    return norm | _affine("head", (num_classes, dim))
+    norm = affine("fc_norm", (dim,)) if use_fc_norm else {}
+    return norm | affine("head", (num_classes, dim))
 
 
 def transformer_block(config: Data2VecMultiConfig, prefix: str) -> Shapes:
@@ -137,11 +137,11 @@ def transformer_block(config: Data2VecMultiConfig, prefix: str) -> Shapes:
     dim, hidden = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
     shapes: Shapes = {}
     if config.norm_affine:
-        shapes |= _affine(f"{prefix}norm1", (dim,)) | _affine(f"{prefix}norm2", (dim,))
-    shapes |= _affine(f"{prefix}attn.qkv", (3 * dim, dim))
-    shapes |= _affine(f"{prefix}attn.proj", (dim, dim))
-    shapes |= _affine(f"{prefix}mlp.fc1", (hidden, dim))
-    shapes |= _affine(f"{prefix}mlp.fc2", (dim, hidden))
+        shapes |= affine(f"{prefix}norm1", (dim,)) | affine(f"{prefix}norm2", (dim,))
+    shapes |= affine(f"{prefix}attn.qkv", (3 * dim, dim))
+    shapes |= affine(f"{prefix}attn.proj", (dim, dim))
+    shapes |= affine(f"{prefix}mlp.fc1", (hidden, dim))
+    shapes |= affine(f"{prefix}mlp.fc2", (dim, hidden))
     return shapes
 
 
@@ -151,21 +151,22 @@ def decoder_1d(decoder: DecoderConfig, dim: int, prefix: str) -> Shapes:
     width = decoder.decoder_dim
     for j in range(decoder.decoder_layers):
         channels = (dim if j == 0 else width) // decoder.decoder_groups
-        shapes |= _affine(f"{prefix}blocks.{j}.0", (width, channels, decoder.decoder_kernel))
+        shapes |= affine(f"{prefix}blocks.{j}.0", (width, channels, decoder.decoder_kernel))
     widths = [width, *[int(width * decoder.projection_ratio)] * (decoder.projection_layers - 1), dim]
     for j, (inner, outer) in enumerate(itertools.pairwise(widths)):
         # A single projection is a plain layer; several are a sequence with an activation between them.
         name = "proj" if len(widths) == 2 else f"proj.{2 * j}"
-        shapes |= _affine(f"{prefix}{name}", (outer, inner))
+        shapes |= affine(f"{prefix}{name}", (outer, inner))
     return shapes
 
 
 def sentence_head(dim: int, num_classes: int) -> Shapes:
     """The head over ``<s>`` of GLUE fine-tuning."""
-    return _affine(f"{SENTENCE_HEAD}dense", (dim, dim)) | _affine(
+    return affine(f"{SENTENCE_HEAD}dense", (dim, dim)) | affine(
         f"{SENTENCE_HEAD}out_proj", (num_classes, dim)
     )
 
 
-def _affine(name: str, weight: tuple[int, ...]) -> Shapes:
+def affine(name: str, weight: tuple[int, ...]) -> Shapes:
+    """A weight, and a bias as long as its first side."""
     return {f"{name}.weight": weight, f"{name}.bias": weight[:1]}

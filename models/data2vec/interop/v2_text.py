@@ -64,7 +64,7 @@ def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) ->
         head_config=None,
         regression=False,
         vocab_size=vocab_size,
-        dictionary=_fitting(checkpoint, dictionary, vocab_size, sorting),
+        dictionary=fitting_dictionary(checkpoint, dictionary, vocab_size, sorting),
         num_updates=checkpoint.num_updates,
         report=sorting.report("v2 text, pretrained", ignored),
     )
@@ -94,7 +94,7 @@ def _finetuned(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> 
         head_config=head_config,
         regression=bool(checkpoint.section("criterion").get("regression_target")),
         vocab_size=vocab_size,
-        dictionary=_fitting(checkpoint, dictionary, vocab_size, sorting),
+        dictionary=fitting_dictionary(checkpoint, dictionary, vocab_size, sorting),
         num_updates=checkpoint.num_updates,
         report=sorting.report("v2 text, fine-tuned for sentences", ignored),
     )
@@ -131,7 +131,7 @@ def _head_config(checkpoint: FairseqCheckpoint) -> SentenceHeadConfig:
         raise broken_config(checkpoint, "cfg.model", error) from None
 
 
-def _fitting(
+def fitting_dictionary(
     checkpoint: FairseqCheckpoint, dictionary: Dictionary | None, vocab_size: int, sorting: Sorting
 ) -> Dictionary | None:
     """The dictionary with ``<mask>``, if it has as many symbols as the model's embedding."""

@@ -1,0 +1,236 @@
+"""The reference's v1 text models: pretrained (``data2vec_text``), fine-tuned for sentences (``roberta``)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..config import SentenceHeadConfig
+from ..data.dictionary import Dictionary
+from ..errors import CheckpointError, ConfigError
+from ..typed import build
+from ..v1.text_config import Data2VecTextConfig
+from . import key_tables
+from .fairseq_file import FairseqCheckpoint
+from .imported import ImportedModel, Sorting, State
+from .key_tables import Shapes
+from .v2_config import broken_config, without_names
+from .v2_text import fitting_dictionary
+
+PRETRAINED = "data2vec_text"
+FINETUNED = "roberta"
+ENCODER = "encoder.sentence_encoder."
+HEAD = "encoder.regression_head."
+EMBEDDING = f"{ENCODER}embed_tokens.weight"
+
+# RoBERTa's flat names of what ``data2vec_text`` nests below ``transformer``.
+_FLAT = {"dropout": "dropout", "attention_dropout": "attention_dropout", "activation_fn": "activation_fn",
+         "activation_dropout": "activation_dropout", "max_source_positions": "max_positions"}  # fmt: skip
+_FLAT_SIZES = {"embed_dim": "encoder_embed_dim", "ffn_embed_dim": "encoder_ffn_embed_dim",
+               "layers": "encoder_layers", "attention_heads": "encoder_attention_heads",
+               "layerdrop": "encoder_layerdrop"}  # fmt: skip
+_HEAD_WIDTH = 64  # channels of an attention head in every RoBERTa size
+
+
+def import_v1_text(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None = None) -> ImportedModel:
+    """A v1 text model, pretrained or fine-tuned for sentences.
+
+    Args:
+        checkpoint: the file's content.
+        dictionary: its dictionary; without it the vocabulary cannot be checked, and the report says so.
+
+    Raises:
+        CheckpointError: tensors missing, unknown or of another shape than the configuration inside the file
+            says; a vocabulary that does not fit the dictionary.
+    """
+    return (_finetuned if checkpoint.family == FINETUNED else _pretrained)(checkpoint, dictionary)
+
+
+def sentence_encoder(config: Data2VecTextConfig, vocab_size: int, prefix: str = ENCODER) -> Shapes:
+    """What the sentence encoder (and the teacher) holds."""
+    options, sizes = config.transformer, config.transformer.encoder
+    dim, hidden = sizes.embed_dim, sizes.ffn_embed_dim
+    affine = key_tables.affine
+    shapes: Shapes = {f"{prefix}version": (1,), f"{prefix}embed_tokens.weight": (vocab_size, dim)}
+    if not options.no_token_positional_embeddings:
+        # Row 0 is unused and row 1 belongs to padding: positions start at 2.
+        shapes[f"{prefix}embed_positions.weight"] = (options.max_source_positions + 2, dim)
+    if options.layernorm_embedding:
+        shapes |= affine(f"{prefix}layernorm_embedding", (dim,))
+    for index in range(sizes.layers):
+        layer = f"{prefix}layers.{index}."
+        for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
+            shapes |= affine(f"{layer}self_attn.{name}", (dim, dim))
+        shapes |= affine(f"{layer}self_attn_layer_norm", (dim,)) | affine(f"{layer}final_layer_norm", (dim,))
+        shapes |= affine(f"{layer}fc1", (hidden, dim)) | affine(f"{layer}fc2", (dim, hidden))
+    if sizes.normalize_before:
+        shapes |= affine(f"{prefix}layer_norm", (dim,))
+    return shapes
+
+
+def regression_head(config: Data2VecTextConfig) -> Shapes:
+    """The regression head of pretraining."""
+    dim, width = config.embed_dim, config.embed_dim
+    shapes: Shapes = {}
+    for index in range(config.head_layers - 1):
+        shapes |= key_tables.affine(f"{HEAD}{2 * index}", (2 * dim, width))
+        width = 2 * dim
+    return shapes | key_tables.affine(f"{HEAD}{2 * (config.head_layers - 1)}", (dim, width))
+
+
+def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
+    sorting = Sorting(checkpoint.path)
+    model = renamed(checkpoint.model, of_pretraining=True)
+    vocab_size = _vocab_size(checkpoint, model)
+    config, ignored = _config(checkpoint, model)
+    _compare_depth(model, config, sorting)
+    sorting.drop(r"classification_heads\.", "a head that the pretraining configuration does not name")
+    state = sorting.take(model, sentence_encoder(config, vocab_size) | regression_head(config))
+    teacher = None
+    if checkpoint.teacher is None:
+        sorting.missing.append("_ema")
+        sorting.notes.append("without teacher: further pretraining would start it as a copy of the student")
+    else:
+        found = renamed(checkpoint.teacher, of_pretraining=True)
+        teacher = sorting.take(found, sentence_encoder(config, vocab_size, ""), "_ema.")
+    sorting.finish()
+    return ImportedModel(
+        kind="pretrained",
+        model_config=config,
+        state=state,
+        teacher=teacher,
+        head_config=None,
+        vocab_size=vocab_size,
+        dictionary=fitting_dictionary(checkpoint, dictionary, vocab_size, sorting),
+        num_updates=checkpoint.num_updates,
+        report=sorting.report("v1 text, pretrained", ignored),
+    )
+
+
+def _finetuned(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
+    sorting = Sorting(checkpoint.path)
+    model = renamed(checkpoint.model, of_pretraining=False)
+    vocab_size = _vocab_size(checkpoint, model)
+    config, ignored = _config(checkpoint, model, sorting)
+    _compare_depth(model, config, sorting)
+    head_config = _head_config(checkpoint)
+    sorting.drop(r"encoder\.lm_head\.", "not used by the sentence head")
+    sorting.drop(r"encoder\.(regression_head|_ema)", "pretraining only")
+    wanted = sentence_encoder(config, vocab_size)
+    wanted |= key_tables.sentence_head(config.embed_dim, head_config.num_classes)
+    state = sorting.take(model, wanted)
+    if checkpoint.teacher is not None:
+        sorting.dropped["_ema"] = "pretraining only"
+    sorting.finish()
+    return ImportedModel(
+        kind="sentence_classifier",
+        model_config=config,
+        state=state,
+        teacher=None,
+        head_config=head_config,
+        regression=bool(checkpoint.section("criterion").get("regression_target")),
+        vocab_size=vocab_size,
+        dictionary=fitting_dictionary(checkpoint, dictionary, vocab_size, sorting),
+        num_updates=checkpoint.num_updates,
+        report=sorting.report("v1 text, fine-tuned for sentences", ignored),
+    )
+
+
+def renamed(tensors: State, *, of_pretraining: bool) -> State:
+    """Tensors of older files under today's names."""
+
+    def today(name: str) -> str:
+        name = re.sub(r"^decoder\.", "encoder.", name)
+        name = name.replace(".emb_layer_norm.", ".layernorm_embedding.")
+        name = re.sub(r"^emb_layer_norm\.", "layernorm_embedding.", name)
+        name = re.sub(r"(layers\.\d+\.)layer_norms\.0\.", r"\1self_attn_layer_norm.", name)
+        name = re.sub(r"(layers\.\d+\.)layer_norms\.1\.", r"\1final_layer_norm.", name)
+        return name.replace("encoder.lm_head.", HEAD) if of_pretraining else name
+
+    return {today(name): tensor for name, tensor in tensors.items()}
+
+
+def _config(
+    checkpoint: FairseqCheckpoint, model: State, sorting: Sorting | None = None
+) -> tuple[Data2VecTextConfig, dict[str, str]]:
+    values = without_names(checkpoint.section("model"))
+    if not values:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has no model configuration (cfg.model), and weights alone do not "
+            "tell the number of attention heads"
+        )
+    if "transformer" not in values:
+        values = _from_roberta(values, model, sorting)
+    unknown: list[str] = []
+    try:
+        config = Data2VecTextConfig.from_dict(values, unknown=unknown)
+        config.check()
+    except ConfigError as error:
+        raise broken_config(checkpoint, "cfg.model", error) from None
+    return config, dict.fromkeys(unknown, "unknown here")
+
+
+def _from_roberta(flat: dict[str, Any], model: State, sorting: Sorting | None) -> dict[str, Any]:
+    """RoBERTa's flat fields as ours; what older files lack follows from the shapes."""
+    embedding, positions = model[EMBEDDING], model.get(f"{ENCODER}embed_positions.weight")
+    hidden = model.get(f"{ENCODER}layers.0.fc1.weight")
+    dim = embedding.shape[1]
+    layers = _depth(model)
+    sizes: dict[str, Any] = {"embed_dim": dim, "layers": layers, "learned_pos": True,
+                             "attention_heads": max(dim // _HEAD_WIDTH, 1)}  # fmt: skip
+    if hidden is not None and hidden.ndim == 2:
+        sizes["ffn_embed_dim"] = hidden.shape[0]
+    if flat.get("encoder_attention_heads") is None and sorting is not None:
+        sorting.notes.append(
+            f"the file does not tell the number of attention heads; taken as {sizes['attention_heads']} "
+            f"({_HEAD_WIDTH} channels each, as in every RoBERTa size)"
+        )
+    sizes |= {ours: flat[name] for ours, name in _FLAT_SIZES.items() if flat.get(name) is not None}
+    options: dict[str, Any] = {
+        "activation_fn": "gelu",
+        "layernorm_embedding": f"{ENCODER}layernorm_embedding.weight" in model,
+        "no_scale_embedding": True,
+        "no_token_positional_embeddings": positions is None,
+    }
+    options |= {ours: flat[name] for ours, name in _FLAT.items() if flat.get(name) is not None}
+    if positions is not None and positions.ndim == 2:
+        options["max_source_positions"] = positions.shape[0] - 2
+    return {
+        "transformer": {**options, "encoder": sizes},
+        "average_top_k_layers": min(8, max(layers, 1)),
+    }
+
+
+def _depth(model: State) -> int:
+    pattern = re.compile(re.escape(ENCODER) + r"layers\.(\d+)\.")
+    return len({match.group(1) for name in model if (match := pattern.match(name))})
+
+
+def _compare_depth(model: State, config: Data2VecTextConfig, sorting: Sorting) -> None:
+    found = _depth(model)
+    if found != config.depth:
+        sorting.refused.append(f"{found} layers are there, but its configuration says {config.depth}")
+
+
+def _vocab_size(checkpoint: FairseqCheckpoint, model: State) -> int:
+    embedding = model.get(EMBEDDING)
+    if embedding is None or embedding.ndim != 2:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} is no v1 text model: {EMBEDDING} is missing or no table"
+        )
+    return embedding.shape[0]
+
+
+def _head_config(checkpoint: FairseqCheckpoint) -> SentenceHeadConfig:
+    out_proj = checkpoint.model.get(f"{key_tables.SENTENCE_HEAD}out_proj.weight")
+    if out_proj is None or out_proj.ndim != 2:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has no sentence head ({key_tables.SENTENCE_HEAD}*)"
+        )
+    model = checkpoint.section("model")
+    names = ("pooler_activation_fn", "pooler_dropout")
+    given = {name: model[name] for name in names if model.get(name) is not None}
+    try:
+        return build(SentenceHeadConfig, {**given, "num_classes": out_proj.shape[0]})
+    except ConfigError as error:
+        raise broken_config(checkpoint, "cfg.model", error) from None

@@ -1,0 +1,317 @@
+"""data2vec 1 for text: RoBERTa's encoder over masked tokens, and the regression of its teacher's features.
+
+The student sees ``<mask>`` in place of the masked tokens; the teacher, an average of the student's encoder,
+sees the same sentence unmasked, as the paper (section 3.2) describes it. The reference's code gives its
+teacher the masked tokens alone, with everything else as padding: ``teacher_sees_masked_only`` does the same.
+
+B samples, T tokens, D width, V vocabulary, N masked tokens of all samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..attention import attention_bias
+from ..errors import DataError
+from ..pretraining import Moments, PretrainOutput
+from ..randomness import hashed_scores, row_keys, stable_key
+from ..student import Features, Tap, initialise
+from ..targets import TargetAverage
+from ..teacher import Teacher
+from ..text import PAD, position_ids
+from .layers import EncoderLayer
+from .text_config import Data2VecTextConfig
+
+_EMBEDDINGS = ("embed_tokens.", "embed_positions.", "layernorm_embedding.")
+Each = Callable[[int, torch.Tensor, torch.Tensor], None]
+"""Receives index, output and feed-forward output of every layer that runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanMasking:
+    """How tokens are masked: spans that may overlap, starting anywhere (``<s>`` and ``</s>`` included)."""
+
+    mask_prob: float = 0.15  # masked share if spans did not overlap
+    mask_multiple_length: int = 1  # tokens of a span
+
+
+class SentenceEncoder(nn.Module):
+    """Embeddings and transformer layers: what the teacher averages."""
+
+    version: torch.Tensor
+
+    def __init__(self, config: Data2VecTextConfig, vocab_size: int) -> None:
+        super().__init__()
+        options, sizes = config.transformer, config.transformer.encoder
+        dim = sizes.embed_dim
+        self.scale = 1.0 if options.no_scale_embedding else dim**0.5
+        self.layerdrop, self.max_positions = sizes.layerdrop, options.max_source_positions
+        self.register_buffer("version", torch.tensor([3.0]))  # a marker that the reference's files carry
+        self.embed_tokens = nn.Embedding(vocab_size, dim, padding_idx=PAD)
+        self.embed_positions = (
+            None
+            if options.no_token_positional_embeddings
+            else nn.Embedding(options.max_source_positions + PAD + 1, dim, padding_idx=PAD)
+        )
+        self.layernorm_embedding = nn.LayerNorm(dim, eps=1e-5) if options.layernorm_embedding else None
+        self.dropout = nn.Dropout(options.dropout)
+        self.layers = nn.ModuleList(
+            EncoderLayer(
+                dim,
+                sizes.ffn_embed_dim,
+                sizes.attention_heads,
+                dropout=options.dropout,
+                attention_dropout=options.attention_dropout,
+                activation_dropout=options.activation_dropout,
+                activation=options.activation_fn,
+                pre_norm=sizes.normalize_before,
+            )
+            for _ in range(sizes.layers)
+        )
+        self.layer_norm = nn.LayerNorm(dim, eps=1e-5) if sizes.normalize_before else None
+
+    def local_features(self, source_BT: torch.Tensor) -> torch.Tensor:
+        """(B, T) token ids to (B, T, D) embeddings; padded rows are not zeroed."""
+        if source_BT.shape[1] > self.max_positions:
+            raise DataError(f"{source_BT.shape[1]} tokens are more than the model's {self.max_positions}")
+        x_BTD = self.embed_tokens(source_BT)
+        if self.scale != 1.0:
+            x_BTD = x_BTD * self.scale
+        if self.embed_positions is not None:
+            x_BTD = x_BTD + self.embed_positions(position_ids(source_BT))
+        return x_BTD if self.layernorm_embedding is None else self.layernorm_embedding(x_BTD)
+
+    def forward(
+        self,
+        source_BT: torch.Tensor,
+        *key: int | str,
+        each: Each | None = None,
+        local_BTD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, T) token ids to (B, T, D).
+
+        Args:
+            source_BT: token ids, 1 where padded.
+            key: decides layer drop while training.
+            each: sees every layer.
+            local_BTD: what :meth:`local_features` gave for ``source_BT``, if it was needed before.
+        """
+        padding_BT = source_BT.eq(PAD)
+        x = self.dropout(self.local_features(source_BT) if local_BTD is None else local_BTD)
+        x = x.masked_fill(padding_BT[..., None], 0.0)
+        bias = attention_bias(padding_BT) if bool(padding_BT.any()) else None
+        for index, layer in enumerate(self.layers):
+            if self.training and self.layerdrop > 0.0:
+                if stable_key("layerdrop", index, *key) / 2**63 < self.layerdrop:
+                    continue
+            x, candidate = layer(x, bias)
+            if each is not None:
+                each(index, x, candidate)
+        return x if self.layer_norm is None else self.layer_norm(x)
+
+
+class _Encoder(nn.Module):
+    """Holds the parts under the reference's names."""
+
+    def __init__(self, config: Data2VecTextConfig, vocab_size: int, with_head: bool) -> None:
+        super().__init__()
+        self.sentence_encoder = SentenceEncoder(config, vocab_size)
+        self.regression_head = regression_head(config) if with_head else None
+
+
+class Data2VecText(nn.Module):
+    """The network: sentence encoder and (for pretraining) the regression head.
+
+    Args:
+        config: architecture.
+        vocab_size: V, ``<mask>`` included.
+        with_head: build the regression head, which fine-tuning does not need.
+        seed: seed of the initial weights.
+    """
+
+    def __init__(
+        self, config: Data2VecTextConfig, *, vocab_size: int, with_head: bool = True, seed: int = 1
+    ) -> None:
+        super().__init__()
+        config.check()
+        self.config = config
+        self.encoder = _Encoder(config, vocab_size, with_head)
+        initialise(self, seed)
+
+    @property
+    def sentence_encoder(self) -> SentenceEncoder:
+        """Embeddings and layers."""
+        return self.encoder.sentence_encoder
+
+    @property
+    def max_positions(self) -> int:
+        """Longest input in tokens."""
+        return self.sentence_encoder.max_positions
+
+    def forward(
+        self,
+        source: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        *key: int | str,
+        all_layers: bool = False,
+    ) -> Features:
+        """Features of complete, unmasked text.
+
+        Args:
+            source: (B, T) token ids, 1 where padded.
+            padding_mask: (B, T) bool, true where padded; such tokens become padding whatever they are.
+            key: decides layer drop while training.
+            all_layers: also return every layer's output.
+        """
+        layers: list[torch.Tensor] = []
+        if padding_mask is not None:
+            source = source.masked_fill(padding_mask, PAD)
+        keep = (lambda _, output, __: layers.append(output)) if all_layers else None
+        return Features(self.sentence_encoder(source, *key, each=keep), tuple(layers))
+
+
+def regression_head(config: Data2VecTextConfig) -> nn.Sequential:
+    """``head_layers`` linear layers with exact GELUs between them; hidden ones are twice as wide."""
+    dim = config.embed_dim
+    layers: list[nn.Module] = []
+    width = dim
+    for _ in range(config.head_layers - 1):
+        layers += [nn.Linear(width, 2 * dim), nn.GELU()]
+        width = 2 * dim
+    return nn.Sequential(*layers, nn.Linear(width, dim))
+
+
+class Data2VecTextPretraining(nn.Module):
+    """Student, head and teacher with the objective of data2vec 1.
+
+    Args:
+        config: architecture and objective.
+        vocab_size: V; ``<mask>`` is its last symbol.
+        masking: how tokens are masked where no mask is given.
+        seed: seed of the initial weights.
+    """
+
+    def __init__(
+        self,
+        config: Data2VecTextConfig,
+        *,
+        vocab_size: int,
+        masking: SpanMasking | None = None,
+        seed: int = 1,
+    ) -> None:
+        super().__init__()
+        self.config, self.masking = config, masking or SpanMasking()
+        self.mask_id = vocab_size - 1
+        self.student = Data2VecText(config, vocab_size=vocab_size, seed=seed)
+        copied = _EMBEDDINGS if config.ema_transformer_layers_only else ()
+        self.teacher = Teacher(
+            SentenceEncoder(config, vocab_size), self.student.sentence_encoder, config, copied=copied
+        )
+
+    def forward(
+        self,
+        source: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        ids: torch.Tensor | None = None,
+        *,
+        update: int = 0,
+        seed: int | None = None,
+        mask_BT: torch.Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> PretrainOutput:
+        """Losses of one micro-batch.
+
+        Args:
+            source: (B, T) token ids before masking, 1 where padded.
+            padding_mask: (B, T) bool, true where padded.
+            ids: (B,) sample ids; masks are functions of (seed, update, id).
+            update: completed optimizer updates.
+            seed: seed of the masks; by default the configuration's.
+            mask_BT: given mask instead of a drawn one.
+            tap: receives named intermediates.
+        """
+        config, encoder = self.config, self.student.sentence_encoder
+        seed = config.seed if seed is None else seed
+        ids = torch.arange(len(source), device=source.device) if ids is None else ids
+        if padding_mask is not None:
+            source = source.masked_fill(padding_mask, PAD)
+        if mask_BT is None:
+            mask_BT = token_spans(ids, source.ne(PAD), self.masking, seed, update)
+        masked_BT = source.masked_fill(mask_BT, self.mask_id)
+        local_BTD = encoder.local_features(masked_BT)
+        x_BTD = encoder(masked_BT, seed, update, local_BTD=local_BTD)
+        masked_N = mask_BT.flatten().nonzero().squeeze(1)
+        head = self.student.encoder.regression_head
+        assert head is not None
+        prediction_ND = head(x_BTD.flatten(0, 1).index_select(0, masked_N)).float()
+        seen_BT = source.masked_fill(~mask_BT, PAD) if config.teacher_sees_masked_only else source
+        target_ND = self._targets(seen_BT, tap).flatten(0, 1).index_select(0, masked_N)
+        if tap:
+            tap("local_features", local_BTD)
+            tap("student_encoder_output", x_BTD)
+            tap("pred_masked", prediction_ND)
+            tap("targets_masked", target_ND)
+        return PretrainOutput(
+            losses={"main": self._regression(prediction_ND, target_ND)},
+            sample_size=masked_N.numel(),
+            prediction=Moments.of(prediction_ND),
+            target=Moments.of(target_ND),
+            masked_pct=masked_N.numel() / mask_BT.numel(),
+        )
+
+    @torch.no_grad()
+    def _targets(self, source_BT: torch.Tensor, tap: Tap | None) -> torch.Tensor:
+        """Normalised teacher features of every token, (B, T, D) in fp32."""
+        average = TargetAverage(self.config)
+
+        def each(index: int, _output: torch.Tensor, candidate: torch.Tensor) -> None:
+            average.add(index, candidate)
+            if tap:
+                tap(f"teacher_layer{index}_fc_TBC", candidate.transpose(0, 1))
+
+        self.teacher.module(source_BT, each=each)
+        return average.result()
+
+    def _regression(self, prediction_ND: torch.Tensor, target_ND: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        given = config.loss_scale if config.loss_scale is not None and config.loss_scale > 0 else None
+        scale = config.embed_dim**-0.5 if given is None else given
+        if config.loss_beta == 0:
+            return F.mse_loss(prediction_ND, target_ND, reduction="sum") * scale
+        return F.smooth_l1_loss(prediction_ND, target_ND, reduction="sum", beta=config.loss_beta) * scale
+
+
+def token_spans(
+    ids_B: torch.Tensor, real_BT: torch.Tensor, masking: SpanMasking, *key: int | str
+) -> torch.Tensor:
+    """(B, T) bool: masked spans of each row, a function of ``key`` and the row's id alone.
+
+    ``int(mask_prob * n / length + u)`` distinct starts, u uniform in [0, 1), among the n real tokens; each
+    covers ``length`` tokens, cut at the end; spans may overlap (about 30 % masked with 0.35 and 4).
+
+    Args:
+        ids_B: (B,) int64 sample ids.
+        real_BT: (B, T) bool, false where padded.
+        masking: share and length.
+        key: further parts of the key, such as the seed and the update.
+    """
+    length, columns = masking.mask_multiple_length, real_BT.shape[1]
+    keys_B = row_keys("text spans", *key, ids_R=ids_B)
+    scores_BT = hashed_scores(keys_B, columns + 1)
+    # The last score is the row's own uniform number; 53 bits of it are exact in a float64.
+    uniform_B = ((scores_BT[:, -1] >> 11) & ((1 << 53) - 1)).double() / 2**53
+    starts_B = (masking.mask_prob / length * real_BT.sum(1).double() + uniform_B).floor()
+    order_BT = scores_BT[:, :-1].masked_fill(~real_BT, torch.iinfo(torch.int64).max).argsort(dim=1)
+    rank_BT = torch.empty_like(order_BT).scatter_(
+        1, order_BT, torch.arange(columns, device=order_BT.device).expand_as(order_BT).contiguous()
+    )
+    start_BT = (rank_BT < starts_B[:, None]) & real_BT
+    mask_BT = start_BT.clone()
+    for shift in range(1, min(length, columns)):
+        mask_BT[:, shift:] |= start_BT[:, :-shift]
+    return mask_BT & real_BT
