@@ -4,7 +4,8 @@
 
     model.safetensors     weights under the reference's names, fp32
     config.json           kind, architecture, head, task (labels, metric), dictionary hash, origin
-    tokenizer/            encoder.json, vocab.bpe, dict.txt
+    tokenizer/            encoder.json, vocab.bpe, dict.txt (text)
+    dict.ltr.txt          output symbols (CTC)
     teacher.safetensors   the teacher, where it is kept
 
 Nothing in it is executed on loading. B texts, T tokens, D width, C classes.
@@ -21,26 +22,33 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .config import Data2VecMultiConfig, SentenceHeadConfig
+from .config import Data2VecMultiConfig, ModalityKind, SentenceHeadConfig
+from .ctc import CTCConfig
+from .data.dictionary import Dictionary
 from .data.tokenizer import TextTokenizer
 from .errors import CheckpointError, DataError
 from .heads import SentenceClassifier
 from .student import Data2VecMulti
 from .text import PAD
 from .typed import build, to_dict
+from .v1.config import Data2VecAudioConfig
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 EMBEDDING_KEY = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
-Kind = Literal["pretrained", "sentence_classifier"]
+LETTERS = "dict.ltr.txt"
+Kind = Literal["pretrained", "sentence_classifier", "ctc"]
+ModelConfig = Data2VecMultiConfig | Data2VecAudioConfig
+HeadConfig = SentenceHeadConfig | CTCConfig
+_TRUNK_PREFIX = {"sentence_classifier": "model.", "ctc": "w2v_encoder.w2v_model."}
 Pooling = Literal["mean", "cls", "none"]
 
 
@@ -48,11 +56,12 @@ def save_artifact(
     folder: Path | str,
     *,
     kind: Kind,
-    model_config: Data2VecMultiConfig,
+    model_config: ModelConfig,
     state: Mapping[str, torch.Tensor],
-    head_config: SentenceHeadConfig | None = None,
+    head_config: HeadConfig | None = None,
     task: Mapping[str, Any] | None = None,
     tokenizer: TextTokenizer | None = None,
+    letters: Dictionary | None = None,
     teacher: Mapping[str, torch.Tensor] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -66,6 +75,7 @@ def save_artifact(
         head_config: the fine-tuning head.
         task: labels, ``regression``, ``max_positions``, metric: what is needed to use the head.
         tokenizer: text to token ids.
+        letters: output symbols of a CTC model.
         teacher: the teacher's weights, names relative to the averaged module.
         origin: where the weights come from (run, update, recipe, parent model).
     """
@@ -76,19 +86,23 @@ def save_artifact(
     save_file(_plain(state), beside / "model.safetensors")
     if teacher is not None:
         save_file(_plain(teacher), beside / "teacher.safetensors")
+    dictionary = tokenizer.dictionary if tokenizer is not None else letters
     config = {
         "format": FORMAT,
         "kind": kind,
+        "family": family_of(model_config),
         "model": model_config.to_dict(),
         "head": to_dict(head_config) if head_config is not None else None,
         "task": dict(task or {}),
-        "dictionary": tokenizer.dictionary.digest() if tokenizer is not None else None,
+        "dictionary": None if dictionary is None else dictionary.digest(),
         "tokenizer": tokenizer.digest() if tokenizer is not None else None,
         "origin": dict(origin or {}),
     }
     (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if tokenizer is not None:
         tokenizer.save(beside / "tokenizer")
+    if letters is not None:
+        letters.save(beside / LETTERS)
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     return folder
@@ -111,14 +125,21 @@ class Artifact:
         config: the whole ``config.json``.
         tokenizer: ``None`` if the folder has none.
         folder: where it was read.
+        letters: output symbols of a CTC model.
     """
 
     kind: Kind
-    model_config: Data2VecMultiConfig
-    head_config: SentenceHeadConfig | None
+    model_config: ModelConfig
+    head_config: HeadConfig | None
     config: dict[str, Any]
     tokenizer: TextTokenizer | None
     folder: Path
+    letters: Dictionary | None = None
+
+    @property
+    def modality(self) -> ModalityKind:
+        """What the model reads."""
+        return modality_of(self.model_config)
 
     @functools.cached_property
     def state(self) -> dict[str, torch.Tensor]:
@@ -140,13 +161,13 @@ class Artifact:
     @property
     def trunk_state(self) -> dict[str, torch.Tensor]:
         """Weights of the network itself: no decoder, no head, no prefix."""
-        prefix = "model." if self.kind == "sentence_classifier" else ""
+        prefix = _TRUNK_PREFIX.get(self.kind, "")
         return {
             name.removeprefix(prefix): tensor
             for name, tensor in self.state.items()
             if name.startswith(prefix)
             and ".decoder." not in name
-            and not name.startswith("classification_heads.")
+            and not name.startswith(("classification_heads.", "final_proj."))
         }
 
 
@@ -169,16 +190,36 @@ def read_artifact(folder: Path | str) -> Artifact:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise CheckpointError(f"{folder / 'config.json'} has format {found!r}; this version reads {FORMAT}")
-    if config.get("kind") not in ("pretrained", "sentence_classifier"):
+    if config.get("kind") not in get_args(Kind):
         raise CheckpointError(f"{folder / 'config.json'}: unknown kind {config.get('kind')!r}")
     tokenizer = TextTokenizer.load(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     if tokenizer is not None and config.get("tokenizer") not in (None, tokenizer.digest()):
         raise CheckpointError(f"{folder / 'tokenizer'} is not the tokenizer the model was trained with")
-    head = build(SentenceHeadConfig, config["head"]) if config.get("head") else None
-    model_config = Data2VecMultiConfig.from_dict(config["model"])
-    artifact = Artifact(config["kind"], model_config, head, config, tokenizer, folder)
-    _ = artifact.vocab_size  # a damaged header shows here, before anything is built
+    head: HeadConfig | None = None
+    if config.get("head"):
+        head = build(CTCConfig if config["kind"] == "ctc" else SentenceHeadConfig, config["head"])
+    is_v1 = config.get("family") == "data2vec_audio"
+    model_config = (Data2VecAudioConfig if is_v1 else Data2VecMultiConfig).from_dict(config["model"])
+    letters = Dictionary.load(folder / LETTERS) if (folder / LETTERS).is_file() else None
+    if letters is not None and config.get("dictionary") not in (None, letters.digest()):
+        raise CheckpointError(f"{folder / LETTERS} is not the dictionary the model was trained with")
+    artifact = Artifact(config["kind"], model_config, head, config, tokenizer, folder, letters)
+    if artifact.modality == "TEXT":
+        _ = artifact.vocab_size  # a damaged header shows here, before anything is built
+    else:
+        with _safetensors_errors(folder / "model.safetensors") as path, safe_open(path, "pt"):
+            pass
     return artifact
+
+
+def family_of(config: ModelConfig) -> str:
+    """The reference's name of the model class."""
+    return "data2vec_audio" if isinstance(config, Data2VecAudioConfig) else "data2vec_multi"
+
+
+def modality_of(config: ModelConfig) -> ModalityKind:
+    """What models of this configuration read."""
+    return "AUDIO" if isinstance(config, Data2VecAudioConfig) else config.modality_name
 
 
 @contextlib.contextmanager
@@ -189,9 +230,18 @@ def _safetensors_errors(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
 
 
-def load(folder: Path | str) -> LoadedModel:
-    """A ready model from a model folder: ``data2vec.load(folder).embed(["some text"])``."""
-    return LoadedModel(read_artifact(folder))
+def load(folder: Path | str) -> Any:
+    """A ready model from a model folder: ``data2vec.load(folder).embed(["some text"])``.
+
+    Returns:
+        :class:`LoadedModel` for text, :class:`data2vec.speech_model.SpeechModel` for audio.
+    """
+    artifact = read_artifact(folder)
+    if artifact.modality == "AUDIO":
+        from .speech_model import SpeechModel
+
+        return SpeechModel(artifact)
+    return LoadedModel(artifact)
 
 
 class LoadedModel:
@@ -200,6 +250,8 @@ class LoadedModel:
     def __init__(self, artifact: Artifact) -> None:
         if artifact.tokenizer is None:
             raise CheckpointError(f"{artifact.folder} has no tokenizer; import it again with its dictionary")
+        assert isinstance(artifact.model_config, Data2VecMultiConfig)
+        assert artifact.head_config is None or isinstance(artifact.head_config, SentenceHeadConfig)
         self.config = artifact.config
         self.tokenizer = artifact.tokenizer
         self.model_config = artifact.model_config
@@ -274,7 +326,9 @@ class LoadedModel:
     ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
         """Row numbers, token ids and padding of batches of similar length."""
         dictionary = self.tokenizer.dictionary
-        limit = self.network.encoder.local_encoder.max_positions
+        text = self.model_config.modalities.text
+        assert text is not None, "a text model has its section"
+        limit = text.max_source_positions
         encoded: list[np.ndarray] = []
         for parts in texts:
             ids = np.concatenate([[dictionary.bos], self.tokenizer.encode(parts[0])])
