@@ -18,7 +18,13 @@ from .errors import Data2VecError
 from .image import interpolate_positions
 from .randomness import generator
 from .student import Data2VecMulti, Features
+from .v1.positions import interpolate_bias_table
+from .v1.vision import Data2VecVision, relative_position_index
+from .v1.vision_config import Data2VecVisionConfig
 
+ImageConfig = Data2VecMultiConfig | Data2VecVisionConfig
+BIAS_TABLE = "encoder.rel_pos_bias.relative_position_bias_table"
+BIAS_INDEX = "encoder.rel_pos_bias.relative_position_index"
 POSITIONS = "modality_encoders.IMAGE.fixed_positional_encoder.positions"
 
 
@@ -39,20 +45,25 @@ class TrunkRegularisation:
 
 
 def finetuning_config(
-    pretrained: Data2VecMultiConfig, regularisation: TrunkRegularisation, input_size: int | None = None
-) -> Data2VecMultiConfig:
+    pretrained: ImageConfig, regularisation: TrunkRegularisation, input_size: int | None = None
+) -> ImageConfig:
     """The trunk's configuration: no pretraining parts, and the fine-tuning recipe's regularisation.
 
-    Drop path rises linearly from 0 over prenet and shared blocks; with prenet blocks it goes on past them as
-    the reference has it: prenet ``linspace(d[0], d[p - 1], p)``, shared ``linspace(d[p], d[-1], depth)`` with
-    ``d = linspace(0, rate, depth)`` and p prenet blocks.
-
     Args:
-        pretrained: an image model.
+        pretrained: an image model of either generation; the first has drop path and attention dropout alone.
         regularisation: dropouts, layer drop, drop path.
         input_size: side of the images; by default as pretrained.
     """
     config = copy.deepcopy(pretrained)
+    if isinstance(config, Data2VecVisionConfig):
+        config.drop_path, config.attention_dropout = (
+            regularisation.drop_path_rate,
+            regularisation.attention_dropout,
+        )
+        if input_size is not None:
+            config.image_size = input_size
+            config.num_mask_patches = min(config.num_mask_patches, config.grid**2)
+        return config
     image = config.modalities.image
     if image is None or config.modality_name != "IMAGE":
         raise Data2VecError(f"the pretrained model is of {config.modality_name}, not of images")
@@ -65,16 +76,26 @@ def finetuning_config(
     )
     if regularisation.norm_eps is not None:
         config.norm_eps = regularisation.norm_eps
-    rates = torch.linspace(0, regularisation.drop_path_rate, config.depth, device="cpu").tolist()
-    prenet = image.prenet_depth
-    if prenet:
-        image.start_drop_path_rate, image.end_drop_path_rate = rates[0], rates[min(prenet, config.depth) - 1]
-    config.start_drop_path_rate = rates[min(prenet, config.depth - 1)]
-    config.end_drop_path_rate = rates[-1]
+    _set_drop_path(config, regularisation.drop_path_rate)
     config.clone_batch, config.recon_loss, config.cls_loss, image.decoder = 1, 0.0, 0.0, None
     if input_size is not None:
         image.input_size = input_size
     return config
+
+
+def _set_drop_path(config: Data2VecMultiConfig, rate: float) -> None:
+    """Drop path rising linearly from 0 over prenet and shared blocks, as the reference has it.
+
+    With ``d = linspace(0, rate, depth)`` and p prenet blocks: prenet ``linspace(d[0], d[p - 1], p)``, shared
+    ``linspace(d[p], d[-1], depth)``.
+    """
+    image = config.modalities.image
+    assert image is not None
+    rates = torch.linspace(0, rate, config.depth, device="cpu").tolist()
+    prenet, last = image.prenet_depth, config.depth - 1
+    if prenet:
+        image.start_drop_path_rate, image.end_drop_path_rate = rates[0], rates[min(prenet - 1, last)]
+    config.start_drop_path_rate, config.end_drop_path_rate = rates[min(prenet, last)], rates[-1]
 
 
 @dataclass(frozen=True)
@@ -99,7 +120,7 @@ class ImageClassifier(nn.Module):
         seed: seed of the head's (and, without a pretrained model, the trunk's) initial weights.
     """
 
-    def __init__(self, config: Data2VecMultiConfig, head: ImageHeadConfig, *, seed: int = 1) -> None:
+    def __init__(self, config: ImageConfig, head: ImageHeadConfig, *, seed: int = 1) -> None:
         super().__init__()
         self.head_config = head
         self.model = make_trunk(config, seed)
@@ -166,19 +187,27 @@ def linear_softmax(x_BTD: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(logit, nan=0.0, posinf=0.0, neginf=0.0).to(x_BTD.dtype)
 
 
-def make_trunk(config: Data2VecMultiConfig, seed: int) -> nn.Module:
-    """The network of either version without its pretraining parts."""
+def make_trunk(config: ImageConfig, seed: int) -> Data2VecMulti | Data2VecVision:
+    """The network of either generation without its pretraining parts."""
+    if isinstance(config, Data2VecVisionConfig):
+        return Data2VecVision(config, pretraining=False, seed=seed)
     return Data2VecMulti(config, with_decoder=False, seed=seed)
 
 
-def fit_positions(state: Mapping[str, torch.Tensor], config: Data2VecMultiConfig) -> dict[str, torch.Tensor]:
+def fit_positions(state: Mapping[str, torch.Tensor], config: ImageConfig) -> dict[str, torch.Tensor]:
     """Pretrained weights with positions for the configured input size.
 
     Args:
         state: the trunk's weights.
         config: the trunk's configuration.
     """
-    image, fitted = config.modalities.image, dict(state)
+    fitted = dict(state)
+    if isinstance(config, Data2VecVisionConfig):
+        if (table := fitted.get(BIAS_TABLE)) is not None:
+            fitted[BIAS_TABLE] = interpolate_bias_table(table, config.grid)
+            fitted[BIAS_INDEX] = relative_position_index(config.grid)
+        return fitted
+    image = config.modalities.image
     assert image is not None
     if POSITIONS in fitted:
         length = (image.input_size // image.patch_size) ** 2
@@ -193,17 +222,22 @@ def layer_decay_scales(blocks: int, decay: float) -> list[float]:
 
 
 def finetuning_lr_scales(model: ImageClassifier, decay: float) -> dict[str, float]:
-    """Learning-rate factor of every trunk parameter; all outside the blocks have 1, unlike BEiT and MAE.
+    """Learning-rate factor of every trunk parameter.
 
-    Prenet blocks come before the shared ones. Head and its norm are not listed: the reference tags the trunk
-    only.
+    v2: prenet blocks come before the shared ones, and all outside the blocks have 1, unlike BEiT and MAE. v1
+    follows BEiT: class token and patches have ``decay ** (depth + 1)``, relative positions 1. Head and its
+    norm are not listed: the reference tags the trunk only.
     """
     trunk = model.model
-    assert isinstance(trunk, Data2VecMulti)
-    blocks = [*trunk.encoder.context_encoder.blocks, *trunk.blocks]
+    outside = 1.0
+    if isinstance(trunk, Data2VecVision):
+        blocks, outside = list(trunk.encoder.blocks), decay ** (trunk.config.depth + 1)
+    else:
+        blocks = [*trunk.encoder.context_encoder.blocks, *trunk.blocks]
     of_block = {
         id(parameter): scale
         for block, scale in zip(blocks, layer_decay_scales(len(blocks), decay), strict=True)
         for parameter in block.parameters()
     }
-    return {f"model.{name}": of_block.get(id(p), 1.0) for name, p in trunk.named_parameters()}
+    scales = {f"model.{name}": of_block.get(id(p), outside) for name, p in trunk.named_parameters()}
+    return scales | {name: 1.0 for name in scales if "rel_pos_bias" in name}

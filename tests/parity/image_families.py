@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from cases import Case, UnsupportedCase
-from compare import LOSS, OUT, OUT_FINE_TUNING, SCHEDULE, Report
-from families import compare_after, compare_forward, step
+from compare import LOSS, OUT, SCHEDULE, Report
+from families import compare_after, compare_forward, compare_output, step
 from torch import nn
-from weights import build_image_classifier
+from weights import build_image_classifier, build_v1_vision
 
 from data2vec.config import Data2VecMultiConfig
 from data2vec.image_heads import finetuning_lr_scales, layer_decay_scales
@@ -61,6 +61,29 @@ def image_classifier(case: Case, report: Report, notes: list[str]) -> None:
         correct = int((logits_BC.argmax(-1) == labels).sum())
         report.number("eval.loss_sum", loss, case.value("eval", "loss_sum"), OUT)
         report.number("eval.correct", correct, case.value("eval", "correct"), 0.0)
+
+
+def v1_vision(case: Case, report: Report, notes: list[str]) -> None:
+    """Forward, backward, one optimizer step and the teacher's step after it."""
+    model = build_v1_vision(case, notes)
+    model.train(case.info.get("training", True))
+    tapped: dict[str, torch.Tensor] = {}
+    output = model(
+        case.feed("input/img"),
+        mask_BT=case.feed("mask/mask").bool(),
+        tap=lambda name, value: tapped.__setitem__(name, value.detach().clone()),
+    )
+    compare_forward(case, report, tapped)
+    compare_output(report, output, case.info)
+    if "ema_decay" in case.info:
+        report.number("ema_decay", model.teacher.decay(0) * 1000, case.info["ema_decay"], SCHEDULE)
+    step(case, report, model.student, Data2VecMultiConfig(), output.loss)
+    if "ema_step" in case.info:
+        update = int(case.value("ema_step", "num_updates"))
+        decay = case.value("ema_step", "decay")
+        report.number("ema_step.decay", model.teacher.decay(update), decay, SCHEDULE)
+        model.teacher.step(update)
+    compare_after(case, report, model.student, model.teacher.module)
 
 
 def _lr_scales(case: Case, report: Report, model: Any) -> dict[str, float] | None:
@@ -140,6 +163,3 @@ def _model_like(name: str, names: list[str]) -> nn.Module:
          "modalities": {"text": None, modality.lower(): values}}
     )  # fmt: skip
     return Data2VecMulti(config, vocab_size=10)
-
-
-__all__ = ["OUT_FINE_TUNING", "image_classifier", "param_groups"]

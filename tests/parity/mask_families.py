@@ -16,6 +16,7 @@ from compare import Report
 from data2vec.audio_masking import block_masks_1d, span_masks
 from data2vec.image_masking import block_masks
 from data2vec.masking import clone_ids, random_masks
+from data2vec.v1.vision_masking import rectangle_masks
 
 DRAWS = 1000  # batches; the recorded statistics pool 200
 Generator = Callable[[Mapping[str, Any], int], torch.Tensor]
@@ -26,6 +27,7 @@ def mask_statistics(case: Case, report: Report, notes: list[str]) -> None:
     generators: dict[str, Generator] = {
         "2-d blocks, fixed count per row": _blocks_2d,
         "uniform noise sort": _noise_sort,
+        "rectangles (image v1)": _rectangles,
         "1-d blocks, fixed count per row": _blocks_1d,
         "random spans": _spans,
     }
@@ -88,6 +90,18 @@ def _spans(entry: Mapping[str, Any], draw: int) -> torch.Tensor:
         min_spans=entry.get("min_masks", 0),
         mask_dropout=entry.get("mask_dropout", 0.0),
         add_masks=bool(entry.get("add_masks", False)),
+        key=("parity", 1),
+    )
+
+
+def _rectangles(entry: Mapping[str, Any], draw: int) -> torch.Tensor:
+    rows = entry["rows_per_call"]
+    return rectangle_masks(
+        torch.arange(draw * rows, (draw + 1) * rows),
+        entry["grid"],
+        num_patches=entry["num_mask_patches"],
+        min_per_block=entry["min_per_block"],
+        max_per_block=entry["max_per_block"],
         key=("parity", 1),
     )
 

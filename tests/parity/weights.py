@@ -61,7 +61,9 @@ def build_classifier(case: Case, notes: list[str]) -> SentenceClassifier:
         "pooler_activation_fn": head.get("pooler_activation", head.get("pooler_activation_fn")),
         "pooler_dropout": head.get("pooler_dropout"),
     }
-    imported = import_case(case, {"model": model, "criterion": {"regression_target": is_regression(case)}}, notes)
+    imported = import_case(
+        case, {"model": model, "criterion": {"regression_target": is_regression(case)}}, notes
+    )
     assert isinstance(imported.head_config, SentenceHeadConfig)
     if "num_classes" in head and imported.head_config.num_classes != head["num_classes"]:
         raise UnreadableCase(
@@ -85,7 +87,7 @@ def build_image_classifier(case: Case, notes: list[str]) -> ImageClassifier:
     model = {"_name": name, "pretrained_model_args": {"model": config}, **head}
     imported = import_case(case, {"model": model}, notes)
     assert isinstance(imported.head_config, ImageHeadConfig)
-    assert not isinstance(imported.model_config, Data2VecAudioConfig)
+    assert isinstance(imported.model_config, Data2VecMultiConfig | Data2VecVisionConfig)
     if imported.head_config.num_classes != head["num_classes"]:
         raise UnreadableCase(
             f"{case.folder}: num_classes is {head['num_classes']}, "

@@ -1,0 +1,330 @@
+"""data2vec 1 for images: a BEiT with relative positions over masked patches, and its objective.
+
+The student sees all patches, masked ones replaced by a learned vector; the teacher, an average of the
+student, sees the image unmasked.
+
+B images, T patches, D width, H heads, N masked patches of all images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import DataError
+from ..pretraining import Moments, PretrainOutput
+from ..randomness import generator
+from ..student import Features, Tap
+from ..targets import TargetAverage
+from ..teacher import Teacher
+from ..transformer import drop_path_rates
+from .vision_config import Data2VecVisionConfig
+from .vision_masking import rectangle_masks
+
+EachLayer = Callable[[int, torch.Tensor, torch.Tensor], None]
+INIT_STD = 0.02
+
+
+class PatchConvolution(nn.Module):
+    """Patches as vectors."""
+
+    def __init__(self, channels: int, patch_size: int, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, dim, patch_size, stride=patch_size)
+
+    def forward(self, image_BCSS: torch.Tensor) -> torch.Tensor:
+        """(B, C, S, S) to (B, T, D), patches row by row."""
+        return self.conv(image_BCSS).flatten(2).transpose(1, 2)
+
+
+class RelativePositionBias(nn.Module):
+    """A learned bias on attention logits for each offset between patches, and three for the class token."""
+
+    def __init__(self, grid: int, num_heads: int) -> None:
+        super().__init__()
+        offsets = (2 * grid - 1) ** 2
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(offsets + 3, num_heads))
+        self.register_buffer("relative_position_index", relative_position_index(grid))
+
+    def forward(self) -> torch.Tensor:
+        """(1, H, 1 + T, 1 + T)."""
+        index = self.relative_position_index
+        assert isinstance(index, torch.Tensor)
+        bias = self.relative_position_bias_table.index_select(0, index.flatten())
+        return bias.view(*index.shape, -1).permute(2, 0, 1)[None].contiguous()
+
+
+def relative_position_index(grid: int) -> torch.Tensor:
+    """Row of the table for each pair (query, key) of the class token and G * G patches.
+
+    Patches: ``(dy + G - 1) * (2 G - 1) + (dx + G - 1)``; then class to patch, patch to class, class to class.
+
+    Returns:
+        (1 + T, 1 + T) int64.
+    """
+    span = 2 * grid - 1
+    cell = torch.arange(grid * grid, device="cpu")
+    y, x = cell // grid, cell % grid
+    index = torch.empty(grid * grid + 1, grid * grid + 1, dtype=torch.int64, device="cpu")
+    dy, dx = y[:, None] - y[None, :], x[:, None] - x[None, :]
+    index[1:, 1:] = (dy + grid - 1) * span + dx + grid - 1
+    index[0, :], index[:, 0], index[0, 0] = span**2, span**2 + 1, span**2 + 2
+    return index
+
+
+class BiasedAttention(nn.Module):
+    """Self-attention whose keys have no bias, plus the relative position bias."""
+
+    def __init__(self, config: Data2VecVisionConfig) -> None:
+        super().__init__()
+        dim = config.embed_dim
+        self.num_heads, self.dropout = config.num_heads, config.attention_dropout
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor) -> torch.Tensor:
+        """Shape is kept."""
+        rows, length, dim = x_BTD.shape
+        bias_3D = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x_BTD, self.qkv.weight, bias_3D).view(rows, length, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.dropout if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_1HTT.to(q.dtype), dropout_p=dropout)
+        return self.proj(out.transpose(1, 2).reshape(rows, length, dim))
+
+
+class VisionBlock(nn.Module):
+    """Pre-LN block with a learned scale of each branch."""
+
+    def __init__(self, config: Data2VecVisionConfig, drop_path: float) -> None:
+        super().__init__()
+        dim, hidden = config.embed_dim, config.embed_dim * config.mlp_ratio
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.attn = BiasedAttention(config)
+        self.norm2 = nn.LayerNorm(dim, eps=config.norm_eps)
+        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        scale = config.layer_scale_init_value
+        self.gamma_1 = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
+        self.gamma_2 = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
+
+    def forward(self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, D) to the block's output and its feed-forward branch, after scale and drop path."""
+        x = x_BTD + self._branch(self.attn(self.norm1(x_BTD), bias_1HTT), self.gamma_1)
+        f = self._branch(self.mlp(self.norm2(x)), self.gamma_2)
+        return x + f, f
+
+    def _branch(self, x_BTD: torch.Tensor, gamma_D: torch.Tensor | None) -> torch.Tensor:
+        if gamma_D is not None:
+            x_BTD = x_BTD * gamma_D
+        if not self.training or self.drop_path == 0.0:
+            return x_BTD
+        keep = 1.0 - self.drop_path
+        kept = torch.empty(len(x_BTD), 1, 1, device=x_BTD.device, dtype=x_BTD.dtype).bernoulli_(keep)
+        return x_BTD * (kept / keep)
+
+
+class VisionTransformer(nn.Module):
+    """Relative positions, blocks and (for pretraining) a final norm."""
+
+    def __init__(self, config: Data2VecVisionConfig, final_norm: bool) -> None:
+        super().__init__()
+        self.rel_pos_bias = RelativePositionBias(config.grid, config.num_heads)
+        rates = drop_path_rates(0.0, config.drop_path, config.depth)
+        self.blocks = nn.ModuleList(VisionBlock(config, rate) for rate in rates)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if final_norm else None
+
+    def forward(self, x_BTD: torch.Tensor, each: EachLayer | None = None) -> torch.Tensor:
+        """(B, 1 + T, D) with the class token first; ``each`` receives index, output and branch of a block."""
+        bias = self.rel_pos_bias()
+        for index, block in enumerate(self.blocks):
+            x_BTD, branch = block(x_BTD, bias)
+            if each is not None:
+                each(index, x_BTD, branch)
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+
+class Data2VecVision(nn.Module):
+    """The network.
+
+    Args:
+        config: architecture.
+        pretraining: build mask vector, final norm and head, which fine-tuning drops.
+        seed: seed of the initial weights.
+    """
+
+    def __init__(self, config: Data2VecVisionConfig, *, pretraining: bool = True, seed: int = 1) -> None:
+        super().__init__()
+        config.check()
+        self.config = config
+        dim = config.embed_dim
+        self.patch_embed = PatchConvolution(config.in_channels, config.patch_size, dim)
+        self.cls_emb = nn.Parameter(torch.zeros(1, 1, dim))
+        self.mask_emb = nn.Parameter(torch.zeros(1, 1, dim)) if pretraining else None
+        self.encoder = VisionTransformer(config, final_norm=pretraining)
+        self.final_proj = nn.Linear(dim, dim) if pretraining else None
+        initialise(self, seed)
+
+    def local_features(self, image_BCSS: torch.Tensor) -> torch.Tensor:
+        """(B, C, S, S) to (B, T, D)."""
+        size, channels = self.config.image_size, self.config.in_channels
+        if image_BCSS.ndim != 4 or image_BCSS.shape[1:] != (channels, size, size):
+            raise DataError(
+                f"images are {tuple(image_BCSS.shape)}, the model takes (B, {channels}, {size}, {size})"
+            )
+        return self.patch_embed(image_BCSS)
+
+    def with_class_token(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """(B, T, D) to (B, 1 + T, D)."""
+        return torch.cat([self.cls_emb.expand(len(x_BTD), -1, -1).to(x_BTD.dtype), x_BTD], dim=1)
+
+    def forward(
+        self, source: torch.Tensor, padding_mask: None = None, *_key: int | str, all_layers: bool = False
+    ) -> Features:
+        """Features of complete images, without the final norm, which fine-tuning drops."""
+        layers: list[torch.Tensor] = []
+        x = self.with_class_token(self.local_features(source))
+        last = x
+
+        def each(_index: int, output: torch.Tensor, _branch: torch.Tensor) -> None:
+            nonlocal last
+            last = output
+            if all_layers:
+                layers.append(output)
+
+        self.encoder(x, each)
+        return Features(last[:, 1:], tuple(layers), last[:, :1])
+
+
+class Data2VecVisionPretraining(nn.Module):
+    """Student and teacher with the v1 objective."""
+
+    def __init__(self, config: Data2VecVisionConfig, *, seed: int = 1) -> None:
+        super().__init__()
+        self.config = config
+        self.student = Data2VecVision(config, seed=seed)
+        if config.ema_transformer_only:
+            self.teacher = Teacher(copy.deepcopy(self.student.encoder), self.student.encoder, config)
+        else:
+            module = copy.deepcopy(self.student)
+            module.mask_emb = module.final_proj = None
+            self.teacher = Teacher(module, self.student, config)
+
+    def forward(
+        self,
+        source: torch.Tensor,
+        padding_mask: None = None,
+        ids: torch.Tensor | None = None,
+        *,
+        update: int = 0,
+        seed: int | None = None,
+        mask_BT: torch.Tensor | None = None,
+        tap: Tap | None = None,
+    ) -> PretrainOutput:
+        """Losses of one micro-batch.
+
+        Args:
+            source: (B, C, S, S) images.
+            padding_mask: images have none.
+            ids: (B,) sample ids; masks are functions of (seed, update, id).
+            update: completed optimizer updates.
+            seed: seed of the masks; by default the configuration's.
+            mask_BT: given mask instead of a drawn one.
+            tap: receives named intermediates.
+        """
+        student, config = self.student, self.config
+        assert student.mask_emb is not None
+        local_BTD = student.local_features(source)
+        if mask_BT is None:
+            ids = torch.arange(len(source), device=source.device) if ids is None else ids
+            mask_BT = rectangle_masks(
+                ids,
+                config.grid,
+                num_patches=config.num_mask_patches,
+                min_per_block=config.min_mask_patches_per_block,
+                max_per_block=config.max_mask_patches_per_block,
+                key=(config.seed if seed is None else seed, update),
+            )
+        hidden = torch.where(mask_BT[..., None], student.mask_emb.to(local_BTD.dtype), local_BTD)
+        hidden = student.with_class_token(hidden)
+        if tap:
+            tap("local_features", local_BTD)
+            tap("masked_encoder_input_with_cls", hidden)
+        x_BTD = student.encoder(hidden)[:, 1:]
+        if tap:
+            tap("student_encoder_output_no_cls", x_BTD)
+        masked_N = mask_BT.flatten().nonzero().squeeze(1)
+        prediction_ND = x_BTD.flatten(0, 1).index_select(0, masked_N)
+        if config.use_final_proj:
+            assert student.final_proj is not None
+            prediction_ND = student.final_proj(prediction_ND)
+        prediction_ND = prediction_ND.float()
+        target_ND = self._targets(source, local_BTD, tap).flatten(0, 1).index_select(0, masked_N)
+        if tap:
+            tap("pred_masked", prediction_ND)
+            tap("targets_masked", target_ND)
+        return PretrainOutput(
+            losses={"regression": self._regression(prediction_ND, target_ND)},
+            sample_size=masked_N.numel(),
+            prediction=Moments.of(prediction_ND),
+            target=Moments.of(target_ND),
+            masked_pct=masked_N.numel() / mask_BT.numel(),
+        )
+
+    @torch.no_grad()
+    def _targets(self, source: torch.Tensor, local_BTD: torch.Tensor, tap: Tap | None) -> torch.Tensor:
+        """Normalised teacher features of every patch, (B, T, D) in fp32."""
+        average, ends = TargetAverage(self.config), self.config.end_of_block_targets
+
+        def each(index: int, output: torch.Tensor, branch: torch.Tensor) -> None:
+            candidate = (output if ends else branch)[:, 1:]
+            average.add(index, candidate)
+            if tap:
+                tap(f"teacher_layer{index}_no_cls", candidate)
+
+        module = self.teacher.module
+        if isinstance(module, Data2VecVision):
+            module.encoder(module.with_class_token(module.local_features(source)), each)
+        else:
+            module(self.student.with_class_token(local_BTD.detach()), each)
+        return average.result()
+
+    def _regression(self, prediction_ND: torch.Tensor, target_ND: torch.Tensor) -> torch.Tensor:
+        config = self.config
+        scale = config.loss_scale
+        if scale is None:
+            scale = 1.0 if config.mean_loss else config.embed_dim**-0.5
+        if config.mean_loss:
+            scale /= config.embed_dim
+        if config.loss_beta == 0:
+            return F.mse_loss(prediction_ND, target_ND, reduction="sum") * scale
+        return F.smooth_l1_loss(prediction_ND, target_ND, reduction="sum", beta=config.loss_beta) * scale
+
+
+@torch.no_grad()
+def initialise(model: Data2VecVision, seed: int) -> None:
+    """N(0, 0.02) cut at one deviation, zero biases, and branches scaled down with depth, as in BEiT."""
+    tokens = {name: p for name, p in model.named_parameters() if name in ("cls_emb", "mask_emb")}
+    weights = {
+        name: module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    for name, tensor in (tokens | weights).items():
+        draw = generator("init", seed, name)
+        nn.init.trunc_normal_(tensor, std=INIT_STD, a=-INIT_STD, b=INIT_STD, generator=draw)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+            module.bias.zero_()
+    for index, block in enumerate(model.encoder.blocks, start=1):
+        assert isinstance(block, VisionBlock)
+        last = block.mlp[2]
+        assert isinstance(last, nn.Linear)
+        block.attn.proj.weight.div_((2.0 * index) ** 0.5)
+        last.weight.div_((2.0 * index) ** 0.5)

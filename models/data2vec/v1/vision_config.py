@@ -1,0 +1,103 @@
+"""What a data2vec 1 vision model is, with the reference's field names (``data2vec_vision``) and defaults.
+
+The fields after ``ema_transformer_only`` are ours: they turn the reference's variant into the one behind the
+paper's numbers (its BEiT-based code), whose head is used, whose norms have another epsilon and whose teacher
+is the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ConfigError, Problem
+from ..typed import build, to_dict
+
+
+@dataclass(kw_only=True)
+class Data2VecVisionConfig:
+    """data2vec 1 for images: a BEiT over masked patches, regressing its own teacher's features."""
+
+    layer_scale_init_value: float = 1e-4  # initial scale of each branch; 0 = no scales
+    num_mask_patches: int = 75  # patches to mask in each image, at most
+    min_mask_patches_per_block: int = 16  # smallest area of a masked block
+    max_mask_patches_per_block: int = 196  # largest area of a masked block
+    image_size: int = 224  # side of the square input, in pixels
+    patch_size: int = 16  # side of a patch, in pixels
+    in_channels: int = 3  # colour channels
+    shared_rel_pos_bias: bool = True  # one relative position bias for all blocks
+    drop_path: float = 0.1  # drop path of the last block, rising linearly from 0
+    attention_dropout: float = 0.0  # dropout on attention probabilities
+    depth: int = 12  # transformer blocks
+    embed_dim: int = 768  # width
+    num_heads: int = 12  # attention heads
+    mlp_ratio: int = 4  # feed-forward width / embed_dim
+    loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
+    loss_scale: float | None = None  # factor of the loss; null = 1 / sqrt(embed_dim)
+    average_top_k_layers: int = 8  # teacher blocks averaged into the target, from the top
+    end_of_block_targets: bool = True  # average block outputs; false: feed-forward branches
+    layer_norm_target_layer: bool = False  # layer norm of each teacher layer
+    instance_norm_target_layer: bool = False  # instance norm of each teacher layer
+    batch_norm_target_layer: bool = False  # batch norm of each teacher layer
+    instance_norm_targets: bool = False  # instance norm of the averaged target
+    layer_norm_targets: bool = False  # layer norm of the averaged target
+    ema_decay: float = 0.999  # teacher decay at the first update
+    ema_end_decay: float = 0.9999  # teacher decay after annealing
+    ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
+    ema_transformer_only: bool = True  # the teacher is the transformer alone; false: with its own patches
+    max_update: int | None = None  # length of the run, for the annealing
+    norm_eps: float = 1e-5  # epsilon of the layer norms; 1e-6 in the BEiT-based code
+    use_final_proj: bool = False  # predict through the linear head, which the reference builds and leaves out
+    mean_loss: bool = False  # mean over channels instead of the sum: the loss of the BEiT-based code
+    min_target_var: float = 0.1  # stop below this deviation of the targets (after update 5000)
+    min_pred_var: float = 0.01  # stop below this deviation of the predictions (after update 5000)
+    seed: int = 1  # seed of the masks
+
+    @property
+    def grid(self) -> int:
+        """Patches along each side."""
+        return self.image_size // self.patch_size
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], unknown: list[str] | None = None) -> Data2VecVisionConfig:
+        """Read a plain mapping; see :func:`data2vec.typed.build` for ``unknown``."""
+        return build(cls, {k: v for k, v in values.items() if k != "_name"}, unknown=unknown)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionary."""
+        return to_dict(self)
+
+    def problems(self, path: str = "model") -> list[Problem]:
+        """What is impossible about this configuration, all of it."""
+        found: list[Problem] = []
+
+        def rule(name: str, holds: bool, text: str) -> None:
+            if not holds:
+                found.append(Problem(f"{path}.{name}", getattr(self, name), text))
+
+        for name in ("depth", "embed_dim", "num_heads", "mlp_ratio", "in_channels", "patch_size"):
+            rule(name, getattr(self, name) >= 1, "must be >= 1")
+        if min(self.num_heads, self.embed_dim) >= 1:
+            rule("num_heads", self.embed_dim % self.num_heads == 0, f"must divide embed_dim {self.embed_dim}")
+        rule("image_size", self.image_size >= max(self.patch_size, 1), "must be at least one patch")
+        for name in ("drop_path", "attention_dropout"):
+            rule(name, 0.0 <= getattr(self, name) < 1.0, "must lie in 0 <= p < 1")
+        for name in ("ema_decay", "ema_end_decay"):
+            rule(name, 0.0 <= getattr(self, name) <= 1.0, "must lie in 0 ... 1")
+        cells = self.grid**2 if self.patch_size >= 1 else 0
+        rule("num_mask_patches", 1 <= self.num_mask_patches <= cells, f"must lie in 1 ... {cells} patches")
+        low, high = self.min_mask_patches_per_block, self.max_mask_patches_per_block
+        rule("min_mask_patches_per_block", 1 <= low <= high, f"must lie in 1 ... the largest block {high}")
+        rule("average_top_k_layers", 1 <= self.average_top_k_layers <= max(self.depth, 1),
+             f"must lie in 1 ... depth ({self.depth})")  # fmt: skip
+        rule("loss_beta", self.loss_beta >= 0, "must be >= 0")
+        rule("loss_scale", self.loss_scale is None or self.loss_scale > 0, "must be > 0, or null")
+        rule("shared_rel_pos_bias", self.shared_rel_pos_bias, "only true is built: the reference's own code "
+             "fails otherwise")  # fmt: skip
+        return found
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` with all problems."""
+        if found := self.problems():
+            raise ConfigError(found, "the model configuration")
