@@ -12,7 +12,7 @@ from typing import Literal
 
 from data2vec.errors import Data2VecError
 
-HomeFolder = Literal["runs", "sweeps", "queue", "cache", "mlflow"]
+HomeFolder = Literal["runs", "sweeps", "queue", "cache", "mlflow", "reports"]
 _SQLITE = "sqlite:///"
 
 
@@ -44,8 +44,8 @@ def home_folder(kind: HomeFolder, home: Path | None = None) -> Path:
 
     Args:
         kind: ``runs`` (local checkpoints), ``sweeps`` (tables and state of sweeps), ``queue`` (metrics on
-            their way to MLflow), ``cache`` (downloads) or ``mlflow`` (database and artifacts of the default
-            backend).
+            their way to MLflow), ``cache`` (downloads), ``mlflow`` (database and artifacts of the default
+            backend) or ``reports`` (what ``d2v report`` writes).
         home: another home than :func:`d2v_home`, for tests.
     """
     folder = (home or d2v_home()) / kind

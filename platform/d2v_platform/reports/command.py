@@ -1,0 +1,43 @@
+"""``d2v report``: one HTML page, a PNG and CSV files of a run or a sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report_command(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|SWEEP...",
+            help="run (name or id), sweep, or SWEEP/TRIAL; further runs are laid over the first",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="folder to write to; default D2V_HOME/reports/NAME")
+    ] = None,
+    curves: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="curves.csv of another report, laid over too; may be repeated"),
+    ] = None,
+    experiment: Annotated[str | None, typer.Option(help="look in this MLflow experiment only")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", help="MLflow server; default MLFLOW_TRACKING_URI.")
+    ] = None,
+) -> None:
+    """Write a report: one self-contained HTML file, a PNG and CSV files.
+
+    Of a run: loss, variance, learning rate, EMA decay, throughput and everything else it logged. Of a sweep:
+    the result table, and each task's metric over the learning rate with all seeds.
+    """
+    from .report import write_report
+
+    written = write_report(
+        names, out=out, curves=curves or (), experiment=experiment, tracking_uri=tracking_uri
+    )
+    for path in (written.html, written.png, *written.tables):
+        if path is not None:
+            typer.echo(str(path))

@@ -1,0 +1,112 @@
+"""Panels as inline SVG for the page, and all of them together as one PNG; matplotlib without a screen."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from .panels import Line, Panel
+
+# Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
+_SIZE = (6.2, 3.4)  # inches
+_DPI = 110
+_COLUMNS = 2
+_LEGEND_LINES = 14  # a longer legend would hide the curves
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's font
+}
+_IDS = re.compile(r'(\bid="|xlink:href="#|\bhref="#|url\(#)')
+
+
+def svg(panel: Panel) -> str:
+    """One panel as an ``<svg>`` element whose ids are its own.
+
+    Lines are groups with the id ``PANEL:KEY`` (:func:`element_id`), so that a reader of the page can find
+    them.
+    """
+    style: dict[Any, Any] = {**_STYLE, "svg.hashsalt": panel.name}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        _draw(figure.add_subplot(), panel)
+        text = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
+    found = text.getvalue()
+    found = found[found.index("<svg") :]
+    found = _IDS.sub(rf"\g<1>{_slug(panel.name)}:", found)
+    return found.replace("<svg ", f'<svg role="img" aria-label="{_slug(panel.title)}" ', 1)
+
+
+def element_id(panel: Panel, line: Line) -> str:
+    """The id of a line's group in the SVG of its panel."""
+    return f"{_slug(panel.name)}:{_slug(line.key)}"
+
+
+def png(panels: Sequence[Panel], title: str, path: Path) -> None:
+    """All panels in one picture, two in a row."""
+    columns = min(_COLUMNS, max(len(panels), 1))
+    rows = math.ceil(len(panels) / columns)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_SIZE[0] * columns, _SIZE[1] * rows + 0.4), layout="constrained", dpi=_DPI)
+        figure.suptitle(title)
+        for number, panel in enumerate(panels, start=1):
+            _draw(figure.add_subplot(rows, columns, number), panel)
+        FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
+
+
+def _draw(axes: Axes, panel: Panel) -> None:
+    axes.set_title(panel.title, loc="left")
+    axes.set_xlabel(panel.x_label)
+    if panel.log_x:
+        axes.set_xscale("log")
+    if panel.log_y:
+        axes.set_yscale("log")
+    if panel.x_ticks:
+        axes.xaxis.set_major_locator(FixedLocator(panel.x_ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for line in panel.lines:
+        colour = _PALETTE[line.colour % len(_PALETTE)]
+        # The palette repeats after eight: dashes tell the second round from the first.
+        dashes = ("-", "--", ":", "-.")[line.colour // len(_PALETTE) % 4]
+        looks: dict[str, dict[str, Any]] = {
+            "line": {
+                "linestyle": dashes, "linewidth": 1.4, "marker": "o" if line.markers else "", "markersize": 3,
+            },
+            "dots": {"linestyle": "", "marker": "o", "markersize": 4.5, "alpha": 0.75},
+            "star": {"linestyle": "", "marker": "*", "markersize": 13, "color": "#D4A000", "zorder": 1.5},
+        }  # fmt: skip
+        shared: dict[str, Any] = {"color": colour, "label": line.label or "_", "gid": _slug(line.key)}
+        axes.plot(line.x, line.y, **(shared | looks[line.style]))
+    for number, (label, height) in enumerate(panel.limits):
+        axes.axhline(height, color="#888888", linestyle=(":", "--")[number % 2], linewidth=1, label=label)
+    named = [line for line in panel.lines if line.label]
+    if len(named) + len(panel.limits) <= _LEGEND_LINES:
+        axes.legend(loc="best")
+    else:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=5.5)
+
+
+def _slug(text: str) -> str:
+    """Letters, digits and a few signs only: safe inside an attribute, stable as an anchor."""
+    return re.sub(r"[^\w./=+\-]+", "_", text)

@@ -1,0 +1,269 @@
+"""The report as one HTML page that needs nothing beside it: no script, no font, no picture from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from ..tracking.redaction import redact_text
+from .drawing import svg
+from .panels import Panel
+from .run_history import RunHistory
+from .sweep_history import Setting, SweepHistory
+
+_LINEAGE = ("d2v.code", "d2v.recipe", "d2v.recipe_digest", "d2v.plan", "d2v.ended", "d2v.workers")
+
+
+@dataclass(frozen=True)
+class _Cell:
+    text: str
+    look: str = ""
+
+
+@dataclass(frozen=True)
+class _Row:
+    cells: list[_Cell]
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class _Table:
+    header: list[str]
+    rows: list[_Row]
+
+
+@dataclass(frozen=True)
+class _Section:
+    title: str
+    rows: list[tuple[str, ...]]
+    header: tuple[str, ...] = ()
+
+
+def run_page(histories: Sequence[RunHistory], panels: Sequence[Panel], tracking_uri: str) -> str:
+    """The page of one run, with others laid over its curves.
+
+    Args:
+        histories: the run first; curves from files have no run id.
+        panels: what is drawn.
+        tracking_uri: where it was read, shown without secrets.
+    """
+    main = histories[0]
+    sections = [_Section("Figures", key_figures(history), ()) for history in histories[:1]]
+    for other in histories[1:]:
+        sections.append(_Section(f"Figures of {other.name}", key_figures(other)))
+    sections += [_difference(main), _lineage(main)]
+    return _render(
+        title=main.name,
+        subtitle=_subtitle(main, tracking_uri),
+        notes=_notes(main),
+        drawings=_drawings(panels),
+        drawings_title="Curves",
+        sections=[section for section in sections if section.rows],
+        footer=_footer(),
+    )
+
+
+def sweep_page(sweep: SweepHistory, panels: Sequence[Panel], tracking_uri: str) -> str:
+    """The page of a sweep.
+
+    Args:
+        sweep: its trials and settings.
+        panels: what is drawn.
+        tracking_uri: where it was read, shown without secrets.
+    """
+    notes = _notes(sweep.run)
+    if not sweep.complete:
+        notes.append(
+            f"The sweep has not ended: these are the figures of its {len(sweep.trials)} trials so far, "
+            "without a winner and without the majority class."
+        )
+    failed = [(f"{t.task} {_words(t.setting)} seed {t.seed}", f"{t.status}: {t.error}")
+              for t in sweep.trials if t.error]  # fmt: skip
+    return _render(
+        title=f"Sweep {sweep.run.name}",
+        subtitle=_subtitle(sweep.run, tracking_uri),
+        notes=notes,
+        table=_result_table(sweep),
+        winners=winner_lines(sweep),
+        drawings=_drawings(panels),
+        drawings_title="Metric over learning rate, and validations",
+        sections=[s for s in (_Section("Without a result", failed), _lineage(sweep.run)) if s.rows],
+        protocol=sweep.protocol,
+        footer=_footer(),
+    )
+
+
+def key_figures(history: RunHistory) -> list[tuple[str, ...]]:
+    """Label and text of a run's figures: length, last losses, best validation, speed."""
+    rows: list[tuple[str, ...]] = []
+    updates = max((int(curve.updates[-1]) for curve in history.curves.values()), default=0)
+    limit = history.number("optimization.max_update")
+    rows.append(("updates", f"{updates}" + (f" of {limit:g}" if limit else "")))
+    for key, curve in history.curves.items():
+        if key.rpartition("/")[2] == "loss":
+            rows.append((f"{key}, first and last", f"{curve.values[0]:.4g} → {curve.values[-1]:.4g}"))
+    for key in history.curves:
+        subset, _, name = key.rpartition("/")
+        if name.startswith("best_"):
+            best = history.last(key)
+            rows.append((f"best {name.removeprefix('best_')} on {subset}", f"{best:.4g}"))
+    for key, unit in (("speed/s_per_update", " s"), ("speed/data_wait_pct", " %")):
+        if key in history.curves:
+            rows.append((f"median {key}", f"{statistics.median(history.curves[key].values):.3g}{unit}"))
+    for key, curve in history.curves.items():
+        if key.startswith("speed/") and key.endswith("_per_s"):
+            rows.append((f"median {key}", f"{statistics.median(curve.values):,.0f}"))
+    memory = history.curves.get("speed/memory_gb")
+    if memory is not None:
+        rows.append(("peak memory of worker 0", f"{memory.values.max():.2f} GB"))
+    skipped = history.tags.get("d2v.bad_updates")
+    if skipped is not None:
+        rows.append(("skipped updates (loss or gradient not finite)", skipped))
+    return rows
+
+
+def winner_lines(sweep: SweepHistory) -> list[str]:
+    """The winner of each task in words, and the averages over tasks that the sweep logged."""
+    lines = []
+    for setting in sweep.settings:
+        if setting.chosen:
+            values = setting.values
+            seeds = "seed" if len(values) == 1 else "seeds"
+            lines.append(
+                f"{setting.task}: {_words(setting.setting)} wins, {setting.trials[0].metric} median "
+                f"{setting.median:.2f} ({min(values):.2f} .. {max(values):.2f}, {len(values)} {seeds})"
+            )
+    if sweep.complete:
+        for metric, words in (("average", "average"), ("average_without_RTE", "average without RTE")):
+            value = sweep.run.last(metric)
+            if value is not None:
+                lines.append(f"{words} of the tasks' winners: {value:.2f}")
+    return lines
+
+
+def _result_table(sweep: SweepHistory) -> _Table:
+    seeds = sorted({trial.seed for trial in sweep.trials})
+    header = ["task", "setting", "metric", "majority", *(f"seed {seed}" for seed in seeds)]
+    header += ["median", "min", "max", ""]
+    rows = []
+    for setting in sweep.settings:
+        values = setting.values
+        cells = [
+            _Cell(setting.task),
+            _Cell(_words(setting.setting)),
+            _Cell(setting.trials[0].metric),
+            _figure(setting.majority),
+            *(_of_seed(setting, seed) for seed in seeds),
+            _figure(setting.median),
+            _figure(min(values, default=None)),
+            _figure(max(values, default=None)),
+            _Cell("best" if setting.chosen else ""),
+        ]
+        rows.append(_Row(cells, setting.chosen))
+    return _Table(header, rows)
+
+
+def _of_seed(setting: Setting, seed: int) -> _Cell:
+    for trial in setting.trials:
+        if trial.seed == seed:
+            if trial.value is None:
+                return _Cell(trial.status, "bad" if trial.status in ("failed", "diverged") else "")
+            ended = "" if trial.status == "finished" else f" ({trial.status})"
+            return _Cell(f"{trial.value:.2f}{ended}", "number")
+    return _Cell("")
+
+
+def _figure(value: float | None) -> _Cell:
+    return _Cell("-" if value is None else f"{value:.2f}", "number")
+
+
+def _words(setting: tuple[tuple[str, str], ...]) -> str:
+    return ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in setting)
+
+
+def _short(value: str) -> str:
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return value
+
+
+def _subtitle(run: RunHistory, tracking_uri: str) -> str:
+    began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.start_ms / 1000))
+    length = ""
+    if run.end_ms:
+        hours, rest = divmod((run.end_ms - run.start_ms) // 1000, 3600)
+        length = f", {hours}:{rest // 60:02d}:{rest % 60:02d} h"
+    return (
+        f"{run.status} · experiment {run.experiment} · run {run.run_id} · begun {began}{length} · "
+        f"read from {redact_text(tracking_uri)}"
+    )
+
+
+def _notes(run: RunHistory) -> list[str]:
+    notes = []
+    if run.status == "RUNNING":
+        notes.append("The run has not ended: the curves reach as far as its metrics had come to MLflow.")
+    if run.status == "KILLED":
+        notes.append("The run was killed; the same platform.run_name resumes it.")
+    if run.status == "FAILED":
+        notes.append("The run failed.")
+    for tag, text in (
+        ("d2v.metrics_dropped", "metric points could not be delivered to MLflow and are missing"),
+        ("d2v.params_changed_on_resume", "parameters were changed when the run was resumed"),
+    ):
+        if tag in run.tags:
+            notes.append(f"{text}: {run.tags[tag]}")
+    return notes
+
+
+def _difference(run: RunHistory) -> _Section:
+    """What was changed in the named recipe, from the run's tag."""
+    title = f"Recipe {run.tags.get('d2v.recipe', '')}"
+    try:
+        changed: dict[str, Any] = json.loads(run.tags.get("d2v.recipe_difference", "{}"))
+    except json.JSONDecodeError:  # too long for a tag: the tag says where it is
+        return _Section(title, [("difference", run.tags["d2v.recipe_difference"])])
+    rows = [(key, json.dumps(old), json.dumps(new)) for key, (old, new) in sorted(changed.items())]
+    if not rows:
+        return _Section(title, [("unchanged",)] if "d2v.recipe" in run.tags else [])
+    return _Section(f"{title}, changed", list(rows), ("key", "recipe", "here"))
+
+
+def _lineage(run: RunHistory) -> _Section:
+    keys = [key for key in _LINEAGE if key in run.tags]
+    keys += sorted(
+        k for k in run.tags if k.startswith(("d2v.data", "d2v.dictionary", "d2v.parent", "registered"))
+    )
+    keys += [key for key in ("grid", "timing") if key in run.tags]
+    return _Section("Lineage", [(key, run.tags[key]) for key in keys])
+
+
+def _drawings(panels: Sequence[Panel]) -> list[dict[str, Any]]:
+    # Markup: matplotlib escapes the text that it draws, so this is the one thing not to be escaped again.
+    return [{"name": panel.name, "svg": Markup(svg(panel))} for panel in panels]
+
+
+def _footer() -> str:
+    now = time.strftime("%Y-%m-%d %H:%M")
+    return f"Written by d2v report on {now}; all points are in the CSV files beside it."
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=False)
+    return environment.from_string((Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8"))
+
+
+def _render(**values: Any) -> str:
+    defaults = {"notes": (), "table": None, "winners": (), "drawings": (), "sections": (), "protocol": ()}
+    return _template().render(**(defaults | values))

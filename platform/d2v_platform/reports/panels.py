@@ -1,0 +1,197 @@
+"""What a report draws of runs: which metrics belong into one panel, with what scale and which limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .run_history import RunHistory
+
+# Never drawn: a counter of the x axis, and best-so-far values that repeat the validation curve.
+_NOT_DRAWN = ("train/epoch",)
+_BEST = "best_"
+_FEW_POINTS = 40  # up to here each point gets a marker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line (or row of dots) of a panel.
+
+    Attributes:
+        key: identifies it in the drawing: the metric and, with several runs, the run.
+        label: for the legend.
+        x: ascending.
+        y: as many values.
+        style: a line, dots without a line, or a star.
+        colour: index into the palette; equal for what belongs together.
+    """
+
+    key: str
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    style: Literal["line", "dots", "star"] = "line"
+    colour: int = 0
+
+    @property
+    def markers(self) -> bool:
+        """Few points are marked, so that one alone is seen."""
+        return self.style == "line" and len(self.x) <= _FEW_POINTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One set of axes.
+
+    Attributes:
+        name: unique in a report, for anchors.
+        title: what it shows.
+        x_label: of the horizontal axis.
+        lines: what is drawn.
+        limits: label -> height of a dotted horizontal line.
+        log_x: logarithmic horizontal axis.
+        log_y: logarithmic vertical axis.
+        x_ticks: where the horizontal axis is marked; ``None`` lets the drawing choose.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    lines: tuple[Line, ...]
+    limits: tuple[tuple[str, float], ...] = ()
+    log_x: bool = False
+    log_y: bool = False
+    x_ticks: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """A kind of panel: which metrics it takes (by group and name), and what it adds."""
+
+    name: str
+    title: str
+    takes: Callable[[str, str], bool]
+    limits: tuple[tuple[str, str], ...] = ()  # label, parameter of the recipe
+    log_y: bool = False
+
+
+_KINDS = (
+    _Kind(name="loss", title="Loss", takes=lambda group, name: name == "loss" and group != "speed"),
+    _Kind(
+        name="variance",
+        title="Variance: mean deviation of the channels (0 = collapse)",
+        takes=lambda group, name: group == "train" and name.endswith("_var"),
+        limits=(("least of targets", "model.min_target_var"), ("least of predictions", "model.min_pred_var")),
+    ),
+    _Kind(
+        name="rank",
+        title="Effective rank (1 = collapse)",
+        takes=lambda group, name: group == "train" and name.endswith("_rank"),
+    ),
+    _Kind(
+        name="lr",
+        title="Learning rate",
+        takes=lambda group, name: group == "train" and (name == "lr" or name.startswith("lr_")),
+    ),
+    _Kind(
+        name="ema",
+        title="EMA decay of the teacher",
+        takes=lambda group, name: group == "train" and name == "ema_decay",
+    ),
+    _Kind(
+        name="throughput",
+        title="Throughput (per second)",
+        takes=lambda group, name: group == "speed" and name.endswith("_per_s"),
+    ),
+    _Kind(
+        name="seconds",
+        title="Seconds per update",
+        takes=lambda group, name: group == "speed" and name == "s_per_update",
+    ),
+    _Kind(
+        name="wait",
+        title="Waiting for data (percent of the time)",
+        takes=lambda group, name: group == "speed" and name == "data_wait_pct",
+    ),
+    _Kind(
+        name="memory",
+        title="Peak memory of worker 0 (GB)",
+        takes=lambda group, name: group == "speed" and name == "memory_gb",
+    ),
+    _Kind(
+        name="gnorm",
+        title="Gradient norm (mean of the updates)",
+        takes=lambda group, name: group == "train" and name == "gnorm",
+        limits=(("clip_norm", "optimization.clip_norm"),),
+        log_y=True,
+    ),
+)
+
+
+def run_panels(histories: Sequence[RunHistory]) -> list[Panel]:
+    """The panels of one run, or of several laid over each other.
+
+    Loss, variance, learning rate and the like share panels by the table above; every other metric that was
+    logged gets one of its own, validation metrics first, so nothing logged is missing.
+    """
+    keys = list(dict.fromkeys(key for h in histories for key in sorted(h.curves)))
+    keys = [key for key in keys if key not in _NOT_DRAWN and not key.rpartition("/")[2].startswith(_BEST)]
+    panels: list[Panel] = []
+    left = dict.fromkeys(keys)
+    for kind in _KINDS:
+        taken = [key for key in left if kind.takes(*_parts(key))]
+        for key in taken:
+            del left[key]
+        if taken:
+            panels.append(_panel(kind, taken, histories))
+    rest = sorted(left, key=lambda key: (_parts(key)[0] in ("train", "speed"), key))
+    for key in rest:
+        group, name = _parts(key)
+        where = "Training" if group == "train" else "Speed" if group == "speed" else f"Validation on {group}"
+        kind = _Kind(name=key.replace("/", "-"), title=f"{where}: {name}", takes=lambda *_: False)
+        panels.append(_panel(kind, [key], histories))
+    return panels
+
+
+def _panel(kind: _Kind, keys: Sequence[str], histories: Sequence[RunHistory]) -> Panel:
+    several = len(histories) > 1
+    lines = []
+    for key in keys:
+        for history in histories:
+            curve = history.curves.get(key)
+            if curve is not None:
+                lines.append(
+                    Line(
+                        key=f"{key} {history.name}" if several else key,
+                        label=f"{key}, {history.name}" if several else key,
+                        x=curve.updates,
+                        y=curve.values,
+                        colour=len(lines),
+                    )
+                )
+    return Panel(
+        name=kind.name,
+        title=kind.title,
+        x_label="update",
+        lines=tuple(lines),
+        limits=_limits(kind, histories),
+        log_y=kind.log_y and all((line.y > 0).all() for line in lines),
+    )
+
+
+def _limits(kind: _Kind, histories: Sequence[RunHistory]) -> tuple[tuple[str, float], ...]:
+    found: dict[tuple[str, float], None] = {}
+    for label, param in kind.limits:
+        for history in histories:
+            value = history.number(param)
+            if value is not None and value > 0:
+                found[f"{label}: {param} {value:g}", value] = None
+    return tuple(found)
+
+
+def _parts(key: str) -> tuple[str, str]:
+    group, _, name = key.rpartition("/")
+    return group, name

@@ -1,0 +1,269 @@
+"""A sweep as MLflow holds it: its trials and settings, from its tables or, before those, from its runs."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .run_history import Curve, RunHistory, load_run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+_TRIALS, _SUMMARY = "trials.csv", "summary.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialFacts:
+    """One trial: a setting with a seed.
+
+    Attributes:
+        task: which task.
+        setting: the grid's values without task and seed, as text; ``lr`` first.
+        seed: its seed.
+        status: finished, stopped, diverged, failed, or what MLflow says of one without a result.
+        metric: what decides.
+        value: of the run; ``None`` if it has none.
+        run_id: its MLflow run, empty if it has none.
+        error: what went wrong.
+        curve: validations of the deciding metric, ``None`` if there are none.
+    """
+
+    task: str
+    setting: tuple[tuple[str, str], ...]
+    seed: int
+    status: str
+    metric: str
+    value: float | None
+    run_id: str
+    error: str = ""
+    curve: Curve | None = None
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return float(dict(self.setting)["lr"])
+
+    @property
+    def others(self) -> str:
+        """The grid's further values in words; empty if there are none."""
+        return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in self.setting if name != "lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The repetitions of one setting: they differ in the seed only.
+
+    Attributes:
+        task: which task.
+        setting: as in :class:`TrialFacts`.
+        trials: by ascending seed.
+        majority: the metric of always saying the most frequent class, where known.
+        chosen: it won its task.
+    """
+
+    task: str
+    setting: tuple[tuple[str, str], ...]
+    trials: tuple[TrialFacts, ...]
+    majority: float | None = None
+    chosen: bool = False
+
+    @property
+    def values(self) -> list[float]:
+        """Of the trials that have one."""
+        return [trial.value for trial in self.trials if trial.value is not None]
+
+    @property
+    def median(self) -> float | None:
+        """Over the seeds."""
+        return statistics.median(self.values) if self.values else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepHistory:
+    """A sweep.
+
+    Attributes:
+        run: the parent run.
+        settings: grouped by task, as the sweep lists them.
+        protocol: how the figures came about, one sentence each.
+        complete: the sweep has written its tables; otherwise the figures are those of the runs so far.
+        tables: the sweep's own files by name, their text.
+    """
+
+    run: RunHistory
+    settings: tuple[Setting, ...]
+    protocol: tuple[str, ...]
+    complete: bool
+    tables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> dict[str, list[Setting]]:
+        """Settings by task."""
+        found: dict[str, list[Setting]] = {}
+        for setting in self.settings:
+            found.setdefault(setting.task, []).append(setting)
+        return found
+
+    @property
+    def trials(self) -> list[TrialFacts]:
+        """All trials."""
+        return [trial for setting in self.settings for trial in setting.trials]
+
+
+def load_sweep_history(client: MlflowClient, parent: Run) -> SweepHistory:
+    """Read a sweep: its tables if it has written them, else what its trials' runs tell so far."""
+    children = {run.info.run_id: run for run in _children(client, parent)}
+    tables = _tables(client, parent)
+    complete = parent.info.status != "RUNNING" and _covers(tables, children)
+    if complete:
+        settings = _from_tables(client, tables, children)
+    else:
+        settings = _group([_from_run(client, parent, run) for run in children.values()], {})
+    return SweepHistory(
+        run=load_run(client, parent),
+        settings=tuple(settings),
+        protocol=tuple(parent.data.tags.get("protocol", "").splitlines()),
+        complete=complete,
+        tables=tables if complete else {},
+    )
+
+
+def _covers(tables: dict[str, str], children: dict[str, Run]) -> bool:
+    """Whether the tables are those of all trials: a sweep that is extended has older ones for a while."""
+    if _TRIALS not in tables or _SUMMARY not in tables:
+        return False
+    return children.keys() <= {row["run_id"] for row in csv.DictReader(tables[_TRIALS].splitlines())}
+
+
+def _children(client: MlflowClient, parent: Run) -> list[Run]:
+    found: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs(
+            [parent.info.experiment_id],
+            f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'",
+            order_by=["start_time ASC"],
+            page_token=token,
+        )
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def _tables(client: MlflowClient, parent: Run) -> dict[str, str]:
+    there = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    tables: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for name in sorted(there & {_TRIALS, _SUMMARY, "results.md"}):
+            path = client.download_artifacts(parent.info.run_id, name, place)
+            tables[name] = Path(path).read_text(encoding="utf-8")
+    return tables
+
+
+def _from_tables(client: MlflowClient, tables: dict[str, str], children: dict[str, Run]) -> list[Setting]:
+    rows = list(csv.DictReader(tables[_TRIALS].splitlines()))
+    names = _grid_names(list(rows[0]) if rows else [])
+    trials = []
+    for row in rows:
+        run = children.get(row["run_id"])
+        trials.append(
+            TrialFacts(
+                task=row["task"],
+                setting=(("lr", row["lr"]), *((name, row[name]) for name in names)),
+                seed=int(row["seed"]),
+                status=row["status"],
+                metric=row["metric"],
+                value=_number(row["value"]),
+                run_id=row["run_id"],
+                error=row["error"],
+                curve=_curve(client, run, row["metric"]),
+            )
+        )
+    known: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float | None, bool]] = {}
+    for row in csv.DictReader(tables[_SUMMARY].splitlines()):
+        setting = (("lr", row["lr"]), *((name, row[name]) for name in names))
+        known[row["task"], setting] = (_number(row["majority_class"]), row["chosen"] == "True")
+    return _group(trials, known)
+
+
+def _grid_names(columns: list[str]) -> list[str]:
+    """The sweep's own columns stand between ``seed`` and ``status``."""
+    if "seed" not in columns:
+        return []
+    return columns[columns.index("seed") + 1 : columns.index("status")]
+
+
+def _from_run(client: MlflowClient, parent: Run, run: Run) -> TrialFacts:
+    """A trial of a sweep that has no table yet, by the rules of the sweep's definition."""
+    tags, params = run.data.tags, run.data.params
+    metric = parent.data.params.get("sweep.select.metric", "null")
+    if metric == "null":
+        metric = params.get("checkpoint.best_checkpoint_metric", "loss")
+    maximize = params.get("checkpoint.maximize_best_checkpoint_metric", "false") == "true"
+    curve = _curve(client, run, metric)
+    value = None
+    if curve is not None:
+        values = [float(v) for v in curve.values if not math.isnan(v)]
+        if values and parent.data.params.get("sweep.select.within_run") == "last":
+            value = values[-1]
+        elif values:
+            value = max(values) if maximize else min(values)
+    prefix = "grid."
+    grid = {key.removeprefix(prefix): text for key, text in tags.items() if key.startswith(prefix)}
+    more = sorted(name for name in grid if name not in ("task", "lr", "seed"))
+    return TrialFacts(
+        task=tags.get("task", ""),
+        setting=(("lr", tags.get("lr", "nan")), *((name, grid[name]) for name in more)),
+        seed=int(tags.get("seed", "0")),
+        status=tags.get("status", run.info.status.lower()),
+        metric=metric,
+        value=value,
+        run_id=run.info.run_id,
+        curve=curve,
+    )
+
+
+def _curve(client: MlflowClient, run: Run | None, metric: str) -> Curve | None:
+    """Validations of a trial, on the first validation subset of its recipe."""
+    if run is None or not metric:
+        return None
+    subset = run.data.params.get("dataset.valid_subset", "valid").split(",")[0].strip()
+    key = f"{subset}/{metric}"
+    return load_run(client, run, [key]).curves.get(key)
+
+
+def _group(
+    trials: list[TrialFacts],
+    known: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float | None, bool]],
+) -> list[Setting]:
+    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[TrialFacts]] = {}
+    for trial in trials:
+        groups.setdefault((trial.task, trial.setting), []).append(trial)
+    order = list(dict.fromkeys(trial.task for trial in trials))
+    keys = sorted(groups, key=lambda key: (order.index(key[0]), _sortable(key[1])))
+    return [
+        Setting(
+            task=key[0],
+            setting=key[1],
+            trials=tuple(sorted(groups[key], key=lambda trial: trial.seed)),
+            majority=known.get(key, (None, False))[0],
+            chosen=known.get(key, (None, False))[1],
+        )
+        for key in keys
+    ]
+
+
+def _sortable(setting: tuple[tuple[str, str], ...]) -> tuple[Any, ...]:
+    return (float(dict(setting)["lr"]), *(value for name, value in setting if name != "lr"))
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text else None

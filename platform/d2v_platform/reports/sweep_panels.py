@@ -1,0 +1,123 @@
+"""What a report draws of a sweep: the metric over the learning rate with all seeds, and the validations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .panels import Line, Panel
+from .sweep_history import Setting, SweepHistory
+
+
+def sweep_panels(sweep: SweepHistory) -> list[Panel]:
+    """For each task the metric over the learning rate, then the validations of its trials."""
+    panels: list[Panel] = []
+    for task, settings in sweep.tasks.items():
+        over_lr = _over_lr(task, settings)
+        if over_lr is not None:
+            panels.append(over_lr)
+        validations = _validations(task, settings)
+        if validations is not None:
+            panels.append(validations)
+    return panels
+
+
+def _over_lr(task: str, settings: Sequence[Setting]) -> Panel | None:
+    """A dot for each seed, a line through the medians, a star at the winner; ``None`` without any value."""
+    measured = [setting for setting in settings if setting.values]
+    if not measured:
+        return None
+    metric = measured[0].trials[0].metric
+    groups = list(dict.fromkeys(setting.trials[0].others for setting in measured))
+    lines: list[Line] = []
+    for colour, group in enumerate(groups):
+        members = [setting for setting in measured if setting.trials[0].others == group]
+        suffix = f", {group}" if group else ""
+        lines.append(
+            Line(
+                key=f"{task} median{suffix}",
+                label=f"median over seeds{suffix}",
+                x=np.array([setting.trials[0].lr for setting in members]),
+                y=np.array([setting.median for setting in members], dtype=np.float64),
+                colour=colour,
+            )
+        )
+        seeds = sorted({trial.seed for setting in members for trial in setting.trials})
+        for seed in seeds:
+            shown = [
+                trial
+                for setting in members
+                for trial in setting.trials
+                if trial.seed == seed and trial.value is not None
+            ]
+            if shown:
+                lines.append(
+                    Line(
+                        key=f"{task} seed {seed}{suffix}",
+                        label=f"seed {seed}{suffix}",
+                        x=np.array([trial.lr for trial in shown]),
+                        y=np.array([trial.value for trial in shown], dtype=np.float64),
+                        style="dots",
+                        colour=len(groups) + seeds.index(seed),
+                    )
+                )
+    for setting in measured:
+        if setting.chosen:
+            lines.append(
+                Line(
+                    key=f"{task} winner",
+                    label="winner",
+                    x=np.array([setting.trials[0].lr]),
+                    y=np.array([setting.median], dtype=np.float64),
+                    style="star",
+                )
+            )
+    rates = sorted({trial.lr for setting in measured for trial in setting.trials})
+    floors = {setting.majority for setting in measured if setting.majority is not None}
+    return Panel(
+        name=f"{task}-lr",
+        title=f"{task}: {metric} over the peak learning rate",
+        x_label="learning rate",
+        lines=tuple(lines),
+        limits=tuple((f"majority class {floor:.2f}", floor) for floor in sorted(floors)),
+        log_x=rates[0] > 0 and rates[-1] > rates[0],
+        x_ticks=tuple(rates),
+    )
+
+
+def _validations(task: str, settings: Sequence[Setting]) -> Panel | None:
+    """Each trial's validations over its updates; one colour for each setting."""
+    lines: list[Line] = []
+    drawn = [setting for setting in settings if any(t.curve is not None for t in setting.trials)]
+    for colour, setting in enumerate(drawn):
+        words = ", ".join(f"{name.rpartition('.')[2]} {_short(value)}" for name, value in setting.setting)
+        first = True
+        for trial in setting.trials:
+            if trial.curve is None:
+                continue
+            lines.append(
+                Line(
+                    key=f"{task} {words} seed {trial.seed}",
+                    label=words if first else "",
+                    x=trial.curve.updates,
+                    y=trial.curve.values,
+                    colour=colour,
+                )
+            )
+            first = False
+    if not lines:
+        return None
+    return Panel(
+        name=f"{task}-validations",
+        title=f"{task}: {drawn[0].trials[0].metric} at each validation, all seeds",
+        x_label="update",
+        lines=tuple(lines),
+    )
+
+
+def _short(value: str) -> str:
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return value
