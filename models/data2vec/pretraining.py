@@ -10,13 +10,15 @@ B samples, M clones, R = B * M rows, T positions, K kept, N masked positions in 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from .audio_masking import audio_span_masks
+from .collapse import Scatter, stage_scatters
 from .config import AudioModalityConfig, Data2VecMultiConfig, ImageModalityConfig
 from .errors import ConfigError, Problem
 from .image import ImageEncoder, patchify
@@ -71,6 +73,7 @@ class PretrainOutput:
         prediction: moments of the predictions at masked positions.
         target: moments of the targets there.
         masked_pct: masked share of positions.
+        stages: sums for the collapse watch by stage, if they were asked for.
     """
 
     losses: dict[str, torch.Tensor]
@@ -78,6 +81,7 @@ class PretrainOutput:
     prediction: Moments
     target: Moments
     masked_pct: float
+    stages: Mapping[str, Scatter] = field(default_factory=dict)
 
     @property
     def loss(self) -> torch.Tensor:
@@ -114,6 +118,7 @@ class Data2VecPretraining(nn.Module):
         seed: int | None = None,
         masks: MaskSet | None = None,
         noise_RJD: torch.Tensor | None = None,
+        watch: bool = False,
         tap: Tap | None = None,
     ) -> PretrainOutput:
         """Losses of one micro-batch.
@@ -126,6 +131,7 @@ class Data2VecPretraining(nn.Module):
             seed: seed of masks and noise; by default the configuration's.
             masks: given masks instead of drawn ones.
             noise_RJD: (R, T - K, D) given decoder noise instead of drawn one.
+            watch: also sum what the collapse watch looks at.
             tap: receives named intermediates.
         """
         config, encoder, modality = self.config, self.student.encoder, self.student.encoder.config
@@ -170,12 +176,20 @@ class Data2VecPretraining(nn.Module):
         if config.d2v_loss > 0:
             name = f"{config.modality_name}_regression"
             losses[name] = self._distance(name, prediction_ND, target_ND, config.d2v_loss, tap)
+        stages: dict[str, Scatter] = {}
+        if watch:
+            seen_RKD = x_RKD[:, encoder.num_extra_tokens :]
+            stages = stage_scatters({
+                "local_features": (local_BTD, padding_mask), "encoder": (seen_RKD, kept_padding),
+                "targets": (target_ND, None), "predictions": (prediction_ND, None),
+            })  # fmt: skip
         return PretrainOutput(
             losses=losses,
             sample_size=sample_size,
             prediction=Moments.of(prediction_ND),
             target=Moments.of(target_ND),
             masked_pct=1.0 - masks.num_kept / length,
+            stages=stages,
         )
 
     def _draw_masks(

@@ -20,6 +20,9 @@ from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.loading import Share
 from d2v_platform.training.loop_state import Summary, TrainingStopped, Worker
 from d2v_platform.training.train_loop import train
+from data2vec.collapse import STAGES
+
+WATCHED = [f"train/{stage}_{kind}" for stage in STAGES for kind in ("var", "rank")]
 
 
 class Recorder:
@@ -64,7 +67,8 @@ def _as_one_of_many(rank: int, size: int, recipe: dict[str, Any], folder: str) -
     recorder = Recorder()
     train(Recipe.from_dict(recipe), Path(folder), recorder, Worker(rank=rank, size=size, threads=1))
     if rank == 0:
-        Path(folder, "curve.json").write_text(json.dumps(recorder.curve()))
+        curves = {key: recorder.curve(key) for key in ("train/loss", *WATCHED)}
+        Path(folder, "curve.json").write_text(json.dumps(curves))
     torch.distributed.destroy_process_group()
 
 
@@ -80,8 +84,11 @@ def test_the_number_of_workers_does_not_change_the_losses(
         mp.start_processes(
             _as_one_of_many, (size, tiny_recipe, str(folder)), nprocs=size, start_method="spawn"
         )
-        curve = json.loads((folder / "curve.json").read_text())
-        assert curve == pytest.approx(alone.curve(), rel=1e-5)
+        curves = json.loads((folder / "curve.json").read_text())
+        assert curves["train/loss"] == pytest.approx(alone.curve(), rel=1e-5)
+        for key in WATCHED:  # the collapse watch
+            assert len(alone.curve(key)) == 20
+            assert curves[key] == pytest.approx(alone.curve(key), rel=1e-4)
 
 
 def test_world_size_and_accumulation_are_interchangeable(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:

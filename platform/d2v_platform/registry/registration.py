@@ -14,6 +14,7 @@ from ..recipe.difference import difference, digest
 from ..recipe.schema import Recipe
 from ..tasks.text_pretraining import COLLAPSE_GUARD_AFTER
 from ..tracking.tracker_actor import AnyTracker
+from ..training.collapse import collapsed_stages
 from ..training.loop_state import Summary
 from .model_card import CardFacts, model_card
 
@@ -99,7 +100,9 @@ def gate_tags(recipe: Recipe, summary: Summary) -> dict[str, str]:
             return {"collapse": "unknown"}
         # Predictions start without variance: theirs counts once the recipe's own guard would.
         still = prediction < recipe.model.min_pred_var and summary.update > COLLAPSE_GUARD_AFTER
-        return {"collapse": str(still or target < recipe.model.min_target_var).lower()}
+        stages = collapsed_stages(recipe, summary.metrics, summary.update)
+        collapsed = bool(stages) or still or target < recipe.model.min_target_var
+        return {"collapse": str(collapsed).lower()}
     return {
         "metric.name": rules.best_checkpoint_metric,
         "metric.value": repr(summary.best) if summary.best is not None else "none",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from data2vec.collapse import Scatter
 from data2vec.data.batching import epoch_batches
 from data2vec.pretraining import Moments
 
@@ -28,12 +29,14 @@ class MicroBatch:
         sample_size: what the gradient is divided by, summed over the update.
         scalars: further sums by name.
         moments: vector moments by name.
+        stages: sums for the collapse watch, where the task is ``watching``.
     """
 
     loss: torch.Tensor
     sample_size: int
     scalars: Mapping[str, float | torch.Tensor] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    stages: Mapping[str, Scatter] = field(default_factory=dict)
 
 
 class TrainingTask(ABC):
@@ -42,10 +45,17 @@ class TrainingTask(ABC):
     Attributes:
         recipe: the recipe.
         layout: names of the sums that its micro-batches report.
+        watching: the loop asks for the sums of the collapse watch.
     """
 
     recipe: Recipe
     layout: Layout
+    watching: bool = False
+
+    @property
+    def watched(self) -> Mapping[str, int]:
+        """Stages that can collapse, with their number of watched channels."""
+        return {}
 
     @property
     @abstractmethod

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from data2vec.artifact import load_strictly, read_artifact, save_artifact
+from data2vec.collapse import STAGES, watched_channels
 from data2vec.config import Data2VecMultiConfig
 from data2vec.data.bpe import GPT2BPE
 from data2vec.data.masked_lm import TextBlocksDataset
@@ -58,6 +59,11 @@ class TextPretraining(TrainingTask):
         """Student and decoder."""
         return self.model.student
 
+    @property
+    def watched(self) -> Mapping[str, int]:
+        """All stages of the objective."""
+        return dict.fromkeys(STAGES, watched_channels(self.config.embed_dim))
+
     @staticmethod
     def check_data(recipe: Recipe) -> None:
         """Open every subset that training will use."""
@@ -85,7 +91,12 @@ class TextPretraining(TrainingTask):
     def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
         """Losses of one micro-batch; masks are functions of (seed, update, sample id, clone)."""
         output = self.model(
-            batch["source"], batch["padding_mask"], batch["id"], update=update, seed=self.recipe.common.seed
+            batch["source"],
+            batch["padding_mask"],
+            batch["id"],
+            update=update,
+            seed=self.recipe.common.seed,
+            watch=self.watching,
         )
         loss = torch.stack(
             [value * self.loss_weights.get(key, 1.0) for key, value in output.losses.items()]
@@ -99,7 +110,7 @@ class TextPretraining(TrainingTask):
             "masked_pct": output.masked_pct,
         }
         moments: dict[str, Moments] = {"target": output.target, "pred": output.prediction}
-        return MicroBatch(loss, output.sample_size, scalars, moments)
+        return MicroBatch(loss, output.sample_size, scalars, moments, output.stages)
 
     def counters(self) -> dict[str, Any]:
         """The update that the teacher has reached."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+_ROWS = 512  # of the products that a CPU's rate is measured with
 GPU_UTILISATION = 0.4  # share of the peak that such models reach in mixed precision; an assumption, printed
 CPU_UTILISATION = 0.75  # share of the measured product rate that whole steps reach here
 
@@ -96,20 +98,31 @@ def cpu_at_hand(threads: int, memory_bytes: float | None = None) -> Accelerator:
     return Accelerator("cpu", {"fp32": rate}, memory, CPU_UTILISATION, measured=True)
 
 
-def measured_rate(threads: int, repeats: int = 5) -> float:
-    """FLOP/s of fp32 matrix products of a transformer's size, the best of some: others may be busy too."""
+def device_rate(device: torch.device, precision: str) -> float | None:
+    """Matrix rate in FLOP/s of the device that this process computes on; ``None`` for an unknown GPU."""
+    if device.type == "cpu":
+        return measured_rate(torch.get_num_threads())
+    return gpu_at_hand(None).rate(precision)
+
+
+@functools.cache
+def measured_rate(threads: int, repeats: int = 4) -> float:
+    """FLOP/s of fp32 matrix products of a transformer's size, once a process.
+
+    The best of some, because others may be busy on the machine too.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        a, b = torch.ones(1024, 768), torch.ones(768, 3072)
-        out, seconds = torch.empty(1024, 3072), []
+        a, b = torch.ones(_ROWS, 768), torch.ones(768, 3072)
+        out, seconds = torch.empty(_ROWS, 3072), []
         for _ in range(repeats + 1):
             begin = time.perf_counter()
             torch.mm(a, b, out=out)
             seconds.append(time.perf_counter() - begin)
     finally:
         torch.set_num_threads(before)
-    return 2.0 * 1024 * 768 * 3072 / min(seconds[1:])
+    return 2.0 * _ROWS * 768 * 3072 / min(seconds[1:])
 
 
 def machine_memory() -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -28,6 +28,19 @@ class Reporter(Protocol):
 
     def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
         """An evaluation or checkpoint is done (every worker calls this); returns whether to stop early."""
+        ...
+
+
+@runtime_checkable
+class MetricCarrier(Protocol):
+    """A reporter whose undelivered figures travel with checkpoints: its machine may be lost."""
+
+    def unsent(self) -> Mapping[str, Any]:
+        """What MLflow does not have yet, as plain values; called after ``flush``."""
+        ...
+
+    def take_over(self, unsent: Mapping[str, Any]) -> None:
+        """Deliver what an earlier machine could not; doing it twice changes nothing."""
         ...
 
 
@@ -64,6 +77,7 @@ class LoopState:
     bad_in_a_row: int = 0
     elapsed_s: float = 0.0
     first_loss: float | None = None
+    collapse_streaks: dict[str, int] = field(default_factory=dict)  # log lines in a row, by collapsed stage
     metrics: dict[str, float] = field(default_factory=dict)  # of the last log line and validation
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,10 +20,24 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Clock of a run: speed, share of time spent waiting for data, memory, time to the end."""
+    """Clock of a run: speed, share of time spent waiting for data, memory, time to the end.
 
-    def __init__(self, recipe: Recipe, worker: Worker) -> None:
-        self.recipe, self.worker = recipe, worker
+    Args:
+        recipe: its limits.
+        worker: this process.
+        work: FLOPs of a micro-batch as (samples, length) -> FLOPs; ``None`` where they are not known.
+        rate: matrix rate of this worker's device in FLOP/s; ``None`` where it is not known.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        worker: Worker,
+        work: Callable[[int, int], float] | None = None,
+        rate: float | None = None,
+    ) -> None:
+        self.recipe, self.worker, self.work, self.rate = recipe, worker, work, rate
+        self.flops = 0.0  # of this worker's micro-batches in this interval
         self.epoch_length = 1  # updates an epoch
         self.data_wait_s = 0.0
         self.checkpoint_s = 0.0
@@ -50,18 +64,24 @@ class Progress:
             "speed/data_wait_pct": 100.0 * self.data_wait_s / seconds,
             "speed/memory_gb": peak_memory_gb(self.worker.device),
         }
+        share = ""
+        if self.rate and self.flops:
+            self._speed["speed/matrix_rate_pct"] = 100.0 * self.flops / (seconds * self.rate)
+            name = "mfu" if self.worker.device.type == "cuda" else "matrix"
+            share = f"  {name} {self._speed['speed/matrix_rate_pct']:.0f}%"
         if self.worker.rank != 0:
             return
         shown = "  ".join(
             f"{name} {value:.4g}" for name, value in metrics.items() if name not in ("lr", "epoch")
         )
         logger.info(
-            "update %s  epoch %.2f  %s  lr %.3g  %.0f tokens/s  wait %.0f%%  mem %.1f GB  eta %s",
+            "update %s  epoch %.2f  %s  lr %.3g  %.0f tokens/s%s  wait %.0f%%  mem %.1f GB  eta %s",
             f"{state.update}/{self.recipe.optimization.max_update or '-'}",
             metrics["epoch"],
             shown,
             metrics["lr"],
             self._speed["speed/tokens_per_s"],
+            share,
             self._speed["speed/data_wait_pct"],
             self._speed["speed/memory_gb"],
             self._eta(state),
@@ -80,7 +100,13 @@ class Progress:
     def reset_interval(self, state: LoopState) -> None:
         """Begin the next interval."""
         self._interval_begin, self._interval_update = time.perf_counter(), state.update
-        self.data_wait_s = 0.0
+        self.data_wait_s = self.flops = 0.0
+
+    def micro_batch(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """A micro-batch is about to be computed: count its work."""
+        source = batch.get("source")
+        if self.work is not None and isinstance(source, torch.Tensor):
+            self.flops += self.work(source.shape[0], source.shape[-1])
 
     def _eta(self, state: LoopState) -> str:
         done = state.update - self._first_update

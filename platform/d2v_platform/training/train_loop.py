@@ -29,14 +29,17 @@ from ..recipe.schema import Recipe
 from ..storage.cache import with_local_data
 from ..storage.locations import open_location
 from ..tasks import TrainingTask, make_task
+from .accelerators import device_rate
 from .checkpoint import Checkpoint, CheckpointStore, Retention
 from .checkpoint_writer import Checkpoints
+from .collapse import CollapseWatch
 from .loading import Share, make_loader, to_device
-from .loop_state import LoopState, Reporter, Summary, TrainingStopped, Worker
+from .loop_state import LoopState, MetricCarrier, Reporter, Summary, TrainingStopped, Worker
 from .optimizer import LossScale, Precision, choose_precision, make_optimizer
 from .progress import Progress
 from .reduction import barrier, gather_objects, reduce_gradients, reduce_vector
 from .statistics import Sums
+from .workload import matrix_work
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +118,9 @@ class TrainingLoop:
         self.checkpoints = Checkpoints(self.store)
         self.interval = Sums(task.layout)
         self.interval_updates, self.interval_norm, self.interval_clipped = 0, 0.0, 0
-        self.progress = Progress(recipe, worker)
+        self.watch = CollapseWatch(recipe, task.watched)
+        rate = device_rate(worker.device, self.precision.name)
+        self.progress = Progress(recipe, worker, matrix_work(recipe, task.module), rate)
         self.last_saved = -1
 
     # ---- resuming -----------------------------------------------------------------------------------------
@@ -145,6 +150,9 @@ class TrainingLoop:
         self.interval_updates, self.interval_norm, self.interval_clipped = saved.pop("interval_counts")
         self.loss_scale.scale, self.loss_scale.clean_updates = saved.pop("loss_scale")
         self.task.restore(saved.pop("task"))
+        unsent = saved.pop("unsent", None)
+        if unsent and self.worker.rank == 0 and isinstance(self.reporter, MetricCarrier):
+            self.reporter.take_over(unsent)
         self.state = LoopState(**saved)
         self.last_saved = self.state.update
 
@@ -187,6 +195,7 @@ class TrainingLoop:
         state, task, recipe = self.state, self.task, self.recipe
         sums = Sums(task.layout)
         task.begin_update(state.update)
+        task.watching = self.watch.begin(state.update)
         for parameter in self.parameters:
             parameter.grad = None
         for index in range(self.worker.rank, count, self.worker.size):
@@ -196,6 +205,7 @@ class TrainingLoop:
                 result = task.forward(batch, state.update)
             (result.loss * self.loss_scale.scale).backward()
             sums.add(result.scalars, result.moments)
+            self.watch.add(result.stages)
         reduce_gradients(self.parameters, self.worker.device)
         sums.vector = reduce_vector(sums.vector, self.worker.device)
         divisor = sums["sample_size"] * self.loss_scale.scale
@@ -206,6 +216,7 @@ class TrainingLoop:
         if not finite:
             self._skip(norm, sums["loss"], batches)
             return
+        self.watch.finish(self.worker.device)
         self.optimizer.step(state.update, state.epoch)
         state.update += 1
         state.bad_in_a_row = 0
@@ -280,6 +291,7 @@ class TrainingLoop:
         begin = time.perf_counter()
         batch = next(loader)
         self.progress.data_wait_s += time.perf_counter() - begin
+        self.progress.micro_batch(batch)
         return to_device(batch, self.worker.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -309,15 +321,16 @@ class TrainingLoop:
             metrics["bad_updates"] = float(state.bad_updates)
         if state.first_loss is None:
             state.first_loss = metrics["loss"]
-        state.metrics |= {f"train/{name}": value for name, value in metrics.items()}
+        state.metrics |= {f"train/{name}": value for name, value in (metrics | self.watch.figures).items()}
         self.progress.line(state, metrics, self.interval)
         if self.worker.rank == 0:
-            points = {f"train/{name}": value for name, value in metrics.items()}
+            points = {f"train/{name}": value for name, value in (metrics | self.watch.figures).items()}
             self.reporter.log(state.update, points | self.progress.speed_metrics())
         self.interval = Sums(self.task.layout)
         self.interval_updates, self.interval_norm, self.interval_clipped = 0, 0.0, 0
         self.progress.reset_interval(state)
-        if stop := self.task.guard(metrics, state.update):
+        stop = self.task.guard(metrics, state.update)
+        if stop := stop or self.watch.judge(state, speaks=self.worker.rank == 0):
             raise TrainingStopped(stop)
 
     def _epoch_position(self) -> float:
@@ -400,6 +413,8 @@ class TrainingLoop:
             state["interval_counts"] = [self.interval_updates, self.interval_norm, self.interval_clipped]
             state["loss_scale"] = [self.loss_scale.scale, self.loss_scale.clean_updates]
             state["task"] = self.task.counters()
+            if isinstance(self.reporter, MetricCarrier):
+                state["unsent"] = self.reporter.unsent()
             tensors = {
                 "model": self.task.module.state_dict(),
                 "optimizer": _optimizer_tensors(self.optimizer.adam.state_dict()),

@@ -7,12 +7,15 @@ the recipe allows, and the plan says so.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from data2vec.artifact import read_artifact
 from data2vec.config import (
@@ -24,6 +27,8 @@ from data2vec.conv_spec import frame_count, parse_conv_layers
 from data2vec.data.dictionary import Dictionary
 from data2vec.errors import Data2VecError
 from data2vec.flops import StepCost, StepShape, Storage, finetuning_step, pretraining_step
+from data2vec.pretraining import Data2VecPretraining
+from data2vec.student import Data2VecMulti
 
 from ..recipe.components import MaskedLMTask, SentencePredictionTask
 from ..recipe.schema import Recipe
@@ -129,6 +134,31 @@ def make_workload(recipe: Recipe, pretrained: Path | None) -> Workload | None:
     pretraining = isinstance(recipe.model, Data2VecMultiConfig)
     sizes, count = _sizes(recipe, config, dataset)
     return Workload(recipe, config, vocabulary, pretraining, sizes, count, dataset)
+
+
+def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float] | None:
+    """FLOPs of a micro-batch of so many samples of such a length, for the model that is being trained.
+
+    Work that activation checkpointing does twice counts once. ``None`` for a model that we cannot price.
+    """
+    network = next((part for part in module.modules() if isinstance(part, Data2VecMulti)), None)
+    if network is None:
+        return None
+    once = dataclasses.replace(recipe.platform, checkpoint_activations=False)
+    workload = Workload(
+        recipe=dataclasses.replace(recipe, platform=once),
+        config=network.config,
+        vocab_size=0,
+        pretraining=isinstance(module, Data2VecPretraining),
+        sizes=Counter(),
+        epoch_micro_batches=None,
+    )
+
+    @functools.cache
+    def work(samples: int, length: int) -> float:
+        return workload.cost((samples, length), Storage(), False).flops
+
+    return work
 
 
 def training_data(recipe: Recipe) -> Any:

@@ -1,0 +1,76 @@
+"""The line that a person watches: share of the matrix rate, data wait, memory, time to the end."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from d2v_platform.recipe.schema import Recipe
+from d2v_platform.training import progress as progress_module
+from d2v_platform.training.loop_state import LoopState, Worker
+from d2v_platform.training.progress import Progress
+from d2v_platform.training.statistics import Layout, Sums
+from d2v_platform.training.train_loop import train
+
+
+def test_line_of_a_known_interval(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = [100.0]
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
+    made = Progress(Recipe.from_dict(tiny_recipe), Worker(), lambda samples, length: 1e9 * samples, 4e9)
+    made.start(LoopState(update=4))
+    for _ in range(4):
+        made.micro_batch({"source": torch.zeros(2, 32)})
+    made.data_wait_s = 1.0
+    now[0] = 110.0
+    sums = Sums(Layout(("ntokens",)))
+    sums.add({"ntokens": 5000})
+    state = LoopState(update=9)
+    made.line(state, {"loss": 0.5, "lr": 1e-3, "epoch": 1.25}, sums)
+    # 8 GFLOP in 10 s on 4 GFLOP/s; 2 s an update, 11 updates to go
+    wanted = (
+        r"update 9/20  epoch 1.25  loss 0.5  lr 0.001  500 tokens/s  matrix 20%  wait 10%  mem .* eta 0:00:22"
+    )
+    assert re.search(wanted, caplog.text)
+    speed = made.speed_metrics()
+    assert speed["speed/matrix_rate_pct"] == pytest.approx(20.0)
+    assert speed["speed/s_per_update"] == pytest.approx(2.0)
+    made.reset_interval(state)
+    assert (made.flops, made.data_wait_s) == (0.0, 0.0)
+
+
+def test_an_unknown_rate_is_left_out(tiny_recipe: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    made = Progress(Recipe.from_dict(tiny_recipe), Worker(), None, None)
+    made.start(LoopState())
+    made.micro_batch({"source": torch.zeros(2, 32)})
+    made.line(LoopState(update=1), {"loss": 1.0, "lr": 1e-3, "epoch": 1.0}, Sums(Layout(("ntokens",))))
+    assert "matrix" not in caplog.text and "speed/matrix_rate_pct" not in made.speed_metrics()
+
+
+def test_a_real_run_tells_its_share_of_the_matrix_rate(
+    tiny_recipe: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    points: dict[str, float] = {}
+
+    class Keep:
+        def log(self, update: int, metrics: Any) -> None:
+            points.update(metrics)
+
+        def flush(self) -> None: ...
+
+        def evaluated(self, update: int, metrics: Any) -> bool:
+            return False
+
+    values = tiny_recipe | {"optimization": tiny_recipe["optimization"] | {"max_update": 2}}
+    train(Recipe.from_dict(values), tmp_path, Keep(), Worker(threads=1))
+    assert 0.0 < points["speed/matrix_rate_pct"] < 100.0
+    assert re.search(r"tokens/s  matrix \d+%  wait \d+%  mem [\d.]+ GB  eta", caplog.text)
