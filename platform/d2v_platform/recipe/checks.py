@@ -9,7 +9,10 @@ from typing import Any
 
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import Problem, nearest_names
+from data2vec.v1.config import Data2VecAudioConfig
 
+from .audio_checks import CTC_METRICS, audio_problems
+from .audio_components import AudioFinetuningTask, AudioPretrainingTask, CTCCriterion, Wav2VecCTC
 from .components import (
     Adam,
     Composite,
@@ -31,11 +34,11 @@ from .schema import Recipe, split_names
 
 _EXAMPLES = {
     "task.data": "task.data=/path/to/data",
+    "model.w2v_path": "model.w2v_path=models:/NAME@ALIAS, a folder, or a reference .pt",
     "model.model_path": "model.model_path=models:/NAME@ALIAS, a folder, or a reference .pt",
 }
 # Values of the model that can be logged: data2vec2's monitors (spec: data2vec 2.0, section 10).
 _MODEL_LOGS = ("ema_decay", "target_var", "pred_var", "model_norm", "ema_norm", "masked_pct", "sample_size")
-_MODEL_LOSSES = ("TEXT_regression",)
 _REGISTRY_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*$")
 # lowest allowed value of plain fields
 _AT_LEAST: dict[str, float] = {
@@ -63,7 +66,8 @@ def problems(recipe: Recipe) -> list[Problem]:
     plain = recipe.to_dict()
     found = [*_missing(plain), *_not_finite(plain), *_too_small(recipe)]
     found += [*_length(recipe), *_batches(recipe), *_optimizer(recipe), *_combination(recipe)]
-    found += [*_model(recipe), *_sentences(recipe), *_selection(recipe), *_platform(recipe)]
+    found += [*_model(recipe), *_sentences(recipe), *audio_problems(recipe)]
+    found += [*_selection(recipe), *_platform(recipe)]
     return found
 
 
@@ -230,6 +234,13 @@ def _combination(recipe: Recipe) -> Iterator[Problem]:
             "data2vec_text_classification",
             "sentence_prediction",
         ),
+        AudioPretrainingTask: (
+            Data2VecMultiConfig | Data2VecAudioConfig,
+            ModelCriterion,
+            "data2vec_multi or data2vec_audio",
+            "model",
+        ),
+        AudioFinetuningTask: (Wav2VecCTC, CTCCriterion, "wav2vec_ctc", "ctc"),
     }
     model, criterion, model_name, criterion_name = wanted[type(recipe.task)]
     task = component_name(recipe.task)
@@ -247,26 +258,39 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
         if not 0 <= model.pooler_dropout < 1:
             yield Problem("model.pooler_dropout", model.pooler_dropout, "must lie in 0 <= p < 1")
         return
-    yield from model.problems("model")
-    text = model.modalities.text
-    if text is None or model.supported_modality not in (None, "TEXT"):
-        yield Problem("model.supported_modality", model.supported_modality, "only TEXT is built here yet")
+    if isinstance(model, Wav2VecCTC):
         return
-    if isinstance(task, MaskedLMTask):
+    yield from model.problems("model")
+    if isinstance(recipe.criterion, ModelCriterion):
+        yield from _logged(recipe, recipe.criterion)
+    if isinstance(task, MaskedLMTask) and isinstance(model, Data2VecMultiConfig):
+        text = model.modalities.text
+        if text is None or model.modality_name != "TEXT":
+            yield Problem("model.supported_modality", model.supported_modality, "masked_lm needs TEXT")
+            return
         if task.tokens_per_sample < 2:
             yield Problem("task.tokens_per_sample", task.tokens_per_sample, "must be >= 2")
         if task.tokens_per_sample > text.max_source_positions:
             rule = f"is more than model.modalities.text.max_source_positions = {text.max_source_positions}"
             yield Problem("task.tokens_per_sample", task.tokens_per_sample, rule)
-    if isinstance(recipe.criterion, ModelCriterion):
-        for key in recipe.criterion.log_keys:
-            if key not in _MODEL_LOGS:
-                rule = f"the model reports {', '.join(_MODEL_LOGS)}{nearest_names(key, _MODEL_LOGS)}"
-                yield Problem("criterion.log_keys", key, rule)
-        for key in recipe.criterion.loss_weights:
-            if key not in _MODEL_LOSSES:
-                rule = f"the model's losses are {', '.join(_MODEL_LOSSES)}{nearest_names(key, _MODEL_LOSSES)}"
-                yield Problem("criterion.loss_weights", key, rule)
+
+
+def _logged(recipe: Recipe, criterion: ModelCriterion) -> Iterator[Problem]:
+    """Names of monitors and losses that the model has."""
+    model = recipe.model
+    losses = ("regression",)
+    if isinstance(model, Data2VecMultiConfig):
+        losses = (f"{model.modality_name}_regression",)
+        losses += ("cls",) if model.cls_loss > 0 else ()
+        losses += ("recon",) if model.recon_loss > 0 else ()
+    for key in criterion.log_keys:
+        if key not in _MODEL_LOGS:
+            rule = f"the model reports {', '.join(_MODEL_LOGS)}{nearest_names(key, _MODEL_LOGS)}"
+            yield Problem("criterion.log_keys", key, rule)
+    for key in criterion.loss_weights:
+        if key not in losses:
+            rule = f"the model's losses are {', '.join(losses)}{nearest_names(key, losses)}"
+            yield Problem("criterion.loss_weights", key, rule)
 
 
 def _sentences(recipe: Recipe) -> Iterator[Problem]:
@@ -295,6 +319,8 @@ def metrics(recipe: Recipe) -> dict[str, bool]:
     """The metrics that validation reports, with whether larger is better."""
     reported = {"loss": False}
     criterion = recipe.criterion
+    if isinstance(criterion, CTCCriterion):
+        reported |= dict.fromkeys(CTC_METRICS, False)
     if isinstance(criterion, SentencePredictionCriterion):
         if not criterion.regression_target:
             reported["accuracy"] = True

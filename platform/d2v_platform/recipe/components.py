@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data2vec.config import Data2VecMultiConfig
+from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.text_config import Data2VecTextConfig
 
+from .audio_components import AudioFinetuningTask, AudioPretrainingTask, CTCCriterion, Wav2VecCTC
 from .groups import MISSING
 
 Shorten = Literal["none", "truncate", "random_crop"]
@@ -18,13 +21,15 @@ Shorten = Literal["none", "truncate", "random_crop"]
 
 @dataclass(kw_only=True)
 class MaskedLMTask:
-    """Blocks of tokens from a folder of ``.bin/.idx`` files; the data2vec 2.0 model masks them itself."""
+    """Blocks of tokens from a folder of ``.bin/.idx`` files; the models mask them, from seed and sample."""
 
     data: str = (
         MISSING  # folder with dict.txt, train.bin, train.idx; several with ":" are taken epoch by epoch
     )
     sample_break_mode: Literal["none", "complete", "complete_doc", "eos"] = "none"  # where blocks may break
     tokens_per_sample: int = 1024  # tokens of a block, <s> included
+    mask_prob: float = 0.15  # data2vec 1: masked share if spans did not overlap
+    mask_multiple_length: int = 1  # data2vec 1: tokens of a masked span
     shorten_method: Shorten = "none"  # what happens to lines longer than a block before blocking
     shorten_data_split_list: str = ""  # subsets to shorten, separated by commas; "" = all
 
@@ -51,6 +56,20 @@ class TextClassification:
         MISSING  # pretrained model: models:/NAME@ALIAS, runs:/..., a folder, s3://, or a reference .pt
     )
     no_pretrained_weights: bool = False  # take the architecture only and start from random weights
+    pooler_dropout: float = 0.0  # dropout before each linear layer of the head
+    pooler_activation_fn: Literal["tanh", "relu", "gelu", "linear"] = (
+        "tanh"  # between the head's linear layers
+    )
+
+
+@dataclass(kw_only=True)
+class Roberta:
+    """A data2vec 1 text model, given by ``checkpoint.restore_file``, with a sentence head."""
+
+    dropout: float = 0.1  # dropout on embeddings and branches
+    attention_dropout: float = 0.1  # dropout on attention probabilities
+    activation_dropout: float = 0.0  # dropout inside the feed-forward networks
+    encoder_layerdrop: float = 0.0  # probability of skipping a layer while training
     pooler_dropout: float = 0.0  # dropout before each linear layer of the head
     pooler_activation_fn: Literal["tanh", "relu", "gelu", "linear"] = (
         "tanh"  # between the head's linear layers
@@ -158,16 +177,30 @@ class Composite:
     )
 
 
-Task = MaskedLMTask | SentencePredictionTask
-Model = Data2VecMultiConfig | TextClassification
-Criterion = ModelCriterion | SentencePredictionCriterion
+Task = MaskedLMTask | SentencePredictionTask | AudioPretrainingTask | AudioFinetuningTask
+Model = Data2VecMultiConfig | TextClassification | Data2VecAudioConfig | Wav2VecCTC
+Criterion = ModelCriterion | SentencePredictionCriterion | CTCCriterion
 Optimizer = Adam | Composite
 LRScheduler = Schedule | PassThrough
 
 CHOICES: dict[str, dict[str, type[Any]]] = {
-    "task": {"masked_lm": MaskedLMTask, "sentence_prediction": SentencePredictionTask},
-    "model": {"data2vec_multi": Data2VecMultiConfig, "data2vec_text_classification": TextClassification},
-    "criterion": {"model": ModelCriterion, "sentence_prediction": SentencePredictionCriterion},
+    "task": {
+        "masked_lm": MaskedLMTask,
+        "sentence_prediction": SentencePredictionTask,
+        "audio_pretraining": AudioPretrainingTask,
+        "audio_finetuning": AudioFinetuningTask,
+    },
+    "model": {
+        "data2vec_multi": Data2VecMultiConfig,
+        "data2vec_text_classification": TextClassification,
+        "data2vec_audio": Data2VecAudioConfig,
+        "wav2vec_ctc": Wav2VecCTC,
+    },
+    "criterion": {
+        "model": ModelCriterion,
+        "sentence_prediction": SentencePredictionCriterion,
+        "ctc": CTCCriterion,
+    },
     "optimizer": {"adam": Adam, "composite": Composite},
     "lr_scheduler": {
         "cosine": CosineSchedule,
@@ -184,6 +217,7 @@ NAMES: dict[type[Any], str] = {cls: name for group in CHOICES.values() for name,
 INHERITED: dict[str, dict[str, str]] = {
     "dataset": {"max_tokens_valid": "dataset.max_tokens", "batch_size_valid": "dataset.batch_size"},
     "data2vec_multi": {"seed": "common.seed", "max_update": "optimization.max_update"},
+    "data2vec_audio": {"seed": "common.seed", "max_update": "optimization.max_update"},
     "cosine": {"max_update": "optimization.max_update"},
     "tri_stage": {"max_update": "optimization.max_update"},
     "polynomial_decay": {"total_num_update": "optimization.max_update"},

@@ -1,0 +1,153 @@
+"""What must hold between the values of a speech recipe."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data2vec.config import Data2VecMultiConfig
+from data2vec.conv_spec import parse_conv_layers, samples_needed
+from data2vec.errors import Data2VecError, Problem, nearest_names
+from data2vec.v1.config import Data2VecAudioConfig
+
+from .audio_components import (
+    AudioFinetuningTask,
+    AudioPretrainingTask,
+    AudioTask,
+    CTCCriterion,
+    LanguageModel,
+    Wav2VecCTC,
+)
+
+if TYPE_CHECKING:
+    from .schema import Recipe
+
+MASK_FIELDS = ("feature_encoder_spec", "mask_prob", "mask_prob_adjust", "mask_length", "inverse_mask",
+               "mask_dropout", "clone_batch", "expand_adjacent", "non_overlapping")  # fmt: skip
+CTC_METRICS = ("wer", "raw_wer", "uer")
+
+
+def audio_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Problems of tasks, models and criteria of speech; none for other recipes."""
+    task = recipe.task
+    if not isinstance(task, AudioTask):
+        return
+    if task.sample_rate < 1:
+        yield Problem("task.sample_rate", task.sample_rate, "must be > 0")
+    for name in ("max_sample_size", "min_sample_size"):
+        value = getattr(task, name)
+        if value is not None and value < 1:
+            yield Problem(f"task.{name}", value, "must be > 0")
+    shortest, longest = task.min_sample_size, task.max_sample_size
+    if shortest is not None and longest is not None and shortest > longest:
+        yield Problem("task.min_sample_size", shortest, f"is more than task.max_sample_size {longest}")
+    if not 0.0 < task.subsample <= 1.0:
+        yield Problem("task.subsample", task.subsample, "must lie in 0 < share <= 1")
+    padded = task.enable_padding or isinstance(task, AudioFinetuningTask)
+    if task.num_batch_buckets and not padded:
+        yield Problem("task.num_batch_buckets", task.num_batch_buckets, "needs task.enable_padding=true")
+    tokens = recipe.dataset.max_tokens
+    if not padded and tokens is not None and longest is not None and longest > tokens:
+        rule = f"is more than dataset.max_tokens {tokens}: one utterance would not fit a batch"
+        yield Problem("task.max_sample_size", longest, rule)
+    if isinstance(task, AudioPretrainingTask):
+        yield from _pretraining(recipe, task)
+    else:
+        yield from _finetuning(recipe)
+
+
+def _pretraining(recipe: Recipe, task: AudioPretrainingTask) -> Iterator[Problem]:
+    model, given = recipe.model, task.precompute_mask_config
+    if isinstance(model, Data2VecMultiConfig) and model.modality_name != "AUDIO":
+        yield Problem("model.supported_modality", model.supported_modality, "audio_pretraining needs AUDIO")
+        return
+    if given is not None and isinstance(model, Data2VecAudioConfig):
+        yield Problem("task.precompute_mask_config", given, "data2vec 1 masks by itself; leave it out")
+    if given is not None and task.enable_padding:
+        yield Problem("task.precompute_mask_config", given, "needs cropping; set task.enable_padding=false")
+    for name, value in (given or {}).items():
+        if name not in MASK_FIELDS:
+            rule = f"unknown key{nearest_names(name, MASK_FIELDS)}"
+            yield Problem(f"task.precompute_mask_config.{name}", value, rule)
+        elif name in ("expand_adjacent", "non_overlapping") and value:
+            rule = "is not built: no recipe uses it; use false"
+            yield Problem(f"task.precompute_mask_config.{name}", value, rule)
+    if task.masks_before_crop and given is None:
+        yield Problem("task.masks_before_crop", True, "needs task.precompute_mask_config={}")
+    if not task.normalize:
+        rule = "every data2vec model was trained on normalised audio; set task.normalize=true"
+        yield Problem("task.normalize", task.normalize, rule)
+    yield from _frames(task, model)
+
+
+def _frames(task: AudioTask, model: object) -> Iterator[Problem]:
+    """An utterance must give some frames."""
+    if isinstance(model, Data2VecAudioConfig):
+        spec = model.conv_feature_layers
+    elif isinstance(model, Data2VecMultiConfig) and model.modalities.audio is not None:
+        spec = model.modalities.audio.feature_encoder_spec
+    else:
+        return
+    try:
+        needed = samples_needed(parse_conv_layers(spec), 2)
+    except Data2VecError:
+        return  # the model's own check says so
+    for name in ("min_sample_size", "max_sample_size"):
+        value = getattr(task, name)
+        if value is not None and value < needed:
+            yield Problem(f"task.{name}", value, f"gives fewer than two frames; use at least {needed}")
+
+
+def _finetuning(recipe: Recipe) -> Iterator[Problem]:
+    criterion = recipe.criterion
+    if isinstance(recipe.model, Wav2VecCTC):
+        yield from recipe.model.problems("model")
+    if not isinstance(criterion, CTCCriterion):
+        return
+    if criterion.post_process != "letter":
+        yield Problem("criterion.post_process", criterion.post_process, "only letter is built")
+    found = language_model(criterion)
+    if found is not None:
+        for text in found.problems:
+            yield Problem("criterion.wer_args", criterion.wer_args or criterion.wer_kenlm_model, text)
+
+
+def language_model(criterion: CTCCriterion) -> LanguageModel | None:
+    """The language model of a criterion, from its single fields or from ``wer_args``; ``None`` without one.
+
+    ``wer_args`` is a list in text, as the reference's command line has it; the names inside may be bare.
+    """
+    problems: list[str] = []
+    if criterion.wer_args is not None:
+        values = _list(criterion.wer_args)
+        if values is None or len(values) != 4:
+            text = "must be a list of four: [language model, lexicon, weight, word score]"
+            return LanguageModel("", "", problems=(text,))
+        path, lexicon = str(values[0]), str(values[1])
+        try:
+            weight, score = float(values[2]), float(values[3])
+        except ValueError:
+            return LanguageModel(path, lexicon, problems=("weight and word score must be numbers",))
+    elif criterion.wer_kenlm_model is not None:
+        path, lexicon = criterion.wer_kenlm_model, criterion.wer_lexicon or ""
+        weight, score = criterion.wer_lm_weight, criterion.wer_word_score
+        if not lexicon:
+            problems.append("needs criterion.wer_lexicon")
+    else:
+        return None
+    problems += [f"{name}: no such file" for name in (path, lexicon) if name and not Path(name).is_file()]
+    return LanguageModel(path, lexicon, weight, score, tuple(problems))
+
+
+def _list(text: str) -> list[str | float] | None:
+    """The values of a list in text: literals, or bare words between brackets and commas."""
+    try:
+        values = ast.literal_eval(text)
+        return list(values) if isinstance(values, list | tuple) else None
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        inner = text.strip()
+        if not (inner.startswith(("[", "(")) and inner.endswith(("]", ")"))):
+            return None
+        return [part.strip().strip("'\"") for part in inner[1:-1].split(",")]
