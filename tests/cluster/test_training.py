@@ -169,7 +169,7 @@ def test_bare_job_submission_resumes_under_its_name(
 
     def saved() -> int:
         return max(
-            (int(p.parent.name[7:]) for p in home.glob("runs/*/checkpoints/*/manifest.json")), default=0
+            (int(p.parent.name[7:]) for p in home.glob("runs/*/checkpoints/update_*/manifest.json")), default=0
         )
 
     logs = submit("first")
