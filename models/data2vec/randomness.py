@@ -8,8 +8,12 @@ R rows, N columns.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import random
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9 as int64: the splitmix64 constants
@@ -31,6 +35,22 @@ def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Ge
 def seed_dropout(*parts: int | str) -> None:
     """Re-seed the default generators, which dropout draws from: the only use of global randomness."""
     torch.manual_seed(stable_key(*parts))
+
+
+@contextlib.contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """For augmentations of torchvision and timm: the global generators seeded, and put back afterwards."""
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    key = stable_key(*parts)
+    random.seed(key)
+    np.random.seed(key % 2**32)
+    torch.default_generator.manual_seed(key)
+    try:
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
 
 
 def row_keys(*parts: int | str, ids_R: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,86 @@
+"""Reading image files of every kind as 8-bit RGB, and saying what was odd about them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Recognised file names, in any case: torchvision's list."""
+
+MAX_PIXELS = 256_000_001  # larger images are refused: a small file can claim any size
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+
+
+class UnreadableImageError(DataError):
+    """The bytes are no image, or a damaged one."""
+
+
+def read_image(data: bytes) -> tuple[Image.Image, str | None]:
+    """Decode one image.
+
+    Args:
+        data: content of the file.
+
+    Returns:
+        The image in mode RGB, and what was odd about it: 16 bits a channel (scaled to 8), several frames (the
+        first is taken), CMYK, transparency (dropped), very small. ``None`` if nothing was.
+
+    Raises:
+        UnreadableImageError: truncated, damaged, no image, or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged EXIF blocks and the like are no reason to talk
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                raise UnreadableImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
+            oddity = _oddity(image)
+            image.load()
+            return _to_rgb(image), oddity
+    except UnreadableImageError:
+        raise
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, ArithmeticError,
+            Image.DecompressionBombError) as error:  # fmt: skip
+        raise UnreadableImageError(_reason(error)) from None
+
+
+def _oddity(image: Image.Image) -> str | None:
+    found: list[str] = []
+    if getattr(image, "n_frames", 1) > 1:
+        found.append("animated: the first frame is taken")
+    if image.mode in _DEEP_MODES:
+        found.append("more than 8 bits a channel: scaled to 8")
+    elif (image.mode in ("CMYK", "LAB", "YCbCr") and image.format != "JPEG") or image.mode == "CMYK":
+        found.append(f"{image.mode} colours: converted")
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        found.append("transparent: transparency is dropped")
+    if min(image.size) < 8:
+        found.append("a side of less than 8 pixels: enlarged")
+    return "; ".join(found) or None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode not in _DEEP_MODES:
+        return image.convert("RGB")
+    # Pillow's own conversion cuts 16-bit values off at 255, which leaves a white picture.
+    values = np.asarray(image).astype(np.float64)
+    if image.mode == "F":
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+        values = (values - low) / ((high - low) or 1.0) * 255.0
+    elif values.max(initial=0.0) > 255 or image.mode != "I":
+        values = values / 257.0
+    values = np.nan_to_num(values)
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no image that can be read"
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:120]

@@ -1,0 +1,115 @@
+"""The recipes' image transforms, through torchvision and timm, with keyed randomness.
+
+Sources: the reference's image data sets (``spec/image_data.md`` sections 3 and 6). S side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Transform = Callable[[Image.Image], torch.Tensor]
+BICUBIC = InterpolationMode.BICUBIC
+
+
+def pretraining_transform(
+    size: int,
+    *,
+    scale: tuple[float, float] = (0.2, 1.0),
+    jitter: float = 0.0,
+    resize_only: bool = False,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Transform:
+    """Random crop and flip, and colour jitter before them where the recipe asks for it (BEiT, v1).
+
+    Args:
+        size: S.
+        scale: range of the crop's share of the area.
+        jitter: strength of brightness, contrast and saturation changes; 0 = none.
+        resize_only: nothing random: the whole image, its aspect ratio not kept.
+        mean: subtracted channel means.
+        std: channel deviations divided by.
+    """
+    if resize_only:
+        return v2.Compose([v2.Resize((size, size), interpolation=BICUBIC), *_to_tensor(mean, std)])
+    steps: list[torch.nn.Module] = [v2.ColorJitter(jitter, jitter, jitter)] if jitter > 0 else []
+    flip = v2.RandomHorizontalFlip(0.5)
+    crop = v2.RandomResizedCrop(size, scale=scale, ratio=(3 / 4, 4 / 3), interpolation=BICUBIC)
+    # The reference flips after the crop in v2 and before it after a jitter; the distribution is the same.
+    steps += [flip, crop] if jitter > 0 else [crop, flip]
+    return v2.Compose([*steps, *_to_tensor(mean, std)])
+
+
+def finetuning_transform(
+    size: int,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1",
+    erasing: float = 0.25,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Transform:
+    """timm's training pipeline as the recipes configure it.
+
+    Args:
+        size: S; up to 32 the crop is a padded random crop, as in the reference.
+        scale: range of the crop's share of the area.
+        auto_augment: timm's name of the augmentation policy; ``None`` = none.
+        erasing: probability of random erasing with per-pixel noise.
+        mean: channel means, also the fill colour of the augmentations.
+        std: channel deviations.
+    """
+    from timm.data import create_transform  # a second of imports that only fine-tuning needs
+
+    transform = create_transform(
+        input_size=size,
+        is_training=True,
+        scale=scale,
+        color_jitter=0.0,  # timm ignores it beside auto_augment, and the reference turns it off
+        auto_augment=auto_augment,
+        interpolation="bicubic",
+        re_prob=erasing,
+        re_mode="pixel",
+        re_count=1,
+        mean=mean,
+        std=std,
+    )
+    assert isinstance(transform.transforms, list)  # pyright: ignore[reportAttributeAccessIssue]
+    if size <= 32:
+        transform.transforms[0] = v2.RandomCrop(size, padding=4, pad_if_needed=True)  # pyright: ignore
+    return transform  # pyright: ignore[reportReturnType]
+
+
+def evaluation_transform(
+    size: int,
+    *,
+    crop: float | None = None,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Transform:
+    """Resize the shorter side to ``int(S / crop)`` and cut S x S from the centre.
+
+    Args:
+        size: S.
+        crop: share of the shorter side that is kept; by default 0.875 up to 224 pixels, else 1; 1 up to 32.
+        mean: channel means.
+        std: channel deviations.
+    """
+    if crop is None:
+        crop = 1.0 if size <= 32 or size > 224 else 224 / 256
+    steps = [v2.Resize(int(size / crop), interpolation=BICUBIC), v2.CenterCrop(size)]
+    return v2.Compose([*steps, *_to_tensor(mean, std)])
+
+
+def _to_tensor(mean: tuple[float, ...], std: tuple[float, ...]) -> list[torch.nn.Module]:
+    return [
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(list(mean), list(std)),
+        v2.ToPureTensor(),
+    ]
