@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifact import LoadedModel, load
+    from .artifact import load
 
-__all__ = ["LoadedModel", "load"]
+__all__ = ["load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@
     dict.ltr.txt          output symbols (CTC)
     teacher.safetensors   the teacher, where it is kept
 
-Nothing in it is executed on loading. B texts, T tokens, D width, C classes.
+Nothing in it is executed on loading.
 """
 
 from __future__ import annotations
@@ -16,40 +16,48 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .config import Data2VecMultiConfig, ModalityKind, SentenceHeadConfig
+from .config import ImageHeadConfig, ModalityKind, SentenceHeadConfig
 from .ctc import CTCConfig
 from .data.dictionary import Dictionary
 from .data.tokenizer import TextTokenizer
-from .errors import CheckpointError, DataError
-from .heads import SentenceClassifier
-from .student import Data2VecMulti
-from .text import PAD
+from .errors import CheckpointError
+from .families import ModelConfig, family_of, modality_of, read_model_config
 from .typed import build, to_dict
-from .v1.config import Data2VecAudioConfig
-
-logger = logging.getLogger(__name__)
+from .v1.text_config import Data2VecTextConfig
+from .v1.vision_config import Data2VecVisionConfig
 
 FORMAT = 1
 EMBEDDING_KEY = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
+V1_EMBEDDING_KEY = "encoder.sentence_encoder.embed_tokens.weight"
 LETTERS = "dict.ltr.txt"
-Kind = Literal["pretrained", "sentence_classifier", "ctc"]
-ModelConfig = Data2VecMultiConfig | Data2VecAudioConfig
-HeadConfig = SentenceHeadConfig | CTCConfig
-_TRUNK_PREFIX = {"sentence_classifier": "model.", "ctc": "w2v_encoder.w2v_model."}
-Pooling = Literal["mean", "cls", "none"]
+Kind = Literal["pretrained", "sentence_classifier", "ctc", "image_classifier"]
+HeadConfig = SentenceHeadConfig | CTCConfig | ImageHeadConfig
+_HEADS: dict[str, type[HeadConfig]] = {
+    "sentence_classifier": SentenceHeadConfig,
+    "ctc": CTCConfig,
+    "image_classifier": ImageHeadConfig,
+}
+_TRUNK_PREFIX = {
+    "sentence_classifier": "model.",
+    "image_classifier": "model.",
+    "ctc": "w2v_encoder.w2v_model.",
+}
+# What a network without its pretraining parts and head does not have.
+_NOT_TRUNK = (
+    "classification_heads.", "final_proj.", "recon_proj.", "encoder.regression_head.", "fc_norm.", "head.",
+)  # fmt: skip
+_NOT_V1_VISION_TRUNK = ("mask_emb", "encoder.norm.")
 
 
 def save_artifact(
@@ -151,7 +159,7 @@ class Artifact:
     def vocab_size(self) -> int:
         """Rows of the token embedding."""
         with _safetensors_errors(self.folder / "model.safetensors") as path, safe_open(path, "pt") as file:
-            for key in (EMBEDDING_KEY, f"model.{EMBEDDING_KEY}"):
+            for key in (EMBEDDING_KEY, f"model.{EMBEDDING_KEY}", V1_EMBEDDING_KEY):
                 if key in file.keys():  # noqa: SIM118 - not a mapping
                     return file.get_slice(key).get_shape()[0]
         raise CheckpointError(
@@ -162,12 +170,17 @@ class Artifact:
     def trunk_state(self) -> dict[str, torch.Tensor]:
         """Weights of the network itself: no decoder, no head, no prefix."""
         prefix = _TRUNK_PREFIX.get(self.kind, "")
+        left_out = _NOT_TRUNK
+        if isinstance(self.model_config, Data2VecTextConfig):
+            prefix = ""
+        if isinstance(self.model_config, Data2VecVisionConfig):
+            left_out += _NOT_V1_VISION_TRUNK
         return {
             name.removeprefix(prefix): tensor
             for name, tensor in self.state.items()
             if name.startswith(prefix)
             and ".decoder." not in name
-            and not name.startswith(("classification_heads.", "final_proj."))
+            and not name.removeprefix(prefix).startswith(left_out)
         }
 
 
@@ -196,10 +209,9 @@ def read_artifact(folder: Path | str) -> Artifact:
     if tokenizer is not None and config.get("tokenizer") not in (None, tokenizer.digest()):
         raise CheckpointError(f"{folder / 'tokenizer'} is not the tokenizer the model was trained with")
     head: HeadConfig | None = None
-    if config.get("head"):
-        head = build(CTCConfig if config["kind"] == "ctc" else SentenceHeadConfig, config["head"])
-    is_v1 = config.get("family") == "data2vec_audio"
-    model_config = (Data2VecAudioConfig if is_v1 else Data2VecMultiConfig).from_dict(config["model"])
+    if config.get("head") and config["kind"] in _HEADS:
+        head = build(_HEADS[config["kind"]], config["head"])
+    model_config = read_model_config(config.get("family"), config["model"])
     letters = Dictionary.load(folder / LETTERS) if (folder / LETTERS).is_file() else None
     if letters is not None and config.get("dictionary") not in (None, letters.digest()):
         raise CheckpointError(f"{folder / LETTERS} is not the dictionary the model was trained with")
@@ -210,16 +222,6 @@ def read_artifact(folder: Path | str) -> Artifact:
         with _safetensors_errors(folder / "model.safetensors") as path, safe_open(path, "pt"):
             pass
     return artifact
-
-
-def family_of(config: ModelConfig) -> str:
-    """The reference's name of the model class."""
-    return "data2vec_audio" if isinstance(config, Data2VecAudioConfig) else "data2vec_multi"
-
-
-def modality_of(config: ModelConfig) -> ModalityKind:
-    """What models of this configuration read."""
-    return "AUDIO" if isinstance(config, Data2VecAudioConfig) else config.modality_name
 
 
 @contextlib.contextmanager
@@ -234,121 +236,16 @@ def load(folder: Path | str) -> Any:
     """A ready model from a model folder: ``data2vec.load(folder).embed(["some text"])``.
 
     Returns:
-        :class:`LoadedModel` for text, :class:`data2vec.speech_model.SpeechModel` for audio.
+        :class:`data2vec.text_model.TextModel` or :class:`data2vec.speech_model.SpeechModel`.
     """
     artifact = read_artifact(folder)
     if artifact.modality == "AUDIO":
         from .speech_model import SpeechModel
 
         return SpeechModel(artifact)
-    return LoadedModel(artifact)
+    from .text_model import TextModel
 
-
-class LoadedModel:
-    """A model in evaluation mode with its tokenizer."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        if artifact.tokenizer is None:
-            raise CheckpointError(f"{artifact.folder} has no tokenizer; import it again with its dictionary")
-        assert isinstance(artifact.model_config, Data2VecMultiConfig)
-        assert artifact.head_config is None or isinstance(artifact.head_config, SentenceHeadConfig)
-        self.config = artifact.config
-        self.tokenizer = artifact.tokenizer
-        self.model_config = artifact.model_config
-        self.classifier: SentenceClassifier | None = None
-        if artifact.head_config is not None:
-            self.classifier = SentenceClassifier(
-                artifact.model_config, artifact.head_config, vocab_size=artifact.vocab_size
-            )
-            load_strictly(self.classifier, artifact.state, artifact.folder)
-            self.network = self.classifier.model
-        else:
-            self.network = Data2VecMulti(
-                artifact.model_config, vocab_size=artifact.vocab_size, with_decoder=False
-            )
-            load_strictly(self.network, artifact.trunk_state, artifact.folder)
-        self.network.eval()
-        if self.classifier is not None:
-            self.classifier.eval()
-
-    @torch.inference_mode()
-    def embed(self, texts: Sequence[str], pooling: Pooling = "mean", layer: int = -1) -> list[np.ndarray]:
-        """Features of texts.
-
-        Args:
-            texts: B texts.
-            pooling: "mean" over real tokens, "cls" (the first token), or "none".
-            layer: block whose output is taken; -1 is the last, 0 the first.
-
-        Returns:
-            B arrays: (D,), or (T, D) without pooling.
-        """
-        depth = self.model_config.depth
-        if not -depth <= layer < depth:
-            raise DataError(
-                f"layer = {layer} must lie in {-depth} ... {depth - 1}: the model has {depth} blocks"
-            )
-        if pooling not in ("mean", "cls", "none"):
-            raise DataError(f"pooling = {pooling!r} must be one of mean, cls, none")
-        out: list[np.ndarray] = [np.empty(0)] * len(texts)
-        for rows, source, padding in self._batches([(text,) for text in texts]):
-            features = self.network(source, padding, all_layers=True).layers[layer]
-            for row, x_TD, pad_T in zip(rows, features, padding, strict=True):
-                real_TD = x_TD[~pad_T]
-                pooled = {"mean": real_TD.mean(0), "cls": real_TD[0], "none": real_TD}[pooling]
-                out[row] = pooled.float().numpy()
-        return out
-
-    @torch.inference_mode()
-    def classify(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> tuple[list[str], np.ndarray]:
-        """Class probabilities of texts or text pairs, or the values of a regression.
-
-        Args:
-            texts: B texts, or B (first, second) pairs.
-
-        Returns:
-            The class names, and (B, C) probabilities; a regression gives (["score"], (B, 1) values).
-        """
-        if self.classifier is None:
-            raise CheckpointError(f"this is a {self.config['kind']} model without a head: use embed()")
-        task = self.config["task"]
-        regression = bool(task.get("regression"))
-        names = ["score"] if regression else [str(label) for label in task["labels"]]
-        scores = np.zeros((len(texts), len(names)))
-        pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        for rows, source, padding in self._batches(pairs):
-            logits = self.classifier(source, padding)
-            scores[rows] = (logits if regression else logits.softmax(-1)).double().numpy()
-        return names, scores
-
-    def _batches(
-        self, texts: Sequence[tuple[str, ...]], size: int = 32
-    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-        """Row numbers, token ids and padding of batches of similar length."""
-        dictionary = self.tokenizer.dictionary
-        text = self.model_config.modalities.text
-        assert text is not None, "a text model has its section"
-        limit = text.max_source_positions
-        encoded: list[np.ndarray] = []
-        for parts in texts:
-            ids = np.concatenate([[dictionary.bos], self.tokenizer.encode(parts[0])])
-            for part in parts[1:]:
-                ids = np.concatenate([ids, [dictionary.eos], self.tokenizer.encode(part)])
-            encoded.append(ids)
-        too_long = sum(len(ids) > limit for ids in encoded)
-        if too_long:
-            logger.warning(
-                "%d of %d texts are longer than %d tokens and were cut", too_long, len(texts), limit
-            )
-        encoded = [ids[:limit] for ids in encoded]
-        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            source = torch.full((len(rows), max(len(encoded[row]) for row in rows)), PAD, dtype=torch.int64)
-            for index, row in enumerate(rows):
-                source[index, : len(encoded[row])] = torch.from_numpy(encoded[row])
-            lengths = torch.tensor([len(encoded[row]) for row in rows])
-            yield rows, source, torch.arange(source.shape[1])[None, :] >= lengths[:, None]
+    return TextModel(artifact)
 
 
 def load_strictly(module: torch.nn.Module, state: Mapping[str, torch.Tensor], source: object) -> None:
@@ -378,4 +275,7 @@ def load_strictly(module: torch.nn.Module, state: Mapping[str, torch.Tensor], so
 
 
 def _plain(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+        for name, tensor in state.items()
+    }

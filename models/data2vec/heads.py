@@ -14,7 +14,10 @@ from torch import nn
 from .config import Data2VecMultiConfig, SentenceHeadConfig
 from .randomness import generator
 from .student import Data2VecMulti
+from .v1.text import Data2VecText
+from .v1.text_config import Data2VecTextConfig
 
+TextConfig = Data2VecMultiConfig | Data2VecTextConfig
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "linear": lambda x: x}
 
 
@@ -50,21 +53,27 @@ class SentenceClassifier(nn.Module):
     """GLUE fine-tuning: the pretrained network and a head over ``<s>``.
 
     The network keeps its pretraining dropouts, as the recipes say. The head keeps PyTorch's default
-    initialisation, drawn from a generator of its own.
+    initialisation, drawn from a generator of its own. The network's parameters are named as in the
+    reference: below ``model.`` for v2, ``encoder.sentence_encoder.`` for v1.
 
     Args:
-        config: the pretrained network.
+        config: the pretrained network, of either generation.
         head: the head.
         vocab_size: V.
         seed: seed of the head's (and, without a pretrained model, the network's) initial weights.
     """
 
     def __init__(
-        self, config: Data2VecMultiConfig, head: SentenceHeadConfig, *, vocab_size: int, seed: int = 1
+        self, config: TextConfig, head: SentenceHeadConfig, *, vocab_size: int, seed: int = 1
     ) -> None:
         super().__init__()
         self.head_config = head
-        self.model = Data2VecMulti(config, vocab_size=vocab_size, with_decoder=False, seed=seed)
+        trunk = make_text_trunk(config, vocab_size=vocab_size, seed=seed)
+        self._trunk = (trunk,)  # a plain tuple: its parts are registered under the reference's names
+        if isinstance(trunk, Data2VecText):
+            self.encoder = trunk.encoder
+        else:
+            self.model = trunk
         module = SentenceHead(config.embed_dim, head)
         self.classification_heads = nn.ModuleDict({"sentence_classification_head": module})
         with torch.no_grad():
@@ -72,11 +81,16 @@ class SentenceClassifier(nn.Module):
             for name, parameter in module.named_parameters():
                 parameter.uniform_(-bound, bound, generator=generator("init", seed, "head", name))
 
+    @property
+    def trunk(self) -> Data2VecMulti | Data2VecText:
+        """The pretrained network."""
+        return self._trunk[0]
+
     def forward(
         self, source: torch.Tensor, padding_mask: torch.Tensor | None = None, *key: int | str
     ) -> torch.Tensor:
         """(B, T) token ids to (B, C) logits in fp32; ``key`` decides layer drop while training."""
-        x_BTD = self.model(source, padding_mask, *key).x_BTD
+        x_BTD = self.trunk(source, padding_mask, *key).x_BTD
         return self.classification_heads["sentence_classification_head"](x_BTD[:, 0]).float()
 
     def loss(self, logits_BC: torch.Tensor, target_B: torch.Tensor, regression: bool) -> SentenceOutput:
@@ -92,3 +106,19 @@ class SentenceClassifier(nn.Module):
         else:
             value = F.nll_loss(F.log_softmax(logits_BC, dim=-1), target_B, reduction="sum")
         return SentenceOutput(value, logits_BC)
+
+
+def make_text_trunk(config: TextConfig, *, vocab_size: int, seed: int = 1) -> Data2VecMulti | Data2VecText:
+    """The text network of either generation without its pretraining parts."""
+    if isinstance(config, Data2VecTextConfig):
+        return Data2VecText(config, vocab_size=vocab_size, with_head=False, seed=seed)
+    return Data2VecMulti(config, vocab_size=vocab_size, with_decoder=False, seed=seed)
+
+
+def max_text_positions(config: TextConfig) -> int:
+    """The longest text in tokens."""
+    if isinstance(config, Data2VecTextConfig):
+        return config.transformer.max_source_positions
+    text = config.modalities.text
+    assert text is not None, "a text model has its section"
+    return text.max_source_positions

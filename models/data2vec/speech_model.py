@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .artifact import Artifact, load_strictly
+from .config import Data2VecMultiConfig
 from .conv_spec import ConvLayer, frame_count, parse_conv_layers, samples_needed, total_stride
 from .ctc import BLANK, CTCConfig, CTCModel
 from .data.audio_files import decode_bytes, normalized, read_audio, to_model_rate
@@ -63,7 +64,9 @@ class SpeechModel:
     """An audio model in evaluation mode."""
 
     def __init__(self, artifact: Artifact) -> None:
-        self.config, self.model_config = artifact.config, artifact.model_config
+        config = artifact.model_config
+        assert isinstance(config, Data2VecMultiConfig | Data2VecAudioConfig), "an audio model"
+        self.config, self.model_config = artifact.config, config
         self.normalize = bool(artifact.config["task"].get("normalize", True))
         self.letters = artifact.letters
         self.ctc: CTCModel | None = None
@@ -71,12 +74,11 @@ class SpeechModel:
         if artifact.kind == "ctc":
             assert isinstance(artifact.head_config, CTCConfig)
             symbols = int(artifact.config["task"]["num_symbols"])
-            self.ctc = CTCModel(artifact.model_config, artifact.head_config, num_symbols=symbols)
+            self.ctc = CTCModel(config, artifact.head_config, num_symbols=symbols)
             load_strictly(self.ctc, artifact.state, artifact.folder)
             self.ctc.eval()
             self.network = self.ctc.trunk
         else:
-            config = artifact.model_config
             if isinstance(config, Data2VecAudioConfig):
                 self.network = Data2VecAudio(config, with_head=False)
             else:

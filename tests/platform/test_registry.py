@@ -32,7 +32,7 @@ from d2v_platform.registry.register import (
     show,
 )
 from d2v_platform.tracking.tracker import Tracker
-from data2vec.artifact import LoadedModel, load, save_artifact
+from data2vec.artifact import load, save_artifact
 from data2vec.config import Data2VecMultiConfig, SentenceHeadConfig
 from data2vec.data.bpe import GPT2BPE
 from data2vec.data.dictionary import Dictionary
@@ -40,6 +40,7 @@ from data2vec.data.tokenizer import TextTokenizer
 from data2vec.errors import CheckpointError, ConfigError, Data2VecError
 from data2vec.heads import SentenceClassifier
 from data2vec.student import Data2VecMulti
+from data2vec.text_model import TextModel
 
 LINEAGE = {
     "recipe.name": "tiny/text",
@@ -338,7 +339,7 @@ def test_names_resolve_or_list_what_exists(tracker: Tracker, run_id: str, folder
     add(tracker, folders["classifier"], run_id, alias="champion")
     for name in ("models:/tiny@champion", "models:/tiny/1", f"runs:/{run_id}", f"runs:/{run_id}/tiny"):
         found = resolve(name, tracker)
-        assert isinstance(load(found.path), LoadedModel)
+        assert isinstance(load(found.path), TextModel)
     cases = {
         "models:/tinny/1": "no registered model 'tinny'; did you mean 'tiny'",
         "models:/tiny@champoin": "aliases: champion -> 1; did you mean 'champion'",

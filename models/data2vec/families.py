@@ -1,0 +1,54 @@
+"""The model families: the reference's name of each, its configuration, and what its models read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .config import Data2VecMultiConfig, ModalityKind
+from .errors import CheckpointError
+from .v1.config import Data2VecAudioConfig
+from .v1.text_config import Data2VecTextConfig
+from .v1.vision_config import Data2VecVisionConfig
+
+ModelConfig = Data2VecMultiConfig | Data2VecAudioConfig | Data2VecTextConfig | Data2VecVisionConfig
+
+FAMILIES: dict[str, type[ModelConfig]] = {
+    "data2vec_multi": Data2VecMultiConfig,
+    "data2vec_audio": Data2VecAudioConfig,
+    "data2vec_text": Data2VecTextConfig,
+    "data2vec_vision": Data2VecVisionConfig,
+}
+_V1_MODALITIES: dict[type[Any], ModalityKind] = {
+    Data2VecAudioConfig: "AUDIO",
+    Data2VecTextConfig: "TEXT",
+    Data2VecVisionConfig: "IMAGE",
+}
+
+
+def family_of(config: ModelConfig) -> str:
+    """The reference's name of the model class."""
+    return next(name for name, cls in FAMILIES.items() if isinstance(config, cls))
+
+
+def modality_of(config: ModelConfig) -> ModalityKind:
+    """What models of this configuration read."""
+    return config.modality_name if isinstance(config, Data2VecMultiConfig) else _V1_MODALITIES[type(config)]
+
+
+def generation_of(config: ModelConfig) -> int:
+    """1 or 2."""
+    return 2 if isinstance(config, Data2VecMultiConfig) else 1
+
+
+def read_model_config(family: object, values: Mapping[str, Any]) -> ModelConfig:
+    """The configuration of a family from a plain mapping; folders without a family hold v2 models.
+
+    Raises:
+        CheckpointError: an unknown family.
+        ConfigError: a field is unknown or has a wrong type.
+    """
+    name = "data2vec_multi" if family is None else str(family)
+    if name not in FAMILIES:
+        raise CheckpointError(f"unknown model family {name!r}; there are {', '.join(FAMILIES)}")
+    return FAMILIES[name].from_dict(values)

@@ -1,0 +1,127 @@
+"""A text model in use: embeddings, and classes or scores where it has a head.
+
+B texts, T tokens, D width, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from .artifact import Artifact, load_strictly
+from .config import Data2VecMultiConfig, SentenceHeadConfig
+from .errors import CheckpointError, DataError
+from .heads import SentenceClassifier, make_text_trunk, max_text_positions
+from .text import PAD
+from .v1.text_config import Data2VecTextConfig
+
+logger = logging.getLogger(__name__)
+
+Pooling = Literal["mean", "cls", "none"]
+
+
+class TextModel:
+    """A text model in evaluation mode with its tokenizer."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        if artifact.tokenizer is None:
+            raise CheckpointError(f"{artifact.folder} has no tokenizer; import it again with its dictionary")
+        assert isinstance(artifact.model_config, Data2VecMultiConfig | Data2VecTextConfig)
+        assert artifact.head_config is None or isinstance(artifact.head_config, SentenceHeadConfig)
+        self.config = artifact.config
+        self.tokenizer = artifact.tokenizer
+        self.model_config = artifact.model_config
+        self.classifier: SentenceClassifier | None = None
+        if artifact.head_config is not None:
+            self.classifier = SentenceClassifier(
+                artifact.model_config, artifact.head_config, vocab_size=artifact.vocab_size
+            )
+            load_strictly(self.classifier, artifact.state, artifact.folder)
+            self.network = self.classifier.trunk
+        else:
+            self.network = make_text_trunk(artifact.model_config, vocab_size=artifact.vocab_size)
+            load_strictly(self.network, artifact.trunk_state, artifact.folder)
+        self.network.eval()
+        if self.classifier is not None:
+            self.classifier.eval()
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str], pooling: Pooling = "mean", layer: int = -1) -> list[np.ndarray]:
+        """Features of texts.
+
+        Args:
+            texts: B texts.
+            pooling: "mean" over real tokens, "cls" (the first token), or "none".
+            layer: block whose output is taken; -1 is the last, 0 the first.
+
+        Returns:
+            B arrays: (D,), or (T, D) without pooling.
+        """
+        depth = self.model_config.depth
+        if not -depth <= layer < depth:
+            raise DataError(
+                f"layer = {layer} must lie in {-depth} ... {depth - 1}: the model has {depth} blocks"
+            )
+        if pooling not in ("mean", "cls", "none"):
+            raise DataError(f"pooling = {pooling!r} must be one of mean, cls, none")
+        out: list[np.ndarray] = [np.empty(0)] * len(texts)
+        for rows, source, padding in self._batches([(text,) for text in texts]):
+            features = self.network(source, padding, all_layers=True).layers[layer]
+            for row, x_TD, pad_T in zip(rows, features, padding, strict=True):
+                real_TD = x_TD[~pad_T]
+                pooled = {"mean": real_TD.mean(0), "cls": real_TD[0], "none": real_TD}[pooling]
+                out[row] = pooled.float().numpy()
+        return out
+
+    @torch.inference_mode()
+    def classify(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> tuple[list[str], np.ndarray]:
+        """Class probabilities of texts or text pairs, or the values of a regression.
+
+        Args:
+            texts: B texts, or B (first, second) pairs.
+
+        Returns:
+            The class names, and (B, C) probabilities; a regression gives (["score"], (B, 1) values).
+        """
+        if self.classifier is None:
+            raise CheckpointError(f"this is a {self.config['kind']} model without a head: use embed()")
+        task = self.config["task"]
+        regression = bool(task.get("regression"))
+        names = ["score"] if regression else [str(label) for label in task["labels"]]
+        scores = np.zeros((len(texts), len(names)))
+        pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        for rows, source, padding in self._batches(pairs):
+            logits = self.classifier(source, padding)
+            scores[rows] = (logits if regression else logits.softmax(-1)).double().numpy()
+        return names, scores
+
+    def _batches(
+        self, texts: Sequence[tuple[str, ...]], size: int = 32
+    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+        """Row numbers, token ids and padding of batches of similar length."""
+        dictionary = self.tokenizer.dictionary
+        limit = max_text_positions(self.model_config)
+        encoded: list[np.ndarray] = []
+        for parts in texts:
+            ids = np.concatenate([[dictionary.bos], self.tokenizer.encode(parts[0])])
+            for part in parts[1:]:
+                ids = np.concatenate([ids, [dictionary.eos], self.tokenizer.encode(part)])
+            encoded.append(ids)
+        too_long = sum(len(ids) > limit for ids in encoded)
+        if too_long:
+            logger.warning(
+                "%d of %d texts are longer than %d tokens and were cut", too_long, len(texts), limit
+            )
+        encoded = [ids[:limit] for ids in encoded]
+        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            source = torch.full((len(rows), max(len(encoded[row]) for row in rows)), PAD, dtype=torch.int64)
+            for index, row in enumerate(rows):
+                source[index, : len(encoded[row])] = torch.from_numpy(encoded[row])
+            lengths = torch.tensor([len(encoded[row]) for row in rows])
+            yield rows, source, torch.arange(source.shape[1])[None, :] >= lengths[:, None]
