@@ -21,6 +21,7 @@ def facts(**more: Any) -> CardFacts:
         "parent": "models:/data2vec2-text-base/1",
         "lineage": {"recipe.digest": "abc"},
         "seeds": (1,),
+        "alias": "champion",
     }
     return CardFacts(**(given | more))
 
@@ -54,6 +55,21 @@ def test_pretrained_cards_show_embeddings() -> None:
     card = model_card(facts(kind="pretrained", parent=None, labels=()))
     assert '"output": "embedding"' in card
     assert "| trained from | scratch |" in card
+
+
+def test_the_example_names_what_can_be_loaded() -> None:
+    assert 'load_model("models:/data2vec2-text-base-cola/1")' in model_card(facts(alias=None))
+    assert '@demo")  # or models:/data2vec2-text-base-cola/1' in model_card(facts(alias="demo"))
+    image = model_card(facts(modality="image", kind="image_classifier"))
+    assert "Some text." not in image and "Texts longer" not in image
+    assert "calibrated" not in model_card(facts(modality="audio", kind="ctc"))
+
+
+def test_the_difference_is_told_once() -> None:
+    told = {"recipe.difference": '{"optimization.lr": [[1e-05], [2e-05]]}', "code.version": "1"}
+    card = model_card(facts(lineage=told, recipe_difference={"optimization.lr": ([1e-5], [2e-5])}))
+    assert card.count("optimization.lr") == 1 and "| code.version | `1` |" in card
+    assert "None recorded" in model_card(facts(lineage={"recipe.difference": "none"}))
 
 
 def test_long_differences_point_to_the_whole_list() -> None:

@@ -31,6 +31,8 @@ class CardFacts:
         licence: of the weights, with the reason.
         parent: the model it was fine-tuned from, ``None`` if trained from scratch.
         labels: class names of a classifier.
+        modality: ``text``, ``image`` or ``audio``.
+        alias: under which the model is loaded in the example; a version number where it gets none.
         extra: further sections, title -> Markdown.
     """
 
@@ -48,6 +50,8 @@ class CardFacts:
     licence: str = ""
     parent: str | None = None
     labels: tuple[str, ...] = ()
+    modality: str = "text"
+    alias: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -107,20 +111,29 @@ def _metrics(facts: CardFacts) -> str:
 
 
 def _lineage(facts: CardFacts) -> str:
-    if not facts.lineage:
+    # The difference stands readable above, and whole in lineage.json.
+    told = {key: value for key, value in facts.lineage.items() if key != "recipe.difference"}
+    if not told:
         return "## Lineage\n\nNone recorded."
-    rows = [(key, f"`{_short(value)}`") for key, value in sorted(redact(dict(facts.lineage)).items())]
+    rows = [(key, f"`{_short(value)}`") for key, value in sorted(redact(told).items())]
     return "## Lineage\n\n" + _table(("tag", "value"), rows)
 
 
 def _loading(facts: CardFacts) -> str:
-    call = (
-        '{"output": "scores"}' if facts.kind != "pretrained" else '{"output": "embedding", "pooling": "mean"}'
-    )
-    use = 'classify(["Some text."])' if facts.kind != "pretrained" else 'embed(["Some text."])'
-    return f"""```python
+    named = f"models:/{facts.name}@{facts.alias}" if facts.alias else f"models:/{facts.name}/1"
+    remark = f"  # or models:/{facts.name}/1" if facts.alias else "  # or another version's number"
+    text = f"""```python
+import mlflow
+model = mlflow.pyfunc.load_model("{named}"){remark}
+```
+"""
+    if facts.modality == "text":
+        pretrained = facts.kind == "pretrained"
+        call = '{"output": "embedding", "pooling": "mean"}' if pretrained else '{"output": "scores"}'
+        use = 'embed(["Some text."])' if pretrained else 'classify(["Some text."])'
+        text = f"""```python
 import mlflow, pandas as pd
-model = mlflow.pyfunc.load_model("models:/{facts.name}@champion")  # or models:/{facts.name}/1
+model = mlflow.pyfunc.load_model("{named}"){remark}
 print(model.predict(pd.DataFrame({{"text": ["Some text."]}}), params={call}))
 ```
 
@@ -130,8 +143,8 @@ Without MLflow, from the model folder inside the version:
 import data2vec
 print(data2vec.load("FOLDER").{use})
 ```
-
-Nothing in the version is pickled: weights are safetensors, the rest is JSON and text."""
+"""
+    return f"{text}\nNothing in the version is pickled: weights are safetensors, the rest is JSON and text."
 
 
 def _limits(facts: CardFacts) -> list[str]:
@@ -148,9 +161,10 @@ def _limits(facts: CardFacts) -> list[str]:
     limits.append("Figures hold for the data with this fingerprint and for no other.")
     if facts.kind == "pretrained":
         limits.append("A pretrained encoder: its features need a task head or a distance; it judges nothing.")
-    else:
+    elif facts.kind != "ctc":
         limits.append("Scores are not calibrated probabilities.")
-    limits.append("Texts longer than the model's positions are cut, with a warning.")
+    if facts.modality == "text":
+        limits.append("Texts longer than the model's positions are cut, with a warning.")
     return limits
 
 
