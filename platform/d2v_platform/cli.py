@@ -14,6 +14,7 @@ import typer
 
 from data2vec.errors import Data2VecError
 
+from .doctor.command import doctor
 from .preparation.commands import app as prepare_app
 from .registry.commands import app as registry_app
 from .reports.command import report_command
@@ -28,6 +29,7 @@ app.add_typer(prepare_app, name="prepare")
 app.add_typer(registry_app, name="registry")
 config_app = typer.Typer(no_args_is_help=True, help="Look at recipes.")
 app.add_typer(config_app, name="config")
+app.command(help="Say what is wrong with this installation and its services, and how to mend it.")(doctor)
 app.command("report", epilog="Example: d2v report my-sweep --out report")(report_command)
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

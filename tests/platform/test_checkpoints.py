@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -81,6 +83,21 @@ def test_a_failed_write_is_raised_at_the_next_call_and_names_the_file(
     checkpoints.close()
     assert checkpoints.store.updates() == [1]
     assert not list((tmp_path / "checkpoints").glob(".update_*"))
+
+
+def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
+    """A limit on file sizes stops a real write in the middle, as a full disk does."""
+    code = (
+        "import resource, torch\n"
+        "from d2v_platform.training.checkpoint import CheckpointStore\n"
+        f"store = CheckpointStore({str(tmp_path)!r})\n"
+        "store.save(1, {'model': {'w': torch.zeros(10)}}, {})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "store.save(2, {'model': {'w': torch.zeros(100_000)}}, {})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "File too large" in done.stderr and "update 1 is whole" in done.stderr
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["update_00000001"]
 
 
 def test_both_sides_keep_the_last_and_the_best(tmp_path: Path, run: Location) -> None:

@@ -29,14 +29,17 @@ def close_dead_runs(tracker: Tracker) -> list[str]:
     Runs without our heartbeat tag belong to other programs and are left alone.
     """
     closed: list[str] = []
-    for run in list(_running(tracker)):
-        beat = Heartbeat.from_tag(run.data.tags.get(HEARTBEAT_TAG))
-        if beat is None or tracker.is_live(run):
-            continue
+    for run, beat in dead_runs(tracker):
         tracker.client.set_tag(run.info.run_id, "d2v.closed_because", f"its driver died: {beat.owner()}")
         tracker.client.set_terminated(run.info.run_id, "KILLED", int(beat.time_s * 1000))
         closed.append(run.info.run_name or run.info.run_id)
     return closed
+
+
+def dead_runs(tracker: Tracker) -> list[tuple[Run, Heartbeat]]:
+    """RUNNING runs of ours whose process is gone, with its last heartbeat."""
+    found = [(run, Heartbeat.from_tag(run.data.tags.get(HEARTBEAT_TAG))) for run in list(_running(tracker))]
+    return [(run, beat) for run, beat in found if beat is not None and not tracker.is_live(run)]
 
 
 def deliver_leftovers(tracker: Tracker) -> None:

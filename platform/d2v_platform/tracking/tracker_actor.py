@@ -26,8 +26,9 @@ class TrackerService:
         self.tracker = Tracker(tracking_uri, Path(home))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call one of the tracker's methods."""
-        return getattr(self.tracker, method)(*args, **kwargs)
+        """Call one of the tracker's methods, or of ours that speak of its queue."""
+        owner = self if method in ("unsent", "take_over") else self.tracker
+        return getattr(owner, method)(*args, **kwargs)
 
     def register(self, **kwargs: Any) -> Any:
         """Register a model folder: see :func:`d2v_platform.registry.register.register`."""
@@ -40,6 +41,15 @@ class TrackerService:
         from ..registry.register import promote
 
         return promote(self.tracker, **kwargs)
+
+    def unsent(self, run_id: str) -> dict[str, Any]:
+        """The run's metric points that MLflow does not have yet, for its checkpoint."""
+        return self.tracker.queue.export_unsent(run_id)
+
+    def take_over(self, run_id: str, unsent: Mapping[str, Any]) -> None:
+        """Queue the points of a checkpoint that was written on a machine now lost."""
+        if unsent.get("run_id") == run_id:  # a checkpoint copied by hand tells of another run
+            self.tracker.queue.import_points(unsent)
 
     def close(self) -> None:
         """Send what is queued and stop."""
@@ -179,3 +189,11 @@ class TrackingReporter:
     def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
         """Local mode has nobody to report to."""
         return False
+
+    def unsent(self) -> Mapping[str, Any]:
+        """Points on disk here that MLflow does not have yet."""
+        return self._tracker.call("unsent", self._run_id)
+
+    def take_over(self, unsent: Mapping[str, Any]) -> None:
+        """Queue what an earlier machine could not deliver."""
+        self._tracker.call("take_over", self._run_id, dict(unsent))

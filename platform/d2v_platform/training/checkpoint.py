@@ -36,6 +36,8 @@ from safetensors.torch import load_file, save_file
 
 from data2vec.errors import CheckpointError
 
+from ..recipe.groups import Checkpoint as CheckpointRules
+
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"^update_(\d{8,})$")
@@ -58,6 +60,17 @@ class Retention:
     epochs: int = -1
     best: int = -1
     maximize: bool = False
+
+    @classmethod
+    def of(cls, rules: CheckpointRules) -> Retention:
+        """What a recipe's ``checkpoint`` group asks for."""
+        epochs = 0 if rules.no_epoch_checkpoints else rules.keep_last_epochs
+        return cls(
+            rules.keep_interval_updates,
+            epochs,
+            rules.keep_best_checkpoints,
+            rules.maximize_best_checkpoint_metric,
+        )
 
     def kept(self, manifests: Mapping[int, Mapping[str, Any]], best: int | None) -> set[int]:
         """The updates that stay.

@@ -105,16 +105,10 @@ class TrainingLoop:
         task.module.train()
         recompute_activations(task.module, recipe.platform.checkpoint_activations)
         self.parameters = [p for p in task.trained.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(recipe, task.trained)
+        self.optimizer = make_optimizer(recipe, task.trained, task.lr_scales)
         self.precision: Precision = choose_precision(recipe, worker.device)
         self.loss_scale = LossScale(recipe, recipe.micro_batches(1), enabled=self.precision.name == "fp16")
-        rules = recipe.checkpoint
-        epochs = 0 if rules.no_epoch_checkpoints else rules.keep_last_epochs
-        best = rules.keep_best_checkpoints
-        self.store = CheckpointStore(
-            run_folder,
-            Retention(rules.keep_interval_updates, epochs, best, rules.maximize_best_checkpoint_metric),
-        )
+        self.store = CheckpointStore(run_folder, Retention.of(recipe.checkpoint))
         self.checkpoints = Checkpoints(self.store)
         self.interval = Sums(task.layout)
         self.interval_updates, self.interval_norm, self.interval_clipped = 0, 0.0, 0
