@@ -230,7 +230,7 @@ def test_non_finite_updates_are_skipped_counted_and_then_fatal(
 def test_collapse_stops_with_advice(
     tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("d2v_platform.tasks.text_pretraining.COLLAPSE_GUARD_AFTER", 5)
+    monkeypatch.setattr("d2v_platform.tasks.pretraining.COLLAPSE_GUARD_AFTER", 5)
     recipe = copy.deepcopy(tiny_recipe)
     recipe["model"]["min_target_var"] = 100.0
     with pytest.raises(

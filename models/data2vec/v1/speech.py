@@ -16,6 +16,7 @@ from torch import nn
 
 from ..attention import attention_bias
 from ..audio_masking import span_masks
+from ..collapse import Scatter, stage_scatters
 from ..conv_spec import frame_count, parse_conv_layers
 from ..errors import DataError
 from ..pretraining import Moments, PretrainOutput
@@ -228,6 +229,7 @@ class Data2VecAudioPretraining(nn.Module):
         update: int = 0,
         seed: int | None = None,
         mask_BT: torch.Tensor | None = None,
+        watch: bool = False,
         tap: Tap | None = None,
     ) -> PretrainOutput:
         """Losses of one micro-batch.
@@ -239,6 +241,7 @@ class Data2VecAudioPretraining(nn.Module):
             update: completed optimizer updates.
             seed: seed of the masks; by default the configuration's.
             mask_BT: given mask instead of a drawn one.
+            watch: also sum what the collapse watch looks at.
             tap: receives named intermediates.
         """
         student, config = self.student, self.config
@@ -264,12 +267,19 @@ class Data2VecAudioPretraining(nn.Module):
             tap("student_encoder_output", x_BTD)
             tap("pred_masked", prediction_ND)
             tap("targets_masked", target_ND)
+        stages: dict[str, Scatter] = {}
+        if watch:
+            stages = stage_scatters({
+                "local_features": (local_BTD, padding), "encoder": (x_BTD, padding),
+                "targets": (target_ND, None), "predictions": (prediction_ND, None),
+            })  # fmt: skip
         return PretrainOutput(
             losses={"regression": self._regression(prediction_ND, target_ND)},
             sample_size=masked_N.numel(),
             prediction=Moments.of(prediction_ND),
             target=Moments.of(target_ND),
             masked_pct=masked_N.numel() / mask_BT.numel(),
+            stages=stages,
         )
 
     @torch.no_grad()

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from data2vec.config import Data2VecMultiConfig
+from data2vec.v1.config import Data2VecAudioConfig
 
 from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest
 from ..recipe.schema import Recipe
-from ..tasks.text_pretraining import COLLAPSE_GUARD_AFTER
+from ..tasks.pretraining import COLLAPSE_GUARD_AFTER
 from ..tracking.tracker_actor import AnyTracker
 from ..training.collapse import collapsed_stages
 from ..training.loop_state import Summary
 from .model_card import CardFacts, model_card
 
 logger = logging.getLogger(__name__)
+
+_KINDS = {
+    "sentence_classifier": "sentence classifier",
+    "image_classifier": "image classifier",
+    "ctc": "speech recogniser (CTC)",
+}
 
 
 def register_summary(
@@ -59,6 +67,7 @@ def register_summary(
         return None
     tags = lineage_tags(composed, summary, parent_uri) | gate_tags(composed.recipe, summary)
     facts = card_facts(name, composed, summary, tags, folder / "model", parent_uri, protocol, seeds)
+    facts = dataclasses.replace(facts, alias=alias or platform.alias)
     version = tracker.register(
         folder=folder / "model",
         name=name,
@@ -94,7 +103,7 @@ def lineage_tags(composed: Composed, summary: Summary, parent_uri: str | None) -
 def gate_tags(recipe: Recipe, summary: Summary) -> dict[str, str]:
     """What the gate compares: the metric of a fine-tuned model, the variances of a pretrained one."""
     rules = recipe.checkpoint
-    if isinstance(recipe.model, Data2VecMultiConfig):
+    if isinstance(recipe.model, Data2VecMultiConfig | Data2VecAudioConfig):
         target, prediction = (summary.metrics.get(f"train/{key}") for key in ("target_var", "pred_var"))
         if target is None or prediction is None:
             return {"collapse": "unknown"}
@@ -123,7 +132,8 @@ def card_facts(
     """Everything the card states, read from the run and the exported folder."""
     config: dict[str, Any] = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     model, task = config["model"], config.get("task") or {}
-    what = "sentence classifier" if config["kind"] == "sentence_classifier" else "text encoder"
+    modality = _modality(model)
+    what = _KINDS.get(config["kind"], f"{modality} encoder")
     changed = difference(composed.recipe, composed.base)
     shown = {
         key: value for key, value in summary.metrics.items() if not key.startswith("train/") or "loss" in key
@@ -143,4 +153,15 @@ def card_facts(
         lineage=tags,
         parent=parent_uri,
         labels=tuple(str(label) for label in task.get("labels") or ()),
+        modality=modality,
     )
+
+
+def _modality(model: dict[str, Any]) -> str:
+    """``text``, ``image`` or ``audio``, from the architecture in a model folder."""
+    if model.get("supported_modality"):
+        return str(model["supported_modality"]).lower()
+    configured = [name for name, values in (model.get("modalities") or {}).items() if values]
+    if len(configured) == 1:
+        return configured[0]
+    return "audio" if "conv_feature_layers" in model else "text"

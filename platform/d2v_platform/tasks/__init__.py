@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..recipe.audio_components import AudioFinetuningTask, AudioPretrainingTask
 from ..recipe.components import MaskedLMTask
 from ..recipe.schema import Recipe
+from .audio_finetuning import AudioFinetuning
+from .audio_pretraining import AudioPretraining
 from .sentence_prediction import SentencePrediction
 from .task import MicroBatch, TrainingTask
 from .text_pretraining import TextPretraining
@@ -22,6 +25,10 @@ def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:
     """
     if isinstance(recipe.task, MaskedLMTask):
         return TextPretraining(recipe)
+    if isinstance(recipe.task, AudioPretrainingTask):
+        return AudioPretraining(recipe)
+    if isinstance(recipe.task, AudioFinetuningTask):
+        return AudioFinetuning(recipe, model_folder)
     return SentencePrediction(recipe, model_folder)
 
 
@@ -33,5 +40,9 @@ def check_data(recipe: Recipe, model_folder: Path | None) -> None:
     """
     if isinstance(recipe.task, MaskedLMTask):
         TextPretraining.check_data(recipe)
+    elif isinstance(recipe.task, AudioPretrainingTask):
+        AudioPretraining.check_data(recipe)
+    elif isinstance(recipe.task, AudioFinetuningTask):
+        AudioFinetuning.check_data(recipe, model_folder)
     else:
         SentencePrediction.check_data(recipe, model_folder)

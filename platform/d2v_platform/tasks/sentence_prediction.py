@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,20 +18,26 @@ from data2vec.data.bpe import GPT2BPE
 from data2vec.data.sentences import SentenceDataset
 from data2vec.data.tokenizer import TextTokenizer
 from data2vec.errors import CheckpointError, ConfigError, DataError, Problem
-from data2vec.heads import SentenceClassifier
+from data2vec.heads import SentenceClassifier, TextConfig, max_text_positions
 from data2vec.metrics import sentence_metrics
+from data2vec.v1.text_config import Data2VecTextConfig
 
-from ..recipe.components import SentencePredictionCriterion, SentencePredictionTask, TextClassification
+from ..recipe.components import (
+    Roberta,
+    SentencePredictionCriterion,
+    SentencePredictionTask,
+    TextClassification,
+)
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
 from .task import MicroBatch, TrainingTask, batches_of
 
 
 class SentencePrediction(TrainingTask):
-    """The ``sentence_prediction`` task with the ``data2vec_text_classification`` model."""
+    """The ``sentence_prediction`` task with the ``data2vec_text_classification`` or ``roberta`` model."""
 
     def __init__(self, recipe: Recipe, model_folder: Path | None) -> None:
-        assert isinstance(recipe.model, TextClassification)
+        assert isinstance(recipe.model, TextClassification | Roberta)
         assert isinstance(recipe.task, SentencePredictionTask)
         assert isinstance(recipe.criterion, SentencePredictionCriterion)
         self.recipe, self.task, self.criterion = recipe, recipe.task, recipe.criterion
@@ -39,7 +46,7 @@ class SentencePrediction(TrainingTask):
         train = self.dataset(recipe.dataset.train_subset)
         self.dictionary = train.dictionary
         if model_folder is None:
-            raise ConfigError([Problem("model.model_path", None, "is required: a pretrained text model")])
+            raise ConfigError([Problem(_model_field(recipe), None, "is required: a pretrained text model")])
         parent = read_artifact(model_folder)
         self.parent = parent.config.get("origin", {})
         _check_fit(recipe, parent, train)
@@ -49,10 +56,10 @@ class SentencePrediction(TrainingTask):
             pooler_dropout=recipe.model.pooler_dropout,
         )
         self.model = SentenceClassifier(
-            parent.model_config, head, vocab_size=parent.vocab_size, seed=recipe.common.seed
+            _trunk_config(recipe, parent), head, vocab_size=parent.vocab_size, seed=recipe.common.seed
         )
-        if not recipe.model.no_pretrained_weights:
-            load_strictly(self.model.model, parent.trunk_state, parent.folder)
+        if not getattr(recipe.model, "no_pretrained_weights", False):
+            load_strictly(self.model.trunk, parent.trunk_state, parent.folder)
         self.layout = Layout(("loss", "sample_size", "nsentences", "ntokens", "micro_batches", "correct"))
 
     @property
@@ -145,7 +152,7 @@ class SentencePrediction(TrainingTask):
         return save_artifact(
             folder,
             kind="sentence_classifier",
-            model_config=self.model.model.config,
+            model_config=self.model.trunk.config,
             head_config=self.model.head_config,
             state=self.model.state_dict(),
             task={
@@ -203,12 +210,36 @@ def open_subset(recipe: Recipe, subset: str) -> SentenceDataset:
     )
 
 
+def _model_field(recipe: Recipe) -> str:
+    """The field that names the pretrained model."""
+    return "checkpoint.restore_file" if isinstance(recipe.model, Roberta) else "model.model_path"
+
+
+def _trunk_config(recipe: Recipe, parent: Artifact) -> TextConfig:
+    """The pretrained architecture; ``roberta`` recipes have dropouts of their own."""
+    config, model = parent.model_config, recipe.model
+    assert isinstance(config, TextConfig), "_check_fit refuses other models"
+    if isinstance(model, Roberta):
+        assert isinstance(config, Data2VecTextConfig), "_check_fit refuses other models"
+        config = copy.deepcopy(config)
+        options = config.transformer
+        options.dropout, options.attention_dropout = model.dropout, model.attention_dropout
+        options.activation_dropout = model.activation_dropout
+        options.encoder.layerdrop = model.encoder_layerdrop
+    return config
+
+
 def _check_fit(recipe: Recipe, parent: Artifact, train: SentenceDataset) -> None:
     """The data must be in the model's own vocabulary, and no longer than its positions."""
     task = recipe.task
     assert isinstance(task, SentencePredictionTask)
-    if parent.kind != "pretrained" and parent.head_config is None:
-        raise CheckpointError(f"{parent.folder} holds a {parent.kind} model, not a text model")
+    if parent.modality != "TEXT":
+        raise CheckpointError(f"{parent.folder} holds a model of {parent.modality}, not a text model")
+    if isinstance(recipe.model, Roberta) and not isinstance(parent.model_config, Data2VecTextConfig):
+        rule = (
+            "is a data2vec 2.0 model: fine-tune it with the recipes of v2/text_finetuning (model.model_path)"
+        )
+        raise ConfigError([Problem(_model_field(recipe), str(parent.folder), rule)])
     digest = train.dictionary.digest()
     if parent.config.get("dictionary") not in (None, digest) or parent.vocab_size != len(train.dictionary):
         raise DataError(
@@ -217,7 +248,8 @@ def _check_fit(recipe: Recipe, parent: Artifact, train: SentenceDataset) -> None
             f"{str(parent.config.get('dictionary'))[:12]}, {parent.vocab_size} symbols); prepare it again: "
             f"d2v prepare glue RAW_FOLDER --dict {parent.folder}/tokenizer/dict.txt"
         )
-    text = parent.model_config.modalities.text
-    if text is not None and task.max_positions > text.max_source_positions:
-        rule = f"must be at most the model's max_source_positions {text.max_source_positions}"
+    assert isinstance(parent.model_config, TextConfig)
+    limit = max_text_positions(parent.model_config)
+    if task.max_positions > limit:
+        rule = f"must be at most the model's max_source_positions {limit}"
         raise ConfigError([Problem("task.max_positions", task.max_positions, rule)])

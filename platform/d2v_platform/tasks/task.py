@@ -67,6 +67,11 @@ class TrainingTask(ABC):
     def trained(self) -> nn.Module:
         """The part that the optimizer steps."""
 
+    @property
+    def lr_scales(self) -> Mapping[str, float] | None:
+        """Learning-rate factors by parameter name (layer decay), 1 where absent; ``None`` for none."""
+        return None
+
     @abstractmethod
     def dataset(self, subset: str, epoch: int = 1) -> Any:
         """A map-style data set with ``sizes``, ``collate`` and items by index."""

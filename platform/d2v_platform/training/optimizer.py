@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,14 +26,23 @@ from ..recipe.components import Schedule as ScheduleRecipe
 from ..recipe.schema import Recipe
 
 
-def make_optimizer(recipe: Recipe, trained: nn.Module) -> ScheduledAdam:
-    """Adam with the recipe's groups and schedules over the trainable parameters."""
+def make_optimizer(
+    recipe: Recipe, trained: nn.Module, lr_scales: Mapping[str, float] | None = None
+) -> ScheduledAdam:
+    """Adam with the recipe's groups and schedules over the trainable parameters.
+
+    Args:
+        recipe: a checked recipe.
+        trained: the module whose parameters are stepped.
+        lr_scales: learning-rate factors by parameter name (layer decay), 1 where absent.
+    """
     named = recipe.parameter_groups()
     exempt_1d = not recipe.optimization.decay_norm_and_bias
     groups = parameter_groups(
         trained,
         dynamic=exempt_1d or (isinstance(recipe.optimizer, Composite) and recipe.optimizer.dynamic_groups),
         decoder_group=isinstance(recipe.model, Data2VecMultiConfig) and recipe.model.decoder_group,
+        lr_scales=lr_scales,
     )
     unknown = sorted({group.name for group in groups} - named.keys())
     if unknown:

@@ -10,7 +10,8 @@ from pathlib import Path
 from data2vec.errors import ConfigError, DataError, Problem
 
 from ..home import home_folder
-from ..recipe.components import MaskedLMTask, SentencePredictionTask, TextClassification
+from ..recipe.audio_components import AudioFinetuningTask, AudioPretrainingTask, Wav2VecCTC
+from ..recipe.components import MaskedLMTask, Roberta, SentencePredictionTask, TextClassification
 from ..recipe.schema import Recipe
 from ..registry.model_source import resolve
 
@@ -24,7 +25,7 @@ class ResolvedModels:
     """Model folders that a recipe names.
 
     Attributes:
-        pretrained: of ``model.model_path``.
+        pretrained: of ``model.model_path`` or ``model.w2v_path``.
         pretrained_uri: its exact name (an alias is replaced by the version).
         initial: of ``checkpoint.restore_file`` or ``checkpoint.finetune_from_model``.
     """
@@ -43,7 +44,12 @@ def resolve_models(recipe: Recipe) -> ResolvedModels:
     pretrained, uri = None, None
     if isinstance(recipe.model, TextClassification):
         pretrained, uri = model_folder(recipe.model.model_path, data=recipe.task.data)
+    elif isinstance(recipe.model, Wav2VecCTC):
+        pretrained, uri = model_folder(recipe.model.w2v_path, data=recipe.task.data)
     rules, initial = recipe.checkpoint, None
+    if isinstance(recipe.model, Roberta):  # the reference names its pretrained model as what to restore
+        pretrained, uri = model_folder(rules.finetune_from_model or rules.restore_file, recipe.task.data)
+        return ResolvedModels(pretrained, uri, None)
     if rules.finetune_from_model:
         initial, _ = model_folder(rules.finetune_from_model, data=recipe.task.data)
     elif rules.restore_file and Path(rules.restore_file).name != DEFAULT_RESTORE_FILE:
@@ -89,6 +95,8 @@ def _missing_folder(recipe: Recipe, folder: Path) -> str:
     wanted = {
         MaskedLMTask: "the folder that d2v prepare text wrote (dict.txt, train.bin, train.idx)",
         SentencePredictionTask: "the <TASK>-bin folder that d2v prepare glue wrote",
+        AudioPretrainingTask: "the folder that d2v prepare audio-manifest wrote (train.tsv)",
+        AudioFinetuningTask: "the folder that d2v prepare audio-manifest and audio-labels wrote",
     }[type(recipe.task)]
     parent = folder.parent
     while not parent.exists():
@@ -100,40 +108,32 @@ def _missing_folder(recipe: Recipe, folder: Path) -> str:
 
 def _imported(path: Path, data: str | None) -> Path:
     """A reference ``.pt`` as a model folder in the cache, made once for each file and dictionary."""
-    from data2vec.artifact import is_artifact, save_artifact
-    from data2vec.data.bpe import GPT2BPE
-    from data2vec.data.tokenizer import TextTokenizer
-    from data2vec.interop.fairseq import load_pretrained_text
+    from data2vec.artifact import is_artifact
+    from data2vec.interop.model_folder import import_file, save_imported
 
-    candidates = [path.parent / "dict.txt"]
+    candidates = [path.parent / name for name in ("dict.txt", "dict.ltr.txt")]
     if data:
         first = Path(data.split(":")[0])
-        candidates += [first / "input0" / "dict.txt", first / "dict.txt"]
-    dictionary = next((file for file in candidates if file.is_file()), None)
-    if dictionary is None:
-        raise DataError(
-            f"{path} needs its dictionary: put dict.txt beside it, or prepare task.data with it "
-            f"(looked for {', '.join(str(file) for file in candidates)})"
-        )
+        candidates += [first / "input0" / "dict.txt", first / "dict.txt", first / "dict.ltr.txt"]
+    there = [file for file in candidates if file.is_file()]
     status = path.stat()
-    key = (
-        f"{path}|{status.st_size}|{status.st_mtime_ns}|{hashlib.sha256(dictionary.read_bytes()).hexdigest()}"
-    )
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in there]
+    key = f"{path}|{status.st_size}|{status.st_mtime_ns}|{hashes}"
     folder = home_folder("cache") / "imported" / hashlib.sha256(key.encode()).hexdigest()[:16]
     if is_artifact(folder):
         return folder
-    logger.info("importing %s with the dictionary %s", path, dictionary)
-    model = load_pretrained_text(path, dictionary)
+    model = import_file(path)
+    kind = "dict.ltr.txt" if model.kind == "ctc" else "dict.txt"
+    dictionary = next((file for file in there if file.name == kind), None)
+    if model.vocab_size is not None and model.dictionary is None:
+        if dictionary is None:
+            looked = [str(file) for file in candidates if file.name == kind]
+            raise DataError(
+                f"{path} needs its dictionary: put {kind} beside it, or prepare task.data with it "
+                f"(looked for {', '.join(looked)})"
+            )
+        model = import_file(path, dictionary)
+    logger.info("importing %s%s", path, f" with the dictionary {dictionary}" if dictionary else "")
     for line in model.report.lines():
         logger.info("  %s", line)
-    assert model.dictionary is not None
-    return save_artifact(
-        folder,
-        kind=model.kind,
-        model_config=model.model_config,
-        head_config=model.head_config,
-        state=model.state,
-        teacher=model.teacher,
-        tokenizer=TextTokenizer(GPT2BPE(), model.dictionary),
-        origin={"file": path.name, "update": model.num_updates},
-    )
+    return save_imported(model, folder, {"file": path.name})

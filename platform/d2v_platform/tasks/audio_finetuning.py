@@ -1,0 +1,354 @@
+"""Fine-tuning a speech model for recognition by CTC: letters out of audio, judged by word error rate."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data2vec.artifact import Artifact, load_strictly, read_artifact, save_artifact
+from data2vec.config import Data2VecMultiConfig
+from data2vec.ctc import BLANK, CTCConfig, CTCModel
+from data2vec.data.dictionary import Dictionary
+from data2vec.data.letters import greedy_ids, words_of_ids
+from data2vec.data.speech import SpeechDataset, SpeechOptions
+from data2vec.errors import CheckpointError, ConfigError, DataError, Problem
+from data2vec.image_heads import layer_decay_scales
+from data2vec.speech_metrics import ErrorCount, count_errors, total, word_errors
+from data2vec.speech_model import conv_layers
+from data2vec.v1.config import Data2VecAudioConfig
+
+from ..recipe.audio_checks import language_model
+from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2VecCTC
+from ..recipe.schema import Recipe
+from ..training.statistics import Layout, Sums
+from .task import MicroBatch, TrainingTask, batches_of
+
+logger = logging.getLogger(__name__)
+ONLY_BLANKS_AFTER = 500  # updates after which output that is all blank deserves a hint
+
+
+class AudioFinetuning(TrainingTask):
+    """The ``audio_finetuning`` task with the ``wav2vec_ctc`` model."""
+
+    def __init__(self, recipe: Recipe, model_folder: Path | None) -> None:
+        assert isinstance(recipe.model, Wav2VecCTC)
+        assert isinstance(recipe.task, AudioFinetuningTask)
+        assert isinstance(recipe.criterion, CTCCriterion)
+        self.recipe, self.task, self.criterion = recipe, recipe.task, recipe.criterion
+        if model_folder is None:
+            raise ConfigError([Problem("model.w2v_path", None, "is required: a pretrained audio model")])
+        parent = read_artifact(model_folder)
+        self.parent = parent.config.get("origin", {})
+        self.pretrained = check_parent(recipe, parent)
+        self.letters = load_letters(self.task)
+        self._datasets: dict[str, SpeechDataset] = {}
+        self.dataset(recipe.dataset.train_subset)
+        names = CTCConfig.__dataclass_fields__
+        options = CTCConfig(**{name: getattr(recipe.model, name) for name in names})
+        self.model = CTCModel(
+            self.pretrained, options, num_symbols=len(self.letters), seed=recipe.common.seed
+        )
+        if not recipe.model.no_pretrained_weights:
+            load_strictly(self.model.trunk, parent.trunk_state, parent.folder)
+        self.layout = Layout(
+            ("loss", "sample_size", "nsentences", "ntokens", "micro_batches", "too_short", "frames", "blanks")
+        )
+        self._hinted = False
+        self._beam: Any = None
+
+    @property
+    def module(self) -> nn.Module:
+        """Trunk and projection."""
+        return self.model
+
+    @property
+    def trained(self) -> nn.Module:
+        """Trunk and projection."""
+        return self.model
+
+    @property
+    def lr_scales(self) -> Mapping[str, float] | None:
+        """Layer decay of a v2 trunk, by parameter name."""
+        decay = self.model.options.layer_decay
+        if decay == 1.0 or isinstance(self.pretrained, Data2VecAudioConfig):
+            return None
+        return block_lr_scales(self.model, decay)
+
+    @staticmethod
+    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+        """Open every subset that training will use, and compare data and model."""
+        assert isinstance(recipe.task, AudioFinetuningTask)
+        layers = None
+        if model_folder is not None:
+            layers = conv_layers(check_parent(recipe, read_artifact(model_folder)))
+        letters = load_letters(recipe.task)
+        for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
+            dataset = open_subset(recipe, subset, letters, layers)
+            dataset.verify()
+            _check_symbols(dataset, letters, training=subset == recipe.dataset.train_subset)
+
+    def dataset(self, subset: str, epoch: int = 1) -> SpeechDataset:
+        """Utterances of one subset."""
+        found = self._datasets.get(subset)
+        if found is None:
+            found = open_subset(self.recipe, subset, self.letters, conv_layers(self.pretrained))
+        self._datasets[subset] = found.for_epoch(epoch)
+        return self._datasets[subset]
+
+    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
+        """Batches of similar lengths, filled anew every epoch; validation keeps every utterance."""
+        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=True)
+
+    def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
+        """Summed loss of one micro-batch; utterances with too few frames are counted and left out."""
+        output = self.model(
+            batch["source"],
+            batch["padding_mask"],
+            batch["id"],
+            update=update,
+            seed=self.recipe.common.seed,
+        )
+        sums = self.model.loss(output, batch["target"], batch["target_lengths"])
+        blanks, frames = _blanks(output.logits_BTV, output.padding_mask_BT)
+        scalars = {
+            "loss": sums.loss.detach(),
+            "sample_size": sums.sentences,
+            "nsentences": len(batch["id"]),
+            "ntokens": int(batch["target_lengths"].sum()),
+            "micro_batches": 1,
+            "too_short": sums.too_short,
+            "frames": frames,
+            "blanks": blanks,
+        }
+        return MicroBatch(sums.loss, sums.sentences, scalars)
+
+    def initialise_from(self, folder: Path) -> None:
+        """Trunk and projection of a fine-tuned model."""
+        load_strictly(self.model, read_artifact(folder).state, folder)
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """Loss per utterance in bits, as the reference logs it, and the share of blank frames."""
+        figures = {
+            "loss": sums["loss"] / max(sums["sample_size"], 1.0) / math.log(2),
+            "blank_rate": 100.0 * sums["blanks"] / max(sums["frames"], 1.0),
+        }
+        if sums["too_short"]:
+            figures["too_short"] = sums["too_short"]
+        return figures
+
+    def guard(self, metrics: Mapping[str, float], update: int) -> str | None:
+        """Nothing stops the run, but output that is all blank gets a hint, once."""
+        only = metrics.get("blank_rate", 0.0) >= 99.99
+        if (
+            only
+            and update >= self.model.options.freeze_finetune_updates + ONLY_BLANKS_AFTER
+            and not self._hinted
+        ):
+            self._hinted = True
+            logger.warning(
+                "update %d: only blanks come out. That is usual in the first thousand updates; if it stays, "
+                "raise optimization.lr, lower model.mask_prob and model.mask_channel_prob, or check that the "
+                "labels fit the audio",
+                update,
+            )
+        return None
+
+    def predict(self, batch: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
+        """Loss, greedy letters and words, and (where configured) words with the language model."""
+        output = self.model(batch["source"], batch["padding_mask"], batch["id"])
+        emissions_BTV = output.emissions()
+        best_BT = emissions_BTV.argmax(-1).tolist()
+        results: list[dict[str, Any]] = []
+        for row, identity in enumerate(batch["id"].tolist()):
+            frames = int(output.frames_B[row])
+            ids = greedy_ids(best_BT[row][:frames], BLANK)
+            count = int(batch["target_lengths"][row])
+            target = batch["target"][row, :count].tolist()
+            one = slice(row, row + 1)
+            part = type(output)(output.logits_BTV[one], output.frames_B[one], None)
+            sums = self.model.loss(part, batch["target"][one], batch["target_lengths"][one])
+            result = {
+                "id": int(identity),
+                "loss": float(sums.loss),
+                "sentences": sums.sentences,
+                "letters": ids,
+                "target": target,
+                "reference": words_of_ids(target, self.letters),
+                "prediction": words_of_ids(ids, self.letters),
+                "blank_frames": sum(best == BLANK for best in best_BT[row][:frames]),
+                "frames": frames,
+            }
+            beam = self.beam()
+            if beam is not None:
+                result["prediction_lm"] = beam.decode(emissions_BTV[row, :frames].cpu().numpy())[0].text
+            results.append(result)
+        return results
+
+    def beam(self) -> Any:
+        """The beam decoder of ``criterion.wer_*``; ``None`` without a language model."""
+        found = language_model(self.criterion)
+        if found is None:
+            return None
+        if self._beam is None:
+            from data2vec.ctc_decoding import BeamOptions, LexiconBeam
+
+            options = BeamOptions(beam=50, lm_weight=found.weight, word_score=found.word_score)
+            self._beam = LexiconBeam(self.letters, Path(found.lexicon), Path(found.path), options)
+        return self._beam
+
+    def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
+        """Error rates over the whole subset, label coverage and share of blank frames."""
+        letters = total(count_errors(r["target"], r["letters"]) for r in results)
+        greedy = total(word_errors(r["reference"], r["prediction"]) for r in results)
+        words: ErrorCount = greedy
+        if results and "prediction_lm" in results[0]:
+            words = total(word_errors(r["reference"], r["prediction_lm"]) for r in results)
+        used = {symbol for r in results for symbol in r["letters"]}
+        wanted = {symbol for r in results for symbol in r["target"]}
+        sentences = sum(r["sentences"] for r in results)
+        return {
+            "loss": sum(r["loss"] for r in results) / max(sentences, 1) / math.log(2),
+            "uer": letters.rate,
+            "raw_wer": greedy.rate,
+            "wer": words.rate,
+            "blank_rate": 100.0
+            * sum(r["blank_frames"] for r in results)
+            / max(sum(r["frames"] for r in results), 1),
+            "label_coverage": 100.0 * len(used & wanted) / max(len(wanted), 1),
+        }
+
+    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+        """Trunk, projection and letters: needs no pretrained file to be used."""
+        return save_artifact(
+            folder,
+            kind="ctc",
+            model_config=self.pretrained,
+            head_config=self.model.options,
+            state=self.model.state_dict(),
+            task={
+                "sample_rate": self.task.sample_rate,
+                "normalize": self.task.normalize,
+                "num_symbols": len(self.letters),
+                "metric": self.recipe.checkpoint.best_checkpoint_metric,
+            },
+            letters=self.letters,
+            origin=origin,
+        )
+
+    def facts(self) -> dict[str, str]:
+        """Fingerprints of what it was judged and trained on, hash of the letters, the parent's run."""
+        judged_on = (self.recipe.valid_subsets() or [self.recipe.dataset.train_subset])[0]
+        return {
+            "data.fingerprint": self.dataset(judged_on).fingerprint(),
+            "data.train_fingerprint": self.dataset(self.recipe.dataset.train_subset).fingerprint(),
+            "dictionary.hash": self.letters.digest(),
+            "parent.run": str(self.parent.get("run_id", "none")),
+            "parent.update": str(self.parent.get("update", "none")),
+        }
+
+
+def load_letters(task: AudioFinetuningTask) -> Dictionary:
+    """``dict.<labels>.txt`` of the data, or of ``task.target_dictionary``."""
+    folder = Path(task.target_dictionary or task.data)
+    path = folder / f"dict.{task.labels}.txt" if folder.is_dir() else folder
+    return Dictionary.load(path)
+
+
+def check_parent(recipe: Recipe, parent: Artifact) -> Data2VecMultiConfig | Data2VecAudioConfig:
+    """The pretrained model's configuration, if it is an audio model that fits the task."""
+    task, config = recipe.task, parent.model_config
+    assert isinstance(task, AudioFinetuningTask)
+    if parent.modality != "AUDIO" or not isinstance(config, Data2VecMultiConfig | Data2VecAudioConfig):
+        raise CheckpointError(f"{parent.folder} holds a {parent.modality.lower()} model, not an audio model")
+    made_with = bool(parent.config["task"].get("normalize", True))
+    problems = []
+    if made_with != task.normalize:
+        rule = f"must be {str(made_with).lower()}, as the model {parent.folder} was pretrained"
+        problems.append(Problem("task.normalize", task.normalize, rule))
+    rate = int(parent.config["task"].get("sample_rate", 16_000))
+    if rate != task.sample_rate:
+        rule = f"must be {rate}, as the model {parent.folder} was pretrained"
+        problems.append(Problem("task.sample_rate", task.sample_rate, rule))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def open_subset(
+    recipe: Recipe, subset: str, letters: Dictionary, layers: tuple[tuple[int, int, int], ...] | None
+) -> SpeechDataset:
+    """The utterances of one subset; training leaves out what cannot be learned from, and says how many."""
+    task, settings = recipe.task, recipe.dataset
+    assert isinstance(task, AudioFinetuningTask)
+    training = subset == settings.train_subset
+    options = SpeechOptions(
+        sample_rate=task.sample_rate,
+        normalize=task.normalize,
+        pad=True,
+        max_sample_size=task.max_sample_size,
+        min_sample_size=task.min_sample_size,
+        labels=task.labels,
+        subsample=task.subsample if training else 1.0,
+        num_batch_buckets=task.num_batch_buckets,
+        skip_broken=task.skip_broken,
+        max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
+        drop_longer=training,
+    )
+    return SpeechDataset(
+        task.data, subset, options, dictionary=letters, convolutions=layers, seed=recipe.common.seed
+    )
+
+
+def block_lr_scales(model: CTCModel, decay: float) -> dict[str, float]:
+    """Learning-rate factors of a v2 trunk's blocks, the last one ``decay``, each below it once more."""
+    trunk = "w2v_encoder.w2v_model."
+    names = [name for name, _ in model.named_parameters()]
+    prenet = f"{trunk}modality_encoders.AUDIO.context_encoder.blocks."
+    count = {
+        prefix: len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})
+        for prefix in (prenet, f"{trunk}blocks.")
+    }
+    scales = layer_decay_scales(sum(count.values()), decay)
+    factors: dict[str, float] = {}
+    for prefix, first in ((prenet, 0), (f"{trunk}blocks.", count[prenet])):
+        for name in names:
+            if name.startswith(prefix):
+                factors[name] = scales[first + int(name[len(prefix) :].split(".")[0])]
+    return factors
+
+
+def _check_symbols(dataset: SpeechDataset, letters: Dictionary, training: bool) -> None:
+    """Labels of another alphabet must not turn into ``<unk>`` in silence."""
+    symbols: dict[str, int] = {}
+    for index in range(len(dataset)):
+        for symbol in dataset.label_line(index).split():
+            symbols[symbol] = symbols.get(symbol, 0) + 1
+    unknown = {symbol: n for symbol, n in symbols.items() if letters.index(symbol) == Dictionary.unk}
+    share = sum(unknown.values()) / max(sum(symbols.values()), 1)
+    if not unknown:
+        return
+    shown = ", ".join(f"{symbol!r} x {n}" for symbol, n in sorted(unknown.items(), key=lambda x: -x[1])[:8])
+    where = f"{dataset.folder / dataset.split}.{dataset.options.labels}"
+    if share > 0.5:
+        raise DataError(
+            f"{where}: {share:.0%} of the labels are not in the dictionary ({shown}); it belongs to other "
+            "labels: give task.target_dictionary, or make labels in its letters (upper case)"
+        )
+    if training:
+        logger.warning("%s: %.2f %% of the labels become <unk>: %s", where, 100 * share, shown)
+
+
+def _blanks(logits_BTV: torch.Tensor, padding_mask_BT: torch.Tensor | None) -> tuple[torch.Tensor, int]:
+    """Real frames whose best class is the blank, and the number of real frames."""
+    blank_BT = logits_BTV.detach().argmax(-1) == BLANK
+    if padding_mask_BT is None:
+        return blank_BT.sum(), blank_BT.numel()
+    real_BT = ~padding_mask_BT
+    return (blank_BT & real_BT).sum(), int(real_BT.sum())

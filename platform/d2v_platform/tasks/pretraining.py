@@ -1,0 +1,147 @@
+"""What pretraining on text, audio and images has in common: student, teacher, losses and their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from data2vec.artifact import load_strictly, read_artifact
+from data2vec.collapse import STAGES, watched_channels
+from data2vec.pretraining import Moments, PretrainOutput
+
+from ..recipe.components import ModelCriterion
+from ..training.statistics import Layout, Sums
+from .task import MicroBatch, TrainingTask
+
+COLLAPSE_GUARD_AFTER = 5000  # updates before the collapse guards apply, as in the reference
+
+
+class PretrainingTask(TrainingTask):
+    """A model that computes its own losses against its teacher.
+
+    A subclass sets ``recipe``, ``config`` and ``model`` (with ``student`` and ``teacher``), calls
+    :meth:`prepare`, and says how a batch becomes a :class:`~data2vec.pretraining.PretrainOutput`.
+    """
+
+    config: Any
+    model: Any
+
+    def prepare(self, dim: int) -> None:
+        """Sums and loss weights; ``dim`` is the model's width."""
+        assert isinstance(self.recipe.criterion, ModelCriterion)
+        self.loss_weights = self.recipe.criterion.loss_weights
+        self.dim = dim
+        self.layout = Layout(
+            ("loss", "sample_size", "nsentences", "ntokens", "micro_batches", "masked_pct"),
+            {"target": dim, "pred": dim},
+        )
+
+    def compute(self, batch: Mapping[str, torch.Tensor], update: int) -> PretrainOutput:
+        """Losses of one micro-batch; masks are functions of (seed, update, sample id, clone)."""
+        return self.model(
+            batch["source"],
+            batch.get("padding_mask"),
+            batch["id"],
+            update=update,
+            seed=self.recipe.common.seed,
+            watch=self.watching,
+        )
+
+    def ntokens(self, batch: Mapping[str, torch.Tensor]) -> int:
+        """Size of a batch for the speed figures."""
+        return batch["source"].numel()
+
+    @property
+    def module(self) -> nn.Module:
+        """Student, decoder and teacher."""
+        return self.model
+
+    @property
+    def trained(self) -> nn.Module:
+        """Student and decoder."""
+        return self.model.student
+
+    @property
+    def watched(self) -> Mapping[str, int]:
+        """All stages of the objective."""
+        return dict.fromkeys(STAGES, watched_channels(self.dim))
+
+    def begin_update(self, update: int) -> None:
+        """The teacher moves once an update, before the first forward pass."""
+        self.model.teacher.step(update)
+
+    def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
+        """Weighted losses of one micro-batch."""
+        output = self.compute(batch, update)
+        weighted = [value * self.loss_weights.get(key, 1.0) for key, value in output.losses.items()]
+        loss = torch.stack(weighted).sum()
+        scalars = {
+            "loss": loss.detach(),
+            "sample_size": output.sample_size,
+            "nsentences": len(batch["id"]),
+            "ntokens": self.ntokens(batch),
+            "micro_batches": 1,
+            "masked_pct": output.masked_pct,
+        }
+        moments: dict[str, Moments] = {"target": output.target, "pred": output.prediction}
+        return MicroBatch(loss, output.sample_size, scalars, moments, output.stages)
+
+    def counters(self) -> dict[str, Any]:
+        """The update that the teacher has reached."""
+        return {"teacher_updates": self.model.teacher.num_updates}
+
+    def restore(self, counters: Mapping[str, Any]) -> None:
+        """The teacher goes on from its own update."""
+        self.model.teacher.num_updates = int(counters["teacher_updates"])
+
+    def initialise_from(self, folder: Path) -> None:
+        """Student, decoder and, where the folder has one, teacher."""
+        artifact = read_artifact(folder)
+        load_strictly(self.model.student, artifact.state, folder)
+        teacher = folder / "teacher.safetensors"
+        if teacher.is_file():
+            load_strictly(self.model.teacher.module, load_file(teacher), teacher)
+        else:
+            self.model.teacher.copy_from_student()
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """Loss per masked position, deviations of targets and predictions, masked share, teacher decay."""
+        return {
+            "loss": sums["loss"] / max(sums["sample_size"], 1.0),
+            "target_var": sums.deviation("target"),
+            "pred_var": sums.deviation("pred"),
+            "masked_pct": sums["masked_pct"] / max(sums["micro_batches"], 1.0),
+            "ema_decay": self.model.teacher.decay(self.model.teacher.num_updates),
+        }
+
+    def guard(self, metrics: Mapping[str, float], update: int) -> str | None:
+        """Collapse: targets or predictions have (almost) no variance left."""
+        if update <= COLLAPSE_GUARD_AFTER:
+            return None
+        for key, minimum in (
+            ("target_var", self.config.min_target_var),
+            ("pred_var", self.config.min_pred_var),
+        ):
+            if metrics[key] < minimum:
+                return (
+                    f"{key} {metrics[key]:.4g} fell below model.min_{key} {minimum} at update {update}: the "
+                    "representations have collapsed. Lower optimization.lr, lengthen the warm-up or raise "
+                    "model.ema_decay, and start again from an earlier checkpoint"
+                )
+        return None
+
+    def predict(self, batch: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
+        """Loss sums of one validation batch, masked as at update 0."""
+        output = self.compute(batch, 0)
+        total = float(output.loss.detach())
+        return [{"id": int(batch["id"][0]), "loss": total, "sample_size": output.sample_size}]
+
+    def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
+        """Loss per masked position."""
+        size = sum(result["sample_size"] for result in results)
+        return {"loss": sum(result["loss"] for result in results) / max(size, 1)}
