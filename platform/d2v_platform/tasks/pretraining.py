@@ -30,6 +30,7 @@ class PretrainingTask(TrainingTask):
 
     config: Any
     model: Any
+    exports_best = False  # targets grow with the teacher: a lower loss is not a better model
 
     def prepare(self, dim: int) -> None:
         """Sums and loss weights; ``dim`` is the model's width."""

@@ -46,11 +46,13 @@ class TrainingTask(ABC):
         recipe: the recipe.
         layout: names of the sums that its micro-batches report.
         watching: the loop asks for the sums of the collapse watch.
+        exports_best: the model that a run leaves is the best one by validation, not the last one.
     """
 
     recipe: Recipe
     layout: Layout
     watching: bool = False
+    exports_best: bool = True
 
     @property
     def watched(self) -> Mapping[str, int]:

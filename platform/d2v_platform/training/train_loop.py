@@ -420,11 +420,12 @@ class TrainingLoop:
         self.progress.checkpoint_s = time.perf_counter() - begin
 
     def finish(self, reason: str, origin: dict[str, Any]) -> Summary:
-        """Export the best weights (the last ones without validation) and sum up."""
+        """Export the best weights (the last ones of pretraining or without validation) and sum up."""
         state, export = self.state, None
         if self.worker.rank == 0:
             self.checkpoints.wait()
-            best = None if self.recipe.checkpoint.no_save else state.best_update
+            comparable = self.task.exports_best and not self.recipe.checkpoint.no_save
+            best = state.best_update if comparable else None
             if best is not None and best != state.update:
                 self.task.module.load_state_dict(self.checkpoints.load(best).tensors["model"])
             origin |= {"update": best if best is not None else state.update}
