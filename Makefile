@@ -40,11 +40,12 @@ PARITY_CASES ?= $(sort $(GOLDEN) $(filter-out $(patsubst ../shared/golden/%,test
 parity: setup ## Compare with the recorded numbers of the reference, and write tests/parity/table.md (PARITY_CASES='<folders>' for others)
 	@$(PY) tests/parity/check.py --markdown tests/parity/table.md $(or $(PARITY_CASES),$(error no recorded cases in tests/parity/cases or ../shared/golden: give PARITY_CASES=<folders>))
 
-lint: setup ## Style, types and spelling, as the reviewer runs them
+lint: setup ## Style, types, spelling and the container files, as the reviewer runs them
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m pyright
 	@$(PY) -m codespell_lib
+	@.ci/lint-docker $(VENV)/bin
 
 format: setup ## Rewrite the sources in the project's format
 	@$(PY) -m ruff check --fix .

