@@ -150,7 +150,10 @@ def fitting_samples(sizes: np.ndarray, limit: int, *, drop: bool, where: str) ->
             "dataset.skip_invalid_size_inputs_valid_test=true"
         )
     if number == len(sizes):
-        raise DataError(f"{text}: nothing is left")
+        raise DataError(
+            f"{text}: nothing is left; raise the limit (task.max_positions, task.tokens_per_sample) or set "
+            "task.shorten_method=truncate"
+        )
     logger.warning("%s and are left out", text)
     return np.flatnonzero(~long)
 

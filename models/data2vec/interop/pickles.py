@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,14 +106,20 @@ def load_inert(path: str | os.PathLike[str]) -> Any:
             unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)) if is_zip else []
             if unsafe:
                 raise _refusal(path, unsafe)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            with warnings.catch_warnings():
+                warnings.simplefilter(
+                    "ignore"
+                )  # about pickle protocols; what cannot be read is an error below
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
         except CheckpointError:
             raise
         except Exception as error:  # a damaged pickle can fail in any way, and none of them is our bug
             text = str(error)
             if isinstance(error, pickle.UnpicklingError) and (named := re.search(r"GLOBAL (\S+)", text)):
                 raise _refusal(path, [named.group(1)]) from None
-            first = text.splitlines()[0] if text else type(error).__name__
+            # PyTorch's own reason stands after its advice to trust the file.
+            own = re.search(r"WeightsUnpickler error: (.+)", text)
+            first = own.group(1) if own else text.splitlines()[0] if text else type(error).__name__
             raise CheckpointError(f"checkpoint {path} is damaged or no PyTorch checkpoint: {first}") from None
 
 

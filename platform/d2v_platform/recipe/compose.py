@@ -151,7 +151,11 @@ def load_file(file: RecipeFile) -> LoadedFile:
             plain = _hydra_load(file)
         else:
             plain = OmegaConf.to_container(OmegaConf.load(file.path), resolve=False)
-    except (YAMLError, OmegaConfBaseException, HydraException, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        rule = "is not UTF-8; convert the file, for example with: iconv -f latin1 -t utf-8"
+        where = f"the recipe file {file.path} cannot be read: byte {error.start}"
+        raise Data2VecError(f"{where} {rule}") from error
+    except (YAMLError, OmegaConfBaseException, HydraException) as error:
         raise Data2VecError(f"the recipe file {file.path} cannot be read: {error}") from error
     if not isinstance(plain, dict):
         raise Data2VecError(f"the recipe file {file.path} must hold a mapping of groups")
