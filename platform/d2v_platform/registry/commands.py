@@ -10,7 +10,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 
+from data2vec.errors import Data2VecError
+
 from ..tracking.tracker import Tracker
+from .model_versions import ancestry
 from .register import ModelVersion, RegisteredModel, history, list_models, promote, rollback, show
 
 app = typer.Typer(
@@ -64,8 +67,11 @@ def show_command(
             for key, value in sorted(chosen.tags.items()):
                 table.add_row(key, value)
             _print(table)
+            _tell_ancestry(chosen, ancestry(tracker, chosen))
             Console().print(Markdown(chosen.description))
             return
+        newest = model.versions[0] if model.versions else None
+        steps = ancestry(tracker, newest) if newest else []
     table = Table("version", "aliases", "score", "data", "parent", "run", "made", title=name)
     for item in model.versions:
         table.add_row(
@@ -78,6 +84,32 @@ def show_command(
             _day(item),
         )
     _print(table)
+    _tell_ancestry(newest, steps)
+
+
+@app.command("add", epilog="Example: `d2v registry add cola-2@1500 --name data2vec2-text-base-cola`")
+def add_command(
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="RUN@UPDATE", help="run name or id, and an update, `best` or `last`")
+    ],
+    name: Annotated[str, typer.Option("--name", help="registered name")],
+    alias: Annotated[str | None, typer.Option("--alias", help="alias to take, through the gate")] = None,
+    tracking_uri: Uri = None,
+) -> None:
+    """Register a checkpoint of a run as a new version, with the run's lineage.
+
+    The data of the run must still be where its recipe says: its fingerprint goes into the version.
+    """
+    from .from_run import RunCheckpoint, add_from_run
+
+    wanted = RunCheckpoint.parse(checkpoint)
+    with Tracker(tracking_uri) as tracker:
+        version = add_from_run(tracker, wanted, name=name, alias=alias)
+        steps = ancestry(tracker, version)
+    typer.echo(f"{version.uri}: {wanted.run} at update {version.tags.get('run.update')}")
+    _tell_ancestry(version, steps)
+    if version.refusal:
+        raise Data2VecError(f"{version.uri} was registered, but {version.refusal}")
 
 
 @app.command("promote", epilog="Example: `d2v registry promote data2vec2-text-base-cola 3 --alias champion`")
@@ -123,6 +155,13 @@ def rollback_command(name: Name, alias: AliasOption, tracking_uri: Uri = None) -
     with Tracker(tracking_uri) as tracker:
         move = rollback(tracker, name=name, alias=alias)
     typer.echo(f"{name}@{alias}: {_from(move.from_version)} -> version {move.to_version} (rollback)")
+
+
+def _tell_ancestry(version: ModelVersion | None, steps: list[str]) -> None:
+    if version is not None:
+        typer.echo(f"lineage of {version.uri}:")
+        for depth, step in enumerate(steps):
+            typer.echo(f"  {'-> ' if depth else '   '}{step}")
 
 
 def _print(table: Table) -> None:

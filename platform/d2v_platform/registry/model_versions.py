@@ -25,6 +25,7 @@ LINEAGE_TAGS: dict[str, str] = {
     "parent.version": "the version it was fine-tuned from ('none' if trained from scratch)",
 }
 RUN_TAG = "run.id"
+PARENT_TAG = "d2v.parent"  # of a run: exact name of the model that it was fine-tuned from
 KIND_TAG = "model.kind"
 WEIGHTS_TAG = "weights.sha256"
 MODEL_ID_TAG = "model.id"  # MLflow's logged model
@@ -79,6 +80,36 @@ class RegisteredModel:
 def missing_lineage(tags: Mapping[str, str]) -> list[str]:
     """The required lineage tags that are absent or empty."""
     return [tag for tag in LINEAGE_TAGS if not str(tags.get(tag, "")).strip()]
+
+
+def ancestry(tracker: Tracker, version: ModelVersion) -> list[str]:
+    """Where a version comes from, oldest first: data, pretrained model, data, fine-tuned model, in words.
+
+    A parent that is no registered version (a file, a deleted version) ends the line and is named.
+    """
+    steps: list[str] = []
+    current, seen = version, set[str]()
+    while current.uri not in seen:
+        seen.add(current.uri)
+        tags = current.tags
+        made = f"run {current.run_id[:8]}, recipe {tags.get('recipe.name', '?')}"
+        if tags.get("run.update"):
+            made += f", update {tags['run.update']}"
+        steps.append(f"{current.kind or 'model'} {current.uri} ({made})")
+        trained = tags.get("data.train_fingerprint") or tags.get("data.fingerprint") or "?"
+        steps.append(f"data {trained[:16]}")
+        parent = tags.get("parent.version", "none")
+        if parent in ("", "none"):
+            break
+        name, _, number = parent.removeprefix("models:/").rpartition("/")
+        try:
+            if not parent.startswith("models:/") or not name:
+                raise Data2VecError(parent)
+            current = get_version(tracker, name, number)
+        except Data2VecError:
+            steps.append(f"model {parent} (not in this registry)")
+            break
+    return steps[::-1]
 
 
 def list_models(tracker: Tracker) -> list[RegisteredModel]:

@@ -21,6 +21,7 @@ from data2vec.errors import ConfigError, Data2VecError, Problem
 from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest, resume_differences
 from ..recipe.schema import Recipe
+from ..registry.model_versions import PARENT_TAG
 from ..registry.registration import register_summary
 from ..storage.cache import with_local_data
 from ..storage.locations import is_uri
@@ -39,6 +40,7 @@ from .run_storage import (
     run_root,
     started_with,
 )
+from .start_times import reached
 
 logger = logging.getLogger(__name__)
 
@@ -74,17 +76,20 @@ def launch(composed: Composed) -> RunResult:
     local = with_local_data(recipe)
     models = resolve_models(local)
     preflight(local, models.pretrained)
+    reached("data and models checked")
     with contextlib.ExitStack() as stack:
         cluster = None
         if recipe.platform.num_workers != 0:
             cluster = stack.enter_context(ray_session.connected())
+            reached("cluster connected")
         plan = make_plan(recipe, cluster)
         refuse_node_local(recipe, cluster)
         for line in [*plan.lines(), *_forecast_lines(local, plan, cluster, models)]:
             logger.info("%s", line)
         tracker = open_tracker(recipe.platform.tracking_uri, local=plan.num_workers == 0)
         stack.callback(tracker.close)
-        run = _open_run(composed, tracker, plan)
+        run = _open_run(composed, tracker, plan, models.pretrained_uri)
+        reached("run opened in MLflow")
         with _finishing(tracker, run.run_id) as outcome:
             summary = _train(recipe, plan, tracker, run, models)
             bring_model(run.folder, run.remote)
@@ -109,7 +114,7 @@ class _Run:
     remote: str | None  # the run's folder at a URI
 
 
-def _open_run(composed: Composed, tracker: AnyTracker, plan: Plan) -> _Run:
+def _open_run(composed: Composed, tracker: AnyTracker, plan: Plan, parent_uri: str | None) -> _Run:
     """Create the MLflow run, or resume the unfinished one of this name; refuse a changed recipe."""
     recipe, platform = composed.recipe, composed.recipe.platform
     name = platform.run_name or _fresh_name(composed.named_recipe)
@@ -124,7 +129,10 @@ def _open_run(composed: Composed, tracker: AnyTracker, plan: Plan) -> _Run:
         experiment=platform.experiment,
         name=name,
         params=recipe.to_dict(),
-        tags=recipe_tags(composed) | _plan_tags(plan) | dict(platform.extra_tags),
+        tags=recipe_tags(composed)
+        | _plan_tags(plan)
+        | {PARENT_TAG: parent_uri or "none"}
+        | dict(platform.extra_tags),
         resume_key=name,
     )
     if handle.status == "FINISHED":

@@ -1,0 +1,223 @@
+"""Registering a checkpoint of a run afterwards: ``d2v registry add RUN@UPDATE``.
+
+The checkpoint is verified and exported as training itself would have exported it, with the lineage that the
+run recorded when it was made and the metrics that the loop knew at that update.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data2vec.errors import Data2VecError
+
+from ..home import home_folder
+from ..recipe.compose import Composed
+from ..recipe.schema import Recipe
+from .model_card import model_card
+from .model_versions import PARENT_TAG, ModelVersion
+from .register import register
+from .registration import card_facts, gate_tags, lineage_tags
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+    from ..tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+_SPEC = re.compile(r"(?P<run>[^@]+)@(?P<update>\d+|best|last)")
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """What ``RUN@UPDATE`` names.
+
+    Attributes:
+        run: id or name of the run.
+        update: its number, "best" or "last".
+    """
+
+    run: str
+    update: int | str
+
+    @classmethod
+    def parse(cls, text: str) -> RunCheckpoint:
+        """Read ``RUN@UPDATE``.
+
+        Raises:
+            Data2VecError: another form.
+        """
+        match = _SPEC.fullmatch(text.strip())
+        if match is None:
+            raise Data2VecError(
+                f"{text!r} must be RUN@UPDATE: a run's name or id, and the number of an update, best or "
+                "last; for example cola-2@1500"
+            )
+        update = match["update"]
+        return cls(match["run"], int(update) if update.isdecimal() else update)
+
+
+def add_from_run(
+    tracker: Tracker, wanted: RunCheckpoint, *, name: str, alias: str | None = None
+) -> ModelVersion:
+    """Export a checkpoint of a run and register it as a new version.
+
+    Args:
+        tracker: where.
+        wanted: run and update.
+        name: registered name.
+        alias: alias to take if the gate lets it; see ``ModelVersion.refusal``.
+
+    Raises:
+        Data2VecError: no such run or update, its state is not on this machine, or its data has gone.
+        CheckpointError: the checkpoint is damaged.
+    """
+    from ..storage.locations import open_location
+    from ..tasks import make_task
+    from ..training.checkpoint import CheckpointStore
+    from ..training.checkpoint_writer import Checkpoints
+    from ..training.loop_state import Summary
+    from ..training.preflight import resolve_models
+    from ..training.run_storage import remote_folder, run_root, started_with
+
+    run = find_run(tracker, wanted.run)
+    run_id, tags = run.info.run_id, dict(run.data.tags)
+    storage = _stated(run.data.params.get("platform.storage"))
+    folder, remote = run_root(storage) / run_id, remote_folder(storage, run_id)
+    plain = started_with(folder, remote)
+    if plain is None:
+        where = f"{folder} or {remote}" if remote else str(folder)
+        raise Data2VecError(f"the state of run {wanted.run!r} is not here: {where} has no recipe.json")
+    recipe = Recipe.from_dict(plain)
+
+    store = CheckpointStore(folder)
+    checkpoints = Checkpoints(store, open_location(remote) if remote else None)
+    available = sorted(checkpoints.available())
+    update = _choose(wanted, available, store.best_update())
+    checkpoint = checkpoints.load(update)
+    manifest = json.loads((checkpoint.folder / "manifest.json").read_text(encoding="utf-8"))
+
+    parent = _stated(tags.get(PARENT_TAG))
+    if parent is not None and hasattr(recipe.model, "model_path"):
+        # The alias in the recipe may stand for another version by now.
+        recipe = replace(recipe, model=replace(recipe.model, model_path=parent))  # type: ignore[type-var]
+    models = resolve_models(recipe)
+    task = make_task(recipe, models.pretrained)
+    task.module.load_state_dict(checkpoint.tensors["model"])
+    task.restore(checkpoint.state["task"])
+    origin = {
+        "run_id": run_id, "recipe": tags.get("d2v.recipe", ""), "update": update,
+        "recipe.digest": tags.get("d2v.recipe_digest", ""), "code": tags.get("d2v.code", ""),
+    }  # fmt: skip
+    place = home_folder("cache", tracker.home) / "added" / f"{run_id}-{update}"
+    exported = task.export(place / "model", origin)
+    summary = Summary(
+        update=update,
+        metrics=dict(checkpoint.state["metrics"]),
+        best=manifest.get("metric"),
+        best_update=update,
+        reason=f"checkpoint of update {update}",
+        export=str(exported),
+        facts=task.facts(),
+        seconds=float(checkpoint.state["elapsed_s"]),
+        bad_updates=int(checkpoint.state["bad_updates"]),
+    )
+    composed = _as_composed(recipe, plain, tags)
+    parent_uri = parent or models.pretrained_uri
+    lineage = lineage_tags(composed, summary, parent_uri) | gate_tags(recipe, summary)
+    if "d2v.code" in tags:
+        lineage["code.version"] = tags["d2v.code"]  # of the training, not of this command
+    facts = card_facts(name, composed, summary, lineage, exported, parent_uri, None, None)
+    return register(
+        tracker,
+        exported,
+        name=name,
+        run_id=run_id,
+        tags=lineage,
+        card_markdown=model_card(facts),
+        alias=alias,
+    )
+
+
+def find_run(tracker: Tracker, wanted: str) -> Run:
+    """A run by its id or its name, in whichever experiment it is.
+
+    Raises:
+        Data2VecError: none, or several of this name.
+    """
+    from ..tracking.mlflow_access import error_code
+    from ..tracking.tracker import RESUME_TAG
+
+    if re.fullmatch(r"[0-9a-f]{32}", wanted):
+        try:
+            return tracker.client.get_run(wanted)
+        except Exception as error:
+            if error_code(error) != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise Data2VecError(f"no run has the id {wanted}") from error
+    if not re.fullmatch(r"[\w.\-]+", wanted):
+        raise Data2VecError(f"{wanted!r} is neither the name nor the id of a run")
+    experiments = tracker.client.search_experiments()
+    runs = tracker.client.search_runs(
+        [experiment.experiment_id for experiment in experiments],
+        f"tags.`{RESUME_TAG}` = '{wanted}'",
+        max_results=5,
+    )
+    if len(runs) == 1:
+        return runs[0]
+    if runs:
+        ids = ", ".join(run.info.run_id for run in runs)
+        raise Data2VecError(f"several runs are called {wanted!r}; give the id: {ids}")
+    names = ", ".join(sorted({e.name for e in experiments})) or "none"
+    raise Data2VecError(f"no run is called {wanted!r} (experiments looked in: {names})")
+
+
+def _choose(wanted: RunCheckpoint, available: list[int], best: int | None) -> int:
+    if not available:
+        raise Data2VecError(f"run {wanted.run!r} has no checkpoint (checkpoint.no_save, or it was deleted)")
+    there = ", ".join(map(str, available))
+    if wanted.update == "last":
+        return available[-1]
+    if wanted.update == "best":
+        if best is None:
+            raise Data2VecError(f"run {wanted.run!r} marked no best checkpoint; there are updates {there}")
+        return best
+    if wanted.update not in available:
+        raise Data2VecError(
+            f"run {wanted.run!r} has no checkpoint of update {wanted.update}; it has {there} "
+            "(checkpoint.keep_interval_updates and its neighbours decide what stays)"
+        )
+    return int(wanted.update)
+
+
+def _as_composed(recipe: Recipe, plain: Mapping[str, Any], tags: Mapping[str, str]) -> Composed:
+    """The recipe beside the named one, put together from what the run recorded."""
+    base = copy.deepcopy(dict(plain))
+    changed: dict[str, list[Any]] = json.loads(tags.get("d2v.recipe_difference") or "{}")
+    for dotted, (before, _) in changed.items():
+        *groups, field = dotted.split(".")
+        node: Any = base
+        for group in groups:
+            node = node.setdefault(group, {}) if isinstance(node, dict) else {}
+        if isinstance(node, dict):
+            node[field] = before
+    return Composed(
+        recipe=Recipe.from_dict(dict(plain)),
+        notes=(),
+        named_recipe=tags.get("d2v.recipe", "unknown"),
+        source=Path(),
+        base=base,
+        overrides=(),
+        sweep=None,
+    )
+
+
+def _stated(text: str | None) -> str | None:
+    return None if text in (None, "", "null", "None", "none") else text
