@@ -102,7 +102,6 @@ def test_an_ambiguous_name_lists_the_candidates(tmp_path: Path, monkeypatch: pyt
         ("base_images_only_task", None, r"exists in the reference \(vision\)"),
         ("large_audio_only_task", "examples/data2vec/config/v2", r"exists in the reference \(speech\)"),
         ("vox_10h", "/f/examples/wav2vec/config/finetuning", r"exists in the reference \(speech\)"),
-        ("cola", "examples/roberta/config/finetuning", r"exists in the reference \(data2vec 1.0 text\)"),
         ("infer", "examples/speech_recognition/new/conf", "exists in the reference"),
         ("base_text_only_task", "/nowhere", "no such folder"),
         ("base_text_only_task", "config/v2", "did you mean 'configs/v2'"),

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..attention import attention_bias
+from ..collapse import Scatter, stage_scatters
 from ..errors import DataError
 from ..pretraining import Moments, PretrainOutput
 from ..randomness import hashed_scores, row_keys, stable_key
@@ -222,6 +223,7 @@ class Data2VecTextPretraining(nn.Module):
         update: int = 0,
         seed: int | None = None,
         mask_BT: torch.Tensor | None = None,
+        watch: bool = False,
         tap: Tap | None = None,
     ) -> PretrainOutput:
         """Losses of one micro-batch.
@@ -233,6 +235,7 @@ class Data2VecTextPretraining(nn.Module):
             update: completed optimizer updates.
             seed: seed of the masks; by default the configuration's.
             mask_BT: given mask instead of a drawn one.
+            watch: also sum what the collapse watch looks at.
             tap: receives named intermediates.
         """
         config, encoder = self.config, self.student.sentence_encoder
@@ -256,12 +259,20 @@ class Data2VecTextPretraining(nn.Module):
             tap("student_encoder_output", x_BTD)
             tap("pred_masked", prediction_ND)
             tap("targets_masked", target_ND)
+        stages: dict[str, Scatter] = {}
+        if watch:
+            padding = source.eq(PAD)
+            stages = stage_scatters({
+                "local_features": (local_BTD, padding), "encoder": (x_BTD, padding),
+                "targets": (target_ND, None), "predictions": (prediction_ND, None),
+            })  # fmt: skip
         return PretrainOutput(
             losses={"main": self._regression(prediction_ND, target_ND)},
             sample_size=masked_N.numel(),
             prediction=Moments.of(prediction_ND),
             target=Moments.of(target_ND),
             masked_pct=masked_N.numel() / mask_BT.numel(),
+            stages=stages,
         )
 
     @torch.no_grad()

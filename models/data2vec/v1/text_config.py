@@ -57,6 +57,8 @@ class Data2VecTextConfig:
     ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
     ema_transformer_layers_only: bool = True  # embeddings are copied instead of averaged
     max_update: int | None = None  # length of the run, for the annealing
+    min_target_var: float = 0.0  # stop below this deviation of the targets (after update 5000); 0 = never
+    min_pred_var: float = 0.0  # stop below this deviation of the predictions (after update 5000)
     teacher_sees_masked_only: bool = (
         False  # as the reference's code: the teacher gets the masked tokens alone
     )

@@ -10,6 +10,7 @@ from typing import Any
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import Problem, nearest_names
 from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.text_config import Data2VecTextConfig
 
 from .audio_checks import CTC_METRICS, audio_problems
 from .audio_components import AudioFinetuningTask, AudioPretrainingTask, CTCCriterion, Wav2VecCTC
@@ -22,6 +23,7 @@ from .components import (
     ModelCriterion,
     PassThrough,
     PolynomialSchedule,
+    Roberta,
     Schedule,
     SentencePredictionCriterion,
     SentencePredictionTask,
@@ -30,11 +32,14 @@ from .components import (
     component_name,
 )
 from .groups import MISSING
+from .image_checks import IMAGE_COMBINATIONS, image_metrics, image_problems
+from .image_components import ImageClassifierModel
 from .schema import Recipe, split_names
 
 _EXAMPLES = {
     "task.data": "task.data=/path/to/data",
     "model.w2v_path": "model.w2v_path=models:/NAME@ALIAS, a folder, or a reference .pt",
+    "checkpoint.restore_file": "checkpoint.restore_file=models:/NAME@ALIAS, a folder, or a reference .pt",
     "model.model_path": "model.model_path=models:/NAME@ALIAS, a folder, or a reference .pt",
 }
 # Values of the model that can be logged: data2vec2's monitors (spec: data2vec 2.0, section 10).
@@ -67,7 +72,7 @@ def problems(recipe: Recipe) -> list[Problem]:
     found = [*_missing(plain), *_not_finite(plain), *_too_small(recipe)]
     found += [*_length(recipe), *_batches(recipe), *_optimizer(recipe), *_combination(recipe)]
     found += [*_model(recipe), *_sentences(recipe), *audio_problems(recipe)]
-    found += [*_selection(recipe), *_platform(recipe)]
+    found += [*_selection(recipe), *_platform(recipe), *image_problems(recipe)]
     return found
 
 
@@ -227,11 +232,16 @@ def _tri_stage(schedule: TriStageSchedule, path: str) -> Iterator[Problem]:
 def _combination(recipe: Recipe) -> Iterator[Problem]:
     """Task, model and criterion that belong together."""
     wanted = {
-        MaskedLMTask: (Data2VecMultiConfig, ModelCriterion, "data2vec_multi", "model"),
+        MaskedLMTask: (
+            Data2VecMultiConfig | Data2VecTextConfig,
+            ModelCriterion,
+            "data2vec_multi or data2vec_text",
+            "model",
+        ),
         SentencePredictionTask: (
-            TextClassification,
+            TextClassification | Roberta,
             SentencePredictionCriterion,
-            "data2vec_text_classification",
+            "data2vec_text_classification or roberta",
             "sentence_prediction",
         ),
         AudioPretrainingTask: (
@@ -241,6 +251,7 @@ def _combination(recipe: Recipe) -> Iterator[Problem]:
             "model",
         ),
         AudioFinetuningTask: (Wav2VecCTC, CTCCriterion, "wav2vec_ctc", "ctc"),
+        **IMAGE_COMBINATIONS,
     }
     model, criterion, model_name, criterion_name = wanted[type(recipe.task)]
     task = component_name(recipe.task)
@@ -254,15 +265,16 @@ def _combination(recipe: Recipe) -> Iterator[Problem]:
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
     model, task = recipe.model, recipe.task
-    if isinstance(model, TextClassification):
-        if not 0 <= model.pooler_dropout < 1:
-            yield Problem("model.pooler_dropout", model.pooler_dropout, "must lie in 0 <= p < 1")
+    if isinstance(model, TextClassification | Roberta):
+        yield from _sentence_model(recipe, model)
         return
-    if isinstance(model, Wav2VecCTC):
+    if isinstance(model, Wav2VecCTC | ImageClassifierModel):
         return
     yield from model.problems("model")
     if isinstance(recipe.criterion, ModelCriterion):
         yield from _logged(recipe, recipe.criterion)
+    if isinstance(task, MaskedLMTask) and isinstance(model, Data2VecTextConfig):
+        yield from _masked_text(recipe, task, model)
     if isinstance(task, MaskedLMTask) and isinstance(model, Data2VecMultiConfig):
         text = model.modalities.text
         if text is None or model.modality_name != "TEXT":
@@ -275,10 +287,35 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("task.tokens_per_sample", task.tokens_per_sample, rule)
 
 
+def _sentence_model(recipe: Recipe, model: TextClassification | Roberta) -> Iterator[Problem]:
+    names = ["pooler_dropout"]
+    if isinstance(model, Roberta):
+        names += ["dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"]
+        c = recipe.checkpoint
+        if c.restore_file == type(c).restore_file and c.finetune_from_model is None:
+            rule = "is required: the data2vec 1 text model to fine-tune (a folder, models:/..., a .pt)"
+            yield Problem("checkpoint.restore_file", c.restore_file, rule)
+    for name in names:
+        if not 0 <= getattr(model, name) < 1:
+            yield Problem(f"model.{name}", getattr(model, name), "must lie in 0 <= p < 1")
+
+
+def _masked_text(recipe: Recipe, task: MaskedLMTask, model: Data2VecTextConfig) -> Iterator[Problem]:
+    """The data of data2vec 1 text: blocks that fit the positions, masks that hide something."""
+    limit = model.transformer.max_source_positions
+    if not 2 <= task.tokens_per_sample <= limit:
+        rule = f"must lie in 2 ... model.transformer.max_source_positions ({limit})"
+        yield Problem("task.tokens_per_sample", task.tokens_per_sample, rule)
+    if not 0 < task.mask_prob <= 1:
+        yield Problem("task.mask_prob", task.mask_prob, "must lie in 0 < p <= 1")
+    if task.mask_multiple_length < 1:
+        yield Problem("task.mask_multiple_length", task.mask_multiple_length, "must be >= 1")
+
+
 def _logged(recipe: Recipe, criterion: ModelCriterion) -> Iterator[Problem]:
     """Names of monitors and losses that the model has."""
     model = recipe.model
-    losses = ("regression",)
+    losses = ("main",) if isinstance(model, Data2VecTextConfig) else ("regression",)
     if isinstance(model, Data2VecMultiConfig):
         losses = (f"{model.modality_name}_regression",)
         losses += ("cls",) if model.cls_loss > 0 else ()
@@ -319,6 +356,7 @@ def metrics(recipe: Recipe) -> dict[str, bool]:
     """The metrics that validation reports, with whether larger is better."""
     reported = {"loss": False}
     criterion = recipe.criterion
+    reported |= dict.fromkeys(image_metrics(recipe), True)
     if isinstance(criterion, CTCCriterion):
         reported |= dict.fromkeys(CTC_METRICS, False)
     if isinstance(criterion, SentencePredictionCriterion):

@@ -20,6 +20,8 @@ _DDP = "gradients are summed once an update, over parameters used anywhere"
 _LAUNCH = "Ray places the processes: see platform.num_workers"
 _PRECISION = "see platform.precision: fp32 weights with autocast, and a scaler for fp16"
 _MODEL_MASKS = "the data2vec 2.0 model masks by itself (model.modalities.text.mask_prob)"
+_TEXT_1_MASKS = "data2vec 1 text masks all chosen tokens with <mask>: other positions would carry no loss"
+_RESTORED = "the architecture comes with the model in checkpoint.restore_file"
 _PLASMA = "data sets are memory-mapped"
 _SHARDED = "sharding is not a property of the recipe"
 _RESET = "other weights always start a new run; a resumed run takes everything over"
@@ -72,6 +74,13 @@ IGNORED: dict[str, str] = {
     "model.ddp_backend": _DDP,
     "model.self_attn_norm_type": "a field of an unreleased model; layers use layer norm",
     "model.final_norm_type": "a field of an unreleased model; layers use layer norm",
+    "task.local_cache_path": "data at URIs is cached under D2V_HOME; local data is read in place",
+    "task.key": "the model's input has one name here",
+    "task.dataset_type": "images are found at any depth, in class folders or without",
+    "task.metric": "what is reported follows from the task",
+    "model.no_decay_blocks": "see optimization.decay_norm_and_bias: the reference's own switch has no effect",
+    "model.remove_alibi": "image models have no ALiBi bias here",
+    "model.pretrained_model_args": "the model at model_path carries its own configuration",
     "criterion.can_sum": "metrics are computed from gathered predictions",
     "dataset.data_buffer_size": "loaders read ahead by themselves",
     "dataset.ignore_unused_valid_subsets": "only the subsets listed in dataset.valid_subset are read",
@@ -116,6 +125,12 @@ IGNORED: dict[str, str] = {
     "distributed_training.cpu_offload": _SHARDED,
     "distributed_training.use_sharded_state": _SHARDED,
     "distributed_training.not_fsdp_flatten_parameters": _SHARDED,
+    "model.max_positions": "model.transformer.max_source_positions decides",
+    "model.load_checkpoint_heads": "a head travels with its model",
+    "model.encoder_layers": _RESTORED,
+    "model.encoder_embed_dim": _RESTORED,
+    "model.encoder_ffn_embed_dim": _RESTORED,
+    "model.encoder_attention_heads": _RESTORED,
     "model.quant_noise_pq_block_size": "only used with quant_noise_pq",
     "ema.*": "only used with ema.store_ema; the teacher's average belongs to the model",
     "bmuf": "only used with use_bmuf",
@@ -140,12 +155,12 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "common.model_parallel_size": ((1,), "model parallelism is not supported"),
     "common.quantization_config_path": ((None,), "quantisation is not supported"),
     "common.fp16_scale_tolerance": ((0, 0.0), "every overflow halves the loss scale; use 0"),
-    "task.skip_masking": (
-        (True,),
-        "masking in the data set belongs to data2vec 1.0 text, which is not built here yet",
-    ),
-    "task.d2v2_multi": ((True,), "the batches of data2vec 1.0 text are not built here yet"),
+    "task.skip_masking": ((True,), "data2vec 2.0 masks in the model; use true (false is for data2vec_text)"),
+    "task.d2v2_multi": ((True,), "data2vec 2.0 text needs true (false is for data2vec_text and roberta)"),
     "task.binarized_dataset": ((False,), "plain manifests are kept as arrays here; use <split>.tsv"),
+    "task.multi_data": ((None,), "several folders are not supported; join them as classes of one"),
+    "task.target_transform": ((False,), "two views of an image are not supported; no recipe uses them"),
+    "task.subsample": ((1, 1.0), "subsets of a data set are folders of their own here; use 1"),
     "task.autoregressive": ((False,), "sequence-to-sequence models are not supported"),
     "task.multi_corpus_keys": ((None,), "several corpora are not supported; join their manifests"),
     "task.multi_corpus_sampling_weights": ((None,), "several corpora are not supported"),
@@ -185,6 +200,28 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "model.spectral_norm_classification_head": ((False,), "spectral norm is not supported; use false"),
     "model.pretrained_model_args": ((None,), "the model at model_path carries its own configuration"),
     "ema.store_ema": ((False,), "a second average of the weights is not supported"),
+}
+
+# The same for single models, before their fields: model -> dotted name -> rule.
+ONLY_OF: dict[str, dict[str, tuple[tuple[Any, ...], str]]] = {
+    "data2vec_text": {
+        "task.skip_masking": ((False,), "data2vec 1 text is trained on masked tokens; use false"),
+        "task.d2v2_multi": ((False,), "belongs to data2vec 2.0; use false"),
+        "task.leave_unmasked_prob": ((0, 0.0), f"{_TEXT_1_MASKS}; use 0"),
+        "task.random_token_prob": ((0, 0.0), f"{_TEXT_1_MASKS}; use 0"),
+        "task.mask_whole_words": ((False,), "is broken in the reference and not built here; use false"),
+        "task.mask_stdev": ((0, 0.0), "spans have one length; use 0"),
+        "task.freq_weighted_replacement": ((False,), f"{_TEXT_1_MASKS}; use false"),
+    },
+    "roberta": {"task.d2v2_multi": ((False,), "belongs to data2vec 2.0; use false")},
+}
+# Fields of a component that have no effect with a model: model -> dotted name -> reason.
+IGNORED_OF: dict[str, dict[str, str]] = {
+    "data2vec_multi": {"task.mask_prob": _MODEL_MASKS, "task.mask_multiple_length": _MODEL_MASKS},
+    "data2vec_text": {
+        "task.include_target_tokens": "the teacher sees the whole text: see model.teacher_sees_masked_only",
+        "task.include_index": "every sample has its id",
+    },
 }
 
 # Must equal another field, as the reference's own cross-references make it: pattern -> field.
@@ -232,14 +269,12 @@ NOT_BUILT: dict[str, dict[str, str]] = {
         "multimodal": "several modalities",
     },
     "model": {
-        "data2vec_text": "data2vec 1.0 text",
         "data2vec_image": "data2vec 1.0 vision",
         "data2vec_image_classification": "data2vec 1.0 vision",
         "mae": "vision",
         "mae_image_classification": "vision",
         "wav2vec2": "speech",
         "audio_classification": "audio events",
-        "roberta": "data2vec 1.0 text",
     },
     "criterion": {
         "audio_classification": "audio events",
@@ -281,13 +316,9 @@ RECIPES_NOT_BUILT: dict[str, dict[str, str]] = {
     ),
     "audio/pretraining": dict.fromkeys(("base_librispeech", "audioset"), "data2vec 1.0 speech"),
     "audio/classification": {"base_classification": "audio events"},
-    "text/pretraining": {"base": "data2vec 1.0 text"},
     "wav2vec/finetuning": dict.fromkeys(
         (f"{size}_{split}" for size in ("base", "vox") for split in ("10m", "1h", "10h", "100h", "960h")),
         "speech",
-    ),
-    "roberta/finetuning": dict.fromkeys(
-        ("cola", "qnli", "mrpc", "rte", "sst_2", "mnli", "qqp", "sts_b"), "data2vec 1.0 text"
     ),
     "": {"infer": "speech decoding"},
 }
@@ -336,7 +367,17 @@ def translate(
     """
     by_reason: dict[str, list[str]] = {}
     notes: list[str] = []
+    model = str(_find(full, "model._name"))
     for dotted, value in _walk(values):
+        if (reason := IGNORED_OF.get(model, {}).get(dotted)) is not None:
+            _remove(values, dotted)
+            by_reason.setdefault(reason, []).append(dotted)
+            continue
+        if (rule := ONLY_OF.get(model, {}).get(dotted)) is not None:
+            _remove(values, dotted)
+            if value not in rule[0]:
+                problems.append(Problem(dotted, value, rule[1]))
+            continue
         if is_field(dotted):
             continue
         if (alias := ALIASES.get(dotted)) is not None:

@@ -12,9 +12,21 @@ from typing import Any, Literal
 from data2vec.config import Data2VecMultiConfig
 from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.text_config import Data2VecTextConfig
+from data2vec.v1.vision_config import Data2VecVisionConfig
 
 from .audio_components import AudioFinetuningTask, AudioPretrainingTask, CTCCriterion, Wav2VecCTC
 from .groups import MISSING
+from .image_components import (
+    Data2VecImageClassification,
+    ImageClassificationData,
+    ImageClassificationTask,
+    ImageClassifierModel,
+    ImagePretraining,
+    ImagePretrainingTask,
+    MaeImageClassification,
+    MaeImageClassificationTask,
+    MaeImagePretrainingTask,
+)
 
 Shorten = Literal["none", "truncate", "random_crop"]
 
@@ -177,8 +189,12 @@ class Composite:
     )
 
 
-Task = MaskedLMTask | SentencePredictionTask | AudioPretrainingTask | AudioFinetuningTask
-Model = Data2VecMultiConfig | TextClassification | Data2VecAudioConfig | Wav2VecCTC
+ImageTask = ImagePretraining | ImageClassificationData
+Task = MaskedLMTask | SentencePredictionTask | AudioPretrainingTask | AudioFinetuningTask | ImageTask
+Model = (
+    Data2VecMultiConfig | Data2VecTextConfig | TextClassification | Roberta | Data2VecAudioConfig | Wav2VecCTC
+    | Data2VecVisionConfig | ImageClassifierModel
+)  # fmt: skip
 Criterion = ModelCriterion | SentencePredictionCriterion | CTCCriterion
 Optimizer = Adam | Composite
 LRScheduler = Schedule | PassThrough
@@ -189,12 +205,21 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
         "sentence_prediction": SentencePredictionTask,
         "audio_pretraining": AudioPretrainingTask,
         "audio_finetuning": AudioFinetuningTask,
+        "mae_image_pretraining": MaeImagePretrainingTask,
+        "image_pretraining": ImagePretrainingTask,
+        "mae_image_classification": MaeImageClassificationTask,
+        "image_classification": ImageClassificationTask,
     },
     "model": {
         "data2vec_multi": Data2VecMultiConfig,
+        "data2vec_text": Data2VecTextConfig,
         "data2vec_text_classification": TextClassification,
+        "roberta": Roberta,
         "data2vec_audio": Data2VecAudioConfig,
         "wav2vec_ctc": Wav2VecCTC,
+        "data2vec_vision": Data2VecVisionConfig,
+        "mae_image_classification": MaeImageClassification,
+        "data2vec_image_classification": Data2VecImageClassification,
     },
     "criterion": {
         "model": ModelCriterion,
@@ -218,10 +243,19 @@ INHERITED: dict[str, dict[str, str]] = {
     "dataset": {"max_tokens_valid": "dataset.max_tokens", "batch_size_valid": "dataset.batch_size"},
     "data2vec_multi": {"seed": "common.seed", "max_update": "optimization.max_update"},
     "data2vec_audio": {"seed": "common.seed", "max_update": "optimization.max_update"},
+    "data2vec_text": {"seed": "common.seed", "max_update": "optimization.max_update"},
+    "data2vec_vision": {"seed": "common.seed", "max_update": "optimization.max_update"},
     "cosine": {"max_update": "optimization.max_update"},
     "tri_stage": {"max_update": "optimization.max_update"},
     "polynomial_decay": {"total_num_update": "optimization.max_update"},
 }
+
+
+def pretrained_field(model: object) -> str:
+    """The field of a recipe that names the pretrained model of such a ``model`` component."""
+    if isinstance(model, Roberta):
+        return "checkpoint.restore_file"
+    return "model.w2v_path" if isinstance(model, Wav2VecCTC) else "model.model_path"
 
 
 def component_name(component: object) -> str:

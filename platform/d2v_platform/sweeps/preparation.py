@@ -13,7 +13,7 @@ from typing import Any
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from ..recipe.checks import metrics as reported_metrics
-from ..recipe.components import MaskedLMTask
+from ..recipe.components import MaskedLMTask, Roberta, pretrained_field
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import Sweep, Trial
 from ..storage.cache import with_local_data
@@ -97,6 +97,12 @@ def _deciding_metric(sweep: Sweep, trial: Trial) -> Trial:
     )
 
 
+def _named(recipe: Recipe) -> str:
+    """What a recipe calls its pretrained model."""
+    group, name = pretrained_field(recipe.model).split(".")
+    return str(getattr(getattr(recipe, group), name, None))
+
+
 class _Models:
     """Models by their names, each resolved and hashed once."""
 
@@ -108,19 +114,20 @@ class _Models:
         """The models that a recipe names."""
         rules = recipe.checkpoint
         names: list[Any] = [
-            getattr(recipe.model, "model_path", None),
+            getattr(recipe.model, "model_path", None) or getattr(recipe.model, "w2v_path", None),
             rules.restore_file,
             rules.finetune_from_model,
         ]
         # A reference .pt is read with the dictionary beside it, or else with the data's.
-        names.append(recipe.task.data if str(names[0]).endswith(".pt") else None)
+        given = names[1:] if isinstance(recipe.model, Roberta) else names[:1]
+        names.append(recipe.task.data if any(str(name).endswith(".pt") for name in given) else None)
         key = json.dumps(names)
         if key not in self._found:
             try:
                 self._found[key] = resolve_models(recipe)
             except Data2VecError as error:
                 if not isinstance(error, ConfigError):
-                    error = ConfigError([Problem("model.model_path", names[0], str(error))])
+                    error = ConfigError([Problem(pretrained_field(recipe.model), _named(recipe), str(error))])
                 self._found[key] = error
         found = self._found[key]
         if isinstance(found, Data2VecError):

@@ -28,6 +28,7 @@ import filelock
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from ..home import home_folder
+from ..recipe.components import pretrained_field
 from ..recipe.difference import resume_differences
 from ..recipe.sweep_definition import SHORT_NAMES, Sweep, Trial
 from ..storage.locations import is_uri, local_path
@@ -162,13 +163,14 @@ def _changes(
     before: StoredTrial, now: StoredTrial, free: frozenset[str]
 ) -> Iterable[tuple[str, object, str, str]]:
     """Field, value, old value in words, remark."""
+    named = pretrained_field(now.trial.recipe.model)
     for field, change in resume_differences(before.trial.recipe, now.trial.recipe).items():
         swept = any(field == name or field.startswith(f"{name}.") for name in free)
-        if not swept and field != "model.model_path":  # its weights decide
+        if not swept and field != named:  # its weights decide
             yield field, change.after, repr(change.before), ""
-    if before.model_sha256 != now.model_sha256 and "model.model_path" not in free:
+    if before.model_sha256 != now.model_sha256 and named not in free:
         yield (
-            "model.model_path",
+            named,
             now.model_uri,
             str(before.model_uri),
             f" (weights {str(before.model_sha256)[:12]})",

@@ -27,6 +27,7 @@ from ..recipe.components import (
     SentencePredictionCriterion,
     SentencePredictionTask,
     TextClassification,
+    pretrained_field,
 )
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
@@ -46,7 +47,8 @@ class SentencePrediction(TrainingTask):
         train = self.dataset(recipe.dataset.train_subset)
         self.dictionary = train.dictionary
         if model_folder is None:
-            raise ConfigError([Problem(_model_field(recipe), None, "is required: a pretrained text model")])
+            field = pretrained_field(recipe.model)
+            raise ConfigError([Problem(field, None, "is required: a pretrained text model")])
         parent = read_artifact(model_folder)
         self.parent = parent.config.get("origin", {})
         _check_fit(recipe, parent, train)
@@ -239,7 +241,7 @@ def _check_fit(recipe: Recipe, parent: Artifact, train: SentenceDataset) -> None
         rule = (
             "is a data2vec 2.0 model: fine-tune it with the recipes of v2/text_finetuning (model.model_path)"
         )
-        raise ConfigError([Problem(_model_field(recipe), str(parent.folder), rule)])
+        raise ConfigError([Problem(pretrained_field(recipe.model), str(parent.folder), rule)])
     digest = train.dictionary.digest()
     if parent.config.get("dictionary") not in (None, digest) or parent.vocab_size != len(train.dictionary):
         raise DataError(

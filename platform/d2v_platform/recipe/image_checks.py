@@ -1,0 +1,124 @@
+"""What must hold between the values of an image recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from data2vec.config import Data2VecMultiConfig
+from data2vec.errors import Problem
+from data2vec.v1.vision_config import Data2VecVisionConfig
+
+from .components import ModelCriterion
+from .image_components import (
+    Data2VecImageClassification,
+    ImageClassificationData,
+    ImageClassificationTask,
+    ImageClassifierModel,
+    ImagePretraining,
+    ImagePretrainingTask,
+    MaeImageClassification,
+    MaeImageClassificationTask,
+    MaeImagePretrainingTask,
+)
+from .schema import Recipe, split_names
+
+PROBE_METRICS = ("knn", "linear_probe")
+CLASSIFICATION_METRICS = ("accuracy", "top5")
+
+# Model and criterion that belong to each task, and their names.
+IMAGE_COMBINATIONS: dict[type[Any], tuple[type[Any], type[Any], str, str]] = {
+    MaeImagePretrainingTask: (Data2VecMultiConfig, ModelCriterion, "data2vec_multi", "model"),
+    ImagePretrainingTask: (Data2VecVisionConfig, ModelCriterion, "data2vec_vision", "model"),
+    MaeImageClassificationTask: (MaeImageClassification, ModelCriterion, "mae_image_classification", "model"),
+    ImageClassificationTask: (
+        Data2VecImageClassification,
+        ModelCriterion,
+        "data2vec_image_classification",
+        "model",
+    ),
+}
+
+
+def image_metrics(recipe: Recipe) -> tuple[str, ...]:
+    """What validation of an image recipe reports besides the loss; larger is better."""
+    if isinstance(recipe.task, ImageClassificationData):
+        return CLASSIFICATION_METRICS
+    if isinstance(recipe.task, ImagePretraining) and recipe.task.probe_bank is not None:
+        return PROBE_METRICS
+    return ()
+
+
+def image_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Everything that is impossible about an image recipe; nothing for other recipes."""
+    task = recipe.task
+    if isinstance(task, ImagePretraining):
+        yield from _pretraining(recipe, task)
+    if isinstance(task, ImageClassificationData):
+        yield from _classification(recipe, task)
+    if isinstance(task, ImagePretrainingTask | ImageClassificationTask):
+        yield from _normalisation(task)
+
+
+def _pretraining(recipe: Recipe, task: ImagePretraining) -> Iterator[Problem]:
+    model = recipe.model
+    if isinstance(task, MaeImagePretrainingTask):
+        if task.precompute_mask_config:
+            rule = "masks follow model.modalities.image (mask_prob, mask_length, ...); leave it empty"
+            yield Problem("task.precompute_mask_config", task.precompute_mask_config, rule)
+        if task.beit_transforms and task.no_transform:
+            yield Problem("task.no_transform", True, "contradicts task.beit_transforms; give one of them")
+    size: int | None = None
+    if isinstance(model, Data2VecMultiConfig):
+        image = model.modalities.image
+        if model.modality_name != "IMAGE" or image is None:
+            rule = "images need IMAGE and model.modalities.image"
+            yield Problem("model.supported_modality", model.supported_modality, rule)
+            return
+        size = image.input_size
+    elif isinstance(model, Data2VecVisionConfig):
+        size = model.image_size
+    if size is not None and task.input_size != size:
+        yield Problem("task.input_size", task.input_size, f"must equal the model's input of {size} pixels")
+    if task.probe_bank is not None:
+        if recipe.dataset.disable_validation:
+            rule = "probes run at validations; set dataset.disable_validation=false"
+            yield Problem("task.probe_bank", task.probe_bank, rule)
+        if task.probe_bank in split_names(recipe.dataset.valid_subset):
+            yield Problem("task.probe_bank", task.probe_bank, "must not be validated itself: it is the bank")
+    if task.probe_neighbours < 1:
+        yield Problem("task.probe_neighbours", task.probe_neighbours, "must be >= 1")
+
+
+def _classification(recipe: Recipe, task: ImageClassificationData) -> Iterator[Problem]:
+    model = recipe.model
+    if not isinstance(model, ImageClassifierModel):
+        return
+    if task.input_size < 1:
+        yield Problem("task.input_size", task.input_size, "must be >= 1")
+    if not 0.0 <= task.erasing_prob <= 1.0:
+        yield Problem("task.erasing_prob", task.erasing_prob, "must lie in 0 ... 1")
+    if model.num_classes < 2:
+        yield Problem("model.num_classes", model.num_classes, "must be >= 2")
+    if not 0.0 < model.layer_decay <= 1.0:
+        yield Problem("model.layer_decay", model.layer_decay, "must lie in 0 < decay <= 1")
+    for name in ("mixup", "cutmix"):
+        if getattr(model, name) < 0:
+            yield Problem(f"model.{name}", getattr(model, name), "must be >= 0")
+    for name in ("mixup_prob", "mixup_switch_prob"):
+        if not 0.0 <= getattr(model, name) <= 1.0:
+            yield Problem(f"model.{name}", getattr(model, name), "must lie in 0 ... 1")
+    names = ["label_smoothing", "drop_path_rate", "attention_dropout"]
+    if isinstance(model, MaeImageClassification):
+        names += ["encoder_dropout", "post_mlp_drop", "activation_dropout", "dropout_input", "layerdrop",
+                  "prenet_layerdrop", "prenet_dropout"]  # fmt: skip
+    for name in names:
+        if not 0.0 <= getattr(model, name) < 1.0:
+            yield Problem(f"model.{name}", getattr(model, name), "must lie in 0 <= p < 1")
+
+
+def _normalisation(task: ImagePretrainingTask | ImageClassificationTask) -> Iterator[Problem]:
+    for name in ("normalization_mean", "normalization_std"):
+        values = getattr(task, name)
+        if len(values) != 3 or (name.endswith("std") and min(values) <= 0):
+            yield Problem(f"task.{name}", values, "needs three numbers, deviations > 0")
