@@ -236,13 +236,18 @@ def load(folder: Path | str) -> Any:
     """A ready model from a model folder: ``data2vec.load(folder).embed(["some text"])``.
 
     Returns:
-        :class:`data2vec.text_model.TextModel` or :class:`data2vec.speech_model.SpeechModel`.
+        :class:`data2vec.text_model.TextModel`, :class:`data2vec.speech_model.SpeechModel` or
+        :class:`data2vec.image_model.ImageModel`.
     """
     artifact = read_artifact(folder)
     if artifact.modality == "AUDIO":
         from .speech_model import SpeechModel
 
         return SpeechModel(artifact)
+    if artifact.modality == "IMAGE":
+        from .image_model import ImageModel
+
+        return ImageModel(artifact)
     from .text_model import TextModel
 
     return TextModel(artifact)

@@ -353,6 +353,7 @@ class SentenceHeadConfig:
     pooler_dropout: float = 0.0  # dropout before each linear layer
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Pooling = Literal["MEAN_POOLING", "CLS_TOKEN", "LIN_SOFTMAX"]
 
 

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from ..config import IMAGENET_MEAN, IMAGENET_STD
+
 Transform = Callable[[Image.Image], torch.Tensor]
 BICUBIC = InterpolationMode.BICUBIC
 

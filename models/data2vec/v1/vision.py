@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..collapse import Scatter, stage_scatters
 from ..errors import DataError
 from ..pretraining import Moments, PretrainOutput
 from ..randomness import generator
@@ -225,6 +226,7 @@ class Data2VecVisionPretraining(nn.Module):
         update: int = 0,
         seed: int | None = None,
         mask_BT: torch.Tensor | None = None,
+        watch: bool = False,
         tap: Tap | None = None,
     ) -> PretrainOutput:
         """Losses of one micro-batch.
@@ -236,6 +238,7 @@ class Data2VecVisionPretraining(nn.Module):
             update: completed optimizer updates.
             seed: seed of the masks; by default the configuration's.
             mask_BT: given mask instead of a drawn one.
+            watch: also sum what the collapse watch looks at.
             tap: receives named intermediates.
         """
         student, config = self.student, self.config
@@ -269,12 +272,19 @@ class Data2VecVisionPretraining(nn.Module):
         if tap:
             tap("pred_masked", prediction_ND)
             tap("targets_masked", target_ND)
+        stages: dict[str, Scatter] = {}
+        if watch:
+            stages = stage_scatters({
+                "local_features": (local_BTD, None), "encoder": (x_BTD, None),
+                "targets": (target_ND, None), "predictions": (prediction_ND, None),
+            })  # fmt: skip
         return PretrainOutput(
             losses={"regression": self._regression(prediction_ND, target_ND)},
             sample_size=masked_N.numel(),
             prediction=Moments.of(prediction_ND),
             target=Moments.of(target_ND),
             masked_pct=masked_N.numel() / mask_BT.numel(),
+            stages=stages,
         )
 
     @torch.no_grad()

@@ -6,9 +6,13 @@ from pathlib import Path
 
 from ..recipe.audio_components import AudioFinetuningTask, AudioPretrainingTask
 from ..recipe.components import MaskedLMTask
+from ..recipe.image_components import ImageClassificationData
+from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.schema import Recipe
 from .audio_finetuning import AudioFinetuning
 from .audio_pretraining import AudioPretraining
+from .image_classification import ImageClassification
+from .image_pretraining import ImagePretraining
 from .sentence_prediction import SentencePrediction
 from .task import MicroBatch, TrainingTask
 from .text_pretraining import TextPretraining
@@ -29,6 +33,10 @@ def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:
         return AudioPretraining(recipe)
     if isinstance(recipe.task, AudioFinetuningTask):
         return AudioFinetuning(recipe, model_folder)
+    if isinstance(recipe.task, ImagePretrainingRecipe):
+        return ImagePretraining(recipe)
+    if isinstance(recipe.task, ImageClassificationData):
+        return ImageClassification(recipe, model_folder)
     return SentencePrediction(recipe, model_folder)
 
 
@@ -44,5 +52,9 @@ def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         AudioPretraining.check_data(recipe)
     elif isinstance(recipe.task, AudioFinetuningTask):
         AudioFinetuning.check_data(recipe, model_folder)
+    elif isinstance(recipe.task, ImagePretrainingRecipe):
+        ImagePretraining.check_data(recipe)
+    elif isinstance(recipe.task, ImageClassificationData):
+        ImageClassification.check_data(recipe, model_folder)
     else:
         SentencePrediction.check_data(recipe, model_folder)

@@ -1,0 +1,105 @@
+"""The images of a recipe's subsets, opened as its task says."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from data2vec.data.image_sources import ImageSource, open_images
+from data2vec.data.image_transforms import (
+    Transform,
+    evaluation_transform,
+    finetuning_transform,
+    pretraining_transform,
+)
+from data2vec.data.vision import ImageDataset
+from data2vec.errors import DataError
+
+from ..recipe.image_components import (
+    ImageClassificationData,
+    ImageClassificationTask,
+    ImagePretraining,
+    ImagePretrainingTask,
+    MaeImagePretrainingTask,
+)
+from ..recipe.schema import Recipe
+
+logger = logging.getLogger(__name__)
+V1_CROPS, JITTER = (0.08, 1.0), 0.4  # of data2vec 1 and of the BEiT option
+
+
+def normalisation(recipe: Recipe) -> dict[str, Any]:
+    """Keyword arguments ``mean`` and ``std`` of transforms: the task's, or ImageNet's."""
+    task = recipe.task
+    if isinstance(task, ImagePretrainingTask | ImageClassificationTask):
+        return {"mean": tuple(task.normalization_mean), "std": tuple(task.normalization_std)}
+    return {}
+
+
+def training_transform(recipe: Recipe) -> Transform:
+    """The augmentations of training."""
+    task, constants = recipe.task, normalisation(recipe)
+    if isinstance(task, ImageClassificationData):
+        augment, erasing = task.auto_augment, task.erasing_prob
+        return finetuning_transform(task.input_size, auto_augment=augment, erasing=erasing, **constants)
+    assert isinstance(task, ImagePretraining)
+    if isinstance(task, ImagePretrainingTask) or task.beit_transforms:
+        return pretraining_transform(task.input_size, scale=V1_CROPS, jitter=JITTER, **constants)
+    return pretraining_transform(task.input_size, resize_only=task.no_transform)
+
+
+def open_subset(recipe: Recipe, subset: str, *, training: bool, augmented: bool) -> ImageDataset:
+    """The images of one subset.
+
+    Args:
+        recipe: an image recipe.
+        subset: its name.
+        training: unreadable images are replaced, not left out.
+        augmented: the transform of training instead of evaluation's.
+    """
+    task = recipe.task
+    assert isinstance(task, ImagePretraining | ImageClassificationData)
+    labelled = isinstance(task, ImageClassificationData) or (
+        isinstance(task, MaeImagePretrainingTask) and not training
+    )
+    source = _open(recipe, subset, labelled or task_has_probe(recipe))
+    transform = (
+        training_transform(recipe)
+        if augmented
+        else evaluation_transform(task.input_size, **normalisation(recipe))
+    )
+    return ImageDataset(
+        source, transform, seed=recipe.common.seed, replace=training, strict=task.strict_images
+    )
+
+
+def task_has_probe(recipe: Recipe) -> bool:
+    """Whether the recipe's pretraining is probed, which needs classes."""
+    return isinstance(recipe.task, ImagePretraining) and recipe.task.probe_bank is not None
+
+
+def check_subsets(recipe: Recipe, subsets: list[str]) -> dict[str, ImageSource]:
+    """Open every subset; classification needs the same classes in each.
+
+    Raises:
+        DataError: a subset is missing or empty, or the classes differ.
+    """
+    labelled = isinstance(recipe.task, ImageClassificationData) or task_has_probe(recipe)
+    sources = {subset: _open(recipe, subset, labelled) for subset in subsets}
+    for source in sources.values():
+        for note in source.notes:
+            logger.warning("%s", note)
+    if labelled:
+        first, classes = subsets[0], sources[subsets[0]].classes
+        for subset, source in sources.items():
+            if source.classes != classes:
+                only = sorted(set(source.classes) ^ set(classes))
+                raise DataError(
+                    f"task.data = {recipe.task.data!r}: {subset} has other classes than {first}: "
+                    f"{len(only)} differ, such as {', '.join(only[:3])}"
+                )
+    return sources
+
+
+def _open(recipe: Recipe, subset: str, labelled: bool) -> ImageSource:
+    return open_images(recipe.task.data, subset, labelled=labelled)

@@ -1,0 +1,191 @@
+"""Pretraining data2vec 2.0 and data2vec 1 on images, with probes of the features at validation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data2vec.artifact import save_artifact
+from data2vec.config import Data2VecMultiConfig
+from data2vec.data.vision import ImageDataset, Oddities
+from data2vec.image_model import pooled_features
+from data2vec.pretraining import Data2VecPretraining
+from data2vec.probes import accuracy, knn_predict, linear_probe
+from data2vec.v1.vision import Data2VecVisionPretraining
+from data2vec.v1.vision_config import Data2VecVisionConfig
+
+from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
+from ..recipe.schema import Recipe
+from ..training.reduction import gather_objects
+from ..training.statistics import Layout, Sums
+from .image_data import check_subsets, normalisation, open_subset
+from .pretraining import PretrainingTask
+from .task import MicroBatch, batches_of
+
+logger = logging.getLogger(__name__)
+
+
+class ImagePretraining(PretrainingTask):
+    """``mae_image_pretraining`` and ``image_pretraining`` with the model of each generation."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        assert isinstance(recipe.task, ImagePretrainingRecipe)
+        assert isinstance(recipe.model, Data2VecMultiConfig | Data2VecVisionConfig)
+        self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
+        self._datasets: dict[tuple[str, bool], ImageDataset] = {}
+        self.oddities = Oddities()
+        self.model: Data2VecPretraining | Data2VecVisionPretraining
+        if isinstance(self.config, Data2VecVisionConfig):
+            self.model = Data2VecVisionPretraining(self.config, seed=recipe.common.seed)
+        else:
+            self.model = Data2VecPretraining(self.config, seed=recipe.common.seed)
+        self.prepare(self.config.embed_dim)
+        self.layout = Layout((*self.layout.scalars, "unreadable", *self._loss_names()), self.layout.moments)
+
+    @staticmethod
+    def check_data(recipe: Recipe) -> None:
+        """Open every subset that training will use."""
+        assert isinstance(recipe.task, ImagePretrainingRecipe)
+        bank = [recipe.task.probe_bank] if recipe.task.probe_bank else []
+        check_subsets(
+            recipe, list(dict.fromkeys([recipe.dataset.train_subset, *recipe.valid_subsets(), *bank]))
+        )
+
+    def dataset(self, subset: str, epoch: int = 1) -> ImageDataset:
+        """Images of one subset: randomly cropped, elsewhere in every epoch, or (validation) resized."""
+        training = subset == self.recipe.dataset.train_subset
+        key = (subset, training)
+        if key not in self._datasets:
+            self._datasets[key] = open_subset(self.recipe, subset, training=training, augmented=training)
+        if self._datasets[key].epoch != epoch:
+            self._datasets[key] = self._datasets[key].for_epoch(epoch)
+        return self._datasets[key]
+
+    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
+        """Batches filled anew every epoch."""
+        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=True)
+
+    def forward(self, batch: Mapping[str, Any], update: int) -> MicroBatch:
+        """Weighted losses of one micro-batch, and each loss by itself where there are several."""
+        result = super().forward(batch, update)
+        scalars = {**result.scalars, "unreadable": self.oddities.note(batch["notes"])}
+        scalars |= {f"loss_{name}": value for name, value in self.last_losses.items()}
+        return MicroBatch(result.loss, result.sample_size, scalars, result.moments, result.stages)
+
+    def compute(self, batch: Mapping[str, Any], update: int) -> Any:
+        """Losses of one micro-batch; masks are functions of (seed, update, image, clone)."""
+        output = self.model(
+            batch["source"],
+            None,
+            batch["id"],
+            update=update,
+            seed=self.recipe.common.seed,
+            watch=self.watching,
+        )
+        self.last_losses = {name: value.detach() for name, value in output.losses.items()}
+        return output
+
+    def ntokens(self, batch: Mapping[str, torch.Tensor]) -> int:
+        """Images: each counts as one."""
+        return len(batch["id"])
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """The common figures, each loss per masked patch, and images that were replaced."""
+        figures, size = super().metrics(sums), max(sums["sample_size"], 1.0)
+        figures |= {name: sums[name] / size for name in self._loss_names()}
+        if sums["unreadable"]:
+            figures["unreadable_images"] = sums["unreadable"]
+        return figures
+
+    def predict(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Loss of one validation batch, and the features of its images where the recipe probes them."""
+        self.oddities.note(batch["notes"])
+        if not len(batch["id"]):
+            return []
+        results = super().predict(batch)
+        if self.task.probe_bank is None:
+            return results
+        features = self._features(batch["source"])
+        images = [
+            {"id": int(i), "loss": 0.0, "sample_size": 0, "label": int(label), "feature": row}
+            for i, label, row in zip(batch["id"], batch["target"], features.numpy(), strict=True)
+        ]
+        images[0] |= {"loss": results[0]["loss"], "sample_size": results[0]["sample_size"]}
+        return images
+
+    def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
+        """Loss per masked patch; kNN and linear probe in percent, taught on ``task.probe_bank``."""
+        scores = super().score(subset, results)
+        if self.task.probe_bank is None or not results:
+            return scores
+        bank = self._bank_features(self.task.probe_bank)
+        queries = torch.from_numpy(np.stack([result["feature"] for result in results]))
+        labels = torch.tensor([result["label"] for result in results])
+        train, train_labels = bank
+        classes = int(max(int(train_labels.max()), int(labels.max()))) + 1
+        votes = knn_predict(train, train_labels, queries, self.task.probe_neighbours, classes)
+        logits = linear_probe(train, train_labels, queries, classes, seed=self.recipe.common.seed)
+        return scores | {"knn": accuracy(votes, labels), "linear_probe": accuracy(logits, labels)}
+
+    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+        """The student with its decoder and the teacher, so that training can start from it."""
+        for line in self.oddities.lines():
+            logger.warning("images of this run: %s", line)
+        return save_artifact(
+            folder,
+            kind="pretrained",
+            model_config=self.config,
+            state=self.model.student.state_dict(),
+            teacher=self.model.teacher.module.state_dict(),
+            task={"input_size": self.task.input_size, **normalisation(self.recipe)},
+            origin=origin,
+        )
+
+    def facts(self) -> dict[str, str]:
+        """Data fingerprint."""
+        train = self.dataset(self.recipe.dataset.train_subset).source
+        return {"data.fingerprint": train.fingerprint(), "dictionary.hash": "none"}
+
+    def _loss_names(self) -> tuple[str, ...]:
+        """Sums of the single losses, where there are several."""
+        config = self.config
+        if isinstance(config, Data2VecVisionConfig):
+            return ()
+        names = ["cls"] if config.cls_loss > 0 else []
+        names += ["recon"] if config.recon_loss > 0 else []
+        return tuple(f"loss_{name}" for name in [*names, "IMAGE_regression"]) if names else ()
+
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return pooled_features(self.model.student, images, "mean", self.task.probe_layer).float().cpu()
+
+    def _bank_features(self, subset: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features and classes of the bank; the workers share its images."""
+        dataset = open_subset(self.recipe, subset, training=False, augmented=False)
+        device = next(self.model.parameters()).device
+        rank, size = _rank_and_size()
+        self.model.eval()
+        mine: list[tuple[int, np.ndarray, int]] = []
+        batch_size = self.recipe.dataset.batch_size_valid or 16
+        starts = range(0, len(dataset), batch_size)
+        for start in list(starts)[rank::size]:
+            batch = dataset.collate([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
+            self.oddities.note(batch["notes"])
+            if len(batch["id"]):
+                rows = self._features(batch["source"].to(device)).numpy()
+                mine += list(zip(batch["id"].tolist(), rows, batch["target"].tolist(), strict=True))
+        self.model.train()
+        everyone = sorted((row for part in gather_objects(mine) for row in part), key=lambda row: row[0])
+        features = torch.from_numpy(np.stack([row[1] for row in everyone]))
+        return features, torch.tensor([row[2] for row in everyone])
+
+
+def _rank_and_size() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
