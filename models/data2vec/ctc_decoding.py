@@ -1,7 +1,8 @@
 """Beam search over CTC emissions with a lexicon and an n-gram language model, by flashlight-text.
 
-The score of a hypothesis is the sum of emissions, ``lm_weight`` times the language model, ``word_score`` times
-the words and ``sil_weight`` times the silences, with emissions in natural and the language model in decimal logarithms, as in the reference.
+A hypothesis scores the sum of its emissions, ``lm_weight`` times the language model, ``word_score`` times its
+words and ``sil_weight`` times its silences, with emissions in natural and the language model in decimal
+logarithms, as in the reference.
 
 T frames, V symbols.
 """

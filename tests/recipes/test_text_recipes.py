@@ -33,7 +33,9 @@ def loaded(name: str) -> LoadedFile:
 
 def composed(name: str, *overrides: str) -> Composed:
     given = ["task.data=/data"]
-    if "finetuning" in name:
+    if name.startswith("wav2vec/") or name == "tiny/audio_finetuning":
+        given.append("model.w2v_path=/model")
+    elif "finetuning" in name:
         given.append("model.model_path=/model")
     return compose_loaded(loaded(name), [*given, *overrides])
 
