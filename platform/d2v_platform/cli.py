@@ -91,7 +91,9 @@ def train_command(arguments: Sequence[str], prog: str) -> None:
         report_failures(run_sweep(sweep_of(request.config_name, request.overrides, request.config_dir)))
         return
     from .training.launch import launch, result_lines, show_plan
+    from .training.start_times import reached
 
+    reached("recipe composed")
     if request.plan_only:
         show_plan(composed)
         return

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,23 @@ _PAUSE_S = (2.0, 60.0)  # between the uploader's attempts: first, longest
 LAST_UPLOAD_S = 120.0  # how long the end of training waits for an absent server
 
 
+@dataclass(frozen=True)
+class SaveTime:
+    """What one save cost.
+
+    Attributes:
+        update: the checkpoint's.
+        loop_s: the loop waited for the previous save and the copy in memory.
+        thread_s: writing, hashing and publishing, beside training.
+        file_bytes: size of the copy.
+    """
+
+    update: int
+    loop_s: float
+    thread_s: float
+    file_bytes: int
+
+
 class Checkpoints:
     """Both sides of a run's checkpoints, and the threads that write them.
 
@@ -49,6 +67,7 @@ class Checkpoints:
     def __init__(self, store: CheckpointStore, run: Location | None = None, *, wait: bool = False) -> None:
         self.store = store
         self.remote = RemoteCheckpoints(store, run) if run is not None else None
+        self.times: list[SaveTime] = []
         self._wait = wait
         self._writer: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
@@ -84,9 +103,11 @@ class Checkpoints:
         def write() -> None:
             started = time.perf_counter()
             self.store.save(update, snapshot, state, epoch_end=epoch_end, metric=metric, best=best)
+            size = sum(tensor.nbytes for group in snapshot.values() for tensor in group.values())
             snapshot.clear()
-            seconds = time.perf_counter() - started
-            logger.debug("checkpoint %d: the loop waited %.3f s, written in %.3f s", update, stalled, seconds)
+            took = SaveTime(update, stalled, time.perf_counter() - started, size)
+            self.times.append(took)
+            logger.debug("%s", took)
             if self._uploader is not None:
                 self._uploader.offer()
 

@@ -42,12 +42,14 @@ class Progress:
         self.data_wait_s = 0.0
         self.checkpoint_s = 0.0
         self._begin = self._interval_begin = time.perf_counter()
+        self._interval_cpu = time.process_time()
         self._first_update = self._interval_update = 0
         self._speed: dict[str, float] = {}
 
     def start(self, state: LoopState) -> None:
         """The first update of this attempt is about to run."""
         self._begin = self._interval_begin = time.perf_counter()
+        self._interval_cpu = time.process_time()
         self._first_update = self._interval_update = state.update
 
     def since_start(self) -> float:
@@ -61,6 +63,7 @@ class Progress:
         self._speed = {
             "speed/tokens_per_s": sums["ntokens"] / seconds,
             "speed/s_per_update": seconds / updates,
+            "speed/cpu_s_per_update": (time.process_time() - self._interval_cpu) / updates,
             "speed/data_wait_pct": 100.0 * self.data_wait_s / seconds,
             "speed/memory_gb": peak_memory_gb(self.worker.device),
         }
@@ -100,6 +103,7 @@ class Progress:
     def reset_interval(self, state: LoopState) -> None:
         """Begin the next interval."""
         self._interval_begin, self._interval_update = time.perf_counter(), state.update
+        self._interval_cpu = time.process_time()
         self.data_wait_s = self.flops = 0.0
 
     def micro_batch(self, batch: Mapping[str, torch.Tensor]) -> None:

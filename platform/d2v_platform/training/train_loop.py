@@ -38,6 +38,7 @@ from .loop_state import LoopState, MetricCarrier, Reporter, Summary, TrainingSto
 from .optimizer import LossScale, Precision, choose_precision, make_optimizer
 from .progress import Progress
 from .reduction import barrier, gather_objects, reduce_gradients, reduce_vector
+from .start_times import reached
 from .statistics import Sums
 from .workload import matrix_work
 
@@ -88,6 +89,7 @@ def train(
     loop.checkpoints = Checkpoints(loop.store, run, wait=wait_for_checkpoints)
     with contextlib.closing(loop.checkpoints):
         loop.resume()
+        reached("model, data and optimizer built")
         reason = loop.run()
         return loop.finish(reason, dict(origin or {}))
 
@@ -213,6 +215,8 @@ class TrainingLoop:
         self.watch.finish(self.worker.device)
         self.optimizer.step(state.update, state.epoch)
         state.update += 1
+        if state.update == 1:
+            reached("first update done")
         state.bad_in_a_row = 0
         clip = recipe.optimization.clip_norm
         self.interval.merge(sums)

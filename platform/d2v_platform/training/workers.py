@@ -16,6 +16,7 @@ from ..recipe.schema import Recipe
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from .evaluation_log import EvaluationLog
 from .loop_state import TrainingStopped, Worker
+from .start_times import reached
 from .train_loop import train
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
     import ray.train.torch
 
     configure_logging()
+    reached("workers started")
     job = Assignment(**plain)
     context = ray.train.get_context()
     rank = context.get_world_rank()
