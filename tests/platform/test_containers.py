@@ -1,4 +1,4 @@
-"""The container files, read by the real Compose binary: nothing open, nothing unchecked, no default secret."""
+"""The container files, read by the real Compose binary: nothing open or unchecked, no default secret."""
 
 from __future__ import annotations
 
