@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import data2vec
 
 from ..tracking.mlflow_access import configure_environment
+from .audio_models import ENTRY, audio_signature, is_audio
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -33,6 +34,12 @@ LIBRARY_REQUIREMENTS = (
     "scikit-learn",
     "scipy",
     "typing-extensions",
+    "soundfile",
+    "soxr",
+    "rapidfuzz",
+    "torchvision",
+    "timm",
+    "pillow",
 )
 
 
@@ -72,7 +79,7 @@ def package_model(
         source = Path(shutil.copytree(folder, Path(place) / MODEL_FOLDER, copy_function=_link_or_copy))
         mlflow.pyfunc.save_model(
             str(destination),
-            python_model=str(Path(__file__).with_name("pyfunc_entry.py")),
+            python_model=str(Path(__file__).with_name(ENTRY if is_audio(config) else "pyfunc_entry.py")),
             artifacts={MODEL_FOLDER: str(source)},
             code_paths=[str(Path(data2vec.__file__).parent)],
             mlflow_model=Model(run_id=run_id, model_id=model_id),
@@ -89,6 +96,8 @@ def package_model(
 
 def signature(config: Mapping[str, Any]) -> ModelSignature:
     """Input columns, params with the defaults of the model's kind, and output columns."""
+    if is_audio(config):
+        return audio_signature(config)
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
     from mlflow.types.schema import Array

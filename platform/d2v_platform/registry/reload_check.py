@@ -40,6 +40,18 @@ def record_check(folder: Path | str, model: Any = None, texts: tuple[str, ...] =
         import data2vec
 
         model = data2vec.load(folder)
+    # Not at the top: this file also runs as a script, without its package.
+    from .audio_models import check_outputs, check_recordings, is_audio
+
+    path = folder / CHECK_FILE
+    if is_audio(model.config):
+        output, expected = check_outputs(model)
+        content: dict[str, Any] = {
+            "format": FORMAT, "output": output, "audio": check_recordings(), "expected": expected,
+            "rtol": _RTOL, "atol": _ATOL,
+        }  # fmt: skip
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        return path
     scores = model.config["kind"] != "pretrained"
     outputs = model.classify(list(texts))[1] if scores else model.embed(list(texts), pooling="mean", layer=-1)
     content = {
@@ -50,7 +62,6 @@ def record_check(folder: Path | str, model: Any = None, texts: tuple[str, ...] =
         "rtol": _RTOL,
         "atol": _ATOL,
     }
-    path = folder / CHECK_FILE
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return path
 
@@ -101,8 +112,12 @@ def _compare(package: str, check_path: str) -> str | None:
 
     check = json.loads(Path(check_path).read_text(encoding="utf-8"))
     model = mlflow.pyfunc.load_model(package)
-    table = model.predict(pd.DataFrame({"text": check["texts"]}), params={"output": check["output"]})
-    if check["output"] == "embedding":
+    name = "audio" if "audio" in check else "text"
+    inputs = pd.DataFrame({name: check["audio" if "audio" in check else "texts"]})
+    table = model.predict(inputs, params={"output": check["output"]})
+    if check["output"] == "emissions":
+        got = np.array([np.array(rows).ravel().tolist() for rows in table["emissions"]])
+    elif check["output"] == "embedding":
         got = np.array(table["embedding"].tolist())
     else:
         columns = [name for name in table.columns if name.startswith("score_")] or ["score"]

@@ -1,0 +1,74 @@
+"""What the registry needs to know about speech models: signature, and the inputs of the reload check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+ENTRY = "pyfunc_audio_entry.py"
+_RATE = 16_000
+
+
+def is_audio(config: Mapping[str, Any]) -> bool:
+    """Whether a model folder's ``config.json`` is of an audio model."""
+    return config.get("family") == "data2vec_audio" or config["model"].get("supported_modality") == "AUDIO"
+
+
+def audio_signature(config: Mapping[str, Any]) -> ModelSignature:
+    """Columns of recordings, params with the defaults of the model's kind, and output columns."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array, Object, Property
+
+    inputs = Schema(
+        [
+            ColSpec(Array(DataType.double), "audio", required=False),
+            ColSpec(DataType.long, "rate", required=False),
+            ColSpec(DataType.binary, "file", required=False),
+        ]
+    )
+    with_letters = config["kind"] == "ctc"
+    params = ParamSchema(
+        [
+            ParamSpec("output", DataType.string, "transcript" if with_letters else "embedding"),
+            ParamSpec("pooling", DataType.string, "mean"),
+            ParamSpec("layer", DataType.long, -1),
+        ]
+    )
+    outputs: list[Any] = [ColSpec(Array(DataType.double), "embedding")]
+    if with_letters:
+        word = Object(
+            [
+                Property("text", DataType.string),
+                Property("start_s", DataType.double),
+                Property("end_s", DataType.double),
+            ]
+        )
+        outputs = [
+            ColSpec(DataType.string, "text"),
+            ColSpec(Array(word), "words"),
+            ColSpec(DataType.double, "score"),
+        ]
+    return ModelSignature(inputs=inputs, outputs=Schema(outputs), params=params)
+
+
+def check_recordings() -> list[list[float]]:
+    """Two short recordings, the same on every machine: a chirp, and a chord that fades."""
+    time = np.arange(int(0.4 * _RATE)) / _RATE
+    chirp = np.sin(2 * np.pi * (200 * time + 1500 * time**2))
+    chord = sum(np.sin(2 * np.pi * pitch * time) for pitch in (220.0, 277.2, 329.6)) * np.exp(-4 * time)
+    return [np.round(0.3 * wave, 4).tolist() for wave in (chirp, chord)]
+
+
+def check_outputs(model: Any) -> tuple[str, list[list[float]]]:
+    """What the reload check compares: emissions of a model with letters, embeddings of another one."""
+    recordings = [np.asarray(samples, dtype=np.float32) for samples in check_recordings()]
+    if model.config["kind"] == "ctc":
+        return "emissions", [model.emissions(r).astype(float).ravel().tolist() for r in recordings]
+    rows = model.embed(recordings, pooling="mean", layer=-1)
+    return "embedding", [row.astype(float).tolist() for row in rows]
