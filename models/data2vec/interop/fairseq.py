@@ -9,6 +9,7 @@ from ..data.dictionary import Dictionary
 from ..errors import CheckpointError
 from .audio import CTC, import_audio
 from .audio import V1 as V1_AUDIO
+from .beit import import_beit, is_beit
 from .fairseq_file import FairseqCheckpoint, read_checkpoint
 from .imported import ImportedModel
 from .v1_text import FINETUNED as V1_TEXT_FINETUNED
@@ -48,13 +49,33 @@ def _by_modality(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -
     return import_v2_text(checkpoint, dictionary)
 
 
+def _by_tensors(checkpoint: FairseqCheckpoint) -> Importer | None:
+    """What the names of the tensors say, for files whose configuration does not name a family."""
+    if checkpoint.family:
+        return None
+    names = tuple(checkpoint.model)
+
+    def has(*beginnings: str) -> bool:
+        return any(name.startswith(beginnings) for name in names)
+
+    if is_beit(checkpoint.model):
+        return lambda checkpoint, _: import_beit(checkpoint)
+    if has("w2v_encoder.") or (has("feature_extractor.") and has("encoder.pos_conv.")):
+        return import_audio
+    if has("encoder.sentence_encoder.", "decoder.sentence_encoder."):
+        return import_v1_text
+    if has("modality_encoders."):
+        return _by_modality
+    return None
+
+
 def import_checkpoint(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None = None) -> ImportedModel:
     """Any checkpoint of the reference whose family is known.
 
     Raises:
         CheckpointError: the family is unknown, or the file does not fit its own configuration.
     """
-    importer = FAMILIES.get(checkpoint.family or "")
+    importer = FAMILIES.get(checkpoint.family or "") or _by_tensors(checkpoint)
     if importer is None:
         what = (
             f"is of the family {checkpoint.family!r}"

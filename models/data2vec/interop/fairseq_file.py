@@ -16,6 +16,7 @@ from .imported import State, some
 from .pickles import load_inert, plain
 
 _TEACHER = "_ema"
+_BEIT_TEACHER = "model_ema"
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 
 
@@ -56,6 +57,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
     """
     path = Path(path)
     top = load_inert(path)
+    if isinstance(top, Mapping) and isinstance(top.get("module"), Mapping) and "model" not in top:
+        top = {**top, "model": top["module"]}  # DeepSpeed's name for the same
     if not isinstance(top, Mapping) or not isinstance(top.get("model"), Mapping):
         found = (
             f"the entries {some(map(str, top))}" if isinstance(top, Mapping) else f"a {type(top).__name__}"
@@ -68,6 +71,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
         model, teacher = dict(top["model"]), None
         if isinstance(model.get(_TEACHER), Mapping):
             teacher = _tensors(model.pop(_TEACHER), f"{_TEACHER}.")
+        if teacher is None and isinstance(top.get(_BEIT_TEACHER), Mapping):
+            teacher = _tensors(top[_BEIT_TEACHER], f"{_BEIT_TEACHER}.")
+        if not cfg:
+            cfg = _from_arguments(plain(top.get("args")))
         if not isinstance(cfg, dict):
             raise CheckpointError(f"its configuration is no mapping but a {type(cfg).__name__}")
         return FairseqCheckpoint(
@@ -81,6 +88,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
         )
     except CheckpointError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from None
+
+
+def _from_arguments(args: Any) -> dict[str, Any]:
+    """The configuration of files from before fairseq's groups: one flat set of command-line arguments."""
+    if not isinstance(args, dict):
+        return {}
+    arch = str(args.get("arch") or "")
+    name = "roberta" if arch.startswith("roberta") else arch
+    groups = ("task", "criterion", "optimization")
+    return {"args": args, "model": {**args, "_name": name} if arch else {}} | dict.fromkeys(groups, args)
 
 
 def _tensors(values: Mapping[Any, Any], prefix: str) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -128,6 +129,11 @@ class Sorting:
             ignored_config=ignored_config,
             notes=self.notes,
         )
+
+
+def rename_report(imported: ImportedModel, family: str) -> ImportedModel:
+    """The same import under another name of its family."""
+    return dataclasses.replace(imported, report=dataclasses.replace(imported.report, family=family))
 
 
 def some(names: Iterable[str]) -> str:

@@ -53,10 +53,10 @@ def encoder_shapes(config: Data2VecVisionConfig, final_norm: bool) -> Shapes:
     dim, hidden, heads = config.embed_dim, config.embed_dim * config.mlp_ratio, config.num_heads
     tokens = config.grid**2 + 1
     table = ((2 * config.grid - 1) ** 2 + 3, heads)
-    shapes: Shapes = {
-        "rel_pos_bias.relative_position_bias_table": table,
-        "rel_pos_bias.relative_position_index": (tokens, tokens),
-    }
+    bias = {"relative_position_bias_table": table, "relative_position_index": (tokens, tokens)}
+    shapes: Shapes = {}
+    if config.shared_rel_pos_bias:
+        shapes |= {f"rel_pos_bias.{name}": shape for name, shape in bias.items()}
     for i in range(config.depth):
         block: Shapes = {
             "norm1.weight": (dim,),
@@ -68,6 +68,8 @@ def encoder_shapes(config: Data2VecVisionConfig, final_norm: bool) -> Shapes:
         block |= {"attn.proj.weight": (dim, dim), "attn.proj.bias": (dim,)}
         block |= {"mlp.0.weight": (hidden, dim), "mlp.0.bias": (hidden,)}
         block |= {"mlp.2.weight": (dim, hidden), "mlp.2.bias": (dim,)}
+        if not config.shared_rel_pos_bias:
+            block |= {f"attn.{name}": shape for name, shape in bias.items()}
         if config.layer_scale_init_value > 0:
             block |= {"gamma_1": (dim,), "gamma_2": (dim,)}
         shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}

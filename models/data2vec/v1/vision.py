@@ -55,8 +55,18 @@ class RelativePositionBias(nn.Module):
         """(1, H, 1 + T, 1 + T)."""
         index = self.relative_position_index
         assert isinstance(index, torch.Tensor)
-        bias = self.relative_position_bias_table.index_select(0, index.flatten())
-        return bias.view(*index.shape, -1).permute(2, 0, 1)[None].contiguous()
+        return gather_bias(self.relative_position_bias_table, index)
+
+
+def gather_bias(table: torch.Tensor, index_TT: torch.Tensor) -> torch.Tensor:
+    """Rows of a table at each pair of positions: (1, H, T, T)."""
+    bias = table.index_select(0, index_TT.flatten())
+    return bias.view(*index_TT.shape, -1).permute(2, 0, 1)[None].contiguous()
+
+
+def bias_table_shape(config: Data2VecVisionConfig) -> tuple[int, int]:
+    """(offsets + 3, H) of a table of relative positions."""
+    return (2 * config.grid - 1) ** 2 + 3, config.num_heads
 
 
 def relative_position_index(grid: int) -> torch.Tensor:
@@ -88,9 +98,16 @@ class BiasedAttention(nn.Module):
         self.q_bias = nn.Parameter(torch.zeros(dim))
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
+        if not config.shared_rel_pos_bias:  # BEiT's published fine-tuned models
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(*bias_table_shape(config)))
+            self.register_buffer("relative_position_index", relative_position_index(config.grid))
 
-    def forward(self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor) -> torch.Tensor:
-        """Shape is kept."""
+    def forward(self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor | None) -> torch.Tensor:
+        """Shape is kept; without a given bias the block's own is used."""
+        if bias_1HTT is None:
+            index = self.relative_position_index
+            assert isinstance(index, torch.Tensor)
+            bias_1HTT = gather_bias(self.relative_position_bias_table, index)
         rows, length, dim = x_BTD.shape
         bias_3D = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x_BTD, self.qkv.weight, bias_3D).view(rows, length, 3, self.num_heads, -1)
@@ -115,7 +132,9 @@ class VisionBlock(nn.Module):
         self.gamma_1 = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
         self.gamma_2 = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
 
-    def forward(self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, D) to the block's output and its feed-forward branch, after scale and drop path."""
         x = x_BTD + self._branch(self.attn(self.norm1(x_BTD), bias_1HTT), self.gamma_1)
         f = self._branch(self.mlp(self.norm2(x)), self.gamma_2)
@@ -136,14 +155,15 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: Data2VecVisionConfig, final_norm: bool) -> None:
         super().__init__()
-        self.rel_pos_bias = RelativePositionBias(config.grid, config.num_heads)
+        shared = config.shared_rel_pos_bias
+        self.rel_pos_bias = RelativePositionBias(config.grid, config.num_heads) if shared else None
         rates = drop_path_rates(0.0, config.drop_path, config.depth)
         self.blocks = nn.ModuleList(VisionBlock(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if final_norm else None
 
     def forward(self, x_BTD: torch.Tensor, each: EachLayer | None = None) -> torch.Tensor:
         """(B, 1 + T, D) with the class token first; ``each`` receives index, output and branch of a block."""
-        bias = self.rel_pos_bias()
+        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
         for index, block in enumerate(self.blocks):
             x_BTD, branch = block(x_BTD, bias)
             if each is not None:
