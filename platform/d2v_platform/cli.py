@@ -15,9 +15,11 @@ import typer
 from data2vec.errors import Data2VecError
 
 from .doctor.command import doctor
+from .inference.transcription import transcribe_command
 from .preparation.commands import app as prepare_app
 from .registry.commands import app as registry_app
 from .reports.command import report_command
+from .tracking.redaction import redact_logs, redact_text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +32,9 @@ app.add_typer(registry_app, name="registry")
 config_app = typer.Typer(no_args_is_help=True, help="Look at recipes.")
 app.add_typer(config_app, name="config")
 app.command(help="Say what is wrong with this installation and its services, and how to mend it.")(doctor)
+app.command("transcribe", epilog="Example: d2v transcribe talk.wav --model models:/NAME@ALIAS")(
+    transcribe_command
+)
 app.command("report", epilog="Example: d2v report my-sweep --out report")(report_command)
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -45,6 +50,12 @@ def train(context: typer.Context) -> None:
 def sweep(context: typer.Context) -> None:
     """All arguments go to the sweep's own parser, which ``experiments/glue_sweep.py`` shares."""
     sweep_command(context.args, "d2v sweep")
+
+
+@app.command(context_settings=_PASS_ON, help="Decode subsets with a speech model (d2v infer --help).")
+def infer(context: typer.Context) -> None:
+    """All arguments go to the parser that ``experiments/infer.py`` shares."""
+    infer_command(context.args, "d2v infer")
 
 
 @config_app.command("show", context_settings=_PASS_ON, help="Show a resolved recipe: d2v config show NAME.")
@@ -108,6 +119,13 @@ def sweep_command(arguments: Sequence[str], prog: str, default: str | None = Non
     sweep_main(arguments, prog, default)
 
 
+def infer_command(arguments: Sequence[str], prog: str) -> None:
+    """``d2v infer`` and ``experiments/infer.py``."""
+    from .inference.command import infer_command as decode
+
+    decode(arguments, prog)
+
+
 def run(command: Callable[[], object]) -> None:
     """Run a command; a user's mistake is its message alone and exit code 2.
 
@@ -117,7 +135,7 @@ def run(command: Callable[[], object]) -> None:
     try:
         command()
     except Data2VecError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(redact_text(f"error: {error}\n"))
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same platform.run_name resumes the run\n")
@@ -127,6 +145,7 @@ def run(command: Callable[[], object]) -> None:
 def configure_logging() -> None:
     """Our own lines on standard error, other libraries only from warnings on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    redact_logs()
     level = os.environ.get("D2V_LOG_LEVEL", "INFO").upper()
     for name in ("data2vec", "d2v_platform"):
         logging.getLogger(name).setLevel(level)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from data2vec.errors import Data2VecError
 
-HomeFolder = Literal["runs", "sweeps", "queue", "cache", "mlflow", "reports"]
+HomeFolder = Literal["runs", "sweeps", "queue", "cache", "mlflow", "reports", "inference"]
 _SQLITE = "sqlite:///"
 
 

@@ -10,7 +10,7 @@ from data2vec.errors import ConfigError, Data2VecError, Problem, nearest_names
 
 from . import compat
 
-NOT_RECIPES = ("sweep", "platform")  # folders of the tree that hold other things than recipes
+NOT_RECIPES = ("sweep", "platform", "infer")  # folders of the tree that hold other things than recipes
 
 
 @dataclass(frozen=True, kw_only=True)

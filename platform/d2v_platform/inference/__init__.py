@@ -1,0 +1,1 @@
+"""Using speech models on data sets and recordings: decoding, error rates, transcripts."""

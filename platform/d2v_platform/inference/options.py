@@ -1,0 +1,245 @@
+"""The options of ``experiments/infer.py``: the reference's groups and names, read strictly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from data2vec.ctc_decoding import BeamOptions
+from data2vec.errors import ConfigError, DataError, Problem
+from data2vec.typed import build
+
+from ..recipe.groups import MISSING
+from ..recipe.locate import config_root
+from ..recipe.overrides import parse_overrides
+from ..recipe.schema import split_names
+
+# Accepted without effect, with the reason that is told once.
+_IGNORED = {
+    "common": "devices and logs are the platform's",
+    "distributed_training": "platform.num_workers decides",
+    "bmuf": "nothing is trained", "optimization": "nothing is trained", "checkpoint": "nothing is trained",
+    "hydra": "results lie in common_eval.results_path",
+}  # fmt: skip
+_IGNORED_FIELDS = {
+    "common_eval.quiet": "utterances are in the table", "common_eval.post_process": "follows from the model",
+    "common_eval.model_overrides": "a stored model carries its own configuration",
+    "dataset.required_batch_size_multiple": "no utterance is ever dropped",
+    "dataset.num_workers": "each worker reads its own utterances", "task._name": "",
+    "task.normalize": "the model knows how its audio was normalised", "decoding._name": "",
+    "decoding.unique_wer_file": "every subset has its own folder",
+}  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class TaskOptions:
+    """Where utterances and labels are."""
+
+    data: str = MISSING  # folder with <subset>.tsv and, for error rates, <subset>.<labels>
+    labels: str | None = "ltr"  # extension of the label files; null = none
+    max_sample_size: int | None = None  # longer recordings are refused
+    min_sample_size: int | None = None  # shorter utterances are left out
+
+
+@dataclass(kw_only=True)
+class DatasetOptions:
+    """Which subsets, in batches of which size."""
+
+    gen_subset: str = "test"  # subsets, separated by commas
+    max_tokens: int = 3_000_000  # samples of audio in a batch
+    batch_size: int | None = None  # utterances in a batch
+
+
+@dataclass(kw_only=True)
+class DecodingOptions:
+    """The search for words."""
+
+    type: Literal["viterbi", "kenlm", "fairseqlm"] = "viterbi"  # greedy, or with a language model
+    nbest: int = 1  # hypotheses kept an utterance
+    unitlm: bool = False  # language model over letters instead of words
+    lmpath: str | None = None  # ARPA text or KenLM binary
+    lexicon: str | None = None  # WORD<TAB>W O R D | a line
+    beam: int = 50  # hypotheses kept a frame
+    beamthreshold: float = 50.0  # worse ones than the best by more are dropped
+    beamsizetoken: int | None = None  # symbols tried a frame; null = all
+    wordscore: float = -1.0  # added for each word
+    unkweight: float = -math.inf  # of an unknown word
+    silweight: float = 0.0  # added for each word delimiter
+    lmweight: float = 2.0  # of the language model
+
+
+@dataclass(kw_only=True)
+class EvaluationOptions:
+    """The model and where results go."""
+
+    path: str = MISSING  # any model name
+    results_path: str | None = None  # folder; null = under D2V_HOME/inference
+
+
+@dataclass(kw_only=True)
+class WorkerOptions:
+    """Where it runs."""
+
+    num_workers: int = 0  # Ray workers; 0 = this process
+    worst: int = 50  # utterances in the HTML report
+
+
+@dataclass(kw_only=True)
+class InferOptions:
+    """Everything that one call of ``infer`` is made of."""
+
+    task: TaskOptions = field(default_factory=TaskOptions)
+    dataset: DatasetOptions = field(default_factory=DatasetOptions)
+    decoding: DecodingOptions = field(default_factory=DecodingOptions)
+    common_eval: EvaluationOptions = field(default_factory=EvaluationOptions)
+    platform: WorkerOptions = field(default_factory=WorkerOptions)
+
+    def subsets(self) -> list[str]:
+        """Names of the subsets."""
+        return split_names(self.dataset.gen_subset)
+
+    def beam_options(self) -> BeamOptions:
+        """The decoder's numbers."""
+        d = self.decoding
+        return BeamOptions(
+            beam=d.beam,
+            beam_threshold=d.beamthreshold,
+            beam_size_token=d.beamsizetoken,
+            lm_weight=d.lmweight,
+            word_score=d.wordscore,
+            sil_weight=d.silweight,
+            unk_weight=d.unkweight,
+            nbest=d.nbest,
+        )
+
+    def check(self) -> None:
+        """Raise :class:`ConfigError` with all problems."""
+        found: list[Problem] = []
+        d = self.decoding
+        for name, value in (("task.data", self.task.data), ("common_eval.path", self.common_eval.path)):
+            if value == MISSING:
+                found.append(Problem(name, value, f"is required; give {name}=..."))
+        if not self.subsets():
+            found.append(Problem("dataset.gen_subset", self.dataset.gen_subset, "names no subset"))
+        if self.dataset.max_tokens < 1:
+            found.append(Problem("dataset.max_tokens", self.dataset.max_tokens, "must be > 0"))
+        if self.platform.num_workers < 0:
+            found.append(Problem("platform.num_workers", self.platform.num_workers, "must be >= 0"))
+        if d.type == "fairseqlm":
+            rule = "transformer language models are not built yet; use kenlm with an n-gram model"
+            found.append(Problem("decoding.type", d.type, rule))
+        if d.type == "kenlm":
+            if d.lmpath is None:
+                found.append(Problem("decoding.lmpath", None, "is required with decoding.type=kenlm"))
+            if d.lexicon is None and not d.unitlm:
+                rule = "is required with decoding.type=kenlm, or set decoding.unitlm=true"
+                found.append(Problem("decoding.lexicon", None, rule))
+        for name in ("lmpath", "lexicon"):
+            path = getattr(d, name)
+            if path is not None and not Path(path).is_file():
+                found.append(Problem(f"decoding.{name}", path, "no such file"))
+        try:
+            self.beam_options().check()
+        except ConfigError as error:
+            found += error.problems
+        if found:
+            raise ConfigError(found, "the inference")
+
+
+def read_options(arguments: Sequence[str]) -> tuple[InferOptions, list[str]]:
+    """Options from a command line in the reference's form, and notes on what has no effect.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    name, folder, overrides = _split(arguments)
+    path = _file(name, folder)
+    problems: list[Problem] = []
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise DataError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    values: dict[str, Any] = {}
+    notes: dict[str, str] = {}
+    for key, value in [*_leaves(tree), *_assignments(overrides, problems)]:
+        group, _, rest = key.partition(".")
+        if group in _IGNORED:
+            notes[key] = _IGNORED[group]
+        elif key in _IGNORED_FIELDS or (not rest and group in ("task", "decoding")):
+            if _IGNORED_FIELDS.get(key):
+                notes[key] = _IGNORED_FIELDS[key]
+        else:
+            _put(values, key.split("."), value)
+    _numbers(values)
+    options = build(InferOptions, values, problems=problems)
+    if problems:
+        raise ConfigError(problems, "the inference")
+    options.check()
+    return options, [f"{key}: no effect here; {reason}" for key, reason in notes.items()]
+
+
+def _numbers(values: dict[str, Any]) -> None:
+    """``-inf`` comes as text from YAML and from the command line."""
+    decoding = values.get("decoding")
+    if isinstance(decoding, dict) and isinstance(decoding.get("unkweight"), str):
+        try:
+            decoding["unkweight"] = float(decoding["unkweight"])
+        except ValueError:
+            return
+
+
+def _split(arguments: Sequence[str]) -> tuple[str, str | None, list[str]]:
+    name, folder, overrides = "infer", None, []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if word in ("-m", "--multirun"):
+            continue  # subsets with commas need no multirun here
+        option, equals, value = word.partition("=")
+        if option in ("--config-dir", "--config-name", "-cd", "-cn"):
+            value = value if equals else (words.pop(0) if words else "")
+            if option in ("--config-dir", "-cd"):
+                folder = value
+            else:
+                name = value
+        else:
+            overrides.append(word)
+    return name, folder, overrides
+
+
+def _file(name: str, folder: str | None) -> Path:
+    """A file of the given folder, or ours where the reference's folder does not exist."""
+    short = name.removesuffix(".yaml")
+    candidates = [Path(folder) / f"{short}.yaml"] if folder else []
+    candidates.append(config_root() / f"{short}.yaml")
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise ConfigError(
+        [Problem("--config-name", name, f"no such file in {candidates[0].parent}")], "the inference"
+    )
+
+
+def _assignments(overrides: Sequence[str], problems: list[Problem]) -> list[tuple[str, Any]]:
+    return [
+        (override.key, override.value)
+        for override in parse_overrides(overrides, False, problems)
+        if override.action == "set"
+    ]
+
+
+def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        return [leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}{key}.")]
+    return [(prefix.rstrip("."), node)]
+
+
+def _put(tree: dict[str, Any], parts: list[str], value: Any) -> None:
+    for part in parts[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[parts[-1]] = value
