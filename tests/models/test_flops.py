@@ -18,6 +18,10 @@ from data2vec.flops import StepShape, Storage, finetuning_step, pretraining_step
 from data2vec.heads import SentenceClassifier
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.transformer import recompute_activations
+from data2vec.typed import build as build_config
+from data2vec.v1.sizes import as_multi
+from data2vec.v1.text import Data2VecTextPretraining
+from data2vec.v1.text_config import Data2VecTextConfig
 
 NEAR = pytest.approx(1.0, abs=0.15)  # the bound
 VOCAB = 100
@@ -248,3 +252,22 @@ def test_recomputed_activations_give_equal_losses_and_gradients() -> None:
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+def test_a_first_generation_model_is_priced_by_its_sizes() -> None:
+    transformer = {"encoder": {"embed_dim": 64, "ffn_embed_dim": 256, "layers": 3, "attention_heads": 4,
+                               "learned_pos": True}, "max_source_positions": 128,
+                   "attention_dropout": 0.1, "layernorm_embedding": True}  # fmt: skip
+    config = build_config(
+        Data2VecTextConfig, {"transformer": transformer, "head_layers": 2, "average_top_k_layers": 3}
+    )
+    model = Data2VecTextPretraining(config, vocab_size=VOCAB).train()
+    sizes = as_multi(config)
+    assert sizes is not None
+    shape = StepShape(samples=4, positions=96, kept=96)
+    planned = pretraining_step(sizes, shape, vocab_size=VOCAB)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randint(4, VOCAB - 1, (4, 96)), update=1).loss.backward()
+    assert planned.flops / counter.get_total_flops() == NEAR
+    own = sum(p.numel() for p in model.student.parameters())
+    assert planned.parameters / own == pytest.approx(1.0, abs=0.02)

@@ -108,9 +108,9 @@ def test_activation_checkpointing_is_named_where_it_is_enough() -> None:
 
 def test_fewer_workers_share_a_machine() -> None:
     recipe = base("platform.num_workers=4")
-    made = planned(recipe, limit_bytes=None)
     device = dataclasses.replace(GPUS["h100"], name="cpu", rates={"fp32": 1e11})
-    made = planned(recipe, device=device, count=4, limit_bytes=10e9, workers_per_node=4)
+    share = 0.6 * planned(recipe, device=device, count=4).memory_bytes
+    made = planned(recipe, device=device, count=4, limit_bytes=share, workers_per_node=4)
     with pytest.raises(ConfigError, match=r"platform\.num_workers=2 \("):
         made.refuse_if_too_large()
 
@@ -176,3 +176,17 @@ def test_recomputed_activations_train_equally(tiny_recipe: dict[str, Any], tmp_p
         curves.append(curve.losses)
     assert curves[0] == curves[1]
     assert len(curves[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("v2/base_text_only_task", 152.961792), ("v2/large_text_only_task", 385.379584),
+     ("v2/base_images_only_task", 88.383744), ("v2/large_images_only_task", 309.26848),
+     ("v2/huge_images14_only_task", 637.403392), ("v2/base_audio_only_task", 93.783308),
+     ("v2/large_audio_only_task", 315.184144)],
+)  # fmt: skip
+def test_plans_of_the_published_recipes(name: str, millions: float) -> None:
+    recipe = compose(name, ["task.data=/not/there"]).recipe
+    made = planned(recipe, count=recipe.micro_batches(1), limit_bytes=80e9)
+    assert made.cost.parameters / 1e6 == pytest.approx(millions, abs=1e-6)  # spec: data2vec 2.0, section 14
+    assert made.fits and made.updates == recipe.optimization.max_update

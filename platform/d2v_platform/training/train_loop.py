@@ -202,6 +202,7 @@ class TrainingLoop:
             (result.loss * self.loss_scale.scale).backward()
             sums.add(result.scalars, result.moments)
             self.watch.add(result.stages)
+        task.watching = False
         reduce_gradients(self.parameters, self.worker.device)
         sums.vector = reduce_vector(sums.vector, self.worker.device)
         divisor = sums["sample_size"] * self.loss_scale.scale

@@ -27,10 +27,11 @@ from data2vec.conv_spec import frame_count, parse_conv_layers
 from data2vec.data.dictionary import Dictionary
 from data2vec.errors import Data2VecError
 from data2vec.flops import StepCost, StepShape, Storage, finetuning_step, pretraining_step
-from data2vec.pretraining import Data2VecPretraining
-from data2vec.student import Data2VecMulti
+from data2vec.v1.sizes import as_multi
 
+from ..recipe.audio_components import AudioPretrainingTask
 from ..recipe.components import MaskedLMTask, SentencePredictionTask
+from ..recipe.image_components import ImageClassificationData, ImagePretraining
 from ..recipe.schema import Recipe
 
 PUBLISHED_VOCABULARY = 50265  # of the released text models; where the data's dictionary cannot be read
@@ -49,6 +50,7 @@ class Workload:
         sizes: (samples, length) of the epoch's micro-batches, with how often each was seen.
         epoch_micro_batches: micro-batches of an epoch; ``None`` if the data was not read.
         dataset: the opened training data, ``None`` if it was not read.
+        sees_all: the student sees masked positions too, as embeddings (data2vec 1).
     """
 
     recipe: Recipe
@@ -58,6 +60,7 @@ class Workload:
     sizes: Counter[tuple[int, int]]
     epoch_micro_batches: int | None
     dataset: Any = None
+    sees_all: bool = False
 
     def under(self, recipe: Recipe) -> Workload:
         """The same model and data under another recipe."""
@@ -73,13 +76,13 @@ class Workload:
         elif isinstance(modality, AudioModalityConfig):
             raw = length
             positions = max(frame_count(parse_conv_layers(modality.feature_encoder_spec), raw), 1)
-        kept = positions
-        if self.pretraining:
+        kept, clones = positions, 1
+        if self.pretraining and not self.sees_all:
+            clones = config.clone_batch
             visible = int(positions * (1.0 - modality.mask_prob))
             if isinstance(modality, AudioModalityConfig) and not modality.inverse_mask:
                 visible = positions - int(positions * modality.mask_prob)
             kept = visible + round((positions - visible) * modality.keep_masked_pct)
-        clones = config.clone_batch if self.pretraining else 1
         return StepShape(samples=samples, positions=positions, kept=max(kept, 1), clones=clones, raw=raw)
 
     def cost(self, size: tuple[int, int], storage: Storage, accumulates: bool) -> StepCost:
@@ -119,21 +122,28 @@ def make_workload(recipe: Recipe, pretrained: Path | None) -> Workload | None:
         ``None`` for a model whose cost is not described here.
     """
     dataset = training_data(recipe)
-    if isinstance(recipe.model, Data2VecMultiConfig):
-        config, vocabulary = recipe.model, 0
-        if config.modality_name == "TEXT":
-            vocabulary = _vocabulary(recipe, dataset)
+    own = as_multi(recipe.model)
+    if own is not None:
+        config, vocabulary = own, _vocabulary(recipe, dataset) if own.modality_name == "TEXT" else 0
     else:
         if pretrained is None:
             return None
         artifact = read_artifact(pretrained)
-        config = artifact.model_config
-        if not isinstance(config, Data2VecMultiConfig):
+        found = as_multi(artifact.model_config)
+        if found is None:
             return None
-        vocabulary = artifact.vocab_size if config.modality_name == "TEXT" else 0
-    pretraining = isinstance(recipe.model, Data2VecMultiConfig)
+        config, vocabulary = found, artifact.vocab_size if found.modality_name == "TEXT" else 0
     sizes, count = _sizes(recipe, config, dataset)
-    return Workload(recipe, config, vocabulary, pretraining, sizes, count, dataset)
+    return Workload(
+        recipe=recipe,
+        config=config,
+        vocab_size=vocabulary,
+        pretraining=own is not None,
+        sizes=sizes,
+        epoch_micro_batches=count,
+        dataset=dataset,
+        sees_all=own is not None and own is not recipe.model,
+    )
 
 
 def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float] | None:
@@ -141,17 +151,19 @@ def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float
 
     Work that activation checkpointing does twice counts once. ``None`` for a model that we cannot price.
     """
-    network = next((part for part in module.modules() if isinstance(part, Data2VecMulti)), None)
-    if network is None:
+    networks = [found for part in module.modules() if (found := as_multi(getattr(part, "config", None)))]
+    if not networks:
         return None
+    pretraining = hasattr(module, "teacher")
     once = dataclasses.replace(recipe.platform, checkpoint_activations=False)
     workload = Workload(
         recipe=dataclasses.replace(recipe, platform=once),
-        config=network.config,
+        config=networks[0],
         vocab_size=0,
-        pretraining=isinstance(module, Data2VecPretraining),
+        pretraining=pretraining,
         sizes=Counter(),
         epoch_micro_batches=None,
+        sees_all=not isinstance(recipe.model, Data2VecMultiConfig),
     )
 
     @functools.cache
@@ -163,13 +175,18 @@ def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float
 
 def training_data(recipe: Recipe) -> Any:
     """The opened training subset, or ``None`` where it cannot be read (training says why)."""
-    from ..tasks import sentence_prediction, text_pretraining
+    from ..tasks import audio_pretraining, image_data, sentence_prediction, text_pretraining
 
+    task, subset = recipe.task, recipe.dataset.train_subset
     try:
-        if isinstance(recipe.task, MaskedLMTask):
-            return text_pretraining.open_subset(recipe, recipe.dataset.train_subset)
-        if isinstance(recipe.task, SentencePredictionTask):
-            return sentence_prediction.open_subset(recipe, recipe.dataset.train_subset)
+        if isinstance(task, MaskedLMTask):
+            return text_pretraining.open_subset(recipe, subset)
+        if isinstance(task, SentencePredictionTask):
+            return sentence_prediction.open_subset(recipe, subset)
+        if isinstance(task, AudioPretrainingTask):
+            return audio_pretraining.open_subset(recipe, subset)
+        if isinstance(task, ImagePretraining | ImageClassificationData):
+            return image_data.open_subset(recipe, subset, training=True, augmented=False)
     except (Data2VecError, OSError):
         return None
     return None
