@@ -186,9 +186,9 @@ class ShardSource:
         self.classes: list[str] = []
         self.labels = np.full(len(rows), -1)
         if labelled:
-            self.classes = _class_names(self.shards[0].parent, [x for x in raw_labels if x is not None])
-            ids = {name: index for index, name in enumerate(self.classes)}
-            self.labels = np.array([_class_id(x or "", ids, len(self.classes)) for x in raw_labels])
+            found = [label or "" for label in raw_labels]
+            self.classes = _class_names(self.shards[0].parent, found)
+            self.labels = _class_ids(found, self.classes)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -274,12 +274,20 @@ def _class_names(folder: Path, labels: Sequence[str]) -> list[str]:
     return sorted(set(labels))
 
 
-def _class_id(label: str, ids: dict[str, int], count: int) -> int:
-    if label in ids:
-        return ids[label]
-    if label.isdecimal() and int(label) < count:
-        return int(label)
-    raise DataError(f"class {label!r} of a shard is not among the {count} classes of its {INDEX_NAME}")
+def _class_ids(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Ids of labels: numbers if all of them are, else class names."""
+    if all(label.isdecimal() for label in labels):
+        numbers = np.array([int(label) for label in labels], dtype=np.int64)
+        if len(numbers) and numbers.max() >= len(classes):
+            raise DataError(
+                f"class {numbers.max()} of a shard is not among the {len(classes)} of {INDEX_NAME}"
+            )
+        return numbers
+    ids = {name: index for index, name in enumerate(classes)}
+    unknown = sorted({label for label in labels if label not in ids})
+    if unknown:
+        raise DataError(f"class {unknown[0]!r} of a shard is not among the {len(classes)} of {INDEX_NAME}")
+    return np.array([ids[label] for label in labels], dtype=np.int64)
 
 
 def _walk(folder: Path) -> list[tuple[str, int]]:

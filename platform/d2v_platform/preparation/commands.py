@@ -16,6 +16,7 @@ from data2vec.errors import DataError
 from .audio_commands import audio_labels, audio_manifest
 from .download import Downloaded, download, download_text, file_name
 from .glue import prepare_glue
+from .image_commands import images
 from .text import TextOptions, TextReport, prepare_text
 
 __all__ = ["Downloaded", "TextOptions", "TextReport", "app", "download", "prepare_glue", "prepare_text"]
@@ -23,6 +24,7 @@ __all__ = ["Downloaded", "TextOptions", "TextReport", "app", "download", "prepar
 app = typer.Typer(no_args_is_help=True, help="Turn raw data into folders for task.data.")
 app.command("audio-manifest")(audio_manifest)
 app.command("audio-labels")(audio_labels)
+app.command("images")(images)
 
 Dest = Annotated[Path, typer.Option("--dest", help="Folder to write.")]
 Dict = Annotated[Path | None, typer.Option("--dict", help="dict.txt to use; needed for released models.")]

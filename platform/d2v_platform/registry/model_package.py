@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import data2vec
 
 from ..tracking.mlflow_access import configure_environment
-from .audio_models import ENTRY, audio_signature, is_audio
+from . import audio_models, image_models
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -79,7 +79,7 @@ def package_model(
         source = Path(shutil.copytree(folder, Path(place) / MODEL_FOLDER, copy_function=_link_or_copy))
         mlflow.pyfunc.save_model(
             str(destination),
-            python_model=str(Path(__file__).with_name(ENTRY if is_audio(config) else "pyfunc_entry.py")),
+            python_model=str(Path(__file__).with_name(_entry(config))),
             artifacts={MODEL_FOLDER: str(source)},
             code_paths=[str(Path(data2vec.__file__).parent)],
             mlflow_model=Model(run_id=run_id, model_id=model_id),
@@ -94,10 +94,19 @@ def package_model(
     return destination
 
 
+def _entry(config: Mapping[str, Any]) -> str:
+    """The file that MLflow runs for models of this modality."""
+    if audio_models.is_audio(config):
+        return audio_models.ENTRY
+    return image_models.ENTRY if image_models.is_image(config) else "pyfunc_entry.py"
+
+
 def signature(config: Mapping[str, Any]) -> ModelSignature:
     """Input columns, params with the defaults of the model's kind, and output columns."""
-    if is_audio(config):
-        return audio_signature(config)
+    if audio_models.is_audio(config):
+        return audio_models.audio_signature(config)
+    if image_models.is_image(config):
+        return image_models.image_signature(config)
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
     from mlflow.types.schema import Array

@@ -7,6 +7,7 @@ no pickle; only what the version itself carries and installed libraries.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -41,6 +42,7 @@ def record_check(folder: Path | str, model: Any = None, texts: tuple[str, ...] =
 
         model = data2vec.load(folder)
     # Not at the top: this file also runs as a script, without its package.
+    from . import image_models
     from .audio_models import check_outputs, check_recordings, is_audio
 
     path = folder / CHECK_FILE
@@ -48,6 +50,14 @@ def record_check(folder: Path | str, model: Any = None, texts: tuple[str, ...] =
         output, expected = check_outputs(model)
         content: dict[str, Any] = {
             "format": FORMAT, "output": output, "audio": check_recordings(), "expected": expected,
+            "rtol": _RTOL, "atol": _ATOL,
+        }  # fmt: skip
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        return path
+    if image_models.is_image(model.config):
+        output, expected = image_models.check_outputs(model)
+        content = {
+            "format": FORMAT, "output": output, "files": image_models.check_images(), "expected": expected,
             "rtol": _RTOL, "atol": _ATOL,
         }  # fmt: skip
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -113,7 +123,10 @@ def _compare(package: str, check_path: str) -> str | None:
     check = json.loads(Path(check_path).read_text(encoding="utf-8"))
     model = mlflow.pyfunc.load_model(package)
     name = "audio" if "audio" in check else "text"
-    inputs = pd.DataFrame({name: check["audio" if "audio" in check else "texts"]})
+    if "files" in check:
+        inputs = pd.DataFrame({"file": [base64.b64decode(text) for text in check["files"]]})
+    else:
+        inputs = pd.DataFrame({name: check["audio" if "audio" in check else "texts"]})
     table = model.predict(inputs, params={"output": check["output"]})
     if check["output"] == "emissions":
         got = np.array([np.array(rows).ravel().tolist() for rows in table["emissions"]])

@@ -1,0 +1,209 @@
+"""Image folders to tar shards in the WebDataset layout: verified, shuffled once, resumable.
+
+Each shard is a function of its list of images alone, is written beside and renamed, and has a record of what
+went into it; a second run skips shards whose record fits. An index with class names and counts comes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data2vec.data.batching import permutation
+from data2vec.data.image_files import UnreadableImageError, read_image
+from data2vec.data.image_sources import INDEX_NAME, FolderSource
+from data2vec.errors import DataError
+
+BAD_NAME = "bad_images.tsv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """How folders become shards."""
+
+    images_per_shard: int = 1000
+    resize: int | None = None  # make the shorter side this long where it is longer; null = keep the files
+    seed: int = 1  # of the order of images
+    unlabelled: bool = False  # images at any depth, without classes
+    strict: bool = False  # stop if an image cannot be read
+    workers: int | None = None  # processes; default: all cores
+
+
+@dataclass
+class SplitReport:
+    """What became of one subset."""
+
+    images: int = 0
+    shards: int = 0
+    reused: int = 0  # shards of an earlier run
+    bad: list[tuple[str, str]] = field(default_factory=list)  # path and reason
+    odd: dict[str, int] = field(default_factory=dict)  # images by oddity; they are kept
+
+
+@dataclass(frozen=True)
+class _Job:
+    path: str
+    record: str
+    key: str
+    files: list[tuple[int, str, int]]  # number, path, class id
+    resize: int | None
+
+
+def prepare_images(
+    root: Path, dest: Path, splits: Sequence[str], options: ImageOptions, console: Console
+) -> dict[str, SplitReport]:
+    """Write ``<dest>/<split>/<split>-000000.tar`` ... and ``<dest>/index.json``.
+
+    Args:
+        root: holds ``<split>/<class>/...``.
+        dest: made if missing.
+        splits: subsets; empty: all of train, val, test that are there.
+        options: see there.
+        console: shows progress.
+
+    Raises:
+        DataError: a folder is missing or empty, classes differ, or (strict) an image is unreadable.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    names = list(splits) or [name for name in ("train", "val", "valid", "test") if (root / name).is_dir()]
+    missing = [name for name in names if not (root / name).is_dir()]
+    if missing or not names:
+        have = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())[:8]) or "none"
+        raise DataError(f"{root} has no folder {(missing or ['train'])[0]!r} (subfolders: {have})")
+    sources = {name: FolderSource(root / name, labelled=not options.unlabelled) for name in names}
+    classes = sources[names[0]].classes
+    for name, source in sources.items():
+        if source.classes != classes:
+            differ = sorted(set(source.classes) ^ set(classes))
+            raise DataError(f"{root}: {name} has other classes than {names[0]}, such as {differ[0]!r}")
+    reports = {
+        name: _split(root / name, name, source, dest, options, console) for name, source in sources.items()
+    }
+    bad = [(name, path, reason) for name, report in reports.items() for path, reason in report.bad]
+    dest.mkdir(parents=True, exist_ok=True)
+    _write(dest / BAD_NAME, "".join(f"{split}\t{path}\t{reason}\n" for split, path, reason in bad))
+    if bad and options.strict:
+        raise DataError(f"{len(bad)} images cannot be read, listed in {dest / BAD_NAME} (--strict)")
+    index = {
+        "classes": classes,
+        "splits": {name: {"images": r.images, "shards": r.shards} for name, r in reports.items()},
+    }
+    _write(dest / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+    return reports
+
+
+def _split(
+    folder: Path, name: str, source: FolderSource, dest: Path, options: ImageOptions, console: Console
+) -> SplitReport:
+    place = dest / name
+    place.mkdir(parents=True, exist_ok=True)
+    order = permutation(len(source), "shards", options.seed).tolist()
+    rows = [
+        (number, str(folder / source.name(at)), int(source.labels[at])) for number, at in enumerate(order)
+    ]
+    size = options.images_per_shard
+    jobs = [_job(place, name, i // size, rows[i : i + size], options) for i in range(0, len(rows), size)]
+    for stale in set(place.glob(f"{name}-*.tar")) - {Path(job.path) for job in jobs}:
+        stale.unlink()  # of an earlier run with other settings: it would be read as data
+    report = SplitReport(shards=len(jobs))
+    columns = (TextColumn(f"{name}: shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    workers = min(options.workers or os.cpu_count() or 1, len(jobs))
+    with (
+        Progress(*columns, console=console) as progress,
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+    ):
+        task = progress.add_task(name, total=len(jobs))
+        for record in pool.map(_make_shard, jobs):
+            report.images += record["images"]
+            report.reused += record["reused"]
+            report.bad += [(path, reason) for path, reason in record["bad"]]
+            for kind, count in record["odd"].items():
+                report.odd[kind] = report.odd.get(kind, 0) + count
+            progress.advance(task)
+    return report
+
+
+def _job(
+    place: Path, name: str, number: int, rows: list[tuple[int, str, int]], options: ImageOptions
+) -> _Job:
+    path = place / f"{name}-{number:06d}.tar"
+    digest = hashlib.sha256(json.dumps([rows, options.resize]).encode())
+    return _Job(str(path), str(place / f".{path.stem}.json"), digest.hexdigest(), rows, options.resize)
+
+
+def _make_shard(job: _Job) -> dict[str, Any]:
+    """Write one shard, or find it written; returns its record."""
+    record_path, path = Path(job.record), Path(job.path)
+    if record_path.is_file() and path.is_file():
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+        if record.get("key") == job.key and record.get("bytes") == path.stat().st_size:
+            return record | {"reused": 1}
+    record: dict[str, Any] = {"key": job.key, "images": 0, "bad": [], "odd": {}}
+    beside = path.with_suffix(f".{os.getpid()}.tmp")
+    with tarfile.open(beside, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, file, label in job.files:
+            try:
+                data = Path(file).read_bytes()
+                image, oddity = read_image(data)
+            except (UnreadableImageError, OSError) as error:
+                record["bad"].append([file, str(error)])
+                continue
+            if oddity is not None:
+                record["odd"][oddity] = record["odd"].get(oddity, 0) + 1
+            extension = Path(file).suffix.lower()
+            if job.resize is not None and min(image.size) > job.resize:
+                data, extension = _resized(image, job.resize), ".jpg"
+            _add(tar, f"{number:09d}{extension}", data)
+            if label >= 0:
+                _add(tar, f"{number:09d}.cls", str(label).encode())
+            record["images"] += 1
+    beside.replace(path)
+    record["bytes"] = path.stat().st_size
+    _write(record_path, json.dumps(record) + "\n")
+    return record | {"reused": 0}
+
+
+def _resized(image: Any, side: int) -> bytes:
+    scale = side / min(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    buffer = io.BytesIO()
+    image.resize(size, resample=3).save(buffer, format="JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # no times or owners: the same images give the same bytes
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def summary(reports: Mapping[str, SplitReport], dest: Path) -> list[str]:
+    """Lines for the terminal."""
+    lines = []
+    for name, report in reports.items():
+        reused = f", {report.reused} of them from an earlier run" if report.reused else ""
+        lines.append(f"{name}: {report.images:,} images in {report.shards} shards{reused}")
+        lines += [f"  {count} {kind}" for kind, count in report.odd.items()]
+        if report.bad:
+            lines.append(f"  {len(report.bad)} unreadable, left out: see {dest / BAD_NAME}")
+            lines += [f"    {path}: {reason}" for path, reason in report.bad[:5]]
+    return lines

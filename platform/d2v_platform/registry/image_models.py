@@ -1,0 +1,72 @@
+"""What the registry needs to know about image models: signature, and the inputs of the reload check."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+ENTRY = "pyfunc_image_entry.py"
+
+
+def is_image(config: Mapping[str, Any]) -> bool:
+    """Whether a model folder's ``config.json`` is of an image model."""
+    return config.get("family") == "data2vec_vision" or config["model"].get("supported_modality") == "IMAGE"
+
+
+def image_signature(config: Mapping[str, Any]) -> ModelSignature:
+    """Columns of images, params with the defaults of the model's kind, and output columns."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    inputs = Schema(
+        [
+            ColSpec(DataType.binary, "file", required=False),
+            ColSpec(Array(Array(Array(DataType.long))), "image", required=False),
+        ]
+    )
+    classifier = config["kind"] == "image_classifier"
+    params = ParamSchema(
+        [
+            ParamSpec("output", DataType.string, "scores" if classifier else "embedding"),
+            ParamSpec("pooling", DataType.string, "mean"),
+            ParamSpec("layer", DataType.long, -1),
+        ]
+    )
+    outputs: list[Any] = [ColSpec(Array(DataType.double), "embedding")]
+    if classifier:
+        labels = [str(label) for label in config["task"].get("labels", [])]
+        outputs = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")]
+        outputs += [ColSpec(DataType.double, f"score_{label}") for label in labels]
+    return ModelSignature(inputs=inputs, outputs=Schema(outputs), params=params)
+
+
+def check_images() -> list[str]:
+    """Two small pictures as base64 of PNG files, the same on every machine: waves, and a checked square."""
+    from PIL import Image
+
+    y, x = np.mgrid[0:48, 0:64]
+    waves = np.stack([128 + 100 * np.sin(x / 5 + k) * np.cos(y / (4 + k)) for k in range(3)], axis=-1)
+    checks = np.where(((x // 8 + y // 8) % 2)[..., None] > 0, [220, 40, 90], [15, 160, 200])
+    encoded = []
+    for picture in (waves, checks):
+        buffer = io.BytesIO()
+        Image.fromarray(picture.astype(np.uint8)).save(buffer, format="PNG")
+        encoded.append(base64.b64encode(buffer.getvalue()).decode())
+    return encoded
+
+
+def check_outputs(model: Any) -> tuple[str, list[list[float]]]:
+    """What the reload check compares: class scores of a classifier, embeddings of another model."""
+    images = [base64.b64decode(text) for text in check_images()]
+    if model.config["kind"] == "image_classifier":
+        return "scores", model.classify(images)[1].tolist()
+    rows = model.embed(images, pooling="mean", layer=-1)
+    return "embedding", [row.astype(float).tolist() for row in rows]
