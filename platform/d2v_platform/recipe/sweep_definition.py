@@ -69,6 +69,19 @@ class Scheduler:
 
 
 @dataclass(kw_only=True)
+class Evaluate:
+    """What winners among speech models are decoded on, greedy and with a language model."""
+
+    subsets: list[str] = field(default_factory=list)  # below task.data; empty = the validation subsets
+    lexicon: str | None = None  # WORD<TAB>W O R D | a line
+    lmpath: str | None = None  # language model; null = greedy only
+    beam: int = 500  # hypotheses kept a frame
+    lmweight: float = 2.0  # of the language model
+    wordscore: float = -1.0  # added for each word
+    silweight: float = 0.0  # added for each word delimiter
+
+
+@dataclass(kw_only=True)
 class SweepDefinition:
     """The file in ``configs/sweep/``, typed."""
 
@@ -84,6 +97,7 @@ class SweepDefinition:
     test_files: bool = False  # write GLUE test-server files with the winners
     select: Select = field(default_factory=Select)
     register: Register = field(default_factory=Register)
+    evaluate: Evaluate = field(default_factory=Evaluate)
     resources_per_trial: Resources = field(default_factory=Resources)
     scheduler: Scheduler = field(default_factory=Scheduler)
 
@@ -255,6 +269,12 @@ def _definition_problems(d: SweepDefinition) -> Iterator[Problem]:
         yield Problem("register.name", d.register.name, f"needs {_PLACEHOLDER}: there are several tasks")
     if d.register.alias is not None and d.register.name is None:
         yield Problem("register.alias", d.register.alias, "needs register.name")
+    for name in ("lexicon", "lmpath"):
+        path = getattr(d.evaluate, name)
+        if path is not None and not Path(path).is_file():
+            yield Problem(f"evaluate.{name}", path, "no such file")
+    if d.evaluate.lmpath is not None and d.evaluate.lexicon is None:
+        yield Problem("evaluate.lexicon", None, "is required with evaluate.lmpath")
     if d.resources_per_trial.cpu <= 0:
         yield Problem("resources_per_trial.cpu", d.resources_per_trial.cpu, "must be > 0")
     if (d.resources_per_trial.gpu or 0) < 0:

@@ -30,6 +30,7 @@ from .preparation import prepare_trials
 from .results import ChildRun, Record, StoredTrial, task_of
 from .schedule import clock, ideal_seconds
 from .selection import GridPoint, by_task, choose, grid_points
+from .split_decoding import decode_winners
 from .submission import write_test_files
 from .sweep_folder import SweepFolder, folder_bytes, identity, refuse_changes, sweep_root
 from .table import ResultTable, SweepRow, protocol, result_table, trials_csv
@@ -196,6 +197,7 @@ class _Driver:
         table = result_table(points, records, floor, lines)
         paths = self._write_tables(table, records, points)
         winners = self._winners(table, floor, paths["summary.csv"])
+        paths |= decode_winners(self.sweep.definition.evaluate, table.choices, self.folder.root)
         archive = self._test_files(table)
         if archive is not None:
             paths[archive.name] = archive

@@ -13,11 +13,11 @@ from typing import Any
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from ..recipe.checks import metrics as reported_metrics
-from ..recipe.components import MaskedLMTask, Roberta, pretrained_field
+from ..recipe.components import Roberta, pretrained_field
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import Sweep, Trial
 from ..storage.cache import with_local_data
-from ..tasks import sentence_prediction, text_pretraining
+from ..tasks import open_subset
 from ..training.launch import code_version
 from ..training.preflight import ResolvedModels, preflight, resolve_models
 from .glue_data import RawGlue
@@ -153,7 +153,7 @@ def _data_key(recipe: Recipe, models: ResolvedModels) -> str:
 
 
 def _fingerprints(recipe: Recipe) -> dict[str, str]:
-    pretraining = isinstance(recipe.task, MaskedLMTask)
-    opened = text_pretraining.open_subset if pretraining else sentence_prediction.open_subset
-    subsets = [recipe.dataset.train_subset, *recipe.valid_subsets()]
-    return {subset: opened(recipe, subset).fingerprint() for subset in subsets}
+    return {
+        subset: open_subset(recipe, subset).fingerprint()
+        for subset in [recipe.dataset.train_subset, *recipe.valid_subsets()]
+    }

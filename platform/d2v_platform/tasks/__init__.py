@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..recipe.audio_components import AudioFinetuningTask, AudioPretrainingTask
 from ..recipe.components import MaskedLMTask
 from ..recipe.image_components import ImageClassificationData
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.schema import Recipe
+from . import audio_finetuning, audio_pretraining, image_data, sentence_prediction, text_pretraining
 from .audio_finetuning import AudioFinetuning
 from .audio_pretraining import AudioPretraining
 from .image_classification import ImageClassification
@@ -17,7 +19,7 @@ from .sentence_prediction import SentencePrediction
 from .task import MicroBatch, TrainingTask
 from .text_pretraining import TextPretraining
 
-__all__ = ["MicroBatch", "TrainingTask", "check_data", "make_task"]
+__all__ = ["MicroBatch", "TrainingTask", "check_data", "make_task", "open_subset"]
 
 
 def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:
@@ -38,6 +40,20 @@ def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:
     if isinstance(recipe.task, ImageClassificationData):
         return ImageClassification(recipe, model_folder)
     return SentencePrediction(recipe, model_folder)
+
+
+def open_subset(recipe: Recipe, subset: str) -> Any:
+    """The data set of one subset as a recipe asks for it, with its ``fingerprint()``; nothing is built."""
+    task, training = recipe.task, subset == recipe.dataset.train_subset
+    if isinstance(task, MaskedLMTask):
+        return text_pretraining.open_subset(recipe, subset)
+    if isinstance(task, AudioPretrainingTask):
+        return audio_pretraining.open_subset(recipe, subset)
+    if isinstance(task, AudioFinetuningTask):
+        return audio_finetuning.open_subset(recipe, subset, audio_finetuning.load_letters(task), None)
+    if isinstance(task, ImagePretrainingRecipe | ImageClassificationData):
+        return image_data.open_subset(recipe, subset, training=training, augmented=False)
+    return sentence_prediction.open_subset(recipe, subset)
 
 
 def check_data(recipe: Recipe, model_folder: Path | None) -> None:

@@ -1,0 +1,118 @@
+"""After a sweep of speech models: the winners decoded on every listed subset, greedy and with a language model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..inference.command import infer
+from ..inference.options import (
+    DatasetOptions,
+    DecodingOptions,
+    EvaluationOptions,
+    InferOptions,
+    TaskOptions,
+    WorkerOptions,
+)
+from ..recipe.audio_components import AudioFinetuningTask
+from ..recipe.sweep_definition import Evaluate
+from .selection import Choice
+
+logger = logging.getLogger(__name__)
+
+
+def decode_winners(
+    evaluate: Evaluate, choices: Mapping[str, Choice], folder: Path, num_workers: int = 0
+) -> dict[str, Path]:
+    """Decode the winner of each task and write ``decoding.csv`` and ``decoding.md``.
+
+    Args:
+        evaluate: subsets and language model.
+        choices: winners by task; others than CTC models are left alone.
+        folder: of the sweep.
+        num_workers: Ray workers of each decoding.
+
+    Returns:
+        Written files by name; empty if there is nothing to decode.
+    """
+    rows: list[dict[str, Any]] = []
+    for task, choice in choices.items():
+        recipe = choice.record.stored.trial.recipe
+        if not isinstance(recipe.task, AudioFinetuningTask):
+            continue
+        model = choice.record.model_folder
+        if model is None:
+            logger.warning("%s: the winner's weights are gone; it is not decoded", task)
+            continue
+        subsets = evaluate.subsets or recipe.valid_subsets()
+        row: dict[str, Any] = {
+            "task": task,
+            "trial": choice.record.stored.name,
+            "lr": choice.record.stored.lr,
+        }
+        for name, decoding in searches(evaluate).items():
+            options = InferOptions(
+                task=TaskOptions(data=recipe.task.data, labels=recipe.task.labels),
+                dataset=DatasetOptions(gen_subset=",".join(subsets)),
+                decoding=decoding,
+                common_eval=EvaluationOptions(
+                    path=str(model), results_path=str(folder / "decoding" / str(task) / name)
+                ),
+                platform=WorkerOptions(num_workers=num_workers),
+            )
+            options.check()
+            for subset, rate in infer(options).items():
+                row[f"{subset} {name}"] = None if rate is None else round(rate, 2)
+        rows.append(row)
+    if not rows:
+        return {}
+    paths = {"decoding.csv": folder / "decoding.csv", "decoding.md": folder / "decoding.md"}
+    paths["decoding.csv"].write_text(_csv(rows), encoding="utf-8")
+    paths["decoding.md"].write_text(_markdown(rows), encoding="utf-8")
+    for line in _markdown(rows).splitlines():
+        logger.info("%s", line)
+    return paths
+
+
+def searches(evaluate: Evaluate) -> dict[str, DecodingOptions]:
+    """Greedy decoding, and beam search where a language model is given."""
+    found = {"greedy": DecodingOptions()}
+    if evaluate.lmpath is not None:
+        found["LM"] = DecodingOptions(
+            type="kenlm",
+            lmpath=evaluate.lmpath,
+            lexicon=evaluate.lexicon,
+            beam=evaluate.beam,
+            lmweight=evaluate.lmweight,
+            wordscore=evaluate.wordscore,
+            silweight=evaluate.silweight,
+        )
+    return found
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, _columns(rows))
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    columns = _columns(rows)
+    cells = [["-" if row.get(c) is None else str(row[c]) for c in columns] for row in rows]
+    lines = [
+        "WER in percent, lower is better.",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+    ]
+    return "\n".join([*lines, *(f"| {' | '.join(line)} |" for line in cells), ""])
