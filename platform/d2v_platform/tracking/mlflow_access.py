@@ -30,6 +30,9 @@ _SETTINGS = {
     "MLFLOW_TRUNCATE_LONG_VALUES": "false",  # long values are ours to place, never MLflow's to cut
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # we retry ourselves; the default blocks for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # Artifacts through the server, not by signed links to its object store: often it alone can reach that.
+    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "GIT_PYTHON_REFRESH": "quiet",
