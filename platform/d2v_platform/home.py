@@ -80,9 +80,12 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def artifact_location(tracking_uri: str) -> str | None:
-    """Where a new experiment's artifacts go: beside the SQLite file, or ``None``: the server decides.
+    """Where a new experiment's artifacts go, or ``None``: the server decides.
 
-    Without this MLflow puts the artifacts of a SQLite backend into ``./mlruns`` of the working directory.
+    With SQLite that is MLflow's own variable ``MLFLOW_DEFAULT_ARTIFACT_ROOT`` (``s3://bucket/folder``), else
+    a folder beside the database; MLflow alone would use ``./mlruns`` of the working directory.
     """
     database = sqlite_path(tracking_uri)
-    return None if database is None else (database.parent / "artifacts").as_uri()
+    if database is None:
+        return None
+    return os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or (database.parent / "artifacts").as_uri()

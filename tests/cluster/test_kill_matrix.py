@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
 import random
 import signal
@@ -207,8 +208,8 @@ def test_mlflow_away_for_a_minute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uri, start, stop = mlflow_server
-    updates = 450
-    times = slowed(monkeypatch, 0.2)  # a minute and a half
+    updates = 200
+    times = slowed(monkeypatch, 0.45)  # a minute and a half
     file = write_recipe(
         tmp_path / "recipe", tiny_recipe, optimization={"max_update": updates},
         platform={"num_workers": 0, "tracking_uri": uri},
@@ -228,7 +229,7 @@ def test_mlflow_away_for_a_minute(
     result = launch_here(file, "patient")
     watcher.join()
     meanwhile = [t for t in times if away[0] < t < away[1]]
-    assert len(meanwhile) > 100, "training stood still"
+    assert len(meanwhile) > 20, "training stood still"
     assert max(b - a for a, b in itertools.pairwise(meanwhile)) < 15
     assert steps_of(result.run_id, uri) == dict.fromkeys(range(1, updates + 1), 1)
 
@@ -240,8 +241,9 @@ def test_s3_away_for_twenty_seconds(
     from d2v_platform.storage.locations import open_location
     from d2v_platform.storage.s3 import S3FileSystem
 
-    updates = 150
-    times = slowed(monkeypatch, 0.3)
+    updates = 120
+    times = slowed(monkeypatch, 0.4)
+    caplog.set_level(logging.INFO, "d2v_platform")
     file = write_recipe(
         tmp_path / "recipe", tiny_recipe, optimization={"max_update": updates},
         platform={"num_workers": 0, "storage": f"{s3_bucket}/runs"},

@@ -16,6 +16,7 @@ from data2vec.errors import Data2VecError
 from ..recipe.compose import Composed
 from ..recipe.difference import digest
 from ..recipe.sweep_definition import Trial
+from ..tracking.redaction import RedactingFormatter
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from ..training.evaluation_log import EvaluationLog
 from ..training.loop_state import Summary, TrainingStopped, Worker
@@ -217,10 +218,10 @@ def _own_log(folder: Path) -> Iterator[None]:
     """The loop's lines go into the trial's ``train.log``; the screen gets warnings only."""
     loggers = [logging.getLogger(name) for name in ("data2vec", "d2v_platform")]
     handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s"))
     screen = logging.StreamHandler()
     screen.setLevel(logging.WARNING)
-    screen.setFormatter(logging.Formatter(f"{folder.name}: %(message)s"))
+    screen.setFormatter(RedactingFormatter(f"{folder.name}: %(message)s"))
     for each in loggers:
         each.setLevel(logging.INFO)
         each.propagate = False

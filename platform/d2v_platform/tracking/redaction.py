@@ -6,6 +6,7 @@ masked, and the *values* of secret-looking environment variables are masked wher
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -80,3 +81,21 @@ def redact_file(path: Path) -> None:
     clean = redact_text(text)
     if clean != text:
         path.write_text(clean, encoding="utf-8")
+
+
+class RedactingFormatter(logging.Formatter):
+    """Log lines without secrets, stack traces included: logs are kept by Ray, CI and container engines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, masked."""
+        return redact_text(super().format(record))
+
+
+def redact_logs(logger: logging.Logger | None = None) -> None:
+    """Mask secrets in what the handlers of a logger (by default the root) write, keeping their formats."""
+    for handler in (logger or logging.getLogger()).handlers:
+        if not isinstance(handler.formatter, RedactingFormatter):
+            old = handler.formatter
+            handler.setFormatter(
+                RedactingFormatter(old._fmt if old else "%(message)s", old.datefmt if old else None)
+            )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..home import d2v_home
+from .redaction import redact_logs
 from .tracker import MetricPoint, Tracker, now_ms
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ class TrackerService:
 
     def __init__(self, tracking_uri: str | None, home: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
+        redact_logs()
         self.tracker = Tracker(tracking_uri, Path(home))
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:

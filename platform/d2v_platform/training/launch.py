@@ -25,6 +25,7 @@ from ..registry.model_versions import PARENT_TAG
 from ..registry.registration import register_summary
 from ..storage.cache import with_local_data
 from ..storage.locations import is_uri
+from ..tracking.redaction import redact
 from ..tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
 from . import ray_session
 from .forecast import forecast_as_stated, forecast_at_hand
@@ -164,7 +165,7 @@ def resume_command(composed: Composed, name: str) -> str:
 
 
 def _refuse_changed_recipe(before: Mapping[str, Any] | None, recipe: Recipe, name: str) -> None:
-    changed = resume_differences(before, recipe.to_dict()) if before is not None else {}
+    changed = resume_differences(before, redact(recipe.to_dict())) if before is not None else {}
     if changed:
         problems = [
             Problem(

@@ -21,6 +21,7 @@ from ..storage.locations import (
     open_location,
     probe,
 )
+from ..tracking.redaction import redact
 from .remote_checkpoints import fetch_model
 
 logger = logging.getLogger(__name__)
@@ -93,8 +94,8 @@ def started_with(folder: Path, remote: str | None) -> dict[str, Any] | None:
 
 
 def keep_recipe(folder: Path, remote: str | None, recipe: Recipe) -> None:
-    """Write the recipe into the run's folders."""
-    text = json.dumps(recipe.to_dict(), indent=1)
+    """Write the recipe, without secrets, into the run's folders."""
+    text = json.dumps(redact(recipe.to_dict()), indent=1)
     (folder / _RECIPE).write_text(text, encoding="utf-8")
     if remote is None:
         return
