@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend
 
 
 class Attention(nn.Module):
@@ -53,11 +54,111 @@ class Attention(nn.Module):
         qkv = self.qkv(x_RTD).view(rows, length, 3, self.num_heads, dim // self.num_heads)
         q_RHTC, k_RHTC, v_RHTC = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.attention_dropout if self.training else 0.0
-        attend = F.scaled_dot_product_attention if self.fused else _attend_step_by_step
-        if bias is not None:
-            bias = bias.to(q_RHTC.dtype)
-        out_RHTC = attend(q_RHTC, k_RHTC, v_RHTC, attn_mask=bias, dropout_p=dropout)
+        compute = attend if self.fused else _attend_step_by_step
+        out_RHTC = compute(q_RHTC, k_RHTC, v_RHTC, bias, dropout)
         return self.proj_drop(self.proj(out_RHTC.transpose(1, 2).reshape(rows, length, dim)))
+
+
+def attend(
+    q_RHTC: torch.Tensor,
+    k_RHTC: torch.Tensor,
+    v_RHTC: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """Scaled dot-product attention that keeps no (T, T) map of numbers for the backward pass.
+
+    PyTorch's fused kernel where it has one for these inputs. For some it has none, as dropout on a CPU or
+    a bias that learns: there PyTorch would keep the softmax, the dropout mask and their product; we keep the
+    mask as flags and compute the softmax again.
+
+    Args:
+        q_RHTC: queries, (R, H, T, C).
+        k_RHTC: keys.
+        v_RHTC: values.
+        bias: added to the logits, broadcastable to (R, H, T, T).
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        (R, H, T, C).
+    """
+    if bias is not None:
+        bias = bias.to(q_RHTC.dtype)
+    if torch.is_grad_enabled() and not _has_fused_kernel(q_RHTC, k_RHTC, v_RHTC, bias, dropout):
+        return _RecomputedAttention.apply(q_RHTC, k_RHTC, v_RHTC, bias, dropout)
+    return F.scaled_dot_product_attention(q_RHTC, k_RHTC, v_RHTC, attn_mask=bias, dropout_p=dropout)
+
+
+def _has_fused_kernel(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None, dropout: float
+) -> bool:
+    choice = torch._fused_sdp_choice(q, k, v, attn_mask=bias, dropout_p=dropout)
+    return choice != SDPBackend.MATH.value
+
+
+class _RecomputedAttention(torch.autograd.Function):
+    """Attention whose backward pass computes the softmax again."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, bias, dropout):
+        weights = _softmax(q, k, bias)
+        kept = None
+        if dropout > 0.0:
+            kept = _keep_flags(weights.shape, 1.0 - dropout, weights.device)
+            weights.mul_(kept)
+        ctx.save_for_backward(q, k, v, bias, kept)
+        ctx.dropout = dropout
+        return (weights.to(v.dtype) @ v).mul_(1.0 / (1.0 - dropout))
+
+    @staticmethod
+    def backward(ctx, out_grad):
+        q, k, v, bias, kept = ctx.saved_tensors
+        out_grad = out_grad * (1.0 / (1.0 - ctx.dropout))
+        weights = _softmax(q, k, bias)
+        weights_grad = (out_grad @ v.transpose(-2, -1)).to(weights.dtype)
+        dropped = weights
+        if kept is not None:
+            dropped = weights * kept
+            weights_grad.mul_(kept)
+        v_grad = dropped.to(v.dtype).transpose(-2, -1) @ out_grad
+        logits_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
+        bias_grad = None
+        if bias is not None and ctx.needs_input_grad[3]:
+            bias_grad = logits_grad.sum_to_size(bias.shape).to(bias.dtype)
+        scale, logits_grad = q.shape[-1] ** -0.5, logits_grad.to(q.dtype)
+        return (
+            (logits_grad @ k).mul_(scale),
+            logits_grad.transpose(-2, -1) @ (q * scale),
+            v_grad,
+            bias_grad,
+            None,
+        )
+
+
+def _softmax(q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """(R, H, T, T) attention weights, in fp32 at least.
+
+    A position that may attend to nothing gets zeros, as in the kernel.
+    """
+    logits, dtype = (
+        (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1),
+        torch.promote_types(q.dtype, torch.float32),
+    )
+    if bias is None:
+        return logits.softmax(dim=-1, dtype=dtype)
+    alone = bias.isneginf().all(dim=-1, keepdim=True)
+    weights = logits.add_(bias).softmax(dim=-1, dtype=dtype)
+    return weights.masked_fill_(alone, 0.0) if alone.any() else weights
+
+
+def _keep_flags(shape: torch.Size, keep: float, device: torch.device) -> torch.Tensor:
+    """Random flags, true with probability ``keep`` to within 2**-17: four of them from each 64-bit number.
+
+    PyTorch draws dropout one number an entry, ten times slower on a CPU.
+    """
+    numbers = torch.empty((shape.numel() + 3) // 4, dtype=torch.int64, device=device)
+    lanes = numbers.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)[: shape.numel()]
+    return (lanes < round(keep * 2**16) - 2**15).view(shape)
 
 
 def attention_bias(padding_mask_RT: torch.Tensor | None) -> torch.Tensor | None:

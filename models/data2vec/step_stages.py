@@ -51,7 +51,8 @@ class Storage:
     Attributes:
         matrix_bytes: size of a number that enters or leaves a matrix product: 4 in fp32, 2 under autocast.
         mask_bytes: size of one entry of a dropout mask: PyTorch keeps floats on a CPU, flags on a GPU.
-        attention_maps: attention with dropout keeps its (R, H, K, K) maps; GPU kernels make them again.
+        attention_maps: attention with dropout or a learned bias makes (R, H, K, K) maps and keeps its dropout
+            mask as flags; GPU kernels do neither.
     """
 
     matrix_bytes: int = 4
@@ -106,18 +107,15 @@ def block_parameters(config: Data2VecMultiConfig) -> int:
     return 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + norms
 
 
-def _block_kept(config: Data2VecMultiConfig, rows: int, length: int, storage: Storage, biased: bool) -> float:
-    """Inputs of qkv, output projection and both feed-forward layers, q, k and v, norms, masks, maps."""
+def _block_kept(config: Data2VecMultiConfig, rows: int, length: int, storage: Storage) -> float:
+    """Inputs of qkv, output projection and both feed-forward layers, q, k and v, norms, dropout masks."""
     width, hidden, tokens = config.embed_dim, hidden_width(config), rows * length
     matrix = (6 * width + 2 * hidden) * storage.matrix_bytes
     norms = (2 * width + 4) * FLOAT
     dropped = width * ((config.encoder_dropout > 0) + (config.post_mlp_drop > 0))
     dropped += (hidden + width) * (config.activation_dropout > 0)
-    maps = 0
-    if storage.attention_maps and (config.attention_dropout > 0 or biased):
-        maps = FLOAT  # the softmax; dropout keeps its mask and what it leaves
-        maps += (storage.mask_bytes + storage.matrix_bytes) * (config.attention_dropout > 0)
-    return tokens * (matrix + norms + dropped * storage.mask_bytes + config.num_heads * length * maps)
+    flags = int(storage.attention_maps and config.attention_dropout > 0)  # one byte each
+    return tokens * (matrix + norms + dropped * storage.mask_bytes + config.num_heads * length * flags)
 
 
 def block_stages(
@@ -131,10 +129,10 @@ def block_stages(
     """Prenet and shared blocks, each a stage."""
     work, size = block_work(config, rows, length), block_parameters(config)
     width, tokens = config.embed_dim, rows * length
-    kept = _block_kept(config, rows, length, storage, modality.learned_alibi_scale)
+    kept = _block_kept(config, rows, length, storage)
     working = tokens * (2 * hidden_width(config) + 2 * width) * storage.matrix_bytes
     if storage.attention_maps:
-        working += 2.0 * tokens * config.num_heads * length * storage.matrix_bytes
+        working += 3.0 * tokens * config.num_heads * length * FLOAT
     if checkpointed:
         kept, working = float(tokens * width * FLOAT), working + kept
     block = Part(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from data2vec.attention import Attention, attention_bias
+from data2vec.attention import Attention, attend, attention_bias
 
 
 def pair(dim: int, heads: int) -> tuple[Attention, Attention]:
@@ -94,3 +94,42 @@ def test_dropout_works_in_training_only() -> None:
     assert not torch.equal(attention(x), attention(x))
     attention.eval()
     assert torch.equal(attention(x), attention(x))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_recomputing_backward_pass_is_the_derivative(dropout: float) -> None:
+    """Of attention with dropout (same flags at every call) and a bias that learns, partly masked out."""
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (
+        torch.randn(2, 2, 5, 3, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(3)
+    )
+    slope = torch.randn(2, 1, 1, dtype=torch.float64, generator=generator).requires_grad_()
+    distance = torch.randn(5, 5, dtype=torch.float64, generator=generator)
+    hidden = torch.zeros(2, 1, 1, 5, dtype=torch.float64)
+    hidden[1, ..., 3:] = float("-inf")
+
+    def compute(*tensors: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(2)
+        *qkv, slope = tensors
+        return attend(*qkv, slope * distance + hidden, dropout)
+
+    assert torch.autograd.gradcheck(compute, (q, k, v, slope))
+
+
+def test_dropped_attention_weights_have_the_asked_share_and_mean() -> None:
+    torch.manual_seed(3)
+    q = torch.zeros(4, 4, 64, 8, requires_grad=True)  # equal weights: 1 / 64 each
+    out = attend(q, q, torch.ones(4, 4, 64, 8), None, 0.25)
+    kept = out.detach()[..., 0] * 0.75 * 64  # kept weights of each query
+    assert abs(float(kept.mean()) / 64 - 0.75) < 0.01
+    assert float(kept.std()) == pytest.approx((64 * 0.25 * 0.75) ** 0.5, rel=0.1)
+
+
+def test_nothing_but_flags_is_kept_of_the_attention_maps() -> None:
+    """(R, H, T, T) tensors that autograd saves: flags of one byte, no numbers."""
+    attention, x = Attention(8, 2, attention_dropout=0.1), torch.randn(3, 40, 8)
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        attention(x)
+    maps = [tensor for tensor in saved if tensor.shape[-2:] == (40, 40)]
+    assert [tensor.dtype for tensor in maps] == [torch.bool]

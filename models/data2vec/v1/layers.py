@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..attention import attend
+
 
 class SelfAttention(nn.Module):
     """Self-attention with four separate projections."""
@@ -30,8 +32,7 @@ class SelfAttention(nn.Module):
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         dropout = self.dropout if self.training else 0.0
-        mask = None if bias is None else bias.to(q.dtype)
-        out_RHTC = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        out_RHTC = attend(q, k, v, bias, dropout)
         return self.out_proj(out_RHTC.transpose(1, 2).reshape(rows, length, dim))
 
 
