@@ -70,9 +70,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
         history, extra = plain(top.get("optimizer_history")), plain(top.get("extra_state"))
         model, teacher = dict(top["model"]), None
         if isinstance(model.get(_TEACHER), Mapping):
-            teacher = _tensors(model.pop(_TEACHER), f"{_TEACHER}.")
+            teacher = as_fp32(model.pop(_TEACHER), f"{_TEACHER}.")
         if teacher is None and isinstance(top.get(_BEIT_TEACHER), Mapping):
-            teacher = _tensors(top[_BEIT_TEACHER], f"{_BEIT_TEACHER}.")
+            teacher = as_fp32(top[_BEIT_TEACHER], f"{_BEIT_TEACHER}.")
         if not cfg:
             cfg = _from_arguments(plain(top.get("args")))
         if not isinstance(cfg, dict):
@@ -80,7 +80,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> FairseqCheckpoint:
         return FairseqCheckpoint(
             path=path,
             cfg=_resolve(cfg, cfg),
-            model=_tensors(model, ""),
+            model=as_fp32(model, ""),
             teacher=teacher,
             task_state=task_state if isinstance(task_state, dict) else {},
             num_updates=_num_updates(history, extra),
@@ -100,8 +100,12 @@ def _from_arguments(args: Any) -> dict[str, Any]:
     return {"args": args, "model": {**args, "_name": name} if arch else {}} | dict.fromkeys(groups, args)
 
 
-def _tensors(values: Mapping[Any, Any], prefix: str) -> State:
-    """Copies of all tensors, floating-point ones in fp32."""
+def as_fp32(values: Mapping[Any, Any], prefix: str = "") -> State:
+    """Copies of all tensors, floating-point ones in fp32; ``prefix`` stands before names in messages.
+
+    Raises:
+        CheckpointError: something is no dense, real tensor, or claims more than its storage holds.
+    """
     state: State = {}
     for key, value in values.items():
         name = f"{prefix}{key}"

@@ -123,6 +123,30 @@ def load_inert(path: str | os.PathLike[str]) -> Any:
             raise CheckpointError(f"checkpoint {path} is damaged or no PyTorch checkpoint: {first}") from None
 
 
+def named_objects(path: str | os.PathLike[str]) -> tuple[list[str], list[str]]:
+    """The foreign classes and functions that a file names: those read as stand-ins, and the refused ones.
+
+    Nothing is loaded. Files from before PyTorch 1.6 cannot be listed: they are refused when they are read.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or no PyTorch checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        kind = "is a folder" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"checkpoint {path} {kind}; give the path of a fairseq .pt file")
+    if not _check_container(path):
+        return [], []
+    try:
+        foreign = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        with torch.serialization.safe_globals(_ALLOWED):
+            refused = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception as error:  # a damaged pickle can fail in any way
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"checkpoint {path} is damaged or no PyTorch checkpoint: {first}") from None
+    return sorted(foreign - refused), sorted(refused)
+
+
 def _refusal(path: Path, names: list[str]) -> CheckpointError:
     return CheckpointError(
         f"checkpoint {path} is refused: it names {', '.join(names)}, which could run code when loaded. "
