@@ -52,7 +52,7 @@ def image(**values: Any) -> dict[str, Any]:
     } | values  # fmt: skip
 
 
-NO_DROPOUT = {"encoder_dropout": 0.0, "post_mlp_drop": 0.0, "attention_dropout": 0.0}
+NO_DROPOUT: dict[str, Any] = {"encoder_dropout": 0.0, "post_mlp_drop": 0.0, "attention_dropout": 0.0}
 SHAPE = StepShape(samples=4, positions=96, kept=49, clones=2)
 CASES: dict[str, tuple[dict[str, Any], StepShape]] = {
     "text": (text(), SHAPE),
