@@ -15,6 +15,9 @@ import typer
 from data2vec.errors import Data2VecError
 
 from .doctor.command import doctor
+from .importing.command import import_command
+from .importing.export_command import export_command
+from .inference.image_commands import embed_command, probe_command
 from .inference.transcription import transcribe_command
 from .preparation.commands import app as prepare_app
 from .registry.commands import app as registry_app
@@ -35,6 +38,12 @@ app.command(help="Say what is wrong with this installation and its services, and
 app.command("transcribe", epilog="Example: d2v transcribe talk.wav --model models:/NAME@ALIAS")(
     transcribe_command
 )
+app.command("embed", epilog="Example: d2v embed photos --model models:/NAME@ALIAS --dest photos.parquet")(
+    embed_command
+)
+app.command("probe", epilog="Example: d2v probe /imagenet --model models:/NAME@ALIAS")(probe_command)
+app.command("import", epilog="Example: d2v import base_libri.pt --register data2vec2-speech-base")(import_command)
+app.command("export", epilog="Example: d2v export models:/m@champion --to huggingface --out m")(export_command)
 app.command("report", epilog="Example: d2v report my-sweep --out report")(report_command)
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -52,7 +61,9 @@ def sweep(context: typer.Context) -> None:
     sweep_command(context.args, "d2v sweep")
 
 
-@app.command(context_settings=_PASS_ON, help="Decode subsets with a speech model (d2v infer --help).")
+@app.command(
+    context_settings=_PASS_ON, help="Decode or classify subsets with a model (d2v infer --help)."
+)
 def infer(context: typer.Context) -> None:
     """All arguments go to the parser that ``experiments/infer.py`` shares."""
     infer_command(context.args, "d2v infer")

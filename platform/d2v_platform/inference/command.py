@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from data2vec.artifact import read_artifact
 from data2vec.errors import DataError
 
 from ..home import home_folder
@@ -42,11 +43,13 @@ def infer(options: InferOptions, console: Console | None = None) -> dict[str, fl
         Data2VecError: a model, manifest, lexicon or language model that is missing or does not fit.
     """
     folder, uri = model_folder(options.common_eval.path)
+    if read_artifact(folder).modality == "IMAGE":
+        from .images import infer_images
+
+        return infer_images(options, folder, _results(options), console)
     data = local_data(options.task.data)
     jobs = {subset: make_job(options, folder, data, subset) for subset in options.subsets()}
-    results = home_folder("inference") / time.strftime("%Y%m%d-%H%M%S")
-    if options.common_eval.results_path is not None:
-        results = Path(options.common_eval.results_path)
+    results = _results(options)
     for job in jobs.values():
         open_dataset(job).verify()  # all subsets before the first one is decoded
     table = Table("subset", "utterances", "hours", "WER %", "S", "D", "I", "real-time factor")
@@ -73,6 +76,12 @@ def infer(options: InferOptions, console: Console | None = None) -> dict[str, fl
         console.print(table)
         console.print(f"results: {results}", highlight=False)
     return rates
+
+
+def _results(options: InferOptions) -> Path:
+    if options.common_eval.results_path is not None:
+        return Path(options.common_eval.results_path)
+    return home_folder("inference") / time.strftime("%Y%m%d-%H%M%S")
 
 
 def decode_subset(job: Job, num_workers: int) -> list[dict[str, Any]]:
@@ -109,5 +118,8 @@ _HELP = """usage: %(prog)s [--config-dir DIR] [--config-name infer] group.key=va
   %(prog)s ... decoding.type=kenlm decoding.lexicon=lexicon.txt decoding.lmpath=lm.arpa decoding.beam=500
   %(prog)s ... platform.num_workers=4        # spread over Ray workers
 
-writes hypo.word, hypo.units, ref.word, ref.units, wer, utterances.parquet, utterances.csv and worst.html into
-common_eval.results_path."""
+  %(prog)s task.data=/images common_eval.path=models:/NAME@ALIAS dataset.gen_subset=val   # an image model
+
+images: predictions.parquet, predictions.csv, per_class.csv, confusion.csv and confusion.png, summary.json;
+speech: hypo.word, hypo.units, ref.word, ref.units, wer, utterances.parquet, utterances.csv and worst.html;
+all in common_eval.results_path."""
