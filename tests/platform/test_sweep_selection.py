@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -160,3 +161,32 @@ def test_the_ideal_schedule_keeps_the_order() -> None:
     assert ideal_seconds([1, 1, 3], 2) == 4
     assert ideal_seconds([5], 4) == 5
     assert clock(3725) == "1:02:05"
+
+
+def test_a_trial_waits_for_a_tracking_server_that_is_away() -> None:
+    from d2v_platform.sweeps.trial import while_away
+    from d2v_platform.tracking.mlflow_access import TrackingUnavailableError
+
+    class ServerError(Exception):
+        error_code = "INTERNAL_ERROR"  # what MLflow's client raises when nobody answers
+
+    class RefusedError(Exception):
+        error_code = "INVALID_PARAMETER_VALUE"
+
+    def raising(*errors: Exception) -> Callable[[], str]:
+        left = list(errors)
+
+        def action() -> str:
+            if left:
+                raise left.pop(0)
+            return "opened"
+
+        return action
+
+    away = raising(TrackingUnavailableError("away"), ServerError("no answer"))
+    assert while_away(away, pause_s=0.01) == "opened"
+    for lasting in (RefusedError("bad name"), RuntimeError("a bug"), ValueError("a mistake")):
+        with pytest.raises(type(lasting)):
+            while_away(raising(lasting), pause_s=0.01)
+    with pytest.raises(ServerError):
+        while_away(raising(*[ServerError("no answer")] * 9), wait_s=0.05, pause_s=0.03)

@@ -7,15 +7,16 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data2vec.errors import Data2VecError
 
 from ..recipe.compose import Composed
 from ..recipe.difference import digest
 from ..recipe.sweep_definition import Trial
+from ..tracking.mlflow_access import TrackingUnavailableError, error_code, is_permanent, short_reason
 from ..tracking.redaction import RedactingFormatter
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from ..training.evaluation_log import EvaluationLog
@@ -23,6 +24,10 @@ from ..training.loop_state import Summary, TrainingStopped, Worker
 from .results import ChildRun, StoredTrial, TrialResult, evaluation_log
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+_AWAY_S = 1800.0  # a trial waits so long for MLflow before it counts as failed
 
 
 class TrialReporter(TrackingReporter):
@@ -67,7 +72,7 @@ def run_trial(config: dict[str, Any]) -> None:
     with _own_log(folder):
         attempts = _note_start(folder, config["launch"])
         tracker = RemoteTracker(config["tracker"])
-        run_id = open_child(tracker, config, stored, folder)
+        run_id = while_away(lambda: open_child(tracker, config, stored, folder))
         begin = time.perf_counter()
         summary: Summary | None = None
         error: str | None = None
@@ -172,6 +177,29 @@ def open_child(tracker: RemoteTracker, config: Mapping[str, Any], stored: Stored
         run_id = handle.run_id
     ChildRun(run_id).write(folder)
     return run_id
+
+
+def while_away(action: Callable[[], Result], wait_s: float = _AWAY_S, pause_s: float = 2.0) -> Result:
+    """Run ``action``, waiting for a tracking server that does not answer: a restart of it fails no trial.
+
+    Args:
+        action: may run several times.
+        wait_s: how long; then its error is raised.
+        pause_s: first pause; each further one is twice as long, a minute at most.
+    """
+    deadline, said = time.monotonic() + wait_s, False
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            away = isinstance(error, TrackingUnavailableError) or bool(error_code(error))
+            if not away or is_permanent(error) or time.monotonic() + pause_s > deadline:
+                raise
+            if not said:
+                logger.warning("waiting for MLflow: %s", short_reason(error))
+            said = True
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 60.0)
 
 
 def composed_of(trial: Trial) -> Composed:
