@@ -1,34 +1,52 @@
-"""Hugging Face's data2vec models at the same input: forward and backward, without teacher or optimizer."""
+"""Hugging Face's data2vec 1 models at the same input: forward and backward, without teacher or optimizer."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import torch
 
-from data2vec.errors import Data2VecError
-
 from .measure import Case
 
+_LENGTHS = {"text": "tokens", "audio": "seconds of audio", "vision": "images"}
 
-def text_case(samples: int, tokens: int, matrix_flops: float) -> Case:
-    """``Data2VecTextModel`` of the base size, in train mode."""
+
+def case(modality: str, samples: int, length: int, matrix_flops: float) -> Case:
+    """The base model of a modality ("text", "audio", "vision") in train mode.
+
+    Args:
+        modality: which of Hugging Face's three models.
+        samples: B.
+        length: tokens, waveform samples, or pixels of an image's side.
+        matrix_flops: of forward and backward.
+    """
+    units = {"text": samples * length, "audio": samples * length / 16000, "vision": samples}
     return Case(
-        name=f"Hugging Face v1 text base, {samples} x {tokens} tokens, forward + backward",
-        build=text_step,
-        options={"samples": samples, "tokens": tokens},
+        name=f"Hugging Face v1 {modality} base, forward + backward",
+        build=build_step,
+        options={"modality": modality, "samples": samples, "length": length},
         matrix_flops=matrix_flops,
-        units=samples * tokens,
-        unit="tokens",
+        units=units[modality],
+        unit=_LENGTHS[modality],
     )
 
 
-def text_step(samples: int, tokens: int) -> Callable[[int], None]:
+def build_step(modality: str, samples: int, length: int) -> Callable[[int], None]:
     """The step to repeat."""
-    transformers = _transformers()
-    config = transformers.Data2VecTextConfig(vocab_size=50265, max_position_embeddings=tokens + 2)
-    model = transformers.Data2VecTextModel(config, add_pooling_layer=False).train()
-    source = torch.randint(4, 50000, (samples, tokens))
+    import transformers
+
+    if modality == "text":
+        config = transformers.Data2VecTextConfig(vocab_size=50265, max_position_embeddings=length + 2)
+        model = transformers.Data2VecTextModel(config, add_pooling_layer=False)
+        source = torch.randint(4, 50000, (samples, length))
+    elif modality == "audio":
+        model = transformers.Data2VecAudioModel(transformers.Data2VecAudioConfig())
+        source = torch.randn(samples, length)
+    else:
+        model = transformers.Data2VecVisionModel(transformers.Data2VecVisionConfig(), add_pooling_layer=False)
+        source = torch.randn(samples, 3, length, length)
+    model.train()
 
     def step(_: int) -> None:
         model.zero_grad(set_to_none=True)
@@ -38,17 +56,5 @@ def text_step(samples: int, tokens: int) -> Callable[[int], None]:
 
 
 def available() -> bool:
-    """Whether the comparison can run."""
-    try:
-        _transformers()
-    except Data2VecError:
-        return False
-    return True
-
-
-def _transformers():  # noqa: ANN202 - the package is optional
-    try:
-        import transformers
-    except ImportError:
-        raise Data2VecError("Hugging Face's models need: pip install transformers") from None
-    return transformers
+    """Whether the comparison can run: the package belongs to the development extra."""
+    return importlib.util.find_spec("transformers") is not None

@@ -1,0 +1,115 @@
+"""The commands of ``experiments/benchmark.py``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from . import hugging_face, overhead
+from .measure import Case, Timing, measure
+from .pretraining import case
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Time training steps against this machine's own matrix rate, and against Hugging Face's models.",
+)
+
+Steps = Annotated[int, typer.Option(help="Measured steps of each case, after one that warms up.", min=1)]
+Threads = Annotated[int, typer.Option(help="Threads of each case.", min=1)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Only = Annotated[str, typer.Option(help="Only cases whose name contains this.")]
+
+
+@app.command()
+def text(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only: Only = "") -> None:
+    """v2 base, 4 x 512 tokens, 2 and 8 clones; Hugging Face's v1 base forward and backward.
+
+    Example: python experiments/benchmark.py text --only "2 clones" --json
+    """
+    recipe = "v2/base_text_only_task"
+    cases = [
+        case(f"v2 text base step, {clones} clones", recipe, 4, 512, "tokens", clones=clones)
+        for clones in (2, 8)
+    ]
+    run([*cases, *peer("text", 4, 512)], steps, threads, as_json, only)
+
+
+@app.command()
+def vision(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only: Only = "") -> None:
+    """v2 ViT-B, 4 x 224 pixels, 8 and 16 clones; v1 base; Hugging Face's v1 base forward and backward."""
+    recipe = "v2/base_images_only_task"
+    cases = [
+        case(f"v2 ViT-B step, {clones} clones", recipe, 4, 224, "images", clones=clones) for clones in (8, 16)
+    ]
+    cases.append(case("v1 ViT-B step", "vision/pretraining/base_imagenet", 4, 224, "images"))
+    run([*cases, *peer("vision", 4, 224)], steps, threads, as_json, only)
+
+
+@app.command()
+def speech(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only: Only = "") -> None:
+    """v2 base, 2 x 5 s, 8 clones; v1 base; Hugging Face's v1 base forward and backward."""
+    unit = "seconds of audio"
+    cases = [
+        case("v2 speech base step, 8 clones", "v2/base_audio_only_task", 2, 80000, unit, clones=8),
+        case("v1 speech base step", "audio/pretraining/base_librispeech", 2, 80000, unit),
+    ]
+    run([*cases, *peer("audio", 2, 80000)], steps, threads, as_json, only)
+
+
+@app.command(
+    name="overhead",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def overhead_command(context: typer.Context) -> None:
+    """The loop inside Ray Train over the bare loop, a save, a start by part (overhead --help)."""
+    overhead.main(context.args)
+
+
+def peer(modality: str, samples: int, length: int) -> list[Case]:
+    """Hugging Face's model of a modality, if it can be imported; its work is not counted."""
+    return [hugging_face.case(modality, samples, length, 0.0)] if hugging_face.available() else []
+
+
+def run(cases: Sequence[Case], steps: int, threads: int, as_json: bool, only: str) -> None:
+    """Measure the cases one after the other and show them."""
+    console, timings = Console(stderr=True), list[Timing]()
+    for one in cases:
+        if only not in one.name:
+            continue
+        console.print(f"{one.name} ...", style="dim")
+        outcome = measure(one, steps, threads)
+        if isinstance(outcome, str):
+            console.print(f"{one.name}: {outcome}")
+        else:
+            timings.append(outcome)
+    if as_json:
+        typer.echo(json.dumps([asdict(timing) for timing in timings], indent=2))
+        return
+    Console().print(table(timings, threads))
+
+
+def table(timings: Sequence[Timing], threads: int) -> Table:
+    """A row for each case."""
+    found = Table(title=f"medians; {threads} threads, fp32")
+    for name in ("case", "s/step", "CPU s/step", "rate", "GFLOP/s", "share of matrix rate", "peak GB"):
+        found.add_column(name, justify="left" if name == "case" else "right")
+    for timing in timings:
+        counted = timing.gflops > 0
+        found.add_row(
+            timing.name,
+            f"{timing.seconds:.2f}",
+            f"{timing.cpu_seconds:.1f}",
+            f"{timing.units_per_second:.3g} {timing.unit}/s",
+            f"{timing.gflops:.1f} of {timing.matrix_rate:.1f}" if counted else "",
+            f"{timing.share:.0%}" if counted else "",
+            f"{timing.peak_gb:.2f}",
+        )
+    return found
