@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -24,6 +25,12 @@ import yaml
 from safetensors.torch import load_file
 
 REPO = Path(__file__).resolve().parents[2]
+# What a cluster's nodes know, and neither jobs nor logs may show.
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": f"AKIA{secrets.token_hex(8)}",
+    "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
+    "MLFLOW_TRACKING_PASSWORD": secrets.token_hex(12),
+}
 
 
 def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
@@ -92,6 +99,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         **os.environ,
         "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}",
         "RAY_TMPDIR": str(folder),
+        **SECRETS,
     }
     ports = [free_port() for _ in range(4)]
     options = {
@@ -169,7 +177,8 @@ def test_bare_job_submission_resumes_under_its_name(
 
     def saved() -> int:
         return max(
-            (int(p.parent.name[7:]) for p in home.glob("runs/*/checkpoints/update_*/manifest.json")), default=0
+            (int(p.parent.name[7:]) for p in home.glob("runs/*/checkpoints/update_*/manifest.json")),
+            default=0,
         )
 
     logs = submit("first")
@@ -185,3 +194,13 @@ def test_bare_job_submission_resumes_under_its_name(
     assert "resuming run submitted" in logs()
     assert list(home.glob("runs/*")) == [run_folder]
     assert all(count == 1 for count in metric_steps(run_folder.name).values())
+    metadata = ray("list")
+    assert "first" in metadata and "second" in metadata
+    shown = [metadata, logs(), *(p.read_text(errors="replace") for p in _session_logs(head))]
+    assert len(shown) > 10
+    assert not [name for name, secret in SECRETS.items() if any(secret in text for text in shown)]
+
+
+def _session_logs(head: dict[str, str]) -> list[Path]:
+    folders = Path(head["RAY_TMPDIR"]).glob("session_*/logs")
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file()]

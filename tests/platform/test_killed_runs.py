@@ -49,7 +49,7 @@ class Runs:
         file.write_text(json.dumps(order))
         done = subprocess.run(
             [sys.executable, str(SCRIPT), str(file)], env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, text=True, timeout=500, check=False,
+            stdout=subprocess.PIPE, text=True, timeout=850, check=False,
         )  # fmt: skip
         assert done.returncode == 0, self.log(name).read_text()[-3000:]
         return json.loads(done.stdout)
@@ -151,7 +151,7 @@ def _kill_and_compare(runs: Runs, straight: Straight, kills: list[dict[str, Any]
     assert store.latest() is not None
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)  # some 20 s on a free machine
 def test_a_run_killed_at_awkward_moments_ends_as_if_nothing_had_happened(
     runs: Runs, straight: Straight
 ) -> None:
@@ -170,7 +170,7 @@ def test_a_run_killed_at_many_more_moments(runs: Runs, straight: Straight) -> No
     _kill_and_compare(runs, straight, kills)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)  # some 20 s on a free machine
 def test_a_run_killed_in_an_upload_goes_on_on_another_machine(
     runs: Runs,
     straight: Straight,
@@ -206,7 +206,7 @@ def test_a_run_killed_in_an_upload_goes_on_on_another_machine(
     assert all(f"checkpoints/{folder}/manifest.json" in files for folder in folders)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)  # some 20 s on a free machine
 def test_a_full_disk_names_the_file_and_keeps_the_last_checkpoint(
     runs: Runs, straight: Straight, tmp_path: Path
 ) -> None:
