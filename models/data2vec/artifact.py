@@ -232,14 +232,26 @@ def _safetensors_errors(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
 
 
-def load(folder: Path | str) -> Any:
-    """A ready model from a model folder: ``data2vec.load(folder).embed(["some text"])``.
+def load(model: Path | str, dictionary: Path | str | None = None) -> Any:
+    """A ready model: ``data2vec.load(folder).embed(["some text"])``.
+
+    Args:
+        model: a model folder of ours, a fairseq ``.pt`` file, or a Hugging Face folder.
+        dictionary: ``dict.txt`` or ``dict.ltr.txt`` of a ``.pt`` file; default: the one inside or beside.
 
     Returns:
         :class:`data2vec.text_model.TextModel`, :class:`data2vec.speech_model.SpeechModel` or
         :class:`data2vec.image_model.ImageModel`.
+
+    Raises:
+        CheckpointError: there is no model, it is damaged, or a text model has no dictionary.
     """
-    artifact = read_artifact(folder)
+    if is_artifact(model) and _is_ours(Path(model)):
+        artifact = read_artifact(model)
+    else:
+        from .interop.model_folder import foreign_artifact
+
+        artifact = foreign_artifact(model, dictionary)
     if artifact.modality == "AUDIO":
         from .speech_model import SpeechModel
 
@@ -251,6 +263,15 @@ def load(folder: Path | str) -> Any:
     from .text_model import TextModel
 
     return TextModel(artifact)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Not a Hugging Face folder, which has a ``config.json`` too."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return True  # read_artifact says what is wrong with it
+    return not (isinstance(config, dict) and "model_type" in config and "kind" not in config)
 
 
 def load_strictly(module: torch.nn.Module, state: Mapping[str, torch.Tensor], source: object) -> None:

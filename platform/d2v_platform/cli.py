@@ -42,8 +42,8 @@ app.command("embed", epilog="Example: d2v embed photos --model models:/NAME@ALIA
     embed_command
 )
 app.command("probe", epilog="Example: d2v probe /imagenet --model models:/NAME@ALIAS")(probe_command)
-app.command("import", epilog="Example: d2v import base_libri.pt --register data2vec2-speech-base")(import_command)
-app.command("export", epilog="Example: d2v export models:/m@champion --to huggingface --out m")(export_command)
+app.command("import", epilog="Example: d2v import base_libri.pt --register speech-base")(import_command)
+app.command("export", epilog="Example: d2v export models:/m/1 --to huggingface --out m")(export_command)
 app.command("report", epilog="Example: d2v report my-sweep --out report")(report_command)
 
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact import Artifact
-from ..data.dictionary import NUM_SPECIALS, Dictionary
+from ..data.bpe import GPT2BPE
+from ..data.dictionary import MASK, NUM_SPECIALS, SPECIALS, Dictionary
 from ..errors import CheckpointError
 
 _MAX_JSON_BYTES = 8 << 20
@@ -84,6 +85,25 @@ def read_letters(folder: Path, symbols: int | None) -> Dictionary | None:
         raise CheckpointError(f"{path} has {len(values)} symbols; the projection has {symbols}, from 0 on")
     names = [by_id[index] for index in range(NUM_SPECIALS, symbols)]
     return Dictionary(names, [1] * len(names))
+
+
+def read_dictionary(folder: Path, size: int) -> Dictionary | None:
+    """The dictionary in a folder of a text model; ``None`` without ``vocab.json``.
+
+    Their vocabulary maps GPT-2's token strings to ids; ours maps GPT-2's numbers, as fairseq's does.
+    """
+    path = folder / "vocab.json"
+    if not path.is_file():
+        return None
+    by_id = {number: name for name, number in read_json(path).items() if isinstance(number, int)}
+    if sorted(by_id) != list(range(size)) or tuple(by_id[i] for i in range(NUM_SPECIALS)) != SPECIALS:
+        raise CheckpointError(f"{path} is no RoBERTa vocabulary of {size} symbols (the embedding's rows)")
+    number_of = read_json(GPT2BPE().encoder_json)
+    names = [by_id[index] for index in range(NUM_SPECIALS, size)]
+    if names[-1:] == [MASK]:
+        names = names[:-1]
+    symbols = [str(number_of.get(name, name)) for name in names]
+    return Dictionary(symbols, [1] * len(symbols)).with_mask()
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -24,7 +24,14 @@ from ..v1.text_config import Data2VecTextConfig
 from ..v1.vision_config import Data2VecVisionConfig
 from . import audio_tables, hf_config, hf_state, hf_tables, key_tables, v1_text, v1_vision
 from .fairseq_file import as_fp32
-from .hf_processor import label_fields, read_json, read_letters, write_json, write_processor
+from .hf_processor import (
+    label_fields,
+    read_dictionary,
+    read_json,
+    read_letters,
+    write_json,
+    write_processor,
+)
 from .imported import ImportedModel, Sorting, State
 from .pickles import load_inert
 
@@ -194,7 +201,9 @@ def _text(folder: Path, theirs: Mapping[str, Any], state: State) -> ImportedMode
         out = tops.get(f"{key_tables.SENTENCE_HEAD}out_proj.weight")
         head = SentenceHeadConfig(num_classes=0 if out is None else out.shape[0])
         wanted |= key_tables.sentence_head(config.embed_dim, head.num_classes)
-    return _checked(folder, config, made, left, wanted, "v1 text", head, vocabulary, None)
+    return _checked(
+        folder, config, made, left, wanted, "v1 text", head, vocabulary, read_dictionary(folder, vocabulary)
+    )
 
 
 def _vision(folder: Path, theirs: Mapping[str, Any], state: State) -> ImportedModel:

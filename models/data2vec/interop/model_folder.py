@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..artifact import save_artifact
+from ..artifact import Artifact, save_artifact
 from ..data.bpe import GPT2BPE
 from ..data.dictionary import Dictionary
 from ..data.tokenizer import TextTokenizer
@@ -54,11 +55,7 @@ def save_imported(
         raise CheckpointError(
             "a text model is of no use without its dictionary: give the dict.txt that belongs to it (--dict)"
         )
-    tokenizer, letters = None, None
-    if modality == "TEXT" and imported.dictionary is not None:
-        tokenizer = TextTokenizer(GPT2BPE(), imported.dictionary)
-    elif imported.kind == "ctc":
-        letters = imported.dictionary
+    tokenizer, letters = _vocabulary(imported)
     return save_artifact(
         folder,
         kind=imported.kind,
@@ -89,6 +86,59 @@ def task_of(imported: ImportedModel) -> dict[str, Any]:
         classes = int(getattr(imported.head_config, "num_classes", 0))
         task["labels"] = [str(index) for index in range(classes)]
     return task
+
+
+def foreign_artifact(
+    model: str | os.PathLike[str], dictionary: str | os.PathLike[str] | None = None
+) -> Artifact:
+    """A fairseq file or a Hugging Face folder as an artifact in memory: nothing is written.
+
+    Raises:
+        CheckpointError: there is no model, or it cannot be read.
+    """
+    path = Path(model)
+    if path.is_dir():
+        from .huggingface import import_folder
+
+        if not (path / "config.json").is_file():
+            raise CheckpointError(f"{path} is no model folder: it has no config.json")
+        imported = import_folder(path)
+        if dictionary is not None:
+            imported = dataclasses.replace(imported, dictionary=Dictionary.load(dictionary).with_mask())
+    elif path.is_file():
+        imported = import_file(path, dictionary)
+        if dictionary is None and imported.vocab_size is not None and imported.dictionary is None:
+            beside = path.parent / ("dict.ltr.txt" if imported.kind == "ctc" else "dict.txt")
+            imported = import_file(path, beside) if beside.is_file() else imported
+    else:
+        raise CheckpointError(f"{path}: no such file or folder")
+    return in_memory(imported, path)
+
+
+def in_memory(imported: ImportedModel, path: Path) -> Artifact:
+    """An import as what reading its model folder would give."""
+    tokenizer, letters = _vocabulary(imported)
+    config = {
+        "kind": imported.kind,
+        "task": task_of(imported),
+        "origin": {"file": path.name, "update": imported.num_updates},
+    }
+    artifact = Artifact(
+        imported.kind, imported.model_config, imported.head_config, config, tokenizer, path, letters
+    )
+    artifact.state = imported.state
+    if imported.vocab_size is not None:
+        artifact.vocab_size = imported.vocab_size
+    return artifact
+
+
+def _vocabulary(imported: ImportedModel) -> tuple[TextTokenizer | None, Dictionary | None]:
+    """Tokenizer of a text model, letters of a CTC model."""
+    if imported.dictionary is None:
+        return None, None
+    if modality_of(imported.model_config) == "TEXT":
+        return TextTokenizer(GPT2BPE(), imported.dictionary), None
+    return None, imported.dictionary if imported.kind == "ctc" else None
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

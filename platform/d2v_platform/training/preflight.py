@@ -70,8 +70,7 @@ def model_folder(name: str, data: str | None = None) -> tuple[Path, str]:
         return found.path, found.uri
     if found.kind == "fairseq":
         return _imported(found.path, data), found.uri
-    rule = "is a Hugging Face folder; those cannot be loaded yet: give a folder of ours or a reference .pt"
-    raise ConfigError([Problem("model.model_path", name, rule)])
+    return _imported_folder(found.path), found.uri
 
 
 def preflight(recipe: Recipe, pretrained: Path | None) -> None:
@@ -105,6 +104,26 @@ def _missing_folder(recipe: Recipe, folder: Path) -> str:
     if folder.exists():
         return f"is a file; give {wanted}"
     return f"does not exist ({parent} does); give {wanted}"
+
+
+def _imported_folder(path: Path) -> Path:
+    """A Hugging Face folder as a model folder in the cache, made once for each content."""
+    from data2vec.artifact import is_artifact
+    from data2vec.interop.huggingface import import_folder
+    from data2vec.interop.model_folder import save_imported
+
+    parts = [
+        f"{file.name}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in sorted(path.iterdir())
+    ]
+    key = hashlib.sha256("|".join([str(path), *parts]).encode()).hexdigest()[:16]
+    folder = home_folder("cache") / "imported" / key
+    if is_artifact(folder):
+        return folder
+    logger.info("importing the Hugging Face folder %s", path)
+    imported = import_folder(path)
+    for line in imported.report.lines():
+        logger.info("  %s", line)
+    return save_imported(imported, folder, {"file": path.name})
 
 
 def _imported(path: Path, data: str | None) -> Path:

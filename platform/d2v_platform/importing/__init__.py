@@ -1,0 +1,1 @@
+"""Models in and out: import of published and foreign files, export to other programs' formats."""

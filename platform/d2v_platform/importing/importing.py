@@ -1,0 +1,259 @@
+"""One import: the file, what it was recognised as, its model folder, and its registered version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data2vec.errors import DataError
+from data2vec.families import modality_of
+from data2vec.interop.fairseq_file import FairseqCheckpoint
+from data2vec.interop.imported import ImportedModel
+from data2vec.interop.published import PublishedFile, candidates, describe, recipe_of
+
+from ..home import home_folder
+from ..registry.model_card import CardFacts, model_card
+from ..registry.reload_check import CHECK_FILE
+
+_COLLAPSED = 1e-3  # deviation between different inputs, relative to the features' size
+_UNKNOWN_LICENCE = "Not recorded in the file: whoever made it decides. Published vision weights are CC-BY-NC."
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came of an import.
+
+    Attributes:
+        folder: the model folder.
+        lines: the account, for people.
+        version: ``models:/NAME/VERSION`` if it was registered.
+    """
+
+    folder: Path
+    lines: list[str]
+    version: str | None
+
+
+def import_model(
+    file: Path,
+    *,
+    dict_path: Path | None = None,
+    out: Path | None = None,
+    weights: str = "student",
+    register: str | None = None,
+    alias: str | None = None,
+    expected_sha256: str | None = None,
+    tracking_uri: str | None = None,
+) -> Imported:
+    """Import a fairseq file, a data2vec_vision file or a Hugging Face folder.
+
+    Args:
+        file: what to import.
+        dict_path: the dictionary that belongs to it; default: the one inside, or beside the file.
+        out: model folder to write; default: ``cache/imported`` of the home.
+        weights: "student" or "teacher".
+        register: name in the registry; needs MLflow.
+        alias: alias to take, through the gate.
+        expected_sha256: refuse the file if its hash is another.
+        tracking_uri: MLflow.
+
+    Raises:
+        CheckpointError: the file cannot be read or does not fit its own configuration.
+        DataError: a wrong checksum or dictionary.
+    """
+    from data2vec.interop.fairseq_file import read_checkpoint
+    from data2vec.interop.model_folder import save_imported, sha256_of
+    from data2vec.interop.teacher_weights import with_teacher_weights
+
+    if file.is_dir():
+        from data2vec.interop.huggingface import import_folder
+
+        digest, cfg = sha256_of(file / "model.safetensors"), {}
+        imported = import_folder(file)
+    else:
+        checkpoint = read_checkpoint(file)  # what is wrong with the file is said before it is hashed
+        digest, cfg = sha256_of(file), checkpoint.cfg
+        imported = _with_dictionary(checkpoint, dict_path)
+    if expected_sha256 is not None and digest != expected_sha256.lower():
+        raise DataError(f"{file} has SHA-256 {digest}, expected {expected_sha256.lower()}")
+    if weights == "teacher":
+        imported = with_teacher_weights(imported)
+    found, recipe = candidates(imported), recipe_of(imported, cfg)
+    origin = origin_of(file, digest, imported, found, recipe, weights)
+    key = hashlib.sha256(json.dumps([digest, weights, str(dict_path)]).encode()).hexdigest()[:8]
+    stem = re.sub(r"[^\w.-]+", "_", file.stem) or "model"
+    folder = out or home_folder("cache") / "imported" / f"{stem}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_imported(imported, folder, origin)
+    lines = [f"{file}: sha256 {digest}", *summary_lines(imported, cfg), f"model folder: {folder}"]
+    version = None
+    if register is not None:
+        version = _register(folder, imported, register, alias, origin, tracking_uri, lines)
+    return Imported(folder, lines, version)
+
+
+def summary_lines(imported: ImportedModel, cfg: Mapping[str, Any]) -> list[str]:
+    """Architecture, recipe, likely published files, and the report."""
+    numbers = sum(tensor.numel() for tensor in imported.state.values())
+    lines = [f"{describe(imported.model_config)}; {imported.kind}, {numbers:,} parameters"]
+    recipe = recipe_of(imported, cfg)
+    lines.append(
+        f"recipe: {recipe}" if recipe else "recipe: none that the architecture and the file's cfg tell"
+    )
+    if found := candidates(imported):
+        names = ", ".join(entry.name for entry in found)
+        lines.append(f"published files of this architecture: {names} ({found[0].licence})")
+    if imported.num_updates is not None:
+        lines.append(f"trained for {imported.num_updates:,} updates")
+    if imported.teacher is not None:
+        lines.append(f"teacher: kept, {len(imported.teacher)} tensors")
+    if imported.dictionary is not None:
+        lines.append(f"dictionary: {len(imported.dictionary)} symbols")
+    return lines + imported.report.lines()
+
+
+def origin_of(
+    file: Path,
+    digest: str,
+    imported: ImportedModel,
+    found: list[PublishedFile],
+    recipe: str | None,
+    weights: str,
+) -> dict[str, Any]:
+    """Where the weights come from: what the model folder and the registered version keep."""
+    exact = [entry for entry in found if entry.name.rpartition("/")[2] == file.name]
+    named = exact[0] if len(exact) == 1 else None
+    licences = {entry.licence for entry in found}
+    return {
+        "imported.file": file.name,
+        "imported.sha256": digest,
+        "imported.family": imported.report.family,
+        "imported.published_as": named.name if named else "",
+        "imported.address": (named.url or "") if named else "",
+        # By architecture alone a file is not known to be the published one: the licence is then a hint.
+        "licence": named.licence if named else "unknown",
+        "licence.if_published": ", ".join(sorted(licences)),
+        "recipe": recipe or "",
+        "weights": weights,
+    }
+
+
+def _with_dictionary(checkpoint: FairseqCheckpoint, dict_path: Path | None) -> ImportedModel:
+    """The model with the given dictionary, or the one inside the file, or the one beside it."""
+    from data2vec.data.dictionary import Dictionary
+    from data2vec.interop.fairseq import import_checkpoint
+
+    if dict_path is not None:
+        imported = import_checkpoint(checkpoint, Dictionary.load(dict_path))
+        if imported.vocab_size is None:
+            raise DataError(f"--dict {dict_path}: a model of this kind has no dictionary; leave it out")
+        return imported
+    imported = import_checkpoint(checkpoint)
+    if imported.vocab_size is None or imported.dictionary is not None:
+        return imported
+    beside = checkpoint.path.parent / ("dict.ltr.txt" if imported.kind == "ctc" else "dict.txt")
+    return import_checkpoint(checkpoint, Dictionary.load(beside)) if beside.is_file() else imported
+
+
+def _register(
+    folder: Path,
+    imported: ImportedModel,
+    name: str,
+    alias: str | None,
+    origin: Mapping[str, Any],
+    tracking_uri: str | None,
+    lines: list[str],
+) -> str:
+    from ..registry.register import record_check, register
+    from ..tracking.tracker import Tracker
+    from ..training.launch import code_version
+
+    facts = {f"import.{key.removeprefix('imported.')}": str(value) for key, value in origin.items() if value}
+    record_check(folder)
+    with Tracker(tracking_uri) as tracker:
+        run = tracker.open_run(
+            experiment="data2vec",
+            name=f"import {origin['imported.file']}",
+            params={"import": dict(origin)},
+            tags={"d2v.kind": "import", **facts},
+        )
+        tags = lineage_tags(imported, origin, code_version()) | facts
+        if imported.kind == "pretrained":
+            tags["collapse"] = str(has_collapsed(folder)).lower()
+        card = model_card(card_facts(name, imported, origin, tags, alias))
+        version = register(
+            tracker, folder, name=name, run_id=run.run_id, tags=tags, card_markdown=card, alias=alias
+        )
+        tracker.finish(run.run_id)
+    uri = f"models:/{name}/{version.version}"
+    taken = f" ({name}@{alias})" if alias and alias in version.aliases else ""
+    lines.append(f"registered: {uri}{taken}")
+    if version.refusal:
+        lines.append(f"the alias was not moved: {version.refusal}")
+    return uri
+
+
+def lineage_tags(imported: ImportedModel, origin: Mapping[str, Any], code: str) -> dict[str, str]:
+    """The lineage of a version that was not trained here: the file stands for recipe and data."""
+    digest = str(origin["imported.sha256"])
+    dictionary = imported.dictionary.digest() if imported.dictionary is not None else "none"
+    return {
+        "recipe.name": str(origin["recipe"]) or "imported, not recorded",
+        "recipe.digest": f"imported:{digest}",
+        "recipe.difference": "unknown: trained elsewhere",
+        "data.fingerprint": f"imported:{digest}",
+        "dictionary.hash": dictionary,
+        "code.version": code,
+        "parent.version": "none",
+        "run.update": str(imported.num_updates if imported.num_updates is not None else "unknown"),
+    }
+
+
+def has_collapsed(folder: Path) -> bool:
+    """Whether the recorded check inputs, which differ, get (almost) the same features.
+
+    The variances of a foreign training are not known; this is what the weights themselves show.
+    """
+    rows = np.array(json.loads((folder / CHECK_FILE).read_text(encoding="utf-8"))["expected"], dtype=float)
+    rows = rows.reshape(len(rows), -1)
+    return bool(rows.std(axis=0).mean() < _COLLAPSED * max(np.abs(rows).mean(), 1e-12))
+
+
+def card_facts(
+    name: str, imported: ImportedModel, origin: Mapping[str, Any], tags: Mapping[str, str], alias: str | None
+) -> CardFacts:
+    """What the card of an import states."""
+    licence = str(origin["licence"])
+    if licence == "unknown":
+        hint = origin["licence.if_published"]
+        licence = _UNKNOWN_LICENCE + (f" If it is a published file: {hint}." if hint else "")
+    source = origin["imported.address"] or "a file given by the user"
+    body = (
+        f"- file: `{origin['imported.file']}`\n- sha256: `{origin['imported.sha256']}`\n- from: {source}\n"
+        f"- recognised as: {origin['imported.family']}\n- weights: {origin['weights']}"
+    )
+    modality = modality_of(imported.model_config).lower()
+    return CardFacts(
+        name=name,
+        kind=imported.kind,
+        summary=f"Imported, not trained here: {describe(imported.model_config)}",
+        recipe=str(origin["recipe"]) or "not recorded",
+        data_fingerprint=tags["data.fingerprint"],
+        metrics={},
+        metrics_note="none: the file states no figures; evaluate it before you compare",
+        lineage=tags,
+        licence=licence,
+        modality=modality,
+        alias=alias,
+        extra={"Origin": body},
+    )
+
+
+__all__ = ["Imported", "import_model", "lineage_tags", "origin_of", "summary_lines"]
