@@ -32,7 +32,7 @@ test-slow: setup ## The tests that take minutes each
 
 # Families of the recorded cases that are built; a case of another family would print UNSUPPORTED and fail.
 # The repository holds copies of some cases of ../shared/golden: each is checked once.
-PARITY_FAMILIES := v2_text_* v2_audio_* v1_audio_* v1_text_* ft_text_* ft_ctc_* trajectory_v2_text* schedules
+PARITY_FAMILIES := v2_* v1_* ft_* trajectory_v2_* schedules optimizer_param_groups mask_generator_statistics
 GOLDEN := $(wildcard $(PARITY_FAMILIES:%=../shared/golden/%))
 COPIES := $(wildcard $(PARITY_FAMILIES:%=tests/parity/cases/%))
 PARITY_CASES ?= $(sort $(GOLDEN) $(filter-out $(patsubst ../shared/golden/%,tests/parity/cases/%,$(GOLDEN)),$(COPIES)))

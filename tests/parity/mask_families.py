@@ -16,6 +16,7 @@ from compare import Report
 from data2vec.audio_masking import block_masks_1d, span_masks
 from data2vec.image_masking import block_masks
 from data2vec.masking import clone_ids, random_masks
+from data2vec.v1.text import SpanMasking, token_spans
 from data2vec.v1.vision_masking import rectangle_masks
 
 DRAWS = 1000  # batches; the recorded statistics pool 200
@@ -23,13 +24,14 @@ Generator = Callable[[Mapping[str, Any], int], torch.Tensor]
 
 
 def mask_statistics(case: Case, report: Report, notes: list[str]) -> None:
-    """Each recorded generator against ours, from 1000 batches; generators not built yet make it fail."""
+    """Each recorded generator against ours, from 1000 batches; an unknown generator makes it fail."""
     generators: dict[str, Generator] = {
         "2-d blocks, fixed count per row": _blocks_2d,
         "uniform noise sort": _noise_sort,
         "rectangles (image v1)": _rectangles,
         "1-d blocks, fixed count per row": _blocks_1d,
         "random spans": _spans,
+        "token spans chosen in the text loader, all replaced by the mask token": _token_spans,
     }
     for name, entry in case.value("statistics").items():
         where = f"statistics.{name}"
@@ -104,6 +106,12 @@ def _rectangles(entry: Mapping[str, Any], draw: int) -> torch.Tensor:
         max_per_block=entry["max_per_block"],
         key=("parity", 1),
     )
+
+
+def _token_spans(entry: Mapping[str, Any], draw: int) -> torch.Tensor:
+    masking = SpanMasking(mask_prob=entry["mask_prob"], mask_multiple_length=entry["mask_multiple_length"])
+    real_BT = torch.ones(1, entry["length"], dtype=torch.bool)
+    return token_spans(torch.tensor([draw]), real_BT, masking, "parity", 1)
 
 
 def _noise_sort(entry: Mapping[str, Any], draw: int) -> torch.Tensor:
