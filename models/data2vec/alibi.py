@@ -17,8 +17,7 @@ def alibi_slopes(num_heads: int) -> list[float]:
     """Rate of each head: powers of ``2 ** (-8 / n)``; other counts of heads take every second rate of 2 n."""
 
     def powers(n: int) -> list[float]:
-        ratio = 2.0 ** (-8.0 / n)
-        return [ratio ** (head + 1) for head in range(n)]
+        return [2.0 ** (-8.0 * (head + 1) / n) for head in range(n)]
 
     closest = 2 ** math.floor(math.log2(num_heads))
     if closest == num_heads:
