@@ -124,6 +124,26 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_recipe: dict[str, Any], tmp_
     assert resumed.metrics == straight.metrics
 
 
+def test_figures_are_durable_before_their_checkpoint_is_visible(
+    tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Durable(Recorder):
+        safe = 0
+
+        def flush(self) -> None:
+            self.safe = max(update for update, _, _ in self.points)
+
+    recorder, honest, published = Durable(), CheckpointStore.publish, []
+
+    def publish(self: CheckpointStore, beside: Path, update: int) -> Path:
+        published.append((update, recorder.safe >= update))
+        return honest(self, beside, update)
+
+    monkeypatch.setattr(CheckpointStore, "publish", publish)
+    train(Recipe.from_dict(tiny_recipe), tmp_path, recorder, Worker(threads=1))
+    assert published == [(update, True) for update in (5, 10, 15, 16, 20)]
+
+
 def test_a_damaged_checkpoint_is_passed_over(
     tiny_recipe: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -443,8 +443,8 @@ def show_plan(composed: Composed) -> None:
     with contextlib.ExitStack() as stack:
         if recipe.platform.num_workers != 0:
             cluster = stack.enter_context(ray_session.connected())
-        plan = make_plan(recipe, cluster)
-        for line in [*plan.lines(), *_forecast_lines(recipe, plan, cluster, resolve_models(recipe), True)]:
+        plan, local = make_plan(recipe, cluster), with_local_data(recipe)
+        for line in [*plan.lines(), *_forecast_lines(local, plan, cluster, resolve_models(local), True)]:
             logger.info("%s", line)
 
 
