@@ -1,0 +1,175 @@
+"""Images from folders and shards: every kind of file, damage told once, keyed augmentation."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data2vec.data.image_files import UnreadableImageError, read_image
+from data2vec.data.image_sources import FolderSource, ShardSource, open_images
+from data2vec.data.image_transforms import evaluation_transform, finetuning_transform, pretraining_transform
+from data2vec.data.vision import ImageDataset, Oddities
+from data2vec.errors import DataError
+
+
+def picture(size: tuple[int, int] = (40, 30), seed: int = 0, mode: str = "RGB") -> Image.Image:
+    channels = {"RGB": 3, "CMYK": 4, "RGBA": 4}[mode]
+    values = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], channels), dtype=np.uint8)
+    return Image.fromarray(values, mode=mode)
+
+
+def content(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        for number, name in enumerate(("cat", "ape", "dog")):
+            place = tmp_path / split / name / "deeper"
+            place.mkdir(parents=True)
+            for i in range(4):
+                (place / f"{i}.JPG").write_bytes(content(picture(seed=10 * number + i)))
+    return tmp_path
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def test_sixteen_bits_are_scaled() -> None:
+    values = np.array([[0, 257 * 100], [257 * 200, 65535]], dtype=np.uint16)
+    image, odd = read_image(content(Image.fromarray(values), "PNG"))
+    assert image.mode == "RGB" and odd is not None and "8 bits" in odd
+    assert np.asarray(image)[..., 0].tolist() == [[0, 100], [200, 255]]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (content(picture(mode="CMYK")), "CMYK"),
+        (content(picture(mode="RGBA"), "PNG"), "transparen"),
+        (content(picture((1, 1)), "PNG"), "8 pixels"),
+        (content(picture(), "WEBP", save_all=True, append_images=[picture(seed=1)]), "animated"),
+        (content(picture()), None),
+    ],
+)
+def test_every_kind_becomes_rgb(data: bytes, said: str | None) -> None:
+    image, odd = read_image(data)
+    assert image.mode == "RGB"
+    assert odd is None if said is None else odd is not None and said in odd
+    assert pretraining_transform(16)(image).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no image", content(picture())[:200], content(picture(), "PNG")[:-40]]
+)
+def test_damage_is_an_error_of_its_own(data: bytes) -> None:
+    with pytest.raises(UnreadableImageError):
+        read_image(data)
+
+
+# --- sources ----------------------------------------------------------------------------------------------
+
+
+def test_class_ids_are_ranks_of_names(folder: Path) -> None:
+    source = open_images(folder, "train")
+    assert source.classes == ["ape", "cat", "dog"] and len(source) == 12
+    assert [source.classes[i] for i in source.labels] == [source.name(i).split("/")[0] for i in range(12)]
+    copy = FolderSource(folder / "val")
+    assert copy.fingerprint() == source.fingerprint(), "the place does not count"
+    (folder / "val" / "dog" / "deeper" / "3.JPG").unlink()
+    assert FolderSource(folder / "val").fingerprint() != source.fingerprint()
+
+
+def test_missing_and_empty_folders_are_named(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"no folder 'trian'.*did you mean 'train'"):
+        open_images(folder, "trian")
+    (folder / "train" / "yak").mkdir()
+    with pytest.raises(DataError, match="1 of 4 class folders hold no image: yak"):
+        open_images(folder, "train")
+    assert len(open_images(folder, "train", labelled=False)) == 12
+
+
+def shard(path: Path, images: int, labels: bool = True) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for i in range(images):
+            parts = [(f"s{i}.jpg", content(picture(seed=i)))]
+            parts += [(f"s{i}.cls", str(i % 2).encode())] if labels else []
+            for name, data in parts:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def test_shards_read_like_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for number in range(2):
+        shard(tmp_path / "train" / f"{number}.tar", 5)
+    source = open_images(tmp_path, "train")
+    assert len(source) == 10 and source.classes == ["0", "1"] and not source.notes
+    assert source.labels.tolist() == [0, 1, 0, 1, 0] * 2
+    assert read_image(source.read(7))[0].tobytes() == read_image(content(picture(seed=2)))[0].tobytes()
+
+
+def test_a_cut_shard_gives_its_whole_images(tmp_path: Path) -> None:
+    path = shard(tmp_path / "a.tar", 6)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    source = ShardSource([path])
+    assert 1 <= len(source) < 6
+    assert len(source.notes) == 1 and "cut off after" in source.notes[0]
+    for i in range(len(source)):
+        read_image(source.read(i))
+
+
+def test_images_without_a_class_are_counted(tmp_path: Path) -> None:
+    source = ShardSource([shard(tmp_path / "a.tar", 3), shard(tmp_path / "b.tar", 2, labels=False)])
+    assert len(source) == 3 and "2 images without .cls" in source.notes[0]
+
+
+# --- dataset ----------------------------------------------------------------------------------------------
+
+
+def test_crops_are_functions_of_seed_epoch_and_sample(folder: Path) -> None:
+    data = ImageDataset(open_images(folder, "train"), finetuning_transform(24), seed=3)
+    torch.manual_seed(0)
+    first = data[5]["image"]  # type: ignore[typeddict-item]
+    state = torch.get_rng_state()
+    assert torch.equal(data[5]["image"], first)  # type: ignore[typeddict-item]
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is left as it was"
+    assert not torch.equal(data.for_epoch(2)[5]["image"], first)  # type: ignore[typeddict-item]
+
+
+def test_unreadable_images_are_replaced_in_training_and_left_out_in_evaluation(folder: Path) -> None:
+    broken = sorted((folder / "train" / "ape" / "deeper").iterdir())[1]
+    broken.write_bytes(broken.read_bytes()[:150])
+    source, transform = open_images(folder, "train"), evaluation_transform(16)
+    training = ImageDataset(source, transform, replace=True)
+    batch = training.collate([training[i] for i in range(4)])
+    assert batch["source"].shape == (4, 3, 16, 16) and batch["id"].tolist() == [0, 1, 2, 3]
+    assert torch.equal(batch["source"][1], batch["source"][2]), "the next readable one takes its place"
+    evaluation = ImageDataset(source, transform)
+    batch = evaluation.collate([evaluation[i] for i in range(4)])
+    assert batch["id"].tolist() == [0, 2, 3]
+    oddities = Oddities()
+    assert oddities.note(batch["notes"]) == 1 == oddities.note(batch["notes"])
+    assert oddities.counts() == {"unreadable": 1}
+    with pytest.raises(DataError, match="strict_images"):
+        _ = ImageDataset(source, transform, strict=True)[1]
+
+
+def test_evaluation_resizes_the_shorter_side_and_cuts_the_centre() -> None:
+    gradient = np.tile(np.linspace(0, 255, 512, dtype=np.uint8)[None, :, None], (256, 1, 3))
+    tensor = evaluation_transform(224, mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(gradient))
+    assert tensor.shape == (3, 224, 224)
+    assert float(tensor[0, 100, 112]) == pytest.approx(0.5, abs=0.01)
+    assert float(tensor[0, 0, 0]) == pytest.approx((512 - 224) / 2 / 511, abs=0.01)

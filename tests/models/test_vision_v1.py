@@ -1,0 +1,81 @@
+"""data2vec 1 for images: relative positions, teacher variants, position tables of other sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from data2vec.errors import ConfigError
+from data2vec.interop.v1_vision import encoder_shapes, from_beit_names, student_shapes
+from data2vec.v1.positions import interpolate_bias_table
+from data2vec.v1.vision import Data2VecVision, Data2VecVisionPretraining, relative_position_index
+from data2vec.v1.vision_config import Data2VecVisionConfig
+
+
+def config(**values: object) -> Data2VecVisionConfig:
+    small = {"depth": 2, "embed_dim": 32, "num_heads": 2, "image_size": 24, "patch_size": 4,
+             "num_mask_patches": 20, "min_mask_patches_per_block": 4, "max_mask_patches_per_block": 20,
+             "average_top_k_layers": 2, "drop_path": 0.0, "max_update": 10}  # fmt: skip
+    return Data2VecVisionConfig.from_dict({**small, **values})
+
+
+def test_index_is_the_formula() -> None:
+    index = relative_position_index(14)
+    assert index.shape == (197, 197)
+    assert (index[0, 1:] == 729).all() and (index[1:, 0] == 730).all() and index[0, 0] == 731
+    for one, two in ((0, 195), (17, 3), (100, 100)):
+        dy, dx = one // 14 - two // 14, one % 14 - two % 14
+        assert index[1 + one, 1 + two] == (dy + 13) * 27 + dx + 13
+
+
+def test_tables_are_what_our_models_hold() -> None:
+    model = Data2VecVisionPretraining(config())
+    shapes = {name: tuple(t.shape) for name, t in model.student.state_dict().items()}
+    assert shapes == student_shapes(config(), pretraining=True)
+    teacher = {name: tuple(t.shape) for name, t in model.teacher.module.state_dict().items()}
+    assert teacher == encoder_shapes(config(), final_norm=True)
+    trunk = Data2VecVision(config(), pretraining=False).state_dict()
+    assert {name: tuple(t.shape) for name, t in trunk.items()} == student_shapes(config(), pretraining=False)
+
+
+def test_beit_names() -> None:
+    names = ["cls_token", "blocks.0.mlp.fc1.weight", "patch_embed.proj.bias",
+             "rel_pos_bias.relative_position_index", "lm_head.weight", "norm.bias", "encoder.blocks.0.gamma_1"]  # fmt: skip
+    wanted = ["cls_emb", "encoder.blocks.0.mlp.0.weight", "patch_embed.conv.bias",
+              "encoder.rel_pos_bias.relative_position_index", "final_proj.weight", "encoder.norm.bias",
+              "encoder.blocks.0.gamma_1"]  # fmt: skip
+    assert list(from_beit_names(dict.fromkeys(names, torch.zeros(1)))) == wanted
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_mean_loss_is_the_mean_over_elements(whole: bool) -> None:
+    """The BEiT-based code: smooth L1 averaged over masked patches and channels, through the linear head."""
+    values = {"mean_loss": True, "use_final_proj": True, "loss_beta": 2.0, "ema_transformer_only": not whole}
+    model = Data2VecVisionPretraining(config(**values))
+    tapped: dict[str, torch.Tensor] = {}
+    output = model(torch.randn(2, 3, 24, 24), tap=lambda name, value: tapped.__setitem__(name, value))
+    wanted = torch.nn.functional.smooth_l1_loss(tapped["pred_masked"], tapped["targets_masked"], beta=2.0)
+    assert torch.allclose(output.loss / output.sample_size, wanted, rtol=1e-5)
+    assert output.sample_size <= 2 * 20
+    output.loss.backward()
+    assert model.student.final_proj is not None and model.student.final_proj.weight.grad is not None
+
+
+def test_interpolated_tables() -> None:
+    table = torch.randn(11 * 11 + 3, 2)
+    assert interpolate_bias_table(table, 6) is table
+    flat = torch.cat([torch.full((121, 2), 0.5), table[-3:]])
+    grown = interpolate_bias_table(flat, 9)
+    assert grown.shape == (17 * 17 + 3, 2)
+    assert torch.allclose(grown[:-3], torch.full((289, 2), 0.5), atol=1e-5)
+    assert torch.equal(grown[-3:], table[-3:])
+    near = interpolate_bias_table(table, 9)[:-3].view(17, 17, 2)[8, 8]
+    assert torch.allclose(near, table[:-3].view(11, 11, 2)[5, 5], atol=1e-4), "offset 0 stays offset 0"
+
+
+def test_impossible_values_are_told_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Data2VecVision(config(num_mask_patches=99, num_heads=5, loss_scale=-1.0))
+    assert {p.field for p in caught.value.problems} == {
+        "model.num_mask_patches", "model.num_heads", "model.loss_scale",
+    }  # fmt: skip
