@@ -182,7 +182,8 @@ def test_a_stored_model_transcribes_audio_of_any_length(tmp_path: Path) -> None:
     model = CTCModel(config, CTCConfig(), num_symbols=len(letters))
     folder = save_artifact(
         tmp_path / "model", kind="ctc", model_config=config, head_config=model.options,
-        state=model.state_dict(), task={"normalize": True, "num_symbols": 32, "sample_rate": 16_000}, letters=letters,
+        state=model.state_dict(), letters=letters,
+        task={"normalize": True, "num_symbols": 32, "sample_rate": 16_000},
     )  # fmt: skip
     speech = load(folder)
     audio = np.random.default_rng(0).normal(size=16_000 * 40).astype(np.float32)

@@ -156,4 +156,5 @@ def _decode_once(path: str) -> tuple[np.ndarray, int | None]:
 
 
 def _plain(error: Exception) -> str:
-    return " ".join(str(error).split()).removeprefix("Error opening ") or type(error).__name__
+    text = getattr(error, "error_string", None) or str(error)
+    return " ".join(str(text).split()) or type(error).__name__

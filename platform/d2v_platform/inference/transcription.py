@@ -72,7 +72,7 @@ def transcribe_command(
             Path(f"{target}.txt").write_text(f"{text}\n", encoding="utf-8")
             Path(f"{target}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     if failed:
-        console = Console(file=sys.stderr)
+        console = Console(file=sys.stderr, soft_wrap=True)
         console.print(f"{len(failed)} of {len(files)} recordings could not be read:", highlight=False)
         for line in failed[:20]:
             console.print(f"  {line}", highlight=False)

@@ -37,7 +37,7 @@ def audio_manifest(
     """A folder of audio to train.tsv and valid.tsv, as the reference's script writes them."""
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"--layout {layout!r}: choose {' or '.join(LAYOUTS)}")
-    console = Console()
+    console = Console(soft_wrap=True)
     options = AudioOptions(
         ext=ext,
         valid_percent=valid_percent,
@@ -65,7 +65,7 @@ def audio_labels(
     dict_: Annotated[Path | None, typer.Option("--dict", help="dict.ltr.txt to use.")] = None,
 ) -> None:
     """LibriSpeech transcripts to .wrd and .ltr lines and dict.ltr.txt (default: the released letters)."""
-    console = Console()
+    console = Console(soft_wrap=True)
     report = prepare_labels(tsv, output_dir, output_name, build_dict=build_dict, dictionary=dict_)
     console.print(
         f"{report.folder}/{report.name}.ltr, .wrd: {report.lines:,} utterances, {report.words:,} words, "

@@ -1,0 +1,123 @@
+"""Decoding of subsets: options in the reference's form, output files, transcripts; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+
+from d2v_platform.inference.command import infer
+from d2v_platform.inference.options import read_options
+from d2v_platform.inference.transcription import transcribe_command
+from data2vec.artifact import save_artifact
+from data2vec.config import Data2VecMultiConfig
+from data2vec.ctc import CTCConfig, CTCModel
+from data2vec.data.letters import letter_line, released_letters
+from data2vec.data.manifest import manifest_text
+from data2vec.errors import ConfigError
+from data2vec.language_model import NgramModel, lexicon_text
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    config = Data2VecMultiConfig.from_dict(
+        {"supported_modality": "AUDIO", "embed_dim": 16, "num_heads": 2, "depth": 1,
+         "average_top_k_layers": 1, "ema_encoder_only": False, "modalities": {"text": None, "audio": {
+             "feature_encoder_spec": "[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8,2,2)] * 2", "prenet_depth": 0,
+             "conv_pos_width": 9, "conv_pos_depth": 3, "conv_pos_groups": 2, "decoder": None}}}
+    )  # fmt: skip
+    network = CTCModel(config, CTCConfig(), num_symbols=32)
+    return save_artifact(
+        tmp_path / "model", kind="ctc", model_config=config, head_config=network.options,
+        state=network.state_dict(), letters=released_letters(),
+        task={"normalize": True, "num_symbols": 32, "sample_rate": 16_000},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for subset, count in (("dev", 11), ("test", 3)):
+        entries = []
+        for index in range(count):
+            length = 4000 + 1500 * index
+            sf.write(str(folder / f"{subset}{index}.wav"), 0.1 * rng.normal(size=length), 16_000)
+            entries.append((f"{subset}{index}.wav", length))
+        (folder / f"{subset}.tsv").write_text(manifest_text(str(folder), entries))
+    (folder / "dev.ltr").write_text(f"{letter_line('ONE TWO')}\n" * 11)
+    return folder
+
+
+def test_every_utterance_is_decoded_and_the_files_are_the_references(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options, notes = read_options(
+        ["--config-dir", "examples/speech_recognition/new/conf", "--config-name", "infer", "-m",
+         "task=audio_finetuning", f"task.data={data}", "task.labels=ltr", f"common_eval.path={model}",
+         "dataset.gen_subset=dev,test", f"common_eval.results_path={out}", "dataset.max_tokens=30000",
+         "common.user_dir=examples/data2vec", "decoding.type=viterbi"]
+    )  # fmt: skip
+    assert any("common.user_dir" in note for note in notes)
+    rates = infer(options)
+    assert set(rates) == {"dev", "test"} and rates["test"] is None and rates["dev"] is not None
+    words = (out / "dev/hypo.word").read_text().splitlines()
+    assert len(words) == 11 and all(line.endswith(f"(None-{i})") for i, line in enumerate(words))
+    assert (out / "dev/ref.word").read_text().splitlines()[3] == "ONE TWO (None-3)"
+    assert (out / "dev/ref.units").read_text().startswith("O N E | T W O | (None-0)")
+    first, second = (out / "dev/wer").read_text().splitlines()[:2]
+    assert first == f"WER: {rates['dev']}" and second.endswith(" / 22")
+    table = pd.read_parquet(out / "dev/utterances.parquet")
+    assert table["id"].tolist() == list(range(11)) and {"wer", "words", "seconds"} <= set(table.columns)
+    assert "ONE TWO" in (out / "dev/worst.html").read_text()
+    assert not (out / "test/ref.word").exists() and (out / "test/hypo.word").is_file()
+
+
+def test_a_language_model_forces_its_words(model: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("flashlight.lib.text.decoder")
+    (tmp_path / "lm.arpa").write_text(NgramModel.estimate([["ONE", "TWO"]], 2).arpa())
+    (tmp_path / "lexicon").write_text(lexicon_text(["ONE", "TWO"]))
+    options, _ = read_options(
+        [f"task.data={data}", f"common_eval.path={model}", "dataset.gen_subset=dev", "decoding.type=kenlm",
+         f"decoding.lexicon={tmp_path}/lexicon", f"decoding.lmpath={tmp_path}/lm.arpa", "decoding.beam=20",
+         "decoding.wordscore=30", "decoding.unkweight=-inf", f"common_eval.results_path={tmp_path}/out"]
+    )  # fmt: skip
+    infer(options)
+    said = {
+        word for text in pd.read_csv(tmp_path / "out/utterances.csv")["hypothesis"] for word in text.split()
+    }
+    assert said and said <= {"ONE", "TWO"}
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_options(
+            ["decoding.type=kenlm", "decoding.beam=0", "dataset.gen_subset=''", "decoding.lexicon=/no"]
+        )
+    fields = {problem.field for problem in caught.value.problems}
+    assert {"task.data", "common_eval.path", "decoding.lmpath", "decoding.lexicon", "decoding.beam",
+            "dataset.gen_subset"} <= fields  # fmt: skip
+    with pytest.raises(ConfigError, match="beem"):
+        read_options(["task.data=/x", "common_eval.path=/m", "decoding.beem=5"])
+
+
+def test_recordings_are_transcribed_and_broken_ones_reported(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "recordings"
+    (folder / "deep").mkdir(parents=True)
+    sf.write(str(folder / "deep" / "a ü.wav"), 0.1 * np.random.default_rng(1).normal(size=(4000, 2)), 8000)
+    (folder / "bad.flac").write_text("no audio")
+    with pytest.raises(SystemExit) as stopped:
+        transcribe_command(folder, str(model), tmp_path / "out")
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert "bad.flac" in captured.err and "Traceback" not in captured.err
+    content = json.loads((tmp_path / "out" / "deep" / "a ü.json").read_text())
+    assert content["text"] == " ".join(word["text"] for word in content["words"])

@@ -1,0 +1,118 @@
+"""``d2v prepare audio-manifest`` and ``audio-labels``: the reference's files, and audio of no use."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from d2v_platform.preparation.audio import AudioOptions, prepare_manifests
+from d2v_platform.preparation.audio_labels import prepare_labels
+from data2vec.data.letters import released_letters
+from data2vec.data.manifest import read_manifest
+from data2vec.errors import DataError
+
+
+def write(path: Path, samples: int = 1600, rate: int = 16_000, channels: int = 1, loud: float = 0.1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = loud * np.sin(np.arange(samples) / 9)
+    sf.write(str(path), wave if channels == 1 else np.stack([wave] * channels, axis=1), rate)
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two speakers in the LibriSpeech layout."""
+    root = tmp_path / "corpus"
+    for speaker, texts in (("10", ["A MAN", "HE'S  HERE"]), ("2", ["ONE"])):
+        lines = []
+        for index, text in enumerate(texts):
+            key = f"{speaker}-7-{index:04d}"
+            write(root / speaker / "7" / f"{key}.flac", samples=1600 + 100 * index)
+            lines.append(f"{key} {text}\n")
+        (root / speaker / "7" / f"{speaker}-7.trans.txt").write_text("".join(lines))
+    return root
+
+
+def test_manifests_are_the_references(corpus: Path, tmp_path: Path) -> None:
+    report = prepare_manifests(corpus, tmp_path / "out", AudioOptions(valid_percent=0.5, seed=42))
+    names = ["10/7/10-7-0000.flac", "10/7/10-7-0001.flac", "2/7/2-7-0000.flac"]
+    frames = dict(zip(names, (1600, 1700, 1600), strict=True))
+    draw = random.Random(42)
+    train, valid = [f"{corpus}\n"], [f"{corpus}\n"]
+    for name in names:
+        (train if draw.random() > 0.5 else valid).append(f"{name}\t{frames[name]}\n")
+    assert (tmp_path / "out/train.tsv").read_text() == "".join(train)
+    assert (tmp_path / "out/valid.tsv").read_text() == "".join(valid)
+    assert sum(files for files, _ in report.splits.values()) == 3 and not report.dropped
+    prepare_manifests(corpus, tmp_path / "all", AudioOptions(valid_percent=0.0, path_must_contain="/2/"))
+    assert (tmp_path / "all/train.tsv").read_text() == f"{corpus}\n2/7/2-7-0000.flac\t1600\n"
+    assert not (tmp_path / "all/valid.tsv").exists()
+
+
+def test_labels_are_the_references(corpus: Path, tmp_path: Path) -> None:
+    prepare_manifests(corpus, tmp_path, AudioOptions(valid_percent=0.0))
+    report = prepare_labels(tmp_path / "train.tsv", tmp_path, "train")
+    assert (tmp_path / "train.ltr").read_text() == "A | M A N |\nH E ' S | H E R E |\nO N E |\n"
+    assert (tmp_path / "train.wrd").read_text() == "A MAN\nHE'S HERE\nONE\n"
+    assert (tmp_path / "dict.ltr.txt").read_text() == released_letters().text()
+    assert (report.lines, report.words, report.unknown) == (3, 5, {})
+    with pytest.raises(DataError, match="other letters"):
+        prepare_labels(tmp_path / "train.tsv", tmp_path, "train", build_dict=True)
+
+
+def test_missing_transcripts_are_one_report(corpus: Path, tmp_path: Path) -> None:
+    prepare_manifests(corpus, tmp_path, AudioOptions(valid_percent=0.0))
+    (corpus / "2/7/2-7.trans.txt").unlink()
+    (corpus / "10/7/10-7.trans.txt").write_text("10-7-0000 A MAN\n")
+    with pytest.raises(DataError) as caught:
+        prepare_labels(tmp_path / "train.tsv", tmp_path, "train")
+    assert "2-7.trans.txt: no such file" in str(caught.value) and "10-7-0001 is not in" in str(caught.value)
+    assert not (tmp_path / "train.ltr").exists()
+
+
+def test_files_that_cannot_be_used_are_named_and_left_out(tmp_path: Path) -> None:
+    root = tmp_path / "waves"
+    good = write(root / "sub dir" / "gut é.flac")
+    write(root / "stereo.flac", channels=2)
+    write(root / "slow.flac", rate=8000)
+    write(root / "silent.flac", loud=0.0)
+    write(root / ".hidden" / "x.flac")
+    (root / "empty.flac").touch()
+    (root / "text.flac").write_text("this is no audio")
+    broken = root / "broken.flac"
+    broken.write_bytes(write(root / "long.flac", samples=160_000).read_bytes()[:9000])
+    (root / "long.flac").unlink()
+    options = AudioOptions(valid_percent=0.0, decode=True)
+    report = prepare_manifests(root, tmp_path / "out", options)
+    reasons = {entry.path.name: entry.problem for entry in report.dropped}
+    assert set(reasons) == {"slow.flac", "silent.flac", "empty.flac", "text.flac", "broken.flac"}
+    assert "8000 Hz" in str(reasons["slow.flac"]) and "silent" in str(reasons["silent.flac"])
+    manifest = read_manifest(tmp_path / "out/train.tsv")
+    assert [manifest.name(i) for i in range(len(manifest))] == ["stereo.flac", "sub dir/gut é.flac"]
+    assert [entry.path.name for entry in report.remarks] == ["stereo.flac"]
+    assert len((tmp_path / "out/dropped.tsv").read_text().splitlines()) == 5
+    quick = prepare_manifests(root, tmp_path / "quick", AudioOptions(valid_percent=0.0))
+    assert "broken.flac" in {entry.path.name for entry in quick.dropped}, "its end cannot be decoded"
+    with pytest.raises(DataError, match="5 files cannot be used"):
+        prepare_manifests(root, tmp_path / "strict", AudioOptions(decode=True, strict=True))
+    assert good.is_file()
+
+
+def test_official_layouts_and_impossible_options(corpus: Path, tmp_path: Path) -> None:
+    for split in ("train-clean-100", "dev-other"):
+        write(tmp_path / "LS" / split / "1" / "2" / "1-2-0000.flac")
+    report = prepare_manifests(tmp_path / "LS", tmp_path / "out", AudioOptions(layout="librispeech"))
+    assert set(report.splits) == {"train_100h", "dev_other"}, "960 h needs all of its parts"
+    write(tmp_path / "LL" / "1h" / "3" / "clean" / "1" / "2" / "1-2-0000.flac")
+    report = prepare_manifests(tmp_path / "LL", tmp_path / "ll", AudioOptions(layout="librilight"))
+    assert set(report.splits) == {"train_10min_3", "train_1h"}
+    with pytest.raises(DataError, match="no librilight folder"):
+        prepare_manifests(corpus, tmp_path / "x", AudioOptions(layout="librilight"))
+    with pytest.raises(DataError, match="fraction"):
+        prepare_manifests(corpus, tmp_path / "x", AudioOptions(valid_percent=5))
+    with pytest.raises(DataError, match=r"no \*\.wav files; there are files with \.flac"):
+        prepare_manifests(corpus, tmp_path / "x", AudioOptions(ext="wav"))
