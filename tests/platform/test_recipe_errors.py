@@ -13,7 +13,8 @@ from d2v_platform.recipe.locate import find_recipe
 from d2v_platform.recipe.schema import Recipe
 from data2vec.errors import ConfigError
 
-GIVEN = {"cola": ["task.data=/x", "model.model_path=/m"], "sts_b": ["task.data=/x", "model.model_path=/m"]}
+COLA, STS_B = "v2/text_finetuning/cola", "v2/text_finetuning/sts_b"
+GIVEN = {COLA: ["task.data=/x", "model.model_path=/m"], STS_B: ["task.data=/x", "model.model_path=/m"]}
 BASE = "v2/base_text_only_task"
 LARGE = "v2/large_text_only_task_pgrp_1M"
 
@@ -33,68 +34,68 @@ class Wrong:
 
 
 WRONG = [
-    Wrong("cola", "optimization.lr=fast", "optimization.lr", "must be list of float, not str"),
-    Wrong("cola", "optimization.lr=[]", "optimization.lr", "at least one rate"),
-    Wrong("cola", "optimization.lr=[-1.0]", "optimization.lr", "> 0"),
-    Wrong("cola", "optimization.max_update=many", "optimization.max_update", "must be int"),
-    Wrong("cola", "optimization.max_updat=3", "optimization.max_updat",
+    Wrong(COLA, "optimization.lr=fast", "optimization.lr", "must be list of float, not str"),
+    Wrong(COLA, "optimization.lr=[]", "optimization.lr", "at least one rate"),
+    Wrong(COLA, "optimization.lr=[-1.0]", "optimization.lr", "> 0"),
+    Wrong(COLA, "optimization.max_update=many", "optimization.max_update", "must be int"),
+    Wrong(COLA, "optimization.max_updat=3", "optimization.max_updat",
           "did you mean 'optimization.max_update'"),
-    Wrong("cola", "optimisation.lr=3", "optimisation", "did you mean 'optimization'"),
-    Wrong("cola", "model.batch_size=3", "model.batch_size", "there is 'dataset.batch_size'"),
-    Wrong("cola", "optimization.clip_norm=nan", "optimization.clip_norm", "finite"),
-    Wrong("cola", "optimization.clip_norm=-1", "optimization.clip_norm", ">= 0"),
-    Wrong("cola", "common.seed=-1", "common.seed", ">= 0"),
-    Wrong("cola", "common.fp16=1.5", "common.fp16", "must be bool"),
-    Wrong("cola", "common.bf16=true", "common.bf16", "contradicts common.fp16"),
-    Wrong("cola", "common=5", "common", "must be a mapping"),
-    Wrong("cola", "common.seed.x=5", "common.seed", "must be int"),
-    Wrong("cola", "optimization.update_freq=[0]", "optimization.update_freq", ">= 1"),
-    Wrong("cola", "optimization.update_freq=[]", "optimization.update_freq", "one number an epoch"),
-    Wrong("cola", "dataset.valid_subset=valid,valid", "dataset.valid_subset", "twice"),
-    Wrong("cola", "dataset.valid_subset=", "dataset.valid_subset", "names no subset"),
-    Wrong("cola", "lr_scheduler.warmup_updates=5336", "lr_scheduler.warmup_updates",
+    Wrong(COLA, "optimisation.lr=3", "optimisation", "did you mean 'optimization'"),
+    Wrong(COLA, "model.batch_size=3", "model.batch_size", "there is 'dataset.batch_size'"),
+    Wrong(COLA, "optimization.clip_norm=nan", "optimization.clip_norm", "finite"),
+    Wrong(COLA, "optimization.clip_norm=-1", "optimization.clip_norm", ">= 0"),
+    Wrong(COLA, "common.seed=-1", "common.seed", ">= 0"),
+    Wrong(COLA, "common.fp16=1.5", "common.fp16", "must be bool"),
+    Wrong(COLA, "common.bf16=true", "common.bf16", "contradicts common.fp16"),
+    Wrong(COLA, "common=5", "common", "must be a mapping"),
+    Wrong(COLA, "common.seed.x=5", "common.seed", "must be int"),
+    Wrong(COLA, "optimization.update_freq=[0]", "optimization.update_freq", ">= 1"),
+    Wrong(COLA, "optimization.update_freq=[]", "optimization.update_freq", "one number an epoch"),
+    Wrong(COLA, "dataset.valid_subset=valid,valid", "dataset.valid_subset", "twice"),
+    Wrong(COLA, "dataset.valid_subset=", "dataset.valid_subset", "names no subset"),
+    Wrong(COLA, "lr_scheduler.warmup_updates=5336", "lr_scheduler.warmup_updates",
           "less than the run of 5336"),
-    Wrong("cola", "lr_scheduler=cosin", "lr_scheduler._name", "did you mean 'cosine'"),
-    Wrong("cola", "lr_scheduler=inverse_sqrt", "lr_scheduler._name", "not built here yet"),
-    Wrong("cola", "lr_scheduler=pass_through", "lr_scheduler._name", "is for optimizer composite"),
-    Wrong("cola", "optimizer=lamb", "optimizer._name", "not built here yet"),
-    Wrong("cola", "optimizer=composite", "lr_scheduler._name", "pass_through"),
-    Wrong("cola", "optimizer.adam_betas=[0.9]", "optimizer.adam_betas", "two numbers"),
-    Wrong("cola", "optimizer.adam_betas=(0.9,1.0)", "optimizer.adam_betas", "beta < 1"),
-    Wrong("cola", "optimizer.weight_decay=-0.1", "optimizer.weight_decay", ">= 0"),
-    Wrong("cola", "optimizer.adam_epz=1", "optimizer.adam_epz", "did you mean 'optimizer.adam_eps'"),
-    Wrong("cola", "optimization.lr=[1e-5,2e-5] lr_scheduler=cosine", "optimization.lr", "takes one rate"),
-    Wrong("cola", "task=audio_finetuning", "task._name", "exists in the reference (speech)"),
-    Wrong("cola", "task=masked_lm", "model._name", "needs data2vec_multi"),
-    Wrong("cola", "criterion=model", "criterion._name", "needs sentence_prediction"),
-    Wrong("cola", "task.num_classes=1", "task.num_classes", ">= 2, or set criterion.regression_target"),
-    Wrong("sts_b", "task.num_classes=2", "task.num_classes", "must be 1 with criterion.regression_target"),
-    Wrong("sts_b", "criterion.report_mcc=true", "criterion.report_mcc", "needs classes"),
-    Wrong("cola", "task.num_classes=3 criterion.report_acc_and_f1=true", "criterion.report_acc_and_f1",
+    Wrong(COLA, "lr_scheduler=cosin", "lr_scheduler._name", "did you mean 'cosine'"),
+    Wrong(COLA, "lr_scheduler=inverse_sqrt", "lr_scheduler._name", "not built here yet"),
+    Wrong(COLA, "lr_scheduler=pass_through", "lr_scheduler._name", "is for optimizer composite"),
+    Wrong(COLA, "optimizer=lamb", "optimizer._name", "not built here yet"),
+    Wrong(COLA, "optimizer=composite", "lr_scheduler._name", "pass_through"),
+    Wrong(COLA, "optimizer.adam_betas=[0.9]", "optimizer.adam_betas", "two numbers"),
+    Wrong(COLA, "optimizer.adam_betas=(0.9,1.0)", "optimizer.adam_betas", "beta < 1"),
+    Wrong(COLA, "optimizer.weight_decay=-0.1", "optimizer.weight_decay", ">= 0"),
+    Wrong(COLA, "optimizer.adam_epz=1", "optimizer.adam_epz", "did you mean 'optimizer.adam_eps'"),
+    Wrong(COLA, "optimization.lr=[1e-5,2e-5] lr_scheduler=cosine", "optimization.lr", "takes one rate"),
+    Wrong(COLA, "task=multimodal", "task._name", "exists in the reference (several modalities)"),
+    Wrong(COLA, "task=masked_lm", "model._name", "needs data2vec_multi"),
+    Wrong(COLA, "criterion=model", "criterion._name", "needs sentence_prediction"),
+    Wrong(COLA, "task.num_classes=1", "task.num_classes", ">= 2, or set criterion.regression_target"),
+    Wrong(STS_B, "task.num_classes=2", "task.num_classes", "must be 1 with criterion.regression_target"),
+    Wrong(STS_B, "criterion.report_mcc=true", "criterion.report_mcc", "needs classes"),
+    Wrong(COLA, "task.num_classes=3 criterion.report_acc_and_f1=true", "criterion.report_acc_and_f1",
           "two classes"),
-    Wrong("cola", "criterion.report_pearson_and_spearman=true", "criterion.report_pearson_and_spearman",
+    Wrong(COLA, "criterion.report_pearson_and_spearman=true", "criterion.report_pearson_and_spearman",
           "needs"),
-    Wrong("cola", "model.pooler_dropout=1.0", "model.pooler_dropout", "0 <= p < 1"),
-    Wrong("cola", "model.pooler_activation_fn=tan", "model.pooler_activation_fn", "did you mean 'tanh'"),
-    Wrong("cola", "checkpoint.best_checkpoint_metric=mc", "checkpoint.best_checkpoint_metric",
+    Wrong(COLA, "model.pooler_dropout=1.0", "model.pooler_dropout", "0 <= p < 1"),
+    Wrong(COLA, "model.pooler_activation_fn=tan", "model.pooler_activation_fn", "did you mean 'tanh'"),
+    Wrong(COLA, "checkpoint.best_checkpoint_metric=mc", "checkpoint.best_checkpoint_metric",
           "did you mean 'mcc'"),
-    Wrong("cola", "checkpoint.best_checkpoint_metric=f1", "checkpoint.best_checkpoint_metric",
+    Wrong(COLA, "checkpoint.best_checkpoint_metric=f1", "checkpoint.best_checkpoint_metric",
           "loss, accuracy, mcc"),
-    Wrong("cola", "checkpoint.maximize_best_checkpoint_metric=false",
+    Wrong(COLA, "checkpoint.maximize_best_checkpoint_metric=false",
           "checkpoint.maximize_best_checkpoint_metric",
           "larger mcc is better; use true"),
-    Wrong("cola", "checkpoint.patience=2 dataset.disable_validation=true", "checkpoint.patience",
+    Wrong(COLA, "checkpoint.patience=2 dataset.disable_validation=true", "checkpoint.patience",
           "needs validation"),
-    Wrong("cola", "checkpoint.restore_file=/a checkpoint.finetune_from_model=/b",
+    Wrong(COLA, "checkpoint.restore_file=/a checkpoint.finetune_from_model=/b",
           "checkpoint.finetune_from_model",
           "give one"),
-    Wrong("cola", "platform.num_workers=2", "platform.num_workers", "more workers than micro-batches"),
-    Wrong("cola", "platform.num_workers=-1", "platform.num_workers", ">= 0"),
-    Wrong("cola", "platform.cpus_per_worker=0", "platform.cpus_per_worker", "> 0"),
-    Wrong("cola", "platform.precision=int8", "platform.precision", "one of auto, fp32, bf16, fp16"),
-    Wrong("cola", "platform.alias=best", "platform.alias", "needs platform.register_as"),
-    Wrong("cola", "platform.run_name=a/b", "platform.run_name", "letters, digits"),
-    Wrong("cola", "platform.extra_tags=[1]", "platform.extra_tags", "mapping"),
+    Wrong(COLA, "platform.num_workers=2", "platform.num_workers", "more workers than micro-batches"),
+    Wrong(COLA, "platform.num_workers=-1", "platform.num_workers", ">= 0"),
+    Wrong(COLA, "platform.cpus_per_worker=0", "platform.cpus_per_worker", "> 0"),
+    Wrong(COLA, "platform.precision=int8", "platform.precision", "one of auto, fp32, bf16, fp16"),
+    Wrong(COLA, "platform.alias=best", "platform.alias", "needs platform.register_as"),
+    Wrong(COLA, "platform.run_name=a/b", "platform.run_name", "letters, digits"),
+    Wrong(COLA, "platform.extra_tags=[1]", "platform.extra_tags", "mapping"),
     Wrong(BASE, "task.tokens_per_sample=1024", "task.tokens_per_sample", "max_source_positions = 512"),
     Wrong(BASE, "task.sample_break_mode=compleet", "task.sample_break_mode", "did you mean 'complete'"),
     Wrong(BASE, "dataset.max_tokens=100", "dataset.max_tokens", "less than one block"),
@@ -103,9 +104,7 @@ WRONG = [
     Wrong(BASE, "model.ema_decay=2", "model.ema_decay", "0 ... 1"),
     Wrong(BASE, "model.average_top_k_layers=13", "model.average_top_k_layers", "depth (12)"),
     Wrong(BASE, "model.num_heads=7", "model.num_heads", "divide"),
-    Wrong(BASE, "model.supported_modality=AUDIO", "model.supported_modality", "only TEXT"),
-    Wrong(BASE, "model.modalities.image.mask_prob=0.8", "model.modalities.image",
-          "exists in the reference (vision)"),
+    Wrong(BASE, "model.supported_modality=AUDIO", "model.supported_modality", "masked_lm needs TEXT"),
     Wrong(BASE, "model.modalities.text.mask_prb=0.8", "model.modalities.text.mask_prb",
           "did you mean 'model.modalities.text.mask_prob'"),
     Wrong(BASE, "criterion.log_keys=[target_vr]", "criterion.log_keys", "did you mean 'target_var'"),
@@ -156,7 +155,7 @@ def test_all_mistakes_are_reported_together() -> None:
              "common.seed=1,2", "task.num_classes=7", "~dataset.curriculum", "platform.alias=x",
              "optimization.use_bmuf=true", "checkpoint.best_checkpoint_metric=${nothing.here}"]  # fmt: skip
     with pytest.raises(ConfigError) as caught:
-        compose("cola", wrong)
+        compose(COLA, wrong)
     fields = {problem.field for problem in caught.value.problems}
     assert fields >= {
         "optimization.lr", "optimisation", "model.batch_size", "lr_scheduler._name", "a b", "common.seed",
@@ -170,29 +169,29 @@ def test_all_mistakes_are_reported_together() -> None:
 
 def test_missing_values_say_what_to_give() -> None:
     with pytest.raises(ConfigError) as caught:
-        compose("cola", [])
+        compose(COLA, [])
     rules = {problem.field: problem.rule for problem in caught.value.problems}
     assert "task.data=/path/to/data" in rules["task.data"]
     assert "models:/NAME@ALIAS" in rules["model.model_path"]
-    shown = compose("cola", [], check=False).recipe
+    shown = compose(COLA, [], check=False).recipe
     assert {problem.field for problem in check(shown)} == {"task.data", "model.model_path"}
 
 
 def test_every_value_of_a_sweep_is_checked() -> None:
     given = [
-        *GIVEN["cola"],
+        *GIVEN[COLA],
         "optimization.lr=1e-5,fast",
         "common.seed=1,-2",
         "optimization.max_update=5336,100",
     ]
     with pytest.raises(ConfigError) as caught:
-        compose("cola", given, multirun=True)
+        compose(COLA, given, multirun=True)
     fields = [problem.field for problem in caught.value.problems]
     assert fields == ["optimization.lr", "common.seed", "lr_scheduler.warmup_updates"]
 
 
 def test_strict_reading_of_a_plain_dictionary() -> None:
-    good = compose("cola", GIVEN["cola"]).recipe.to_dict()
+    good = compose(COLA, GIVEN[COLA]).recipe.to_dict()
     good["common"]["sed"] = 1
     good["optimization"]["lr"] = "x"
     del good["criterion"]

@@ -124,7 +124,7 @@ def test_a_pretraining_file_equals_our_recipe(folder: Path) -> None:
 
 def test_a_finetuning_file_equals_our_recipe(folder: Path) -> None:
     given = ["task.data=/x", "model.model_path=/m", "optimization.lr=[1e-5]"]
-    theirs, ours = compose("task", given, str(folder)), compose("cola", given)
+    theirs, ours = compose("task", given, str(folder)), compose("v2/text_finetuning/cola", given)
     assert difference(theirs.recipe, ours.recipe) == {}
     assert theirs.recipe.parameter_groups()["default"].peaks == (1e-5,)
 
@@ -143,7 +143,7 @@ def test_keys_without_meaning_are_named_once_with_the_reason(folder: Path) -> No
 
 def test_a_key_whose_value_changes_the_result_is_refused(folder: Path) -> None:
     wrong = {
-        "task.skip_masking=false": "data2vec 1.0",
+        "task.skip_masking=false": "data2vec_text",
         "optimization.use_bmuf=true": "block momentum",
         "distributed_training.ddp_backend=slowmo": "not supported",
         "ema.store_ema=true": "second average",

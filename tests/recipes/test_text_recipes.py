@@ -35,6 +35,8 @@ def composed(name: str, *overrides: str) -> Composed:
     given = ["task.data=/data"]
     if name.startswith("wav2vec/") or name == "tiny/audio_finetuning":
         given.append("model.w2v_path=/model")
+    elif name.startswith("roberta/"):
+        given.append("checkpoint.restore_file=/model")
     elif "finetuning" in name:
         given.append("model.model_path=/model")
     return compose_loaded(loaded(name), [*given, *overrides])

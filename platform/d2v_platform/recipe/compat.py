@@ -262,17 +262,11 @@ ALIASES: dict[str, Alias] = {
 NOT_BUILT: dict[str, dict[str, str]] = {
     "task": {
         "audio_classification": "audio events",
-        "image_pretraining": "vision",
-        "image_classification": "vision",
-        "mae_image_pretraining": "vision",
-        "mae_image_classification": "vision",
         "multimodal": "several modalities",
     },
     "model": {
         "data2vec_image": "data2vec 1.0 vision",
-        "data2vec_image_classification": "data2vec 1.0 vision",
         "mae": "vision",
-        "mae_image_classification": "vision",
         "wav2vec2": "speech",
         "audio_classification": "audio events",
     },
@@ -293,34 +287,13 @@ NOT_BUILT: dict[str, dict[str, str]] = {
 
 # Keys that belong to what is not built yet.
 _NOT_BUILT_KEYS = {
-    "model.modalities.audio": "speech",
-    "model.modalities.image": "vision",
     "decoding": "speech decoding",
 }
 
 # Recipes of the reference that are not built here yet: folder of ours -> names, with what they belong to.
 RECIPES_NOT_BUILT: dict[str, dict[str, str]] = {
-    "v2": {
-        "base_audio_only_task": "speech",
-        "large_audio_only_task": "speech",
-        "base_images_only_task": "vision",
-        "large_images_only_task": "vision",
-        "huge_images_only_task": "vision",
-        "huge_images14_only_task": "vision",
-    },
-    "vision/finetuning": dict.fromkeys(
-        ("mae_imagenet_clean", "mae_imagenet_large_clean", "mae_imagenet_huge_clean", "imagenet"), "vision"
-    ),
-    "vision/pretraining": dict.fromkeys(
-        ("base_imagenet", "base_imagenet_d2v1", "base_mae_imagenet"), "vision"
-    ),
-    "audio/pretraining": dict.fromkeys(("base_librispeech", "audioset"), "data2vec 1.0 speech"),
+    "vision/pretraining": {"base_mae_imagenet": "masked autoencoders"},
     "audio/classification": {"base_classification": "audio events"},
-    "wav2vec/finetuning": dict.fromkeys(
-        (f"{size}_{split}" for size in ("base", "vox") for split in ("10m", "1h", "10h", "100h", "960h")),
-        "speech",
-    ),
-    "": {"infer": "speech decoding"},
 }
 
 
