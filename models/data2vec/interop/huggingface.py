@@ -137,7 +137,7 @@ def import_folder(folder: Path | str) -> ImportedModel:
     folder = Path(folder)
     theirs = {**_DEFAULTS, **read_json(folder / "config.json")}
     kind = theirs.get("model_type")
-    if kind not in _PREFIXES:
+    if not isinstance(kind, str) or kind not in _PREFIXES:
         known = ", ".join(_PREFIXES)
         raise CheckpointError(
             f"{folder}/config.json is of the type {kind!r}; those that can be read: {known}"

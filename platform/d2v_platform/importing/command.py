@@ -151,26 +151,27 @@ def _show_list() -> None:
     for entry in (*PUBLISHED, *BEIT_FILES):
         table.add_row(
             entry.name, entry.modality.lower(), entry.size, entry.finetuning or "-", entry.dataset,
-            entry.licence, entry.recipe or "not recorded", _here(entry.name),
+            entry.licence, entry.recipe or "not recorded", "yes" if _here(entry.name) else "no",
         )  # fmt: skip
     console = Console()
     wide = Console(width=None if console.is_terminal else 230, highlight=False)
     wide.print(table)
     for entry in PUBLISHED:
-        wide.print(f"{entry.name}  {entry.url}", markup=False, soft_wrap=True)
+        wide.print(f"{entry.name}  {entry.url}{_here(entry.name)}", markup=False, soft_wrap=True)
     wide.print(f"data2vec_vision/*  {BEIT_REPOSITORY}", markup=False, soft_wrap=True)
     wide.print("Sizes and checksums are not published; both are shown once a file is here.", soft_wrap=True)
 
 
 def _here(name: str) -> str:
+    """Size and checksum of a file that was downloaded; empty if it is not here."""
     path = downloads_folder() / name
     if not path.is_file():
-        return "no"
+        return ""
     try:
         note = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
-        return f"{note['bytes'] / 2**20:.0f} MiB, sha256 {note['sha256']}"
+        return f"  (here: {note['bytes']:,} bytes, sha256 {note['sha256']})"
     except (OSError, ValueError, KeyError):
-        return f"{path.stat().st_size / 2**20:.0f} MiB"
+        return f"  (here: {path.stat().st_size:,} bytes)"
 
 
 def _dry_run(file: Path, dict_path: Path | None, console: Console) -> None:

@@ -223,14 +223,14 @@ def edits() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
             r"cfg\.model has 1 problem\s+depth = 'two'\s+must be int",
         ),
         "option": (lambda c: c["cfg"]["model"].update(mae_init=True), r"mae_init = True"),
-        "no configuration": (lambda c: c.update(cfg=None), r"has no configuration \(cfg\.model\)"),
+        "no configuration": (lambda c: c.update(cfg=None), r"has no model configuration"),
         "family": (
-            lambda c: c["cfg"]["model"].update(_name="data2vec_audio"),
-            r"family 'data2vec_audio'; families that can be imported: data2vec_multi",
+            lambda c: c["cfg"]["model"].update(_name="wav2vec2"),
+            r"family 'wav2vec2'; families that can be imported: data2vec_multi",
         ),
         "modality": (
-            lambda c: c.update(model={"modality_encoders.IMAGE.extra_tokens": torch.zeros(1)}),
-            r"is a v2 model of IMAGE",
+            lambda c: c.update(model={"modality_encoders.VIDEO.extra_tokens": torch.zeros(1)}),
+            r"is a v2 model of VIDEO",
         ),
     }
 

@@ -1,0 +1,215 @@
+"""Out in fairseq's layout and in again: the same bits, for every family and head; and safetensors with a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data2vec.artifact import load, read_artifact, save_artifact
+from data2vec.config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadConfig
+from data2vec.ctc import CTCConfig, CTCModel
+from data2vec.data.bpe import GPT2BPE
+from data2vec.data.dictionary import Dictionary
+from data2vec.data.tokenizer import TextTokenizer
+from data2vec.errors import CheckpointError
+from data2vec.heads import SentenceClassifier
+from data2vec.image_heads import ImageClassifier
+from data2vec.interop.export import export_fairseq, export_safetensors, meaning
+from data2vec.interop.huggingface import export_folder
+from data2vec.interop.model_folder import import_file, save_imported
+from data2vec.interop.pickles import named_objects
+from data2vec.interop.teacher_weights import with_teacher_weights
+from data2vec.pretraining import Data2VecPretraining
+from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.speech import Data2VecAudioPretraining
+from data2vec.v1.text import Data2VecTextPretraining
+from data2vec.v1.text_config import Data2VecTextConfig
+from data2vec.v1.vision import Data2VecVisionPretraining
+from data2vec.v1.vision_config import Data2VecVisionConfig
+
+WORDS = ["the", " river", " mill", " old"]
+_DECODER = {"decoder_dim": 16, "decoder_groups": 1, "decoder_kernel": 3, "decoder_layers": 2}
+_CONVOLUTIONS = "[(16, 10, 5)] + [(16, 3, 2)] * 2"
+
+
+def multi(modality: str, **front: Any) -> Data2VecMultiConfig:
+    return Data2VecMultiConfig.from_dict({
+        "embed_dim": 16, "num_heads": 2, "depth": 2, "average_top_k_layers": 2, "norm_eps": 1e-5,
+        "supported_modality": modality, "ema_encoder_only": modality == "TEXT",
+        "modalities": {"text": None, modality.lower(): {"type": modality, "prenet_depth": 0, "decoder": _DECODER, **front}},
+    })  # fmt: skip
+
+
+TEXT_2 = multi("TEXT", mask_length=1, max_source_positions=20)
+IMAGE_2 = multi(
+    "IMAGE", input_size=16, patch_size=4, embed_dim=16, num_extra_tokens=1, ema_local_encoder=True
+)
+AUDIO_2 = multi("AUDIO", feature_encoder_spec=_CONVOLUTIONS, conv_pos_width=9, conv_pos_groups=2,
+                conv_pos_depth=3, use_alibi_encoder=True, learned_alibi_scale=True,
+                learned_alibi_scale_per_head=True)  # fmt: skip
+AUDIO_1 = Data2VecAudioConfig(
+    extractor_mode="layer_norm", encoder_layers=2, encoder_embed_dim=16, encoder_ffn_embed_dim=32,
+    encoder_attention_heads=2, conv_feature_layers=_CONVOLUTIONS, conv_pos=9, conv_pos_groups=2,
+    pos_conv_depth=3, average_top_k_layers=2,
+)  # fmt: skip
+TEXT_1 = Data2VecTextConfig.from_dict({
+    "head_layers": 2, "average_top_k_layers": 2,
+    "transformer": {"activation_fn": "gelu", "max_source_positions": 20, "layernorm_embedding": True,
+                    "no_scale_embedding": True,
+                    "encoder": {"embed_dim": 16, "ffn_embed_dim": 32, "layers": 2, "attention_heads": 2,
+                                "learned_pos": True}},
+})  # fmt: skip
+IMAGE_1 = Data2VecVisionConfig(image_size=16, patch_size=4, depth=2, embed_dim=16, num_heads=2,
+                               num_mask_patches=6, min_mask_patches_per_block=2,
+                               average_top_k_layers=2)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    bpe = GPT2BPE()
+    pieces = [str(number) for word in WORDS for number in bpe.encode(word)]
+    return TextTokenizer(bpe, Dictionary.from_counts(dict.fromkeys(pieces, 5)))
+
+
+def pretrained(config: Any, vocab: int) -> Any:
+    if isinstance(config, Data2VecTextConfig):
+        return Data2VecTextPretraining(config, vocab_size=vocab)
+    if isinstance(config, Data2VecMultiConfig):
+        return Data2VecPretraining(config, vocab_size=vocab if config.modality_name == "TEXT" else None)
+    made = Data2VecAudioPretraining if isinstance(config, Data2VecAudioConfig) else Data2VecVisionPretraining
+    return made(config)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, tokenizer: TextTokenizer) -> Callable[[str], Path]:
+    """A model folder of the named family and kind; the teacher differs from the student."""
+    size = len(tokenizer.dictionary.with_mask())
+    configs = {"text 2": TEXT_2, "image 2": IMAGE_2, "audio 2": AUDIO_2, "text 1": TEXT_1, "audio 1": AUDIO_1,
+               "image 1": IMAGE_1}  # fmt: skip
+
+    def make(name: str) -> Path:
+        family, _, kind = name.partition(", ")
+        config, folder = configs[family], tmp_path / "ours"
+        text = {"tokenizer": tokenizer} if family.startswith("text") else {}
+        task: dict[str, Any] = {"normalize": True} if family.startswith("audio") else {}
+        if not kind:
+            model = pretrained(config, size)
+            with torch.no_grad():
+                for parameter in model.teacher.module.parameters():
+                    parameter.add_(0.125)
+            return save_artifact(folder, kind="pretrained", model_config=config, state=model.student.state_dict(),
+                                 teacher=model.teacher.module.state_dict(), task=task, origin={"update": 7},
+                                 **text)  # fmt: skip
+        if kind == "sentences":
+            head: Any = SentenceHeadConfig(num_classes=2)
+            module: torch.nn.Module = SentenceClassifier(config, head, vocab_size=size)
+            text["task"], name = {"labels": ["0", "1"], "regression": False}, "sentence_classifier"
+        elif kind == "classes":
+            head = ImageHeadConfig(num_classes=3)
+            if family == "image 1":  # as fairseq's loader for v1 sets them
+                head = ImageHeadConfig(
+                    num_classes=3, drop_first_patch=True, fc_norm_eps=1e-5, init_scale=1e-3
+                )
+            module = ImageClassifier(config, head)
+            text["task"], name = {"labels": ["0", "1", "2"]}, "image_classifier"
+        else:
+            head, letters = CTCConfig(apply_mask=True, mask_prob=0.4), Dictionary(["|", "E"], [2, 1])
+            module = CTCModel(config, head, num_symbols=6)
+            text |= {"letters": letters, "task": {"num_symbols": 6, "normalize": True}}
+            name = "ctc"
+        return save_artifact(folder, kind=name, model_config=config, state=module.state_dict(), head_config=head,
+                             **text)  # type: ignore[arg-type]  # fmt: skip
+
+    return make
+
+
+ALL = ["text 2", "image 2", "audio 2", "text 1", "image 1", "audio 1", "text 2, sentences", "text 1, sentences",
+       "image 2, classes", "image 1, classes", "audio 2, letters", "audio 1, letters"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fairseq_out_and_in_is_bit_equal(name: str, saved: Any, tmp_path: Path) -> None:
+    before = read_artifact(saved(name))
+    file = tmp_path / "out" / "model.pt"
+    export_fairseq(before, file)
+    assert named_objects(file) == ([], [])  # plain containers and tensors only
+    dictionary = next(iter((tmp_path / "out").glob("dict*.txt")), None)
+    after = import_file(file, dictionary)
+    assert after.kind == before.kind
+    assert after.state.keys() == before.state.keys()
+    assert all(torch.equal(after.state[key], before.state[key]) for key in before.state)
+    teacher = before.folder / "teacher.safetensors"
+    assert (after.teacher is not None) == teacher.is_file()
+    folder = save_imported(after, tmp_path / "again")
+    again = read_artifact(folder)
+    if teacher.is_file():
+        assert teacher.read_bytes() == (folder / "teacher.safetensors").read_bytes()
+        assert again.config["origin"]["update"] == 7
+    if before.kind == "pretrained":
+        assert again.model_config == before.model_config
+    if before.head_config is not None and before.kind != "image_classifier":
+        assert again.head_config == before.head_config
+
+
+def test_half_precision_is_exact_for_models_that_were_half(saved: Any, tmp_path: Path) -> None:
+    first = read_artifact(saved("text 2"))
+    export_fairseq(first, tmp_path / "half.pt", half=True)
+    dictionary = first.folder / "tokenizer" / "dict.txt"
+    once = import_file(tmp_path / "half.pt", dictionary)
+    stored = torch.load(tmp_path / "half.pt", weights_only=True)["model"]
+    assert {t.dtype for name, t in stored.items() if name != "_ema"} == {torch.float16}
+    assert {t.dtype for t in stored["_ema"].values()} == {torch.float32}
+    folder = save_imported(once, tmp_path / "folder")
+    export_fairseq(read_artifact(folder), tmp_path / "again.pt", half=True)
+    again = torch.load(tmp_path / "again.pt", weights_only=True)["model"]
+    assert all(torch.equal(again[name], t) for name, t in stored.items() if name != "_ema")
+
+
+@pytest.mark.parametrize("name", ["text 2", "image 2", "audio 2", "text 1", "image 1", "audio 1"])
+def test_the_teachers_weights_can_take_the_students_place(name: str, saved: Any, tmp_path: Path) -> None:
+    before = read_artifact(saved(name))
+    export_fairseq(before, tmp_path / "model.pt")
+    imported = import_file(tmp_path / "model.pt", next(iter(tmp_path.glob("dict*.txt")), None))
+    merged = with_teacher_weights(imported)
+    assert merged.state.keys() == imported.state.keys() and imported.teacher is not None
+    changed = {key for key in merged.state if not torch.equal(merged.state[key], imported.state[key])}
+    floats = [key for key, value in imported.teacher.items() if value.is_floating_point()]
+    assert len(changed) >= len(floats) - 3  # a frozen table or marker may be equal
+    assert not any("decoder" in key or "final_proj" in key or "regression_head" in key for key in changed)
+
+
+def test_safetensors_come_with_a_table_and_load_alone(saved: Any, tmp_path: Path) -> None:
+    before = read_artifact(saved("audio 2"))
+    export_safetensors(before, tmp_path / "plain")
+    table = (tmp_path / "plain" / "KEYS.md").read_text()
+    assert "| `blocks.{i}.attn.qkv.weight` | 48 x 16 | 2 | queries, keys, values |" in table
+    assert "teacher.safetensors" in table and "| scalar |" not in table
+    assert all(meaning(name) for name in before.state)
+    features = load(tmp_path / "plain").embed([torch.randn(4000).numpy()])
+    assert features[0].shape == (16,)
+    with pytest.raises(CheckpointError, match="not empty"):
+        export_safetensors(before, tmp_path / "plain")
+
+
+@pytest.mark.parametrize("name", ["text 1", "text 1, sentences"])
+def test_load_reads_fairseq_files_and_hugging_face_folders(name: str, saved: Any, tmp_path: Path) -> None:
+    before = read_artifact(saved(name))
+    export_fairseq(before, tmp_path / "fs" / "model.pt")
+    export_folder(before, tmp_path / "hf")
+    texts = ["the river", "the old mill"]
+    wanted = load(before.folder).embed(texts)
+    for place in (tmp_path / "fs" / "model.pt", tmp_path / "hf"):
+        model = load(place)
+        for mine, theirs in zip(model.embed(texts), wanted, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-6)
+        if "sentences" in name:
+            assert model.classify(texts)[1] == pytest.approx(load(before.folder).classify(texts)[1], abs=1e-6)
+    (tmp_path / "fs" / "dict.txt").unlink()
+    with pytest.raises(CheckpointError, match="dictionary"):
+        load(tmp_path / "fs" / "model.pt")
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        load(tmp_path / "nothing")

@@ -1,0 +1,162 @@
+"""Whatever a file says, the importer answers with a model or with a clear error, and runs nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data2vec.config import Data2VecMultiConfig
+from data2vec.errors import CheckpointError, Data2VecError
+from data2vec.interop import audio_tables, key_tables, v1_text, v1_vision
+from data2vec.interop.fairseq import FAMILIES, import_checkpoint
+from data2vec.interop.fairseq_file import FairseqCheckpoint, read_checkpoint
+from data2vec.interop.huggingface import import_folder
+from data2vec.interop.inspection import inspect
+from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.text_config import Data2VecTextConfig
+from data2vec.v1.vision_config import Data2VecVisionConfig
+
+TEXT_2 = {"embed_dim": 8, "depth": 1, "num_heads": 2, "average_top_k_layers": 1, "supported_modality": "TEXT",
+          "modalities": {"text": {"prenet_depth": 0, "mask_length": 1, "max_source_positions": 9}}}  # fmt: skip
+TEXT_1 = {"average_top_k_layers": 1, "transformer": {"activation_fn": "gelu", "encoder": {
+    "embed_dim": 8, "ffn_embed_dim": 8, "layers": 1, "attention_heads": 2, "learned_pos": True}}}  # fmt: skip
+AUDIO_1 = {"extractor_mode": "layer_norm", "encoder_layers": 1, "encoder_embed_dim": 8,
+           "encoder_ffn_embed_dim": 8, "encoder_attention_heads": 2, "pos_conv_depth": 2, "conv_pos": 6,
+           "conv_pos_groups": 2, "average_top_k_layers": 1,
+           "conv_feature_layers": "[(8, 10, 5)] + [(8, 3, 2)] * 2"}  # fmt: skip
+IMAGE_1 = {"image_size": 8, "patch_size": 4, "depth": 1, "embed_dim": 8, "num_heads": 2, "num_mask_patches": 2,
+           "min_mask_patches_per_block": 1, "average_top_k_layers": 1}  # fmt: skip
+
+
+def whole(family: str) -> tuple[dict[str, Any], key_tables.Shapes]:
+    """A complete configuration and its tensors."""
+    if family == "data2vec_multi":
+        config = Data2VecMultiConfig.from_dict(TEXT_2)
+        return TEXT_2, key_tables.text_encoder(config, 12) | key_tables.text_decoder(config)
+    if family == "data2vec_text":
+        made = Data2VecTextConfig.from_dict(TEXT_1)
+        return TEXT_1, v1_text.sentence_encoder(made, 12) | v1_text.regression_head(made)
+    if family == "data2vec_audio":
+        audio = Data2VecAudioConfig.from_dict(AUDIO_1)
+        return AUDIO_1, audio_tables.v1_audio(audio) | audio_tables.v1_head(audio)
+    return IMAGE_1, v1_vision.student_shapes(Data2VecVisionConfig.from_dict(IMAGE_1), True)
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(), st.text(max_size=6),
+    st.lists(st.integers(-3, 3), max_size=3), st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
+    st.sampled_from(["[(8, 10, 5)] * 99999999", "__import__('os').system('true')", "[(0, 0, 0)]", "[" * 400]),
+)  # fmt: skip
+
+
+def paths(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for key, value in values.items():
+        found.append((*prefix, key))
+        if isinstance(value, dict):
+            found += paths(value, (*prefix, key))
+    return found
+
+
+@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    data=st.data(),
+    family=st.sampled_from(["data2vec_multi", "data2vec_text", "data2vec_audio", "data2vec_vision"]),
+)
+def test_a_changed_configuration_or_tensor_never_crashes_the_importer(data: Any, family: str) -> None:
+    values, shapes = whole(family)
+    values = copy.deepcopy(values)
+    for _ in range(data.draw(st.integers(0, 3))):
+        *outer, last = data.draw(st.sampled_from(paths(values) or [("depth",)]))
+        node: Any = values
+        for part in outer:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict):
+            node[last] = data.draw(JUNK)
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    for _ in range(data.draw(st.integers(0, 2))):
+        name = data.draw(st.sampled_from(sorted(tensors)))
+        shape = data.draw(st.lists(st.integers(0, 4), max_size=4))
+        what = data.draw(st.sampled_from(["drop", "shape", "type", "rename"]))
+        if what == "shape":
+            tensors[name] = torch.zeros(shape)
+        elif what == "type":
+            tensors[name] = tensors[name].long()
+        else:
+            tensor = tensors.pop(name)
+            if what == "rename":
+                tensors[data.draw(st.text(max_size=12))] = tensor
+        if not tensors:
+            break
+    named = data.draw(st.sampled_from([family, family, family, *FAMILIES, "", None]))
+    teacher = data.draw(st.sampled_from([None, {}, {"x": torch.zeros(1)}]))
+    checkpoint = FairseqCheckpoint(
+        path=Path("file.pt"), cfg={"model": {"_name": named, **values}, "task": data.draw(JUNK)}, model=tensors,
+        teacher=teacher, task_state={}, num_updates=None, symbols=None,
+    )  # fmt: skip
+    with contextlib.suppress(CheckpointError):  # anything else is a crash
+        import_checkpoint(checkpoint).model_config.check()  # what comes in is a model that can be built
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=st.dictionaries(st.sampled_from(
+    ["model_type", "hidden_size", "num_hidden_layers", "conv_dim", "conv_kernel", "image_size", "patch_size",
+     "layer_norm_eps", "num_conv_pos_embeddings", "use_relative_position_bias", "intermediate_size"]),
+    JUNK | st.sampled_from(["data2vec-audio", "data2vec-text", "data2vec-vision"]), max_size=8))  # fmt: skip
+def test_a_foreign_folder_never_crashes_the_importer(config: dict[str, Any], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "hub"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "data2vec-text"} | config))
+    save_file({"embeddings.word_embeddings.weight": torch.zeros(3, 4)}, folder / "model.safetensors")
+    with pytest.raises(Data2VecError):
+        import_folder(folder)
+
+
+@pytest.mark.parametrize("length", [2**63 - 1, 2**40, 10**9, 200])
+def test_a_huge_header_is_refused_without_taking_the_memory(length: int, tmp_path: Path) -> None:
+    """A safetensors file begins with the length of its header: a lie there must not be believed."""
+    (tmp_path / "config.json").write_text('{"model_type": "data2vec-text", "layer_norm_eps": 1e-5}')
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", length) + b'{"a":{}}')
+    with pytest.raises(CheckpointError, match="damaged or truncated"):
+        import_folder(tmp_path)
+    claim = {"x": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 16]}}
+    header = json.dumps(claim).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 16)
+    with pytest.raises(CheckpointError, match="damaged or truncated"):
+        import_folder(tmp_path)
+
+
+def test_a_tensor_that_claims_more_than_its_storage_is_refused(tmp_path: Path) -> None:
+    huge = torch.zeros(1).expand(2**35)  # one number, shown two to the 35 times
+    torch.save({"model": {"x": huge}, "cfg": {}}, tmp_path / "file.pt")
+    assert (tmp_path / "file.pt").stat().st_size < 4096
+    with pytest.raises(CheckpointError, match="more than the file holds"):
+        read_checkpoint(tmp_path / "file.pt")
+    assert inspect(tmp_path / "file.pt").problem is not None
+
+
+def test_looking_inside_a_hostile_file_names_what_it_would_run(tmp_path: Path) -> None:
+    mark = tmp_path / "it_ran"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            import os
+
+            return os.system, (f"touch {mark}",)
+
+    torch.save({"model": {}, "cfg": Trap()}, tmp_path / "trap.pt")
+    contents = inspect(tmp_path / "trap.pt")
+    assert contents.checkpoint is None and contents.refused == ["posix.system"]
+    assert any("REFUSED" in line and "posix.system" in line for line in contents.lines)
+    assert not mark.exists()

@@ -1,0 +1,186 @@
+"""``d2v import`` and ``d2v export`` as a user types them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import data2vec
+from d2v_platform.cli import app
+from d2v_platform.importing.command import downloads_folder
+from d2v_platform.registry.register import get_version
+from d2v_platform.tracking.tracker import Tracker
+from data2vec.artifact import read_artifact
+from data2vec.errors import ConfigError, Data2VecError
+from data2vec.interop.export import export_fairseq
+
+
+def d2v(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*words: object) -> Data2VecError:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert isinstance(result.exception, Data2VecError), result.output
+    return result.exception
+
+
+@pytest.fixture
+def checkpoint(tiny_glue: Any, tmp_path: Path, home: Path) -> Path:
+    """A fairseq file of a small v2 text model, with its dict.txt beside it."""
+    export_fairseq(read_artifact(tiny_glue.model), tmp_path / "fs" / "nlp_base.pt", half=True)
+    return tmp_path / "fs" / "nlp_base.pt"
+
+
+def test_a_dry_run_says_what_is_inside_and_writes_nothing(checkpoint: Path, home: Path) -> None:
+    before = sorted(home.rglob("*"))
+    out = d2v("import", checkpoint, "--dry-run")
+    for words in ("container: zip", "float16", "data2vec_multi, TEXT: 2 blocks, width 32, 2 heads",
+                  "v2 text, pretrained:", "missing: ", "no dictionary given"):  # fmt: skip
+        assert words in out, out
+    assert sorted(home.rglob("*")) == before
+
+
+def test_import_writes_a_model_that_embeds(checkpoint: Path, tiny_glue: Any, tmp_path: Path) -> None:
+    out = d2v("import", checkpoint, "--out", tmp_path / "model")
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert f"sha256 {digest}" in out and "model folder:" in out
+    texts = ["the old mill", "a committee"]
+    mine, theirs = data2vec.load(tmp_path / "model").embed(texts), data2vec.load(tiny_glue.model).embed(texts)
+    for a, b in zip(mine, theirs, strict=True):
+        assert a == pytest.approx(b, abs=2e-2)  # it went through fp16
+    origin = json.loads((tmp_path / "model" / "config.json").read_text())["origin"]
+    assert origin["imported.sha256"] == digest and origin["licence.if_published"] == ""
+
+
+def test_a_registered_import_keeps_origin_licence_and_hash(checkpoint: Path, mlflow_home: Path) -> None:
+    out = d2v("import", checkpoint, "--register", "imported-text")
+    assert "registered: models:/imported-text/1" in out, out
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    with Tracker() as tracker:
+        version = get_version(tracker, "imported-text", 1)
+        assert version.tags["import.sha256"] == digest
+        assert version.tags["import.file"] == "nlp_base.pt" and version.tags["import.licence"] == "unknown"
+        assert version.tags["collapse"] == "false" and not version.missing_lineage()
+        assert digest in version.description and "Not recorded in the file" in version.description
+    shown = d2v("registry", "show", "imported-text", "--version", "1")
+    assert digest[:40] in shown.replace("\n", "") and "import.sha256" in shown
+
+
+@pytest.mark.parametrize("to", ["fairseq", "huggingface", "safetensors"])
+def test_export_and_back(to: str, tiny_glue: Any, tmp_path: Path, home: Path) -> None:
+    place = tmp_path / ("out.pt" if to == "fairseq" else "out")
+    if to == "huggingface":  # our tiny model's epsilon is not theirs
+        assert "norm_eps" in str(refused("export", tiny_glue.model, "--to", to, "--out", place))
+        return
+    assert "written to" in d2v("export", tiny_glue.model, "--to", to, "--out", place)
+    before = read_artifact(tiny_glue.model).state
+    if to == "fairseq":
+        d2v("import", place, "--out", tmp_path / "again")
+    folder = tmp_path / "again" if to == "fairseq" else place
+    after = read_artifact(folder).state
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "give a file, --list or --download"),
+        (("x.pt", "--weights", "best"), "student or teacher"),
+        (("x.pt", "--alias", "champion"), "needs --register"),
+        (("x.pt", "--sha256", "12"), "64 hexadecimal digits"),
+        (("x.pt",), "does not exist"),
+        (("--download", "nothing.pt"), "is no published file"),
+        (("--download", "nlp_base.pt"), "is no published file"),  # both generations have one
+        (("--download", "data2vec_vision/base_800"), "fetch it by hand"),
+    ],
+)
+def test_mistakes_are_told(words: tuple[str, ...], message: str, home: Path) -> None:
+    assert message in str(refused("import", *words))
+
+
+def test_wrong_checksums_dictionaries_and_hostile_files_are_refused(
+    checkpoint: Path, tmp_path: Path, mlflow_home: Path
+) -> None:
+    assert "expected 00" in str(refused("import", checkpoint, "--sha256", "0" * 64))
+    wrong = tmp_path / "dict.txt"
+    wrong.write_text("1 1\n2 1\n")
+    assert "give the dict.txt that belongs to it" in str(refused("import", checkpoint, "--dict", wrong))
+    assert "no teacher" in str(refused("import", checkpoint, "--weights", "teacher"))
+    mark = tmp_path / "it_ran"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return open, (str(mark), "w")
+
+    torch.save({"model": {}, "cfg": Trap()}, tmp_path / "trap.pt")
+    for words in ((), ("--dry-run",)):
+        error = refused("import", tmp_path / "trap.pt", *words)
+        assert "open" in str(error) and not mark.exists()
+
+
+class Site(BaseHTTPRequestHandler):
+    """One file, with byte ranges; the first answer breaks off half-way."""
+
+    content, cuts = b"", [0]
+
+    def do_GET(self) -> None:
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", '"one"')
+        self.send_header("Content-Length", str(len(self.content) - start))
+        self.end_headers()
+        cut = self.cuts.pop() if self.cuts else len(self.content)
+        self.wfile.write(self.content[start : start + cut])
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+@pytest.fixture
+def address(checkpoint: Path) -> Iterator[str]:
+    Site.content = checkpoint.read_bytes()
+    Site.cuts = [len(Site.content) // 2]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/nlp_base.pt"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_resumes_is_verified_listed_and_imported(
+    address: str, checkpoint: Path, home: Path
+) -> None:
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    name = "data2vec2/nlp_base.pt"
+    out = d2v("import", "--download", name, "--address", address, "--sha256", digest)
+    assert (
+        digest in out and "checksum as given" in out and "licence: MIT" in out and "gpt2_bpe/dict.txt" in out
+    )
+    assert (downloads_folder() / name).read_bytes() == checkpoint.read_bytes()
+    listed = d2v("import", "--list")
+    assert (
+        digest in listed
+        and listed.count("CC-BY-NC") == 11
+        and "vision/finetuning/mae_imagenet_huge_clean" in listed
+    )
+    (downloads_folder() / "data2vec2" / "dict.txt").write_bytes((checkpoint.parent / "dict.txt").read_bytes())
+    done = d2v("import", downloads_folder() / name)
+    assert "model folder:" in done
+
+
+def test_without_network_the_refusal_says_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    error = refused("import", "--download", "data2vec2/base_libri.pt", "--address", "http://127.0.0.1:9/x.pt")
+    assert "no connection" in str(error) and "fetch the file elsewhere and give its path" in str(error)
+    assert not isinstance(error, ConfigError)
