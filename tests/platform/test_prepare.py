@@ -275,7 +275,8 @@ def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
 
 def test_the_command_needs_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, d2v_platform.preparation.commands; print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
+        "import sys, d2v_platform.preparation.commands;"
+        "print([m for m in ('torch', 'ray', 'mlflow') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -46,7 +46,8 @@ _GROUP_HEADER = re.compile(r"^#\s*@package\s+_group_\s*$", re.MULTILINE)
 _HAS_DEFAULTS = re.compile(r"^defaults\s*:", re.MULTILINE)
 # Text fields that name places. A submitted job's working directory is thrown away, so they become absolute.
 _PATHS = ("task.data", "model.model_path", "model.w2v_path", "checkpoint.restore_file",
-          "checkpoint.finetune_from_model", "common_eval.path", "common_eval.results_path", "platform.storage")  # fmt: skip
+          "checkpoint.finetune_from_model", "common_eval.path", "common_eval.results_path",
+          "platform.storage")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
