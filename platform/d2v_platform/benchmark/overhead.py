@@ -220,6 +220,7 @@ def start_parts(recipe: dict[str, Any], home: Path, workers: int) -> list[tuple[
     """Time from ``train.py`` to the first update, by part."""
     plain = json.loads(json.dumps(recipe))
     plain["optimization"]["max_update"] = 1
+    plain["lr_scheduler"]["warmup_updates"] = 0
     plain["platform"]["num_workers"] = workers
     folder = _written(plain, home)
     script = Path(__file__).resolve().parents[3] / "experiments" / "train.py"
