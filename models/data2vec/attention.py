@@ -111,7 +111,8 @@ class _RecomputedAttention(torch.autograd.Function):
         return (weights.to(v.dtype) @ v).mul_(1.0 / (1.0 - dropout))
 
     @staticmethod
-    def backward(ctx, out_grad):
+    def backward(ctx, *grads):
+        (out_grad,) = grads
         q, k, v, bias, kept = ctx.saved_tensors
         out_grad = out_grad * (1.0 / (1.0 - ctx.dropout))
         weights = _softmax(q, k, bias)

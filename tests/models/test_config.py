@@ -83,7 +83,8 @@ def test_all_impossible_values_are_named_together(make_config: MakeConfig) -> No
         "model.ema_decay", "model.loss_beta", "model.mae_init", "model.cls_loss", "model.recon_loss",
         "model.ema_encoder_only", "model.shared_decoder", text + "mask_prob", text + "mask_length",
         text + "use_alibi_encoder", text + "learned_pos", text + "inverse_mask", text + "num_extra_tokens",
-        text + "decoder.decoder_groups", text + "decoder.projection_layers", text + "decoder.add_positions_all",
+        text + "decoder.decoder_groups", text + "decoder.projection_layers",
+        text + "decoder.add_positions_all",
     }  # fmt: skip
     assert str(caught.value).startswith("the model configuration has ")
 

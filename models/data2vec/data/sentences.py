@@ -235,7 +235,8 @@ class SentenceDataset:
         path = self.folder / "label" / f"{self.split}.label"
         if not path.is_file():
             if (self.folder / "label" / f"{self.split}.idx").is_file():
-                raise DataError(f"{self.folder} holds classes, not numbers; set criterion.regression_target=false")
+                rule = "holds classes, not numbers; set criterion.regression_target=false"
+                raise DataError(f"{self.folder} {rule}")
             return self._without_targets()
         rows: list[list[float]] = []
         wrong: list[str] = []

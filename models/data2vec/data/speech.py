@@ -244,9 +244,8 @@ class SpeechDataset:
             more = f"\n  ... and {len(wrong) - 10} more" if len(wrong) > 10 else ""
             raise DataError(
                 f"manifest {self.manifest.path} does not fit its files ({len(wrong)} of {len(checked)} "
-                "checked are wrong); make it again with d2v prepare audio-manifest, or set task.skip_broken=true\n  "
-                + "\n  ".join(wrong[:10])
-                + more
+                "checked are wrong); make it again with d2v prepare audio-manifest, "
+                "or set task.skip_broken=true\n  " + "\n  ".join(wrong[:10]) + more
             )
 
     def _filtered(self, manifest: Manifest, convolutions: tuple[ConvLayer, ...] | None) -> np.ndarray:

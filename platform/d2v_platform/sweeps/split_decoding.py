@@ -1,4 +1,4 @@
-"""After a sweep of speech models: winners decoded on every listed subset, greedy and with a language model."""
+"""After a sweep of speech models: winners decoded on all listed subsets, greedy and with a language model."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any
 from data2vec.errors import Data2VecError
 
 from ..recipe.schema import Recipe
+from ..tracking.redaction import redact_logs
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from .evaluation_log import EvaluationLog
 from .loop_state import TrainingStopped, Worker
@@ -149,6 +150,7 @@ def note_worker(run_folder: Path, attempt: str, rank: int) -> None:
 def configure_logging() -> None:
     """One line a message from rank 0's loop; other libraries speak only of trouble."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    redact_logs()
     level = os.environ.get("D2V_LOG_LEVEL", "INFO").upper()
     for name in ("data2vec", "d2v_platform"):
         logging.getLogger(name).setLevel(level)
