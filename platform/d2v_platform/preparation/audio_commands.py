@@ -81,6 +81,44 @@ def audio_labels(
         )
 
 
+def language_model(
+    text: Annotated[Path, typer.Argument(help="Transcripts, a sentence a line (such as train.wrd).")],
+    dest: Annotated[Path, typer.Option("--dest", help="Folder for lm.arpa and lexicon.txt.")],
+    order: Annotated[int, typer.Option(help="n of the n-grams.")] = 3,
+    words: Annotated[
+        list[Path] | None, typer.Option(help="Further texts whose words the lexicon has.")
+    ] = None,
+) -> None:
+    """An n-gram model (interpolated Witten-Bell) of a small text, and a lexicon of its letters.
+
+    For large corpora KenLM's lmplz is the better tool; its ARPA and binary files are read too.
+    """
+    from data2vec.language_model import NgramModel, lexicon_text
+
+    sentences = [line.split() for line in _lines(text) if line.strip()]
+    model = NgramModel.estimate(sentences, order)
+    known = [word for sentence in sentences for word in sentence]
+    for path in words or []:
+        known += [word for line in _lines(path) for word in line.split()]
+    dest.mkdir(parents=True, exist_ok=True)
+    (dest / "lm.arpa").write_text(model.arpa(), encoding="utf-8")
+    (dest / "lexicon.txt").write_text(lexicon_text(sorted(set(known))), encoding="utf-8")
+    Console(soft_wrap=True).print(
+        f"{dest}/lm.arpa: {len(model.log10):,} n-grams up to order {order}, perplexity "
+        f"{model.perplexity(sentences):.1f} on its own text; lexicon.txt: {len(set(known)):,} words",
+        highlight=False,
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start} is not UTF-8") from None
+
+
 def _show(report: ManifestReport, console: Console) -> None:
     table = Table("manifest", "files", "hours")
     for name, (files, hours) in report.splits.items():

@@ -1,0 +1,154 @@
+"""Audio recipes in the training loop: worker counts, resuming, from pretraining to a recogniser."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load_file
+
+import data2vec
+from d2v_platform.recipe.schema import Recipe
+from d2v_platform.training.loop_state import Worker
+from d2v_platform.training.train_loop import train
+from data2vec.data.letters import letter_line, released_letters
+from data2vec.data.manifest import manifest_text
+
+MODEL = {
+    "_name": "data2vec_multi", "supported_modality": "AUDIO", "embed_dim": 32, "num_heads": 2, "depth": 2,
+    "average_top_k_layers": 2, "clone_batch": 2, "instance_norm_target_layer": True,
+    "ema_encoder_only": False, "ema_anneal_end_step": 10, "layerdrop": 0.2,
+    "modalities": {"text": None, "audio": {
+        "feature_encoder_spec": "[(16, 10, 5)] + [(16, 3, 2)] * 4 + [(16,2,2)] * 2", "prenet_depth": 1,
+        "mask_prob": 0.5, "mask_prob_adjust": 0.05, "conv_pos_width": 15, "conv_pos_depth": 3,
+        "conv_pos_groups": 2, "use_alibi_encoder": True, "learned_alibi_scale": True,
+        "learned_alibi_scale_per_head": True,
+        "decoder": {"decoder_dim": 16, "decoder_groups": 2, "decoder_layers": 2}}},
+}  # fmt: skip
+
+
+class Recorder:
+    """A reporter that keeps the losses."""
+
+    def __init__(self) -> None:
+        self.curve: list[float] = []
+        self.last: dict[str, float] = {}
+
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        self.last |= metrics
+        if "train/loss" in metrics:
+            self.curve.append(metrics["train/loss"])
+
+    def flush(self) -> None: ...
+
+    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
+        return False
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixteen clips of 0.4 to 0.7 s: a low tone is "A", a high one "B"."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    entries, texts = [], []
+    for index in range(16):
+        length = 6400 + 320 * index
+        high = index % 2
+        wave = np.sin(2 * np.pi * (250, 900)[high] * np.arange(length) / 16_000)
+        sf.write(str(folder / f"{index}.wav"), 0.3 * wave + 0.01 * rng.normal(size=length), 16_000)
+        entries.append((f"{index}.wav", length))
+        texts.append(letter_line("AB"[high]))
+    for split in ("train", "valid"):
+        (folder / f"{split}.tsv").write_text(manifest_text(str(folder), entries))
+        (folder / f"{split}.ltr").write_text("".join(f"{text}\n" for text in texts))
+    released_letters().save(folder / "dict.ltr.txt")
+    return folder
+
+
+def pretraining(clips: Path, **task: Any) -> dict[str, Any]:
+    return {
+        "task": {"_name": "audio_pretraining", "data": str(clips), "normalize": True, "max_sample_size": 8000,
+                 "precompute_mask_config": {}, **task},
+        "model": MODEL,
+        "criterion": {"_name": "model"},
+        "optimizer": {"_name": "adam", "adam_betas": [0.9, 0.98]},
+        "lr_scheduler": {"_name": "cosine", "warmup_updates": 1},
+        "common": {"log_interval": 1},
+        "dataset": {"max_tokens": 40_000, "required_batch_size_multiple": 1, "num_workers": 0,
+                    "disable_validation": True},
+        "distributed_training": {"distributed_world_size": 2},
+        "optimization": {"max_update": 6, "lr": [1e-3]},
+        "checkpoint": {"save_interval_updates": 3, "save_interval": 1000},
+    }  # fmt: skip
+
+
+def run(recipe: dict[str, Any], folder: Path, **more: Any) -> Recorder:
+    recorder = Recorder()
+    train(Recipe.from_dict(recipe), folder, recorder, Worker(threads=1), **more)
+    return recorder
+
+
+def _as_one_of_two(rank: int, recipe: dict[str, Any], folder: str) -> None:
+    store = torch.distributed.FileStore(f"{folder}/rendezvous", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    recorder = Recorder()
+    train(Recipe.from_dict(recipe), Path(folder), recorder, Worker(rank=rank, size=2, threads=1))
+    if rank == 0:
+        Path(folder, "curve.json").write_text(json.dumps(recorder.curve))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.timeout(400)  # three processes import PyTorch
+def test_worker_count_and_resuming_change_nothing(clips: Path, tmp_path: Path) -> None:
+    recipe = pretraining(clips)
+    alone = run(recipe, tmp_path / "alone")
+    assert len(alone.curve) == 6 and all(np.isfinite(alone.curve))
+    (tmp_path / "two").mkdir()
+    mp.start_processes(_as_one_of_two, (recipe, str(tmp_path / "two")), nprocs=2, start_method="spawn")
+    assert json.loads((tmp_path / "two" / "curve.json").read_text()) == pytest.approx(alone.curve, rel=1e-5)
+    shutil.copytree(tmp_path / "alone" / "checkpoints", tmp_path / "resumed" / "checkpoints")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "update_00000006")
+    run(recipe, tmp_path / "resumed")
+    for name in ("model.safetensors", "teacher.safetensors"):
+        first, second = (load_file(tmp_path / run_name / "model" / name) for run_name in ("alone", "resumed"))
+        assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_masks_as_the_references_loader_makes_them(clips: Path, tmp_path: Path) -> None:
+    recipe = pretraining(clips, masks_before_crop=True)
+    recipe["optimization"] = {"max_update": 2, "lr": [1e-3]}
+    assert len(run(recipe, tmp_path).curve) == 2
+
+
+def test_from_pretraining_to_a_recogniser(clips: Path, tmp_path: Path) -> None:
+    recipe = pretraining(clips)
+    recipe["optimization"] = {"max_update": 2, "lr": [1e-3]}
+    run(recipe, tmp_path / "pretrained")
+    tuned = recipe | {
+        "task": {"_name": "audio_finetuning", "data": str(clips), "labels": "ltr", "normalize": True},
+        "model": {"_name": "wav2vec_ctc", "w2v_path": "given", "feature_grad_mult": 1.0, "apply_mask": True,
+                  "mask_prob": 0.1, "mask_length": 2},
+        "criterion": {"_name": "ctc"},
+        "dataset": recipe["dataset"] | {"disable_validation": False, "validate_interval": 1000,
+                                        "max_tokens": 120_000},
+        "distributed_training": {"distributed_world_size": 1},
+        "optimization": {"max_update": 60, "lr": [5e-3], "clip_norm": 5.0},
+        "checkpoint": {"save_interval": 1000, "best_checkpoint_metric": "uer"},
+        "common": {"log_interval": 20},
+    }  # fmt: skip
+    recorder = run(tuned, tmp_path / "tuned", model_folder=tmp_path / "pretrained" / "model")
+    assert recorder.curve[-1] < 0.5 * recorder.curve[0]
+    assert {"valid/wer", "valid/raw_wer", "valid/uer", "valid/blank_rate", "valid/label_coverage"} <= set(
+        recorder.last
+    )
+    model = data2vec.load(tmp_path / "tuned" / "model")
+    assert model.emissions(str(clips / "0.wav")).shape[1] == 32
+    assert isinstance(model.transcribe([str(clips / "0.wav")])[0].text, str)
