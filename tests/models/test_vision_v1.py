@@ -40,7 +40,8 @@ def test_tables_are_what_our_models_hold() -> None:
 
 def test_beit_names() -> None:
     names = ["cls_token", "blocks.0.mlp.fc1.weight", "patch_embed.proj.bias",
-             "rel_pos_bias.relative_position_index", "lm_head.weight", "norm.bias", "encoder.blocks.0.gamma_1"]  # fmt: skip
+             "rel_pos_bias.relative_position_index", "lm_head.weight", "norm.bias",
+             "encoder.blocks.0.gamma_1"]  # fmt: skip
     wanted = ["cls_emb", "encoder.blocks.0.mlp.0.weight", "patch_embed.conv.bias",
               "encoder.rel_pos_bias.relative_position_index", "final_proj.weight", "encoder.norm.bias",
               "encoder.blocks.0.gamma_1"]  # fmt: skip
