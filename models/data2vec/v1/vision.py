@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..attention import attend
 from ..collapse import Scatter, stage_scatters
 from ..errors import DataError
 from ..pretraining import Moments, PretrainOutput
@@ -113,7 +114,7 @@ class BiasedAttention(nn.Module):
         qkv = F.linear(x_BTD, self.qkv.weight, bias_3D).view(rows, length, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_1HTT.to(q.dtype), dropout_p=dropout)
+        out = attend(q, k, v, bias_1HTT, dropout)
         return self.proj(out.transpose(1, 2).reshape(rows, length, dim))
 
 
