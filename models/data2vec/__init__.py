@@ -1,4 +1,28 @@
-"""data2vec and data2vec 2.0: models, objectives, data and heads in PyTorch, usable without the platform."""
+"""data2vec and data2vec 2.0: models, objectives, data and heads in PyTorch, usable without the platform.
+
+A model is a model folder of ours, a fairseq ``.pt`` file, or a Hugging Face folder.
+
+Text::
+
+    import data2vec
+    model = data2vec.load("text-model")
+    features = model.embed(["Where the river bends", "an old mill still turns."])
+    print(len(features), features[0].shape)
+
+Speech::
+
+    import data2vec
+    model = data2vec.load("speech-model")
+    for recording, found in zip(["clip.wav"], model.transcribe(["clip.wav"])):
+        print(recording, found.text, found.words)
+
+Images::
+
+    import data2vec
+    model = data2vec.load("image-model")
+    classes, scores = model.classify(["picture.png"])
+    print(classes[scores[0].argmax()], scores[0].max())
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from .v1_vision import FINETUNED, V1, from_beit_names, import_v1_vision
 NAME = "beit"
 _HEADS = {768: 12, 1024: 16, 1280: 16}  # by width, of ViT-B, -L and -H
 _LARGEST_GRID = 64
+_HALF = (0.5, 0.5, 0.5)
 
 
 def is_beit(tensors: State) -> bool:
@@ -54,7 +55,8 @@ def import_beit(checkpoint: FairseqCheckpoint) -> ImportedModel:
     imported = import_v1_vision(translated)
     if finetuned:  # BEiT's code loses no patch, unlike fairseq's, and its norms have another epsilon
         head = dataclasses.replace(imported.head_config, drop_first_patch=False, fc_norm_eps=1e-6)  # type: ignore[type-var, arg-type]
-        imported = dataclasses.replace(imported, head_config=head)
+        # Nor do its fine-tuning commands pass ImageNet's mean and deviation, as those of pretraining do.
+        imported = dataclasses.replace(imported, head_config=head, pixel_norm=(_HALF, _HALF))
     what = "fine-tuned for classification" if finetuned else "pretrained"
     return rename_report(imported, f"v1 images of the data2vec_vision repository, {what}")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact import Artifact
-from ..data.bpe import GPT2BPE
+from ..config import IMAGENET_MEAN, IMAGENET_STD
+from ..data.bpe import shared_bpe
 from ..data.dictionary import MASK, NUM_SPECIALS, SPECIALS, Dictionary
 from ..errors import CheckpointError
 
@@ -44,6 +45,19 @@ def write_processor(artifact: Artifact, folder: Path) -> None:
             "sampling_rate": 16000,
         }
         write_json(folder / "preprocessor_config.json", extractor)
+    if artifact.modality == "IMAGE":
+        task, size = artifact.config["task"], read_json(folder / "config.json")["image_size"]
+        processor = {
+            "image_processor_type": "BeitImageProcessor",
+            "do_resize": True,
+            "size": {"height": size, "width": size},
+            "resample": 3,  # bicubic
+            "do_rescale": True,
+            "do_normalize": True,
+            "image_mean": list(task.get("mean") or IMAGENET_MEAN),
+            "image_std": list(task.get("std") or IMAGENET_STD),
+        }
+        write_json(folder / "preprocessor_config.json", processor)
     if artifact.letters is not None:
         names = list(artifact.letters.symbols)
         names[:NUM_SPECIALS] = ["<pad>", "<s>", "</s>", "<unk>"]  # their blank is <pad>, fairseq's is <s>
@@ -98,7 +112,7 @@ def read_dictionary(folder: Path, size: int) -> Dictionary | None:
     by_id = {number: name for name, number in read_json(path).items() if isinstance(number, int)}
     if sorted(by_id) != list(range(size)) or tuple(by_id[i] for i in range(NUM_SPECIALS)) != SPECIALS:
         raise CheckpointError(f"{path} is no RoBERTa vocabulary of {size} symbols (the embedding's rows)")
-    number_of = read_json(GPT2BPE().encoder_json)
+    number_of = read_json(shared_bpe().encoder_json)
     names = [by_id[index] for index in range(NUM_SPECIALS, size)]
     if names[-1:] == [MASK]:
         names = names[:-1]

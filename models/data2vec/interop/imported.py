@@ -61,6 +61,7 @@ class ImportedModel:
     regression: bool = False  # the head predicts a number
     vocab_size: int | None = None  # of a text model, <mask> included; of a CTC model, its symbols
     normalize: bool = False  # audio: each waveform gets zero mean and unit variance
+    pixel_norm: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean, deviation; ImageNet's
     dictionary: Dictionary | None = None  # the given one, with <mask>
 
 

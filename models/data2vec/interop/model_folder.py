@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..artifact import Artifact, save_artifact
-from ..data.bpe import GPT2BPE
+from ..data.bpe import shared_bpe
 from ..data.dictionary import Dictionary
 from ..data.tokenizer import TextTokenizer
 from ..errors import CheckpointError
@@ -78,6 +78,8 @@ def task_of(imported: ImportedModel) -> dict[str, Any]:
     modality, task = modality_of(imported.model_config), dict[str, Any]()
     if modality == "AUDIO":
         task["normalize"] = imported.normalize
+    if imported.pixel_norm is not None:
+        task["mean"], task["std"] = (list(values) for values in imported.pixel_norm)
     if imported.kind == "ctc":
         task["num_symbols"] = imported.vocab_size
     if imported.kind == "sentence_classifier":
@@ -137,7 +139,7 @@ def _vocabulary(imported: ImportedModel) -> tuple[TextTokenizer | None, Dictiona
     if imported.dictionary is None:
         return None, None
     if modality_of(imported.model_config) == "TEXT":
-        return TextTokenizer(GPT2BPE(), imported.dictionary), None
+        return TextTokenizer(shared_bpe(), imported.dictionary), None
     return None, imported.dictionary if imported.kind == "ctc" else None
 
 

@@ -1,4 +1,4 @@
-"""Out in fairseq's layout and in again: the same bits, for every family and head; and safetensors with a table."""
+"""Out in fairseq's layout and in again: equal bits, for every family and head; safetensors with a table."""
 
 from __future__ import annotations
 
@@ -37,35 +37,78 @@ _CONVOLUTIONS = "[(16, 10, 5)] + [(16, 3, 2)] * 2"
 
 
 def multi(modality: str, **front: Any) -> Data2VecMultiConfig:
-    return Data2VecMultiConfig.from_dict({
-        "embed_dim": 16, "num_heads": 2, "depth": 2, "average_top_k_layers": 2, "norm_eps": 1e-5,
-        "supported_modality": modality, "ema_encoder_only": modality == "TEXT",
-        "modalities": {"text": None, modality.lower(): {"type": modality, "prenet_depth": 0, "decoder": _DECODER, **front}},
-    })  # fmt: skip
+    return Data2VecMultiConfig.from_dict(
+        {
+            "embed_dim": 16,
+            "num_heads": 2,
+            "depth": 2,
+            "average_top_k_layers": 2,
+            "norm_eps": 1e-5,
+            "supported_modality": modality,
+            "ema_encoder_only": modality == "TEXT",
+            "modalities": {
+                "text": None,
+                modality.lower(): {"type": modality, "prenet_depth": 0, "decoder": _DECODER, **front},
+            },
+        }
+    )
 
 
 TEXT_2 = multi("TEXT", mask_length=1, max_source_positions=20)
 IMAGE_2 = multi(
     "IMAGE", input_size=16, patch_size=4, embed_dim=16, num_extra_tokens=1, ema_local_encoder=True
 )
-AUDIO_2 = multi("AUDIO", feature_encoder_spec=_CONVOLUTIONS, conv_pos_width=9, conv_pos_groups=2,
-                conv_pos_depth=3, use_alibi_encoder=True, learned_alibi_scale=True,
-                learned_alibi_scale_per_head=True)  # fmt: skip
+AUDIO_2 = multi(
+    "AUDIO",
+    feature_encoder_spec=_CONVOLUTIONS,
+    conv_pos_width=9,
+    conv_pos_groups=2,
+    conv_pos_depth=3,
+    use_alibi_encoder=True,
+    learned_alibi_scale=True,
+    learned_alibi_scale_per_head=True,
+)
 AUDIO_1 = Data2VecAudioConfig(
-    extractor_mode="layer_norm", encoder_layers=2, encoder_embed_dim=16, encoder_ffn_embed_dim=32,
-    encoder_attention_heads=2, conv_feature_layers=_CONVOLUTIONS, conv_pos=9, conv_pos_groups=2,
-    pos_conv_depth=3, average_top_k_layers=2,
-)  # fmt: skip
-TEXT_1 = Data2VecTextConfig.from_dict({
-    "head_layers": 2, "average_top_k_layers": 2,
-    "transformer": {"activation_fn": "gelu", "max_source_positions": 20, "layernorm_embedding": True,
-                    "no_scale_embedding": True,
-                    "encoder": {"embed_dim": 16, "ffn_embed_dim": 32, "layers": 2, "attention_heads": 2,
-                                "learned_pos": True}},
-})  # fmt: skip
-IMAGE_1 = Data2VecVisionConfig(image_size=16, patch_size=4, depth=2, embed_dim=16, num_heads=2,
-                               num_mask_patches=6, min_mask_patches_per_block=2,
-                               average_top_k_layers=2)  # fmt: skip
+    extractor_mode="layer_norm",
+    encoder_layers=2,
+    encoder_embed_dim=16,
+    encoder_ffn_embed_dim=32,
+    encoder_attention_heads=2,
+    conv_feature_layers=_CONVOLUTIONS,
+    conv_pos=9,
+    conv_pos_groups=2,
+    pos_conv_depth=3,
+    average_top_k_layers=2,
+)
+TEXT_1 = Data2VecTextConfig.from_dict(
+    {
+        "head_layers": 2,
+        "average_top_k_layers": 2,
+        "transformer": {
+            "activation_fn": "gelu",
+            "max_source_positions": 20,
+            "layernorm_embedding": True,
+            "no_scale_embedding": True,
+            "encoder": {
+                "embed_dim": 16,
+                "ffn_embed_dim": 32,
+                "layers": 2,
+                "attention_heads": 2,
+                "learned_pos": True,
+            },
+        },
+    }
+)
+IMAGE_1 = Data2VecVisionConfig(
+    image_size=16,
+    patch_size=4,
+    depth=2,
+    embed_dim=16,
+    num_heads=2,
+    num_mask_patches=6,
+    min_mask_patches_per_block=2,
+    average_top_k_layers=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +131,14 @@ def pretrained(config: Any, vocab: int) -> Any:
 def saved(tmp_path: Path, tokenizer: TextTokenizer) -> Callable[[str], Path]:
     """A model folder of the named family and kind; the teacher differs from the student."""
     size = len(tokenizer.dictionary.with_mask())
-    configs = {"text 2": TEXT_2, "image 2": IMAGE_2, "audio 2": AUDIO_2, "text 1": TEXT_1, "audio 1": AUDIO_1,
-               "image 1": IMAGE_1}  # fmt: skip
+    configs = {
+        "text 2": TEXT_2,
+        "image 2": IMAGE_2,
+        "audio 2": AUDIO_2,
+        "text 1": TEXT_1,
+        "audio 1": AUDIO_1,
+        "image 1": IMAGE_1,
+    }
 
     def make(name: str) -> Path:
         family, _, kind = name.partition(", ")
@@ -101,9 +150,16 @@ def saved(tmp_path: Path, tokenizer: TextTokenizer) -> Callable[[str], Path]:
             with torch.no_grad():
                 for parameter in model.teacher.module.parameters():
                     parameter.add_(0.125)
-            return save_artifact(folder, kind="pretrained", model_config=config, state=model.student.state_dict(),
-                                 teacher=model.teacher.module.state_dict(), task=task, origin={"update": 7},
-                                 **text)  # fmt: skip
+            return save_artifact(
+                folder,
+                kind="pretrained",
+                model_config=config,
+                state=model.student.state_dict(),
+                teacher=model.teacher.module.state_dict(),
+                task=task,
+                origin={"update": 7},
+                **text,
+            )
         if kind == "sentences":
             head: Any = SentenceHeadConfig(num_classes=2)
             module: torch.nn.Module = SentenceClassifier(config, head, vocab_size=size)
@@ -121,14 +177,27 @@ def saved(tmp_path: Path, tokenizer: TextTokenizer) -> Callable[[str], Path]:
             module = CTCModel(config, head, num_symbols=6)
             text |= {"letters": letters, "task": {"num_symbols": 6, "normalize": True}}
             name = "ctc"
-        return save_artifact(folder, kind=name, model_config=config, state=module.state_dict(), head_config=head,
-                             **text)  # type: ignore[arg-type]  # fmt: skip
+        return save_artifact(
+            folder, kind=name, model_config=config, state=module.state_dict(), head_config=head, **text
+        )  # type: ignore[arg-type]
 
     return make
 
 
-ALL = ["text 2", "image 2", "audio 2", "text 1", "image 1", "audio 1", "text 2, sentences", "text 1, sentences",
-       "image 2, classes", "image 1, classes", "audio 2, letters", "audio 1, letters"]  # fmt: skip
+ALL = [
+    "text 2",
+    "image 2",
+    "audio 2",
+    "text 1",
+    "image 1",
+    "audio 1",
+    "text 2, sentences",
+    "text 1, sentences",
+    "image 2, classes",
+    "image 1, classes",
+    "audio 2, letters",
+    "audio 1, letters",
+]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -29,28 +29,63 @@ transformers = pytest.importorskip("transformers")
 
 VOCAB, LIMIT = 30, 1e-5
 AUDIO = Data2VecAudioConfig(
-    extractor_mode="layer_norm", encoder_layers=3, encoder_embed_dim=32, encoder_ffn_embed_dim=48,
-    encoder_attention_heads=4, conv_feature_layers="[(16, 10, 5)] + [(16, 3, 2)] * 2", conv_pos=15,
-    conv_pos_groups=4, pos_conv_depth=3, average_top_k_layers=2, padding_leaks=True,
-)  # fmt: skip
-TEXT = Data2VecTextConfig.from_dict({
-    "head_layers": 2, "average_top_k_layers": 2,
-    "transformer": {"activation_fn": "gelu", "max_source_positions": 20, "layernorm_embedding": True,
-                    "no_scale_embedding": True,
-                    "encoder": {"embed_dim": 32, "ffn_embed_dim": 48, "layers": 3, "attention_heads": 4,
-                                "learned_pos": True}},
-})  # fmt: skip
-TEXT_2 = Data2VecMultiConfig.from_dict({
-    "embed_dim": 32, "num_heads": 4, "depth": 3, "norm_eps": 1e-5, "average_top_k_layers": 2,
-    "supported_modality": "TEXT",
-    "modalities": {"text": {"prenet_depth": 0, "mask_length": 1, "max_source_positions": 20}},
-})  # fmt: skip
+    extractor_mode="layer_norm",
+    encoder_layers=3,
+    encoder_embed_dim=32,
+    encoder_ffn_embed_dim=48,
+    encoder_attention_heads=4,
+    conv_feature_layers="[(16, 10, 5)] + [(16, 3, 2)] * 2",
+    conv_pos=15,
+    conv_pos_groups=4,
+    pos_conv_depth=3,
+    average_top_k_layers=2,
+    padding_leaks=True,
+)
+TEXT = Data2VecTextConfig.from_dict(
+    {
+        "head_layers": 2,
+        "average_top_k_layers": 2,
+        "transformer": {
+            "activation_fn": "gelu",
+            "max_source_positions": 20,
+            "layernorm_embedding": True,
+            "no_scale_embedding": True,
+            "encoder": {
+                "embed_dim": 32,
+                "ffn_embed_dim": 48,
+                "layers": 3,
+                "attention_heads": 4,
+                "learned_pos": True,
+            },
+        },
+    }
+)
+TEXT_2 = Data2VecMultiConfig.from_dict(
+    {
+        "embed_dim": 32,
+        "num_heads": 4,
+        "depth": 3,
+        "norm_eps": 1e-5,
+        "average_top_k_layers": 2,
+        "supported_modality": "TEXT",
+        "modalities": {"text": {"prenet_depth": 0, "mask_length": 1, "max_source_positions": 20}},
+    }
+)
 
 
 def vision(**fields: Any) -> Data2VecVisionConfig:
-    return Data2VecVisionConfig(image_size=32, patch_size=8, depth=3, embed_dim=32, num_heads=4, norm_eps=1e-6,
-                                num_mask_patches=6, min_mask_patches_per_block=2, average_top_k_layers=2,
-                                **fields)  # fmt: skip
+    return Data2VecVisionConfig(
+        image_size=32,
+        patch_size=8,
+        depth=3,
+        embed_dim=32,
+        num_heads=4,
+        norm_eps=1e-6,
+        num_mask_patches=6,
+        min_mask_patches_per_block=2,
+        average_top_k_layers=2,
+        **fields,
+    )
 
 
 @torch.no_grad()
@@ -123,8 +158,14 @@ def test_ctc_logits_and_letters_agree(artifact: Any, tmp_path: Path) -> None:
     letters = Dictionary(["|", "E", "T"], [3, 2, 1])
     options = CTCConfig(apply_mask=True, mask_prob=0.65)
     mine = shaken(CTCModel(AUDIO, options, num_symbols=len(letters)))
-    made = artifact(mine, AUDIO, "ctc", head_config=options, letters=letters,
-                    task={"num_symbols": len(letters), "normalize": True})  # fmt: skip
+    made = artifact(
+        mine,
+        AUDIO,
+        "ctc",
+        head_config=options,
+        letters=letters,
+        task={"num_symbols": len(letters), "normalize": True},
+    )
     theirs = exported(made, tmp_path, "Data2VecAudioForCTC")
     source, padding = padded_audio()
     with torch.no_grad():
@@ -214,8 +255,15 @@ def test_their_own_saved_models_come_in(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     if kind == "Audio":
         config = transformers.Data2VecAudioConfig(
-            **sizes, conv_dim=(16, 16), conv_kernel=(10, 3), conv_stride=(5, 2), num_feat_extract_layers=2,
-            conv_pos_kernel_size=5, num_conv_pos_embedding_groups=4, num_conv_pos_embeddings=3)  # fmt: skip
+            **sizes,
+            conv_dim=(16, 16),
+            conv_kernel=(10, 3),
+            conv_stride=(5, 2),
+            num_feat_extract_layers=2,
+            conv_pos_kernel_size=5,
+            num_conv_pos_embedding_groups=4,
+            num_conv_pos_embeddings=3,
+        )
         theirs = shaken(transformers.Data2VecAudioModel(config))
         inputs: Any = torch.randn(2, 700)
     elif kind == "Text":
@@ -226,9 +274,15 @@ def test_their_own_saved_models_come_in(kind: str, tmp_path: Path) -> None:
         inputs = tokens()[0][:1]
     else:
         config = transformers.Data2VecVisionConfig(
-            **{**sizes, "intermediate_size": 128}, image_size=32, patch_size=8, layer_norm_eps=1e-6,
-            use_mask_token=True, use_shared_relative_position_bias=True, layer_scale_init_value=0.1,
-            use_mean_pooling=False)  # fmt: skip
+            **{**sizes, "intermediate_size": 128},
+            image_size=32,
+            patch_size=8,
+            layer_norm_eps=1e-6,
+            use_mask_token=True,
+            use_shared_relative_position_bias=True,
+            layer_scale_init_value=0.1,
+            use_mean_pooling=False,
+        )
         theirs = shaken(transformers.Data2VecVisionModel(config, add_pooling_layer=False))
         inputs = torch.randn(2, 3, 32, 32)
     theirs.save_pretrained(tmp_path / "hub")
@@ -254,9 +308,17 @@ def test_what_they_cannot_compute_is_refused_with_the_reason(artifact: Any, tmp_
     with pytest.raises(CheckpointError, match="drop_first_patch"):
         export_folder(made, tmp_path / "no")
     image = {"prenet_depth": 0, "input_size": 8, "patch_size": 4, "embed_dim": 16, "num_extra_tokens": 1}
-    config = Data2VecMultiConfig.from_dict({
-        "embed_dim": 16, "num_heads": 2, "depth": 1, "average_top_k_layers": 1, "supported_modality": "IMAGE",
-        "ema_encoder_only": False, "modalities": {"text": None, "image": image}})  # fmt: skip
+    config = Data2VecMultiConfig.from_dict(
+        {
+            "embed_dim": 16,
+            "num_heads": 2,
+            "depth": 1,
+            "average_top_k_layers": 1,
+            "supported_modality": "IMAGE",
+            "ema_encoder_only": False,
+            "modalities": {"text": None, "image": image},
+        }
+    )
     from data2vec.student import Data2VecMulti
 
     with pytest.raises(CheckpointError, match=r"no class for data2vec 2\.0 image"):

@@ -25,16 +25,49 @@ from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.text_config import Data2VecTextConfig
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
-TEXT_2 = {"embed_dim": 8, "depth": 1, "num_heads": 2, "average_top_k_layers": 1, "supported_modality": "TEXT",
-          "modalities": {"text": {"prenet_depth": 0, "mask_length": 1, "max_source_positions": 9}}}  # fmt: skip
-TEXT_1 = {"average_top_k_layers": 1, "transformer": {"activation_fn": "gelu", "encoder": {
-    "embed_dim": 8, "ffn_embed_dim": 8, "layers": 1, "attention_heads": 2, "learned_pos": True}}}  # fmt: skip
-AUDIO_1 = {"extractor_mode": "layer_norm", "encoder_layers": 1, "encoder_embed_dim": 8,
-           "encoder_ffn_embed_dim": 8, "encoder_attention_heads": 2, "pos_conv_depth": 2, "conv_pos": 6,
-           "conv_pos_groups": 2, "average_top_k_layers": 1,
-           "conv_feature_layers": "[(8, 10, 5)] + [(8, 3, 2)] * 2"}  # fmt: skip
-IMAGE_1 = {"image_size": 8, "patch_size": 4, "depth": 1, "embed_dim": 8, "num_heads": 2, "num_mask_patches": 2,
-           "min_mask_patches_per_block": 1, "average_top_k_layers": 1}  # fmt: skip
+TEXT_2 = {
+    "embed_dim": 8,
+    "depth": 1,
+    "num_heads": 2,
+    "average_top_k_layers": 1,
+    "supported_modality": "TEXT",
+    "modalities": {"text": {"prenet_depth": 0, "mask_length": 1, "max_source_positions": 9}},
+}
+TEXT_1 = {
+    "average_top_k_layers": 1,
+    "transformer": {
+        "activation_fn": "gelu",
+        "encoder": {
+            "embed_dim": 8,
+            "ffn_embed_dim": 8,
+            "layers": 1,
+            "attention_heads": 2,
+            "learned_pos": True,
+        },
+    },
+}
+AUDIO_1 = {
+    "extractor_mode": "layer_norm",
+    "encoder_layers": 1,
+    "encoder_embed_dim": 8,
+    "encoder_ffn_embed_dim": 8,
+    "encoder_attention_heads": 2,
+    "pos_conv_depth": 2,
+    "conv_pos": 6,
+    "conv_pos_groups": 2,
+    "average_top_k_layers": 1,
+    "conv_feature_layers": "[(8, 10, 5)] + [(8, 3, 2)] * 2",
+}
+IMAGE_1 = {
+    "image_size": 8,
+    "patch_size": 4,
+    "depth": 1,
+    "embed_dim": 8,
+    "num_heads": 2,
+    "num_mask_patches": 2,
+    "min_mask_patches_per_block": 1,
+    "average_top_k_layers": 1,
+}
 
 
 def whole(family: str) -> tuple[dict[str, Any], key_tables.Shapes]:
@@ -52,10 +85,15 @@ def whole(family: str) -> tuple[dict[str, Any], key_tables.Shapes]:
 
 
 JUNK = st.one_of(
-    st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(), st.text(max_size=6),
-    st.lists(st.integers(-3, 3), max_size=3), st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    st.text(max_size=6),
+    st.lists(st.integers(-3, 3), max_size=3),
+    st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
     st.sampled_from(["[(8, 10, 5)] * 99999999", "__import__('os').system('true')", "[(0, 0, 0)]", "[" * 400]),
-)  # fmt: skip
+)
 
 
 def paths(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -100,18 +138,40 @@ def test_a_changed_configuration_or_tensor_never_crashes_the_importer(data: Any,
     named = data.draw(st.sampled_from([family, family, family, *FAMILIES, "", None]))
     teacher = data.draw(st.sampled_from([None, {}, {"x": torch.zeros(1)}]))
     checkpoint = FairseqCheckpoint(
-        path=Path("file.pt"), cfg={"model": {"_name": named, **values}, "task": data.draw(JUNK)}, model=tensors,
-        teacher=teacher, task_state={}, num_updates=None, symbols=None,
-    )  # fmt: skip
+        path=Path("file.pt"),
+        cfg={"model": {"_name": named, **values}, "task": data.draw(JUNK)},
+        model=tensors,
+        teacher=teacher,
+        task_state={},
+        num_updates=None,
+        symbols=None,
+    )
     with contextlib.suppress(CheckpointError):  # anything else is a crash
         import_checkpoint(checkpoint).model_config.check()  # what comes in is a model that can be built
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(config=st.dictionaries(st.sampled_from(
-    ["model_type", "hidden_size", "num_hidden_layers", "conv_dim", "conv_kernel", "image_size", "patch_size",
-     "layer_norm_eps", "num_conv_pos_embeddings", "use_relative_position_bias", "intermediate_size"]),
-    JUNK | st.sampled_from(["data2vec-audio", "data2vec-text", "data2vec-vision"]), max_size=8))  # fmt: skip
+@given(
+    config=st.dictionaries(
+        st.sampled_from(
+            [
+                "model_type",
+                "hidden_size",
+                "num_hidden_layers",
+                "conv_dim",
+                "conv_kernel",
+                "image_size",
+                "patch_size",
+                "layer_norm_eps",
+                "num_conv_pos_embeddings",
+                "use_relative_position_bias",
+                "intermediate_size",
+            ]
+        ),
+        JUNK | st.sampled_from(["data2vec-audio", "data2vec-text", "data2vec-vision"]),
+        max_size=8,
+    )
+)
 def test_a_foreign_folder_never_crashes_the_importer(config: dict[str, Any], tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
