@@ -22,7 +22,7 @@ COLA = ("task.data=/x", "model.model_path=/m")
 
 @functools.cache
 def cola_file() -> LoadedFile:
-    return load_file(find_recipe("cola"))
+    return load_file(find_recipe("v2/text_finetuning/cola"))
 
 
 def cola(overrides: Sequence[str]) -> Composed:
@@ -164,7 +164,7 @@ def test_deleting_takes_the_default_back() -> None:
 
 def test_text_fields_keep_what_was_typed() -> None:
     recipe = compose(
-        "cola", [*COLA, "platform.run_name=007", "platform.experiment=1e3", "task.data=123"]
+        "v2/text_finetuning/cola", [*COLA, "platform.run_name=007", "platform.experiment=1e3", "task.data=123"]
     ).recipe
     assert (recipe.platform.run_name, recipe.platform.experiment) == ("007", "1e3")
     assert recipe.to_dict()["task"]["data"].endswith("/123")
@@ -206,7 +206,7 @@ def test_base_is_the_recipe_without_the_command_line() -> None:
 
 
 def test_composing_in_several_threads() -> None:
-    names = ["cola", "v2/base_text_only_task", "rte", "tiny/text_pretraining"]
+    names = ["v2/text_finetuning/cola", "v2/base_text_only_task", "v2/text_finetuning/rte", "tiny/text_pretraining"]
     found: dict[int, str] = {}
 
     def work(index: int) -> None:
@@ -226,5 +226,5 @@ def test_a_program_that_uses_hydra_itself_is_left_alone(tmp_path: Any) -> None:
 
     (tmp_path / "theirs.yaml").write_text("a: 1\n", encoding="utf-8")
     with initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
-        assert compose("cola", COLA).recipe.common.fp16
+        assert compose("v2/text_finetuning/cola", COLA).recipe.common.fp16
         assert hydra_compose("theirs").a == 1

@@ -15,7 +15,7 @@ GIVEN = ["model.model_path=models:/data2vec2-text-base@champion", "task.data=/gl
 
 
 def test_the_glue_sweep_has_the_readmes_grid() -> None:
-    assert sweep_names() == ["demo", "glue"]
+    assert {"demo", "glue"} <= set(sweep_names())
     sweep = load_sweep("glue", [*GIVEN, "grid.seed=[1]"])
     assert sweep.definition.grid["lr"] == [1e-5, 2e-5, 4e-5, 6e-5]
     assert len(sweep.trials) == 8 * 4
@@ -74,7 +74,7 @@ def test_a_cap_of_updates_shrinks_the_warm_up() -> None:
 
 def test_the_sweep_of_the_m_flag() -> None:
     sweep = sweep_of(
-        "rte", ["task.data=/x", "model.model_path=/m", "common.seed=1,2", "optimization.lr=1e-5,2e-5"]
+        "v2/text_finetuning/rte", ["task.data=/x", "model.model_path=/m", "common.seed=1,2", "optimization.lr=1e-5,2e-5"]
     )
     assert [trial.name for trial in sweep.trials] == [
         "seed=1_lr=1e-05", "seed=1_lr=2e-05", "seed=2_lr=1e-05", "seed=2_lr=2e-05",
