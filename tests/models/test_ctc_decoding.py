@@ -61,7 +61,7 @@ def best_alignment(emissions: np.ndarray, labels: list[int]) -> float:
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(0, 10_000),
-    st.integers(2, 6),
+    st.integers(2, 5),
     st.sampled_from([0.0, 1.0, 3.0]),
     st.sampled_from([-1.0, 0.0, 1.5]),
 )
@@ -85,14 +85,14 @@ def test_the_beam_finds_what_an_exhaustive_search_finds(
         """Best path of the words; each ends with its delimiter, and further silences may stand anywhere."""
         spelt = [[LETTERS.index(c) for c in word] + [4] for word in words]
         paths = []
-        for lead, *extra in itertools.product(range(3), *[range(2)] * len(words)):
+        for lead, *extra in itertools.product(range(4), *[range(2)] * len(words)):
             labels = [4] * lead
             for letters, more in zip(spelt, extra, strict=True):
                 labels += letters + [4] * more
             paths.append(best_alignment(emissions.astype(float), labels))
         return max(paths) + weight * model.sentence(words) + word_score * len(words)
 
-    every = [words for count in range(4) for words in itertools.product(WORDS, repeat=count)]
+    every = [words for count in range(3) for words in itertools.product(WORDS, repeat=count)]
     assert found.score == pytest.approx(max(score(words) for words in every), abs=1e-3)
     assert found.score == pytest.approx(score(tuple(found.text.split())), abs=1e-3)
 
