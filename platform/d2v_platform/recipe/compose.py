@@ -156,12 +156,14 @@ def load_file(file: RecipeFile) -> LoadedFile:
         rule = "is not UTF-8; convert the file, for example with: iconv -f latin1 -t utf-8"
         where = f"the recipe file {file.path} cannot be read: byte {error.start}"
         raise Data2VecError(f"{where} {rule}") from error
-    except (YAMLError, OmegaConfBaseException, HydraException) as error:
+    except (YAMLError, OmegaConfBaseException, HydraException, OSError, ValueError, RecursionError) as error:
         raise Data2VecError(f"the recipe file {file.path} cannot be read: {error}") from error
     if not isinstance(plain, dict):
         raise Data2VecError(f"the recipe file {file.path} must hold a mapping of groups")
     if set(plain) == {"_group_"}:
         plain = plain["_group_"]
+        if not isinstance(plain, dict):
+            raise Data2VecError(f"the recipe file {file.path} must hold a mapping of groups")
     tree = expand_names(_translate_env(plain))
     base = _recipe(tree, [], [])
     return LoadedFile(file=file, tree=tree, base=base.to_dict() if base is not None else None)
