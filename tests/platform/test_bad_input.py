@@ -384,7 +384,7 @@ def _(g: Ground) -> list[str]:
     return g.finetune(model=g.root / "old.pt")
 
 
-@case("Hugging Face folder of another model", "model.model_path", "Hugging Face folder")
+@case("Hugging Face folder of another model", "config.json", "those that can be read")
 def _(g: Ground) -> list[str]:
     folder = g.root / "bert"
     folder.mkdir(exist_ok=True)

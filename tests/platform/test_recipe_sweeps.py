@@ -74,7 +74,8 @@ def test_a_cap_of_updates_shrinks_the_warm_up() -> None:
 
 def test_the_sweep_of_the_m_flag() -> None:
     sweep = sweep_of(
-        "v2/text_finetuning/rte", ["task.data=/x", "model.model_path=/m", "common.seed=1,2", "optimization.lr=1e-5,2e-5"]
+        "v2/text_finetuning/rte",
+        ["task.data=/x", "model.model_path=/m", "common.seed=1,2", "optimization.lr=1e-5,2e-5"],
     )
     assert [trial.name for trial in sweep.trials] == [
         "seed=1_lr=1e-05", "seed=1_lr=2e-05", "seed=2_lr=1e-05", "seed=2_lr=2e-05",

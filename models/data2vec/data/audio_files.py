@@ -10,14 +10,16 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile as sf
 import soxr
-import torch
-import torch.nn.functional as F
 
 from ..errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 _SLICE = re.compile(r"^(?P<archive>.+):(?P<offset>\d+):(?P<length>\d+)$")
@@ -116,7 +118,9 @@ def to_model_rate(samples: np.ndarray, rate: int, sample_rate: int, name: str = 
 
 def normalized(samples_S: torch.Tensor) -> torch.Tensor:
     """Zero mean and unit variance over the whole utterance (a layer norm without weights, epsilon 1e-5)."""
-    return F.layer_norm(samples_S, samples_S.shape)
+    from torch.nn.functional import layer_norm  # here: preparing data needs no torch
+
+    return layer_norm(samples_S, samples_S.shape)
 
 
 def _decoded(path: str) -> tuple[np.ndarray, int | None]:
