@@ -237,7 +237,10 @@ def _unknown_problem(dotted: str, values: Mapping[str, Any]) -> Problem:
     if "." not in dotted:
         return Problem(dotted, value, f"unknown group{nearest_names(dotted, (*GROUPS, *CHOICES))}")
     known = known_fields()
-    last = dotted.rsplit(".", 1)[-1]
+    group, last = dotted.rsplit(".", 1)
+    if dotted in known:
+        chosen = _at(values, [*group.split("."), "_name"])
+        return Problem(dotted, value, f"is a field of another {group} than the chosen one ({chosen})")
     elsewhere = [name for name in known if name.rsplit(".", 1)[-1] == last and name != dotted]
     if elsewhere:
         names = " or ".join(repr(name) for name in elsewhere[:3])
