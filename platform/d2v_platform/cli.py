@@ -61,9 +61,7 @@ def sweep(context: typer.Context) -> None:
     sweep_command(context.args, "d2v sweep")
 
 
-@app.command(
-    context_settings=_PASS_ON, help="Decode or classify subsets with a model (d2v infer --help)."
-)
+@app.command(context_settings=_PASS_ON, help="Decode or classify subsets with a model (d2v infer --help).")
 def infer(context: typer.Context) -> None:
     """All arguments go to the parser that ``experiments/infer.py`` shares."""
     infer_command(context.args, "d2v infer")

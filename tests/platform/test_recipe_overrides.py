@@ -164,7 +164,8 @@ def test_deleting_takes_the_default_back() -> None:
 
 def test_text_fields_keep_what_was_typed() -> None:
     recipe = compose(
-        "v2/text_finetuning/cola", [*COLA, "platform.run_name=007", "platform.experiment=1e3", "task.data=123"]
+        "v2/text_finetuning/cola",
+        [*COLA, "platform.run_name=007", "platform.experiment=1e3", "task.data=123"],
     ).recipe
     assert (recipe.platform.run_name, recipe.platform.experiment) == ("007", "1e3")
     assert recipe.to_dict()["task"]["data"].endswith("/123")
@@ -206,7 +207,12 @@ def test_base_is_the_recipe_without_the_command_line() -> None:
 
 
 def test_composing_in_several_threads() -> None:
-    names = ["v2/text_finetuning/cola", "v2/base_text_only_task", "v2/text_finetuning/rte", "tiny/text_pretraining"]
+    names = [
+        "v2/text_finetuning/cola",
+        "v2/base_text_only_task",
+        "v2/text_finetuning/rte",
+        "tiny/text_pretraining",
+    ]
     found: dict[int, str] = {}
 
     def work(index: int) -> None:
