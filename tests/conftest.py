@@ -147,8 +147,8 @@ class S3Server:
             str(Path(sys.executable).parent / "weed"), "-logtostderr=true", "server",
             f"-dir={folder / 'data'}",
             "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-volume.max=1000", "-master.volumeSizeLimitMB=64",
-            "-filer", "-s3", f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false", "-s3.port.iceberg=0",
-            "-s3.port.lance=0", "-master.telemetry=false",
+            "-filer", "-s3", f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false",
+            "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
             *(f"-{name}.port={port}" for name, port in ports.items()),
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
