@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..attention import attention_bias
 from ..audio_masking import span_masks
-from ..collapse import Scatter, stage_scatters
 from ..conv_spec import frame_count, parse_conv_layers
 from ..errors import DataError
-from ..pretraining import Moments, PretrainOutput
+from ..pretraining import PretrainOutput
 from ..randomness import generator, stable_key
 from ..student import Features, Tap, initialise
 from ..targets import TargetAverage
@@ -27,6 +25,7 @@ from ..teacher import Teacher
 from ..waveform import PositionalConvolutions, WaveformConvolutions, frame_padding
 from .config import Data2VecAudioConfig
 from .layers import EncoderLayer
+from .objective import masked_positions, regression_output
 
 
 class AudioTransformer(nn.Module):
@@ -259,27 +258,20 @@ class Data2VecAudioPretraining(nn.Module):
             if padding is not None:
                 tap("padding_mask_frames", padding)
         x_BTD = student.encoder(hidden_BTD, padding, seed, update, each=_layer_tap(tap, "student_layer", 0))
-        masked_N = mask_BT.flatten().nonzero().squeeze(1)
         assert student.final_proj is not None
-        prediction_ND = student.final_proj(x_BTD.flatten(0, 1).index_select(0, masked_N)).float()
-        target_ND = self._targets(local_BTD, padding, tap).flatten(0, 1).index_select(0, masked_N)
+        prediction_ND = student.final_proj(masked_positions(x_BTD, mask_BT)).float()
+        target_ND = masked_positions(self._targets(local_BTD, padding, tap), mask_BT)
         if tap:
             tap("student_encoder_output", x_BTD)
-            tap("pred_masked", prediction_ND)
-            tap("targets_masked", target_ND)
-        stages: dict[str, Scatter] = {}
-        if watch:
-            stages = stage_scatters({
-                "local_features": (local_BTD, padding), "encoder": (x_BTD, padding),
-                "targets": (target_ND, None), "predictions": (prediction_ND, None),
-            })  # fmt: skip
-        return PretrainOutput(
-            losses={"regression": self._regression(prediction_ND, target_ND)},
-            sample_size=masked_N.numel(),
-            prediction=Moments.of(prediction_ND),
-            target=Moments.of(target_ND),
-            masked_pct=masked_N.numel() / mask_BT.numel(),
-            stages=stages,
+        return regression_output(
+            "regression",
+            prediction_ND,
+            target_ND,
+            mask_BT,
+            beta=config.loss_beta,
+            scale=config.encoder_embed_dim**-0.5 if config.loss_scale is None else config.loss_scale,
+            watched=(local_BTD, x_BTD, padding) if watch else None,
+            tap=tap,
         )
 
     @torch.no_grad()
@@ -300,13 +292,6 @@ class Data2VecAudioPretraining(nn.Module):
         if tap:
             tap("teacher_encoder_output", x)
         return average.result()
-
-    def _regression(self, prediction_ND: torch.Tensor, target_ND: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        scale = config.encoder_embed_dim**-0.5 if config.loss_scale is None else config.loss_scale
-        if config.loss_beta == 0:
-            return F.mse_loss(prediction_ND, target_ND, reduction="sum") * scale
-        return F.smooth_l1_loss(prediction_ND, target_ND, reduction="sum", beta=config.loss_beta) * scale
 
 
 def _layer_tap(

@@ -13,19 +13,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..attention import attention_bias
-from ..collapse import Scatter, stage_scatters
 from ..errors import DataError
-from ..pretraining import Moments, PretrainOutput
+from ..pretraining import PretrainOutput
 from ..randomness import hashed_scores, row_keys, stable_key
 from ..student import Features, Tap, initialise
 from ..targets import TargetAverage
 from ..teacher import Teacher
 from ..text import PAD, position_ids
 from .layers import EncoderLayer
+from .objective import masked_positions, regression_output
 from .text_config import Data2VecTextConfig
 
 _EMBEDDINGS = ("embed_tokens.", "embed_positions.", "layernorm_embedding.")
@@ -248,31 +247,24 @@ class Data2VecTextPretraining(nn.Module):
         masked_BT = source.masked_fill(mask_BT, self.mask_id)
         local_BTD = encoder.local_features(masked_BT)
         x_BTD = encoder(masked_BT, seed, update, local_BTD=local_BTD)
-        masked_N = mask_BT.flatten().nonzero().squeeze(1)
         head = self.student.encoder.regression_head
         assert head is not None
-        prediction_ND = head(x_BTD.flatten(0, 1).index_select(0, masked_N)).float()
+        prediction_ND = head(masked_positions(x_BTD, mask_BT)).float()
         seen_BT = source.masked_fill(~mask_BT, PAD) if config.teacher_sees_masked_only else source
-        target_ND = self._targets(seen_BT, tap).flatten(0, 1).index_select(0, masked_N)
+        target_ND = masked_positions(self._targets(seen_BT, tap), mask_BT)
         if tap:
             tap("local_features", local_BTD)
             tap("student_encoder_output", x_BTD)
-            tap("pred_masked", prediction_ND)
-            tap("targets_masked", target_ND)
-        stages: dict[str, Scatter] = {}
-        if watch:
-            padding = source.eq(PAD)
-            stages = stage_scatters({
-                "local_features": (local_BTD, padding), "encoder": (x_BTD, padding),
-                "targets": (target_ND, None), "predictions": (prediction_ND, None),
-            })  # fmt: skip
-        return PretrainOutput(
-            losses={"main": self._regression(prediction_ND, target_ND)},
-            sample_size=masked_N.numel(),
-            prediction=Moments.of(prediction_ND),
-            target=Moments.of(target_ND),
-            masked_pct=masked_N.numel() / mask_BT.numel(),
-            stages=stages,
+        given = config.loss_scale
+        return regression_output(
+            "main",
+            prediction_ND,
+            target_ND,
+            mask_BT,
+            beta=config.loss_beta,
+            scale=config.embed_dim**-0.5 if given is None or given <= 0 else given,
+            watched=(local_BTD, x_BTD, source.eq(PAD)) if watch else None,
+            tap=tap,
         )
 
     @torch.no_grad()
@@ -287,14 +279,6 @@ class Data2VecTextPretraining(nn.Module):
 
         self.teacher.module(source_BT, each=each)
         return average.result()
-
-    def _regression(self, prediction_ND: torch.Tensor, target_ND: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        given = config.loss_scale if config.loss_scale is not None and config.loss_scale > 0 else None
-        scale = config.embed_dim**-0.5 if given is None else given
-        if config.loss_beta == 0:
-            return F.mse_loss(prediction_ND, target_ND, reduction="sum") * scale
-        return F.smooth_l1_loss(prediction_ND, target_ND, reduction="sum", beta=config.loss_beta) * scale
 
 
 def token_spans(

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..attention import attend
-from ..collapse import Scatter, stage_scatters
 from ..errors import DataError
-from ..pretraining import Moments, PretrainOutput
+from ..pretraining import PretrainOutput
 from ..randomness import generator
 from ..student import Features, Tap
 from ..targets import TargetAverage
 from ..teacher import Teacher
 from ..transformer import drop_path_rates
+from .objective import masked_positions, regression_output
 from .vision_config import Data2VecVisionConfig
 from .vision_masking import rectangle_masks
 
@@ -283,29 +283,23 @@ class Data2VecVisionPretraining(nn.Module):
         x_BTD = student.encoder(hidden)[:, 1:]
         if tap:
             tap("student_encoder_output_no_cls", x_BTD)
-        masked_N = mask_BT.flatten().nonzero().squeeze(1)
-        prediction_ND = x_BTD.flatten(0, 1).index_select(0, masked_N)
+        prediction_ND = masked_positions(x_BTD, mask_BT)
         if config.use_final_proj:
             assert student.final_proj is not None
             prediction_ND = student.final_proj(prediction_ND)
-        prediction_ND = prediction_ND.float()
-        target_ND = self._targets(source, local_BTD, tap).flatten(0, 1).index_select(0, masked_N)
-        if tap:
-            tap("pred_masked", prediction_ND)
-            tap("targets_masked", target_ND)
-        stages: dict[str, Scatter] = {}
-        if watch:
-            stages = stage_scatters({
-                "local_features": (local_BTD, None), "encoder": (x_BTD, None),
-                "targets": (target_ND, None), "predictions": (prediction_ND, None),
-            })  # fmt: skip
-        return PretrainOutput(
-            losses={"regression": self._regression(prediction_ND, target_ND)},
-            sample_size=masked_N.numel(),
-            prediction=Moments.of(prediction_ND),
-            target=Moments.of(target_ND),
-            masked_pct=masked_N.numel() / mask_BT.numel(),
-            stages=stages,
+        target_ND = masked_positions(self._targets(source, local_BTD, tap), mask_BT)
+        scale = config.loss_scale
+        if scale is None:
+            scale = 1.0 if config.mean_loss else config.embed_dim**-0.5
+        return regression_output(
+            "regression",
+            prediction_ND.float(),
+            target_ND,
+            mask_BT,
+            beta=config.loss_beta,
+            scale=scale / config.embed_dim if config.mean_loss else scale,
+            watched=(local_BTD, x_BTD, None) if watch else None,
+            tap=tap,
         )
 
     @torch.no_grad()
@@ -325,17 +319,6 @@ class Data2VecVisionPretraining(nn.Module):
         else:
             module(self.student.with_class_token(local_BTD.detach()), each)
         return average.result()
-
-    def _regression(self, prediction_ND: torch.Tensor, target_ND: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        scale = config.loss_scale
-        if scale is None:
-            scale = 1.0 if config.mean_loss else config.embed_dim**-0.5
-        if config.mean_loss:
-            scale /= config.embed_dim
-        if config.loss_beta == 0:
-            return F.mse_loss(prediction_ND, target_ND, reduction="sum") * scale
-        return F.smooth_l1_loss(prediction_ND, target_ND, reduction="sum", beta=config.loss_beta) * scale
 
 
 @torch.no_grad()
