@@ -163,6 +163,12 @@ def _(g: Ground) -> list[str]:
     return ["train", "--config-dir", str(g.root), "--config-name", "broken"]
 
 
+@case("recipe file with dotted keys", "task.data", "write them nested")
+def _(g: Ground) -> list[str]:
+    (g.root / "flat.yaml").write_text("task.data: /x\n", encoding="utf-8")
+    return ["train", "--config-dir", str(g.root), "--config-name", "flat"]
+
+
 @case("recipe file that is not UTF-8", "latin.yaml", "UTF-8")
 def _(g: Ground) -> list[str]:
     (g.root / "latin.yaml").write_bytes("task:\n  data: caf\xe9\n".encode("latin-1"))

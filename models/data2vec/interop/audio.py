@@ -14,7 +14,7 @@ from ..v1.config import Data2VecAudioConfig
 from . import audio_tables as tables
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting, State
-from .v2_config import broken_config, compare_depth, multi_config, without_names
+from .v2_config import broken_config, compare_depth, decoder_in_file, multi_config, without_names
 
 V1, CTC = "data2vec_audio", "wav2vec_ctc"
 _PRETRAINING_ONLY = "pretraining only"
@@ -43,25 +43,15 @@ def _v2_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
     config, ignored = multi_config(checkpoint, "AUDIO", "model")
     compare_depth(checkpoint, config, "", sorting)
     model = _five_dimensional(checkpoint.model)
-    decoder = tables.v2_audio_decoder(config)
-    if decoder and not any(name.startswith(tables.AUDIO_DECODER) for name in model):
-        sorting.missing += decoder
-        sorting.notes.append("without decoder: the model can be fine-tuned, but not pretrained further")
-        decoder = {}
-        assert config.modalities.audio is not None
-        config.modalities.audio.decoder = None
+    decoder = decoder_in_file(config, tables.v2_audio_decoder(config), model, sorting)
     sorting.drop(r"modality_encoders\.(?!AUDIO\.)", "another modality")
     sorting.drop(
         r"modality_encoders\.AUDIO\.encoder_mask$|shared_decoder\.|recon_proj\.", "not used by audio"
     )
     state = sorting.take(model, tables.v2_audio_encoder(config) | decoder)
-    teacher = None
-    if checkpoint.teacher is None:
-        _without_teacher(sorting)
-    else:
-        sorting.drop(r"modality_encoders\.AUDIO\.decoder\.", "not part of the teacher")
-        wanted = tables.v2_audio_encoder(config, local=False)
-        teacher = sorting.take(_five_dimensional(checkpoint.teacher), wanted, "_ema.")
+    sorting.drop(r"modality_encoders\.AUDIO\.decoder\.", "not part of the teacher")
+    found = checkpoint.teacher and _five_dimensional(checkpoint.teacher)
+    teacher = sorting.take_teacher(found, tables.v2_audio_encoder(config, local=False))
     sorting.finish()
     return ImportedModel(
         kind="pretrained",
@@ -79,11 +69,7 @@ def _v1_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
     sorting = Sorting(checkpoint.path)
     config, ignored = _v1_config(checkpoint, "model")
     state = sorting.take(checkpoint.model, tables.v1_audio(config) | tables.v1_head(config))
-    teacher = None
-    if checkpoint.teacher is None:
-        _without_teacher(sorting)
-    else:
-        teacher = sorting.take(checkpoint.teacher, tables.v1_transformer(config), "_ema.")
+    teacher = sorting.take_teacher(checkpoint.teacher, tables.v1_transformer(config))
     sorting.finish()
     return ImportedModel(
         kind="pretrained",
@@ -178,11 +164,6 @@ def _five_dimensional(tensors: State) -> State:
         name: tensor[None] if name.endswith("alibi_scale") and tensor.ndim == 4 else tensor
         for name, tensor in tensors.items()
     }
-
-
-def _without_teacher(sorting: Sorting) -> None:
-    sorting.missing.append("_ema")
-    sorting.notes.append("without teacher: further pretraining would start it as a copy of the student")
 
 
 def _normalize(task: dict[str, Any], sorting: Sorting) -> bool:

@@ -109,6 +109,14 @@ class Sorting:
         self.mapped += [prefix + name for name in taken]
         return taken
 
+    def take_teacher(self, tensors: State | None, wanted: Shapes) -> State | None:
+        """The teacher's tensors; where a file has none, that is noted."""
+        if tensors is None:
+            self.missing.append("_ema")
+            self.notes.append("without teacher: further pretraining would start it as a copy of the student")
+            return None
+        return self.take(tensors, wanted, "_ema.")
+
     def finish(self) -> None:
         """Raise :class:`CheckpointError` with everything that does not fit."""
         if self.refused:

@@ -86,13 +86,8 @@ def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) ->
     _compare_depth(model, config, sorting)
     sorting.drop(r"classification_heads\.", "a head that the pretraining configuration does not name")
     state = sorting.take(model, sentence_encoder(config, vocab_size) | regression_head(config))
-    teacher = None
-    if checkpoint.teacher is None:
-        sorting.missing.append("_ema")
-        sorting.notes.append("without teacher: further pretraining would start it as a copy of the student")
-    else:
-        found = renamed(checkpoint.teacher, of_pretraining=True)
-        teacher = sorting.take(found, sentence_encoder(config, vocab_size, ""), "_ema.")
+    found = checkpoint.teacher and renamed(checkpoint.teacher, of_pretraining=True)
+    teacher = sorting.take_teacher(found, sentence_encoder(config, vocab_size, ""))
     sorting.finish()
     return ImportedModel(
         kind="pretrained",

@@ -94,17 +94,12 @@ def _pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
     sorting = Sorting(checkpoint.path)
     config, ignored = _config(checkpoint, "model")
     state = sorting.take(from_beit_names(checkpoint.model), student_shapes(config, pretraining=True))
-    teacher = None
-    if checkpoint.teacher is None:
-        sorting.missing.append("_ema")
-        sorting.notes.append("without teacher: further pretraining would start it as a copy of the student")
-    else:
-        wanted = encoder_shapes(config, final_norm=True)
-        if not config.ema_transformer_only:
-            left_out = ("mask_emb", "final_proj.")
-            wanted = {k: v for k, v in student_shapes(config, True).items() if not k.startswith(left_out)}
-            sorting.drop(r"mask_emb|final_proj\.", "not part of the teacher")
-        teacher = sorting.take(checkpoint.teacher, wanted, "_ema.")
+    wanted = encoder_shapes(config, final_norm=True)
+    if not config.ema_transformer_only:
+        left_out = ("mask_emb", "final_proj.")
+        wanted = {k: v for k, v in student_shapes(config, True).items() if not k.startswith(left_out)}
+        sorting.drop(r"mask_emb|final_proj\.", "not part of the teacher")
+    teacher = sorting.take_teacher(checkpoint.teacher, wanted)
     sorting.finish()
     return ImportedModel(
         kind="pretrained",

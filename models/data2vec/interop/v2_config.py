@@ -8,13 +8,32 @@ from typing import Any
 from ..config import Data2VecMultiConfig
 from ..errors import CheckpointError, ConfigError
 from .fairseq_file import FairseqCheckpoint
-from .imported import Sorting
+from .imported import Sorting, State
+from .key_tables import Shapes
 
 
 def modalities_in(checkpoint: FairseqCheckpoint, prefix: str = "") -> list[str]:
     """The modalities that the file has encoders of, sorted."""
     pattern = re.compile(re.escape(prefix) + r"modality_encoders\.([A-Z]+)\.")
     return sorted({match.group(1) for name in checkpoint.model if (match := pattern.match(name))})
+
+
+def decoder_in_file(config: Data2VecMultiConfig, wanted: Shapes, tensors: State, sorting: Sorting) -> Shapes:
+    """The decoder's tensors to take; none, and a configuration without decoder, where the file has none.
+
+    Args:
+        config: loses its decoder if the file has none.
+        wanted: the decoder that the configuration describes.
+        tensors: the student's, by name.
+        sorting: notes what is missing.
+    """
+    prefix = f"modality_encoders.{config.modality_name}.decoder."
+    if not wanted or any(name.startswith(prefix) for name in tensors):
+        return wanted
+    sorting.missing += wanted
+    sorting.notes.append("without decoder: the model can be fine-tuned, but not pretrained further")
+    config.modality.decoder = None
+    return {}
 
 
 def multi_config(
@@ -42,8 +61,10 @@ def multi_config(
         for name, value in modalities.items()
         if value and name != own
     }
-    values["modalities"] = {"text": None, own: modalities.get(own) or {}}
-    values["modalities"][own]["type"] = modality
+    mine = modalities.get(own) or {}
+    if isinstance(mine, dict):
+        mine = {**mine, "type": modality}
+    values["modalities"] = {"text": None, own: mine}
     values["supported_modality"] = modality
     unknown: list[str] = []
     try:

@@ -8,7 +8,7 @@ from ..typed import build
 from . import key_tables
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting, State
-from .v2_config import broken_config, compare_depth, modalities_in, multi_config
+from .v2_config import broken_config, compare_depth, decoder_in_file, modalities_in, multi_config
 
 FINETUNED = "mae_image_classification"
 
@@ -34,13 +34,7 @@ def _pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
     config, ignored = multi_config(checkpoint, "IMAGE", "model")
     compare_depth(checkpoint, config, "", sorting)
     model = _renamed(checkpoint.model, "")
-    decoder = key_tables.image_decoder(config)
-    if decoder and not any(name.startswith(key_tables.IMAGE_DECODER) for name in model):
-        sorting.missing += decoder
-        sorting.notes.append("without decoder: the model can be fine-tuned, but not pretrained further")
-        decoder = {}
-        assert config.modalities.image is not None
-        config.modalities.image.decoder = None
+    decoder = decoder_in_file(config, key_tables.image_decoder(config), model, sorting)
     sorting.drop(r"modality_encoders\.(?!IMAGE\.)", "another modality")
     sorting.drop(r"modality_encoders\.IMAGE\.encoder_mask$|shared_decoder\.", "not used by images")
     if config.recon_loss > 0:
@@ -49,14 +43,9 @@ def _pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
     else:
         sorting.drop(r"recon_proj\.", "without a reconstruction loss")
     state = sorting.take(model, key_tables.image_encoder(config) | decoder)
-    teacher = None
-    if checkpoint.teacher is None:
-        sorting.missing.append("_ema")
-        sorting.notes.append("without teacher: further pretraining would start it as a copy of the student")
-    else:
-        renamed = _renamed(checkpoint.teacher, "")
-        sorting.drop(r"modality_encoders\.IMAGE\.decoder\.|decoder\.", "not part of the teacher")
-        teacher = sorting.take(renamed, key_tables.image_teacher(config), "_ema.")
+    sorting.drop(r"modality_encoders\.IMAGE\.decoder\.|decoder\.", "not part of the teacher")
+    found = checkpoint.teacher and _renamed(checkpoint.teacher, "")
+    teacher = sorting.take_teacher(found, key_tables.image_teacher(config))
     sorting.finish()
     return ImportedModel(
         kind="pretrained",

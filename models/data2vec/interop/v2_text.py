@@ -14,7 +14,7 @@ from ..typed import build
 from . import key_tables
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting
-from .v2_config import broken_config, compare_depth, modalities_in, multi_config
+from .v2_config import broken_config, compare_depth, decoder_in_file, modalities_in, multi_config
 
 PRETRAINED = "data2vec_multi"
 FINETUNED = "data2vec_text_classification"
@@ -39,22 +39,11 @@ def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) ->
     vocab_size = _vocab_size(checkpoint, "")
     config, ignored = multi_config(checkpoint, "TEXT", "model")
     compare_depth(checkpoint, config, "", sorting)
-    decoder = key_tables.text_decoder(config)
-    if decoder and not any(name.startswith(key_tables.TEXT_DECODER) for name in checkpoint.model):
-        sorting.missing += decoder
-        sorting.notes.append("without decoder: the model can be fine-tuned, but not pretrained further")
-        decoder = {}
-        assert config.modalities.text is not None
-        config.modalities.text.decoder = None
+    decoder = decoder_in_file(config, key_tables.text_decoder(config), checkpoint.model, sorting)
     sorting.drop(r"modality_encoders\.(?!TEXT\.)", "another modality")
     sorting.drop(r"modality_encoders\.TEXT\.encoder_mask$|shared_decoder\.|recon_proj\.", "not used by text")
     state = sorting.take(checkpoint.model, key_tables.text_encoder(config, vocab_size) | decoder)
-    teacher = None
-    if checkpoint.teacher is None:
-        sorting.missing.append("_ema")
-        sorting.notes.append("without teacher: further pretraining would start it as a copy of the student")
-    else:
-        teacher = sorting.take(checkpoint.teacher, key_tables.text_teacher(config), "_ema.")
+    teacher = sorting.take_teacher(checkpoint.teacher, key_tables.text_teacher(config))
     sorting.finish()
     return ImportedModel(
         kind="pretrained",

@@ -164,9 +164,18 @@ def load_file(file: RecipeFile) -> LoadedFile:
         plain = plain["_group_"]
         if not isinstance(plain, dict):
             raise Data2VecError(f"the recipe file {file.path} must hold a mapping of groups")
+    if dotted := _dotted_keys(plain):
+        rule = f"has names with dots as keys ({', '.join(dotted)}); write them nested, group: {{key: value}}"
+        raise Data2VecError(f"the recipe file {file.path} {rule}")
     tree = expand_names(_translate_env(plain))
     base = _recipe(tree, [], [])
     return LoadedFile(file=file, tree=tree, base=base.to_dict() if base is not None else None)
+
+
+def _dotted_keys(values: Any) -> list[str]:
+    if not isinstance(values, dict):
+        return []
+    return [repr(k) for k in values if "." in str(k)] + [k for v in values.values() for k in _dotted_keys(v)]
 
 
 def _hydra_load(file: RecipeFile) -> dict[str, Any]:

@@ -148,10 +148,13 @@ def note_worker(run_folder: Path, attempt: str, rank: int) -> None:
 
 
 def configure_logging() -> None:
-    """One line a message from rank 0's loop; other libraries speak only of trouble."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    """One line a message from rank 0's loop; other libraries speak only of trouble.
+
+    Ray has set up the root logger of its workers already, and names some of its own after files.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger().setLevel(logging.WARNING)
     redact_logs()
     level = os.environ.get("D2V_LOG_LEVEL", "INFO").upper()
     for name in ("data2vec", "d2v_platform"):
         logging.getLogger(name).setLevel(level)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # its line for every report repeats ours
