@@ -10,7 +10,7 @@ from torch import nn
 
 from .config import Data2VecMultiConfig
 from .context import ContextEncoder
-from .decoders import Decoder1d, Decoder2d
+from .decoders import Decoder, Decoder2d
 from .errors import DataError
 from .modality import ModalityEncoder
 from .randomness import generator
@@ -84,7 +84,7 @@ class ImageEncoder(ModalityEncoder):
         self.extra_tokens = nn.Parameter(torch.zeros(1, extra, dim)) if extra else None
         self.fixed_positional_encoder = FixedPositions(self.side, dim) if image.fixed_positions else None
         self.context_encoder = ContextEncoder(config, image, final_norm=True)
-        self.decoder: Decoder1d | Decoder2d | None = None
+        self.decoder: Decoder | None = None
         if with_decoder and image.decoder is not None:
             self.decoder = Decoder2d(image.decoder, dim)
 

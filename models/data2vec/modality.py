@@ -13,7 +13,7 @@ from torch import nn
 from .attention import attention_bias
 from .config import ModalityConfig
 from .context import ContextEncoder
-from .decoders import Decoder1d, Decoder2d
+from .decoders import Decoder
 from .masking import MaskSet
 
 
@@ -25,7 +25,7 @@ class ModalityEncoder(nn.Module):
 
     config: ModalityConfig
     context_encoder: ContextEncoder
-    decoder: Decoder1d | Decoder2d | None
+    decoder: Decoder | None
     extra_tokens: nn.Parameter | None
 
     def compute_local_features(self, source: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from .config import Data2VecMultiConfig, TextModalityConfig
 from .context import ContextEncoder
-from .decoders import Decoder1d, Decoder2d
+from .decoders import Decoder, Decoder1d
 from .modality import ModalityEncoder
 
 PAD = 1
@@ -62,7 +62,7 @@ class TextEncoder(ModalityEncoder):
         self.extra_tokens = None
         self.local_encoder = TextEmbedding(text, config.embed_dim, vocab_size)
         self.context_encoder = ContextEncoder(config, text, final_norm=text.prenet_depth > 0)
-        self.decoder: Decoder1d | Decoder2d | None = None
+        self.decoder: Decoder | None = None
         if with_decoder and text.decoder is not None:
             self.decoder = Decoder1d(text.decoder, config.embed_dim)
 
