@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from .conv_spec import parse_conv_layers
 from .errors import Data2VecError, Problem
+from .rules import Rules
 
 if TYPE_CHECKING:
     from .config import AudioModalityConfig, Data2VecMultiConfig
@@ -22,29 +23,23 @@ def audio_problems(config: Data2VecMultiConfig, audio: AudioModalityConfig, path
         audio: its audio section.
         path: dotted name of the model in messages.
     """
-    found: list[Problem] = []
     here = f"{path}.modalities.audio"
-
-    def rule(name: str, holds: bool, text: str) -> None:
-        if not holds:
-            found.append(Problem(f"{here}.{name}", getattr(audio, name), text))
-
+    rule = Rules(audio, here)
+    found = rule.found
     try:
         parse_conv_layers(audio.feature_encoder_spec)
     except Data2VecError as error:
         rule("feature_encoder_spec", False, str(error))
-    rule("mask_prob", 0.0 <= audio.mask_prob < 1.0, "must lie in 0 <= p < 1")
-    rule("mask_channel_prob", 0.0 <= audio.mask_channel_prob <= 1.0, "must lie in 0 ... 1")
-    rule("mask_length", audio.mask_length >= 1, "must be >= 1")
-    rule("mask_channel_length", audio.mask_channel_length >= 1, "must be >= 1")
-    rule("mask_dropout", 0.0 <= audio.mask_dropout < 1.0, "must lie in 0 <= p < 1")
+    rule.probability("mask_prob")
+    rule.share("mask_channel_prob")
+    rule.at_least(1, "mask_length")
+    rule.at_least(1, "mask_channel_length")
+    rule.probability("mask_dropout")
     if audio.mask_prob_min is not None:
         rule("mask_prob_min", 0.0 <= audio.mask_prob_min < max(audio.mask_prob, 1e-9),
              "must lie in 0 ... mask_prob")  # fmt: skip
-    for name in ("prenet_layerdrop", "prenet_dropout"):
-        rule(name, 0.0 <= getattr(audio, name) < 1.0, "must lie in 0 <= p < 1")
-    for name in ("conv_pos_width", "conv_pos_groups", "conv_pos_depth"):
-        rule(name, getattr(audio, name) >= 1, "must be >= 1")
+    rule.probability("prenet_layerdrop", "prenet_dropout")
+    rule.at_least(1, "conv_pos_width", "conv_pos_groups", "conv_pos_depth")
     if audio.conv_pos_groups >= 1:
         rule("conv_pos_groups", config.embed_dim % audio.conv_pos_groups == 0,
              f"must divide embed_dim {config.embed_dim}")  # fmt: skip

@@ -6,13 +6,12 @@ The names and values are those of the reference's ``data2vec_multi`` model confi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from .audio_checks import audio_problems
 from .errors import ConfigError, Problem
-from .typed import build, to_dict
+from .rules import ModelConfig, Rules
 
 ModalityKind = Literal["IMAGE", "AUDIO", "TEXT"]
 
@@ -123,7 +122,7 @@ class ModalitiesConfig:
 
 
 @dataclass(kw_only=True)
-class Data2VecMultiConfig:
+class Data2VecMultiConfig(ModelConfig):
     """data2vec 2.0: shared transformer blocks, masking, teacher, targets and losses."""
 
     loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
@@ -175,15 +174,6 @@ class Data2VecMultiConfig:
         if self.supported_modality == "AUDIO" and self.modalities.audio is None:
             self.modalities.audio = AudioModalityConfig()
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], unknown: list[str] | None = None) -> Data2VecMultiConfig:
-        """Read a plain mapping; see :func:`data2vec.typed.build` for ``unknown``."""
-        return build(cls, {k: v for k, v in values.items() if k != "_name"}, unknown=unknown)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dictionary."""
-        return to_dict(self)
-
     @property
     def modality_name(self) -> ModalityKind:
         """The modality that is built: ``supported_modality``, else the only one configured."""
@@ -206,15 +196,7 @@ class Data2VecMultiConfig:
 
     def problems(self, path: str = "model") -> list[Problem]:
         """What is impossible about this configuration, all of it."""
-        found: list[Problem] = []
-
-        def rule(name: str, holds: bool, text: str) -> None:
-            if not holds:
-                value: Any = self
-                for part in name.split("."):
-                    value = getattr(value, part)
-                found.append(Problem(f"{path}.{name}", value, text))
-
+        rule = Rules(self, path)
         rule("embed_dim", self.embed_dim > 0, "must be > 0")
         rule("num_heads", self.num_heads > 0, "must be > 0")
         if self.embed_dim > 0 and self.num_heads > 0:
@@ -226,12 +208,18 @@ class Data2VecMultiConfig:
             1 <= self.average_top_k_layers <= max(self.depth, 1),
             f"must lie in 1 ... depth ({self.depth})",
         )
-        for name in ("encoder_dropout", "post_mlp_drop", "attention_dropout", "activation_dropout",
-                     "dropout_input", "layerdrop", "start_drop_path_rate", "end_drop_path_rate"):  # fmt: skip
-            rule(name, 0.0 <= getattr(self, name) < 1.0, "must lie in 0 <= p < 1")
-        for name in ("ema_decay", "ema_end_decay"):
-            rule(name, 0.0 <= getattr(self, name) <= 1.0, "must lie in 0 ... 1")
-        rule("loss_beta", self.loss_beta >= 0, "must be >= 0")
+        rule.probability(
+            "encoder_dropout",
+            "post_mlp_drop",
+            "attention_dropout",
+            "activation_dropout",
+            "dropout_input",
+            "layerdrop",
+            "start_drop_path_rate",
+            "end_drop_path_rate",
+        )
+        rule.share("ema_decay", "ema_end_decay")
+        rule.at_least(0, "loss_beta")
         rule("shared_decoder", self.shared_decoder is None, "a shared decoder is not supported; use null")
         rule("mae_init", not self.mae_init, "is not supported; no recipe uses it")
         text, image = self.modalities.text, self.modalities.image
@@ -239,11 +227,11 @@ class Data2VecMultiConfig:
         if getattr(self.modalities, name.lower(), None) is None:
             rule("supported_modality", False, f"modalities.{name.lower()} is missing")
         if self.modalities.audio is not None and name == "AUDIO":
-            found += audio_problems(self, self.modalities.audio, path)
+            rule.found += audio_problems(self, self.modalities.audio, path)
         if image is not None and name == "IMAGE":
-            found += _image_problems(self, image, path)
+            rule.found += _image_problems(self, image, path)
         if text is not None and name == "TEXT":
-            found += _text_problems(text, f"{path}.modalities.text", self.embed_dim)
+            rule.found += _text_problems(text, f"{path}.modalities.text", self.embed_dim)
             # Accepting these for text would mean ignoring them.
             rule(
                 "ema_encoder_only",
@@ -252,12 +240,7 @@ class Data2VecMultiConfig:
             )
             rule("cls_loss", self.cls_loss == 0, "text has no class token; use 0")
             rule("recon_loss", self.recon_loss == 0, "text has no pixels to reconstruct; use 0")
-        return found
-
-    def check(self) -> None:
-        """Raise :class:`ConfigError` with all problems."""
-        if found := self.problems():
-            raise ConfigError(found, "the model configuration")
+        return rule.found
 
 
 def _text_problems(text: TextModalityConfig, path: str, width: int) -> list[Problem]:
@@ -294,21 +277,17 @@ def _text_problems(text: TextModalityConfig, path: str, width: int) -> list[Prob
 
 
 def _image_problems(config: Data2VecMultiConfig, image: ImageModalityConfig, path: str) -> list[Problem]:
-    found: list[Problem] = []
     where = f"{path}.modalities.image"
-
-    def rule(name: str, holds: bool, text: str) -> None:
-        if not holds:
-            found.append(Problem(f"{where}.{name}", getattr(image, name), text))
-
+    rule = Rules(image, where)
+    found = rule.found
     rule("mask_prob", 0.0 < image.mask_prob < 1.0, "must lie in 0 < p < 1")
-    rule("mask_length", image.mask_length >= 1, "must be >= 1")
+    rule.at_least(1, "mask_length")
     rule(
         "mask_prob_min",
         image.mask_prob_min is None,
         "images are masked by the same share every time; use null",
     )
-    rule("keep_masked_pct", 0.0 <= image.keep_masked_pct < 1.0, "must lie in 0 <= p < 1")
+    rule.probability("keep_masked_pct")
     rule("in_chans", image.in_chans > 0, "must be > 0")
     rule(
         "patch_size",
@@ -316,7 +295,7 @@ def _image_problems(config: Data2VecMultiConfig, image: ImageModalityConfig, pat
         f"must lie in 1 ... input_size {image.input_size}",
     )
     rule("embed_dim", image.embed_dim > 0, "must be > 0")
-    rule("num_extra_tokens", image.num_extra_tokens >= 0, "must be >= 0")
+    rule.at_least(0, "num_extra_tokens")
     if image.fixed_positions and config.embed_dim % 4:
         found.append(
             Problem(f"{path}.embed_dim", config.embed_dim, "must be a multiple of 4 for sin-cos positions")

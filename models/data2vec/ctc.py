@@ -21,6 +21,7 @@ from .audio_masking import span_masks
 from .config import Data2VecMultiConfig
 from .errors import Problem
 from .randomness import generator
+from .rules import Rules
 from .speech import AudioEncoder
 from .student import Data2VecMulti
 from .v1.config import Data2VecAudioConfig
@@ -66,32 +67,37 @@ class CTCConfig:
 
     def problems(self, path: str = "model") -> list[Problem]:
         """What is impossible about these options, all of it."""
-        found: list[Problem] = []
-
-        def rule(name: str, holds: bool, text: str) -> None:
-            if not holds:
-                found.append(Problem(f"{path}.{name}", getattr(self, name), text))
-
-        for name in ("final_dropout", "dropout", "attention_dropout", "activation_dropout", "dropout_input",
-                     "layerdrop", "mask_dropout"):  # fmt: skip
-            rule(name, 0.0 <= getattr(self, name) < 1.0, "must lie in 0 <= p < 1")
-        rule("mask_prob", 0.0 <= self.mask_prob < 1.0, "must lie in 0 <= p < 1")
-        rule("mask_channel_prob", 0.0 <= self.mask_channel_prob <= 1.0, "must lie in 0 ... 1")
-        for name in ("mask_length", "mask_channel_length"):
-            rule(name, getattr(self, name) >= 1, "must be >= 1")
-        rule("freeze_finetune_updates", self.freeze_finetune_updates >= 0, "must be >= 0")
+        rule = Rules(self, path)
+        rule.probability(
+            "final_dropout",
+            "dropout",
+            "attention_dropout",
+            "activation_dropout",
+            "dropout_input",
+            "layerdrop",
+            "mask_dropout",
+        )
+        rule.probability("mask_prob")
+        rule.share("mask_channel_prob")
+        rule.at_least(1, "mask_length", "mask_channel_length")
+        rule.at_least(0, "freeze_finetune_updates")
         rule("feature_grad_mult", self.feature_grad_mult >= 0.0, "must be >= 0")
         rule("layer_decay", 0.0 < self.layer_decay <= 1.0, "must lie in 0 < f <= 1")
-        for name, wanted in (("mask_selection", "static"), ("mask_other", 0.0), ("no_mask_overlap", False),
-                             ("mask_channel_selection", "static"), ("mask_channel_other", 0.0),
-                             ("no_mask_channel_overlap", False)):  # fmt: skip
-            rule(name, getattr(self, name) == wanted, f"only {wanted!r} is built: every recipe uses it")
+        rule.only(
+            "only {} is built: every recipe uses it",
+            ("mask_selection", "static"),
+            ("mask_other", 0.0),
+            ("no_mask_overlap", False),
+            ("mask_channel_selection", "static"),
+            ("mask_channel_other", 0.0),
+            ("no_mask_channel_overlap", False),
+        )
         if self.freeze_regex is not None:
             try:
                 re.compile(self.freeze_regex)
             except re.error as error:
                 rule("freeze_regex", False, f"is no regular expression: {error}")
-        return found
+        return rule.found
 
 
 def trunk_config(pretrained: AudioConfig, options: CTCConfig) -> AudioConfig:

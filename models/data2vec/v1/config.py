@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ..config import AUDIO_CONVOLUTIONS
 from ..conv_spec import parse_conv_layers
-from ..errors import ConfigError, Data2VecError, Problem
-from ..typed import build, to_dict
+from ..errors import Data2VecError, Problem
+from ..rules import ModelConfig, Rules
 
 MaskSelection = Literal["static", "uniform", "normal", "poisson"]
 
 
 @dataclass(kw_only=True)
-class Data2VecAudioConfig:
+class Data2VecAudioConfig(ModelConfig):
     """data2vec 1 for audio: a transformer over masked frames, regressing its own teacher's features."""
 
     extractor_mode: Literal["default", "layer_norm"] = "default"  # norm after each convolution
@@ -85,54 +84,55 @@ class Data2VecAudioConfig:
         """Width, by the name that v2 uses."""
         return self.encoder_embed_dim
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], unknown: list[str] | None = None) -> Data2VecAudioConfig:
-        """Read a plain mapping; see :func:`data2vec.typed.build` for ``unknown``."""
-        return build(cls, {k: v for k, v in values.items() if k != "_name"}, unknown=unknown)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary."""
-        return to_dict(self)
-
     def problems(self, path: str = "model") -> list[Problem]:
         """What is impossible about this configuration, all of it."""
-        found: list[Problem] = []
-
-        def rule(name: str, holds: bool, text: str) -> None:
-            if not holds:
-                found.append(Problem(f"{path}.{name}", getattr(self, name), text))
-
+        rule = Rules(self, path)
         try:
             parse_conv_layers(self.conv_feature_layers)
         except Data2VecError as error:
             rule("conv_feature_layers", False, str(error))
-        for name in ("encoder_layers", "encoder_embed_dim", "encoder_ffn_embed_dim",
-                     "encoder_attention_heads", "mask_length", "mask_channel_length", "conv_pos",
-                     "conv_pos_groups", "pos_conv_depth"):  # fmt: skip
-            rule(name, getattr(self, name) >= 1, "must be >= 1")
+        rule.at_least(
+            1,
+            "encoder_layers",
+            "encoder_embed_dim",
+            "encoder_ffn_embed_dim",
+            "encoder_attention_heads",
+            "mask_length",
+            "mask_channel_length",
+            "conv_pos",
+            "conv_pos_groups",
+            "pos_conv_depth",
+        )
         if min(self.encoder_embed_dim, self.encoder_attention_heads, self.conv_pos_groups) >= 1:
             for name in ("encoder_attention_heads", "conv_pos_groups"):
                 holds = self.encoder_embed_dim % getattr(self, name) == 0
                 rule(name, holds, f"must divide encoder_embed_dim {self.encoder_embed_dim}")
-        for name in ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop",
-                     "dropout_input", "mask_dropout", "mask_prob"):  # fmt: skip
-            rule(name, 0.0 <= getattr(self, name) < 1.0, "must lie in 0 <= p < 1")
-        rule("mask_channel_prob", 0.0 <= self.mask_channel_prob <= 1.0, "must lie in 0 ... 1")
-        for name in ("ema_decay", "ema_end_decay"):
-            rule(name, 0.0 <= getattr(self, name) <= 1.0, "must lie in 0 ... 1")
+        rule.probability(
+            "dropout",
+            "attention_dropout",
+            "activation_dropout",
+            "encoder_layerdrop",
+            "dropout_input",
+            "mask_dropout",
+            "mask_prob",
+        )
+        rule.share("mask_channel_prob")
+        rule.share("ema_decay", "ema_end_decay")
         rule("average_top_k_layers", 1 <= self.average_top_k_layers <= max(self.encoder_layers, 1),
              f"must lie in 1 ... encoder_layers ({self.encoder_layers})")  # fmt: skip
-        rule("loss_beta", self.loss_beta >= 0, "must be >= 0")
+        rule.at_least(0, "loss_beta")
         rule("pos_conv_depth", self.pos_conv_depth >= 2,
              "the single weight-normed convolution of wav2vec 2.0 is not built; data2vec uses 5")  # fmt: skip
-        for name, wanted in (("mask_selection", "static"), ("mask_other", 0.0), ("no_mask_overlap", False),
-                             ("mask_channel_selection", "static"), ("mask_channel_other", 0.0),
-                             ("no_mask_channel_overlap", False), ("ema_transformer_only", True),
-                             ("extractor_mode", "layer_norm"), ("conv_bias", False)):  # fmt: skip
-            rule(name, getattr(self, name) == wanted, f"only {wanted!r} is built: every recipe uses it")
-        return found
-
-    def check(self) -> None:
-        """Raise :class:`ConfigError` with all problems."""
-        if found := self.problems():
-            raise ConfigError(found, "the model configuration")
+        rule.only(
+            "only {} is built: every recipe uses it",
+            ("mask_selection", "static"),
+            ("mask_other", 0.0),
+            ("no_mask_overlap", False),
+            ("mask_channel_selection", "static"),
+            ("mask_channel_other", 0.0),
+            ("no_mask_channel_overlap", False),
+            ("ema_transformer_only", True),
+            ("extractor_mode", "layer_norm"),
+            ("conv_bias", False),
+        )
+        return rule.found

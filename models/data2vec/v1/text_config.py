@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from ..errors import ConfigError, Problem
-from ..typed import build, to_dict
+from ..errors import Problem
+from ..rules import ModelConfig, Rules
 
 
 @dataclass(kw_only=True)
@@ -39,7 +38,7 @@ class TextTransformer:
 
 
 @dataclass(kw_only=True)
-class Data2VecTextConfig:
+class Data2VecTextConfig(ModelConfig):
     """data2vec 1 for text: a transformer over masked tokens, regressing its own teacher's features."""
 
     head_layers: int = 1  # linear layers of the regression head; hidden ones are twice as wide
@@ -79,49 +78,23 @@ class Data2VecTextConfig:
         """Attention heads, by the name that v2 uses."""
         return self.transformer.encoder.attention_heads
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], unknown: list[str] | None = None) -> Data2VecTextConfig:
-        """Read a plain mapping; see :func:`data2vec.typed.build` for ``unknown``."""
-        return build(cls, {k: v for k, v in values.items() if k != "_name"}, unknown=unknown)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary."""
-        return to_dict(self)
-
     def problems(self, path: str = "model") -> list[Problem]:
         """What is impossible about this configuration, all of it."""
-        found: list[Problem] = []
-
-        def rule(name: str, holds: bool, text: str) -> None:
-            if not holds:
-                value: Any = self
-                for part in name.split("."):
-                    value = getattr(value, part)
-                found.append(Problem(f"{path}.{name}", value, text))
-
+        rule = Rules(self, path)
         sizes = self.transformer.encoder
-        for name in ("embed_dim", "ffn_embed_dim", "layers", "attention_heads"):
-            rule(f"transformer.encoder.{name}", getattr(sizes, name) >= 1, "must be >= 1")
+        names = ("embed_dim", "ffn_embed_dim", "layers", "attention_heads")
+        rule.at_least(1, *(f"transformer.encoder.{name}" for name in names))
         if min(sizes.embed_dim, sizes.attention_heads) >= 1:
             divides = sizes.embed_dim % sizes.attention_heads == 0
             rule("transformer.encoder.attention_heads", divides, f"must divide embed_dim {sizes.embed_dim}")
         learned = sizes.learned_pos or self.transformer.no_token_positional_embeddings
         rule("transformer.encoder.learned_pos", learned, "only learned positions are built; use true")
-        for name in ("dropout", "attention_dropout", "activation_dropout", "encoder.layerdrop"):
-            value: Any = self.transformer
-            for part in name.split("."):
-                value = getattr(value, part)
-            rule(f"transformer.{name}", 0.0 <= value < 1.0, "must lie in 0 <= p < 1")
-        rule("transformer.max_source_positions", self.transformer.max_source_positions >= 2, "must be >= 2")
-        rule("head_layers", self.head_layers >= 1, "must be >= 1")
-        for name in ("ema_decay", "ema_end_decay"):
-            rule(name, 0.0 <= getattr(self, name) <= 1.0, "must lie in 0 ... 1")
+        names = ("dropout", "attention_dropout", "activation_dropout", "encoder.layerdrop")
+        rule.probability(*(f"transformer.{name}" for name in names))
+        rule.at_least(2, "transformer.max_source_positions")
+        rule.at_least(1, "head_layers")
+        rule.share("ema_decay", "ema_end_decay")
         rule("average_top_k_layers", 1 <= self.average_top_k_layers <= max(sizes.layers, 1),
              f"must lie in 1 ... transformer.encoder.layers ({sizes.layers})")  # fmt: skip
-        rule("loss_beta", self.loss_beta >= 0, "must be >= 0")
-        return found
-
-    def check(self) -> None:
-        """Raise :class:`ConfigError` with all problems."""
-        if found := self.problems():
-            raise ConfigError(found, "the model configuration")
+        rule.at_least(0, "loss_beta")
+        return rule.found

@@ -7,16 +7,14 @@ is the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from ..errors import ConfigError, Problem
-from ..typed import build, to_dict
+from ..errors import Problem
+from ..rules import ModelConfig, Rules
 
 
 @dataclass(kw_only=True)
-class Data2VecVisionConfig:
+class Data2VecVisionConfig(ModelConfig):
     """data2vec 1 for images: a BEiT over masked patches, regressing its own teacher's features."""
 
     layer_scale_init_value: float = 1e-4  # initial scale of each branch; 0 = no scales
@@ -59,43 +57,21 @@ class Data2VecVisionConfig:
         """Patches along each side."""
         return self.image_size // self.patch_size
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], unknown: list[str] | None = None) -> Data2VecVisionConfig:
-        """Read a plain mapping; see :func:`data2vec.typed.build` for ``unknown``."""
-        return build(cls, {k: v for k, v in values.items() if k != "_name"}, unknown=unknown)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dictionary."""
-        return to_dict(self)
-
     def problems(self, path: str = "model") -> list[Problem]:
         """What is impossible about this configuration, all of it."""
-        found: list[Problem] = []
-
-        def rule(name: str, holds: bool, text: str) -> None:
-            if not holds:
-                found.append(Problem(f"{path}.{name}", getattr(self, name), text))
-
-        for name in ("depth", "embed_dim", "num_heads", "mlp_ratio", "in_channels", "patch_size"):
-            rule(name, getattr(self, name) >= 1, "must be >= 1")
+        rule = Rules(self, path)
+        rule.at_least(1, "depth", "embed_dim", "num_heads", "mlp_ratio", "in_channels", "patch_size")
         if min(self.num_heads, self.embed_dim) >= 1:
             rule("num_heads", self.embed_dim % self.num_heads == 0, f"must divide embed_dim {self.embed_dim}")
         rule("image_size", self.image_size >= max(self.patch_size, 1), "must be at least one patch")
-        for name in ("drop_path", "attention_dropout"):
-            rule(name, 0.0 <= getattr(self, name) < 1.0, "must lie in 0 <= p < 1")
-        for name in ("ema_decay", "ema_end_decay"):
-            rule(name, 0.0 <= getattr(self, name) <= 1.0, "must lie in 0 ... 1")
+        rule.probability("drop_path", "attention_dropout")
+        rule.share("ema_decay", "ema_end_decay")
         cells = self.grid**2 if self.patch_size >= 1 else 0
         rule("num_mask_patches", 1 <= self.num_mask_patches <= cells, f"must lie in 1 ... {cells} patches")
         low, high = self.min_mask_patches_per_block, self.max_mask_patches_per_block
         rule("min_mask_patches_per_block", 1 <= low <= high, f"must lie in 1 ... the largest block {high}")
         rule("average_top_k_layers", 1 <= self.average_top_k_layers <= max(self.depth, 1),
              f"must lie in 1 ... depth ({self.depth})")  # fmt: skip
-        rule("loss_beta", self.loss_beta >= 0, "must be >= 0")
+        rule.at_least(0, "loss_beta")
         rule("loss_scale", self.loss_scale is None or self.loss_scale > 0, "must be > 0, or null")
-        return found
-
-    def check(self) -> None:
-        """Raise :class:`ConfigError` with all problems."""
-        if found := self.problems():
-            raise ConfigError(found, "the model configuration")
+        return rule.found
