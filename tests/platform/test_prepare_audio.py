@@ -11,9 +11,11 @@ import soundfile as sf
 
 from d2v_platform.preparation.audio import AudioOptions, prepare_manifests
 from d2v_platform.preparation.audio_labels import prepare_labels
+from d2v_platform.preparation.audio_subsets import prepare_subsets
+from d2v_platform.recipe.sweep_definition import load_sweep
 from data2vec.data.letters import released_letters
 from data2vec.data.manifest import read_manifest
-from data2vec.errors import DataError
+from data2vec.errors import ConfigError, DataError
 
 
 def write(path: Path, samples: int = 1600, rate: int = 16_000, channels: int = 1, loud: float = 0.1) -> Path:
@@ -116,3 +118,36 @@ def test_official_layouts_and_impossible_options(corpus: Path, tmp_path: Path) -
         prepare_manifests(corpus, tmp_path / "x", AudioOptions(valid_percent=5))
     with pytest.raises(DataError, match=r"no \*\.wav files; there are files with \.flac"):
         prepare_manifests(corpus, tmp_path / "x", AudioOptions(ext="wav"))
+
+
+def test_minutes_of_a_manifest_lie_inside_each_other(tmp_path: Path) -> None:
+    root = tmp_path / "all"
+    names = [write(root / f"{i}.flac", samples=16_000 + 10 * i).name for i in range(30)]
+    prepare_manifests(root, root, AudioOptions(valid_percent=0.0))
+    listed = read_manifest(root / "train.tsv")
+    order = [listed.name(i) for i in range(len(listed))]
+    (root / "train.ltr").write_text("".join(f"{name} |\n" for name in order))
+    released_letters().save(root / "dict.ltr.txt")
+    (root / "valid.tsv").write_bytes((root / "train.tsv").read_bytes())
+    small, large = prepare_subsets(root / "train.tsv", tmp_path / "out", [0.1, 0.4])
+    assert (small.folder.name, large.folder.name) == ("0.1m", "0.4m")
+    assert 0.08 < small.minutes <= 0.1 and 0.38 < large.minutes <= 0.4
+    taken = []
+    for subset in (small, large):
+        manifest = read_manifest(subset.folder / "train.tsv")
+        inside = [manifest.name(i) for i in range(len(manifest))]
+        assert (subset.folder / "train.ltr").read_text() == "".join(f"{name} |\n" for name in inside)
+        assert (subset.folder / "valid.tsv").read_bytes() == (root / "train.tsv").read_bytes()
+        assert len(inside) == subset.utterances and (subset.folder / "dict.ltr.txt").is_file()
+        taken.append(set(inside))
+    assert taken[0] < taken[1] < set(names)
+    with pytest.raises(DataError, match=r"--minutes 0, 1: .* has 0\.5 minutes"):
+        prepare_subsets(root / "train.tsv", tmp_path / "out", [0.1, 0.0, 1.0])
+
+
+def test_a_sweep_over_amounts_takes_one_recipe_and_a_folder_each() -> None:
+    sweep = load_sweep("minutes", ["task.data=/d", "model.w2v_path=/m", "grid.seed=[1,2]"])
+    found = [(trial.values["task"], trial.recipe.task.data) for trial in sweep.trials]  # pyright: ignore
+    assert found == [(t, f"/d/{t}") for t in ("1m", "3m", "10m") for _ in range(2)]
+    with pytest.raises(ConfigError, match=r"needs a folder for each in data_folders"):
+        load_sweep("minutes", ["task.data=/d", "model.w2v_path=/m", "grid.task=[1m,2m]"])

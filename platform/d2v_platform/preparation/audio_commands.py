@@ -1,4 +1,4 @@
-"""``d2v prepare audio-manifest`` and ``d2v prepare audio-labels``."""
+"""``d2v prepare audio-manifest``, ``audio-labels``, ``audio-subsets`` and ``language-model``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from data2vec.errors import DataError
 
 from .audio import LAYOUTS, AudioOptions, ManifestReport, prepare_manifests
 from .audio_labels import prepare_labels
+from .audio_subsets import prepare_subsets
 
 
 def audio_manifest(
@@ -79,6 +80,31 @@ def audio_labels(
             f"{shown}; write transcripts in its letters (upper case), or give --build-dict[/yellow]",
             highlight=False,
         )
+
+
+def audio_subsets(
+    tsv: Annotated[Path, typer.Argument(help="Training manifest; its label files go along.")],
+    dest: Annotated[Path, typer.Option("--dest", help="Folder that gets 1m/, 3m/, ....")],
+    minutes: Annotated[str, typer.Option(help="Amounts, separated by commas.")] = "1,3,10",
+    sample_rate: Annotated[int, typer.Option(help="Rate of the files.")] = 16_000,
+    seed: Annotated[int, typer.Option(help="Seed of the draw, one for all amounts.")] = 42,
+) -> None:
+    """A few minutes of a manifest, each amount in a folder of its own, smaller ones inside larger ones.
+
+    The folder's other files (validation and test manifests, dictionary) are copied into each; a sweep over
+    amounts is then: d2v sweep minutes task.data=DEST model.w2v_path=MODEL
+    """
+    try:
+        amounts = [float(part) for part in minutes.split(",") if part.strip()]
+    except ValueError:
+        raise DataError(
+            f"--minutes {minutes!r} must be numbers separated by commas, such as 1,3,10"
+        ) from None
+    console = Console(soft_wrap=True)
+    table = Table("folder", "utterances", "minutes")
+    for subset in prepare_subsets(tsv, dest, amounts, sample_rate=sample_rate, seed=seed):
+        table.add_row(str(subset.folder), f"{subset.utterances:,}", f"{subset.minutes:.2f}")
+    console.print(table)
 
 
 def language_model(

@@ -29,7 +29,7 @@ from .locate import config_root, find_recipe
 from .overrides import Override, apply, assignment_text, parse_overrides
 from .schema import Recipe
 
-SHORT_NAMES = {"lr": "optimization.lr", "seed": "common.seed"}  # besides "task", which chooses the recipe
+SHORT_NAMES = {"lr": "optimization.lr", "seed": "common.seed"}  # besides "task": see task_means
 _PLACEHOLDER = "{task}"
 _LARGEST_SWEEP = 5000
 
@@ -92,6 +92,7 @@ class SweepDefinition:
         default_factory=dict
     )  # fields with one value for every trial, by dotted name
     data_folders: dict[str, str] = field(default_factory=dict)  # task -> folder below task.data
+    task_means: Literal["recipe", "data"] = "recipe"  # grid.task chooses the recipe, or the folder alone
     max_updates: int | None = None  # cap of each trial's updates; warm-up shrinks in proportion
     max_concurrent: int | None = None  # trials at a time; null = what the cluster holds
     test_files: bool = False  # write GLUE test-server files with the winners
@@ -251,7 +252,12 @@ def _definition_problems(d: SweepDefinition) -> Iterator[Problem]:
         yield Problem("recipe", d.recipe, "is required; for example v2/text_finetuning/{task}")
     if _PLACEHOLDER in d.recipe and "task" not in d.grid:
         yield Problem("grid.task", None, f"is required: the recipe is {d.recipe}")
-    if "task" in d.grid and _PLACEHOLDER not in d.recipe:
+    if d.task_means == "data":
+        without = [task for task in d.grid.get("task", []) if str(task) not in d.data_folders]
+        if without or "task" not in d.grid:
+            rule = f"task_means=data needs a folder for each in data_folders; it has {list(d.data_folders)}"
+            yield Problem("grid.task", without or None, rule)
+    elif "task" in d.grid and _PLACEHOLDER not in d.recipe:
         yield Problem(
             "grid.task", d.grid["task"], f"has no effect: the recipe {d.recipe} has no {_PLACEHOLDER}"
         )
