@@ -41,6 +41,29 @@ def generation_of(config: ModelConfig) -> int:
     return 2 if isinstance(config, Data2VecMultiConfig) else 1
 
 
+def shape_of(config: ModelConfig) -> tuple[int, int, int, int | None]:
+    """Blocks, blocks before the shared ones (v2), width, and the patch of images in pixels."""
+    if isinstance(config, Data2VecMultiConfig):
+        modality = config.modality
+        return config.depth, modality.prenet_depth, config.embed_dim, getattr(modality, "patch_size", None)
+    patch = config.patch_size if isinstance(config, Data2VecVisionConfig) else None
+    return config.depth, 0, config.embed_dim, patch
+
+
+def shape_in_words(config: ModelConfig) -> str:
+    """Such as "2 + 10 blocks, width 768, 12 heads, patches of 16 pixels"."""
+    depth, prenet, width, patch = shape_of(config)
+    heads = config.encoder_attention_heads if isinstance(config, Data2VecAudioConfig) else config.num_heads
+    blocks = f"{prenet} + {depth}" if prenet else str(depth)
+    patches = f", patches of {patch} pixels" if patch else ""
+    return f"{blocks} blocks, width {width}, {heads} heads{patches}"
+
+
+def describe(config: ModelConfig) -> str:
+    """Family, modality and shape in words."""
+    return f"{family_of(config)}, {modality_of(config)}: {shape_in_words(config)}"
+
+
 def read_model_config(family: object, values: Mapping[str, Any]) -> ModelConfig:
     """The configuration of a family from a plain mapping; folders without a family hold v2 models.
 

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
+from typer.testing import CliRunner
 
+from d2v_platform.cli import app
+from d2v_platform.preparation.glue import prepare_glue
 from d2v_platform.recipe.compose import compose
+from d2v_platform.registry.register import get_version
+from d2v_platform.tracking.tracker import Tracker
 from data2vec.config import Data2VecMultiConfig
+from data2vec.data.letters import released_letters
+from data2vec.data.manifest import manifest_text
 from data2vec.errors import CheckpointError
+from data2vec.families import describe
 from data2vec.interop import audio_tables, key_tables, v1_text, v1_vision
 from data2vec.interop.fairseq import import_checkpoint
 from data2vec.interop.fairseq_file import FairseqCheckpoint
-from data2vec.interop.published import BEIT_FILES, PUBLISHED, PublishedFile, candidates, describe, recipe_of
+from data2vec.interop.published import BEIT_FILES, PUBLISHED, PublishedFile, candidates, recipe_of
+from data2vec.v1.vision import relative_position_index
 
 VOCAB = 50265
 # Tensors without _ema, in _ema, numbers in all, by pretrained v2 file (spec/checkpoints.md section 3).
@@ -34,6 +47,12 @@ PRETRAINED = {
     ("AUDIO", 1, "base"): "audio/pretraining/base_librispeech",
     ("AUDIO", 1, "large"): "audio/pretraining/large_librilight", ("TEXT", 1, "base"): "text/pretraining/base",
 }  # fmt: skip
+
+
+def d2v(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def meta(shapes: key_tables.Shapes, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -134,8 +153,7 @@ def test_a_file_of_its_shapes_is_recognised_and_complete(file: PublishedFile) ->
         assert imported.teacher is not None and len(imported.teacher) == len(checkpoint.teacher or {})
 
 
-@pytest.mark.parametrize("file", BEIT_FILES, ids=lambda file: file.name)
-def test_files_of_the_vision_repository_are_recognised(file: PublishedFile) -> None:
+def beit_checkpoint(file: PublishedFile) -> FairseqCheckpoint:
     """BEiT's names, no configuration; fine-tuned ones have a table of positions in every block."""
     dim, tuned = file.width, file.finetuning is not None
     names: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, dim), "patch_embed.proj.bias": (dim,)}
@@ -162,14 +180,20 @@ def test_files_of_the_vision_repository_are_recognised(file: PublishedFile) -> N
         names |= {f"rel_pos_bias.{name}": shape for name, shape in table.items()}
         names |= {"mask_token": (1, 1, dim), "norm.weight": (dim,), "norm.bias": (dim,),
                   "lm_head.weight": (dim, dim), "lm_head.bias": (dim,)}  # fmt: skip
-    checkpoint = FairseqCheckpoint(
+    return FairseqCheckpoint(
         path=Path(file.name), cfg={"args": {"layer_scale_init_value": 1e-5, "num_mask_patches": 120}},
         model=meta(names), teacher=None if tuned else meta(names), task_state={}, num_updates=None,
         symbols=None,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("file", BEIT_FILES, ids=lambda file: file.name)
+def test_files_of_the_vision_repository_are_recognised(file: PublishedFile) -> None:
+    tuned = file.finetuning is not None
+    checkpoint = beit_checkpoint(file)
     imported = import_checkpoint(checkpoint)
     assert imported.kind == file.kind and file in candidates(imported)
-    assert len(imported.state) == len(names)
+    assert len(imported.state) == len(checkpoint.model)
     config: Any = imported.model_config
     assert config.shared_rel_pos_bias is not tuned and config.norm_eps == 1e-6
     if not tuned:
@@ -196,3 +220,125 @@ def test_a_missing_a_foreign_and_a_reshaped_tensor_are_refused_by_name(name: str
         import_checkpoint(dataclasses.replace(checkpoint, model=model))
     for text in (f"missing: {removed}", "unknown: something.else", f"{reshaped} is (3, 3)"):
         assert text in str(caught.value)
+
+
+# ---- whole files of base size: written, imported into the registry, trained on from there -----------------
+
+
+def write_whole_file(file: PublishedFile, folder: Path) -> Path:
+    """A checkpoint as the reference writes it, at the published file's true shapes, with random weights.
+
+    Half-precision weights and a teacher in fp32, a configuration, arguments and a trainer's history; files of
+    the vision repository hold arguments and weights in fp32.
+    """
+    beit = file in BEIT_FILES
+    checkpoint = beit_checkpoint(file) if beit else checkpoint_like(file)
+    draw = torch.Generator().manual_seed(5)
+
+    def fill(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, Any]:
+        return {name: values(name, tensor.shape, dtype, draw) for name, tensor in tensors.items()}
+
+    content: dict[str, Any]
+    if beit:
+        arguments = argparse.Namespace(**checkpoint.cfg["args"])
+        content = {"model": fill(checkpoint.model, torch.float32), "epoch": 799, "args": arguments}
+    else:
+        model = fill(checkpoint.model, torch.float16)
+        model["_ema"] = fill(checkpoint.teacher or {}, torch.float32)
+        history = [{"criterion_name": "ModelCriterion", "num_updates": 400_000}]
+        content = {
+            "args": None, "cfg": checkpoint.cfg, "model": model, "optimizer_history": history,
+            "task_state": {}, "criterion": None, "last_optimizer_state": {"loss_scale": 128.0},
+            "extra_state": {"best": np.float64(1.5), "val_loss": 2.0},
+        }  # fmt: skip
+    path = folder / Path(file.name).with_suffix(".pt").name
+    torch.save(content, path)
+    return path
+
+
+def values(name: str, shape: torch.Size, dtype: torch.dtype, draw: torch.Generator) -> torch.Tensor:
+    """Gains of one, else small random numbers; what is fixed by the architecture has its fixed value."""
+    if name.endswith("relative_position_index"):
+        return relative_position_index(14)
+    if len(shape) == 1 and name.endswith("weight"):
+        return torch.ones(shape, dtype=dtype)
+    return (torch.randn(shape, generator=draw) * 0.03).to(dtype)
+
+
+def text_data(folder: Path, raw: Path) -> list[str]:
+    """RTE in GPT-2's full dictionary, which has the size of the published models'."""
+    symbols = [*map(str, range(50_257)), *(f"madeupword{n:04}" for n in range(3))]
+    (folder / "dict.txt").write_text("".join(f"{symbol} 1\n" for symbol in symbols))
+    prepare_glue(raw, folder / "glue", tasks=["RTE"], dictionary=folder / "dict.txt")
+    return [
+        f"task.data={folder}/glue/RTE-bin",
+        "dataset.batch_size=2",
+        "optimization.max_update=2",
+        "lr_scheduler.warmup_updates=1",
+    ]
+
+
+def image_data(folder: Path, raw: Path) -> list[str]:
+    for split, name in ((s, n) for s in ("train", "val") for n in ("day", "night")):
+        (folder / "images" / split / name).mkdir(parents=True)
+        for index in range(2):
+            level = 200 if name == "day" else 30
+            Image.new("RGB", (40, 30), (level, level, 90 * index)).save(
+                folder / "images" / split / name / f"{index}.png"
+            )
+    return [f"task.data={folder}/images", "model.num_classes=2", "dataset.batch_size=2",
+            "optimizer.groups.default.lr_scheduler.warmup_updates=1",
+            "optimization.max_update=2"]  # fmt: skip
+
+
+def audio_data(folder: Path, raw: Path) -> list[str]:
+    entries = []
+    for index in range(4):
+        wave = 0.3 * np.sin((0.05 + 0.1 * (index % 2)) * np.arange(12_000))
+        soundfile.write(str(folder / f"{index}.flac"), wave, 16_000)
+        entries.append((f"{index}.flac", len(wave)))
+    for split in ("train", "dev_other"):
+        (folder / f"{split}.tsv").write_text(manifest_text(str(folder), entries))
+        (folder / f"{split}.ltr").write_text("A B |\nB A |\n" * 2)
+    released_letters().save(folder / "dict.ltr.txt")
+    return [f"task.data={folder}", "dataset.max_tokens=24000", "optimization.max_update=2",
+            "dataset.validate_after_updates=0", "model.freeze_finetune_updates=0"]  # fmt: skip
+
+
+WHOLE_FILES = {
+    "data2vec2/nlp_base.pt": ("v2/text_finetuning/rte", "model.model_path", text_data),
+    "data2vec2/base_imagenet.pt": ("vision/finetuning/mae_imagenet_clean", "model.model_path", image_data),
+    "data2vec2/base_libri.pt": ("wav2vec/finetuning/vox_10h_2", "model.w2v_path", audio_data),
+    "data2vec/nlp_base.pt": ("roberta/finetuning/rte", "checkpoint.restore_file", text_data),
+    "data2vec/audio_base_ls.pt": ("wav2vec/finetuning/vox_10h", "model.w2v_path", audio_data),
+    "data2vec_vision/base_800": ("vision/finetuning/beit_imagenet", "model.model_path", image_data),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", WHOLE_FILES)
+def test_a_whole_file_is_registered_and_trained_on_from_its_alias(
+    name: str, tiny_glue: Any, tmp_path: Path, mlflow_home: Path
+) -> None:
+    file = next(entry for entry in (*PUBLISHED, *BEIT_FILES) if entry.name == name)
+    recipe, key, make_data = WHOLE_FILES[name]
+    data = make_data(tmp_path, tiny_glue.raw)
+    path = write_whole_file(file, tmp_path)
+    words = ["--dict", str(tmp_path / "dict.txt")] if make_data is text_data else []
+    shown = d2v("import", path, "--dry-run", *words)
+    assert name in shown and "tensors taken" in shown, shown
+    assert "registered: models:/whole/1 (whole@champion)" in d2v(
+        "import", path, "--register", "whole", "--alias", "champion", *words
+    )
+    kept = d2v("registry", "show", "whole", "--version", "1")
+    assert "import.sha256" in kept and ("CC-BY-NC" in kept) is (file.modality == "IMAGE")
+    d2v("train", recipe, f"{key}=models:/whole@champion", *data, "platform.num_workers=0",
+        "distributed_training.distributed_world_size=1", "optimization.update_freq=[1]",
+        "dataset.num_workers=0", "common.log_interval=1", "platform.run_name=downstream",
+        "platform.register_as=tuned")  # fmt: skip
+    with Tracker() as tracker:
+        version = get_version(tracker, "tuned", 1)
+        assert version.tags["parent.version"] == "models:/whole/1"
+        losses = tracker.client.get_metric_history(version.tags["run.id"], "train/loss")
+        assert [point.step for point in losses] == [1, 2] and all(np.isfinite(p.value) for p in losses)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from d2v_platform.recipe.compose import compose
 from d2v_platform.registry.model_card import CardFacts, model_card
+from d2v_platform.registry.registration import card_facts, gate_tags
+from d2v_platform.training.loop_state import Summary
+from data2vec.families import family_of, modality_of
 
 
 def facts(**more: Any) -> CardFacts:
@@ -93,3 +100,32 @@ def test_no_secret_and_no_broken_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "correct-horse" not in card
     assert "a\\|b" in card
     assert '| `platform.password` | `"***"` | `"***"` |' in card
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("v2/base_images_only_task", "data2vec 2.0 image encoder, 2 + 10 blocks, width 768, 12 heads"),
+        ("v2/large_audio_only_task", "data2vec 2.0 audio encoder, 8 + 16 blocks, width 1024, 16 heads"),
+        ("text/pretraining/base", "data2vec text encoder, 12 blocks, width 768, 12 heads"),
+        ("audio/pretraining/base_librispeech", "data2vec audio encoder, 12 blocks, width 768, 12 heads"),
+        ("vision/pretraining/base_imagenet", "data2vec image encoder, 12 blocks, width 768, 12 heads"),
+    ],
+)
+def test_every_family_has_a_summary_and_the_gate_of_pretrained_models(
+    recipe: str, words: str, tmp_path: Path
+) -> None:
+    composed = compose(recipe, ["task.data=/data"], check=False)
+    model: Any = composed.recipe.model
+    config = {"kind": "pretrained", "family": family_of(model), "model": model.to_dict()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    figures = {"train/target_var": 0.5, "train/pred_var": 0.4, "train/loss": 1.0}
+    summary = Summary(
+        update=9000, metrics=figures, best=None, best_update=None, reason="max_update", export=None, facts={},
+        seconds=1.0, bad_updates=0,
+    )  # fmt: skip
+    told = card_facts("m", composed, summary, {}, tmp_path, None, None, None)
+    assert words in told.summary and told.modality == modality_of(model).lower()
+    assert gate_tags(composed.recipe, summary)["collapse"] == "false"
+    flat = dataclasses.replace(summary, metrics=figures | {"train/pred_var": 0.0})
+    assert gate_tags(composed.recipe, flat)["collapse"] == str(model.min_pred_var > 0).lower()

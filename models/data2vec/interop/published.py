@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import Data2VecMultiConfig, ModalityKind
-from ..families import ModelConfig, family_of, generation_of, modality_of
-from ..v1.config import Data2VecAudioConfig
-from ..v1.vision_config import Data2VecVisionConfig
+from ..config import ModalityKind
+from ..families import generation_of, modality_of, shape_of
 from .imported import ImportedModel
 
 _HOST = "https://dl.fbaipublicfiles.com/fairseq"
@@ -142,7 +140,7 @@ _CTC_RECIPES: dict[str, tuple[int, float, int, float, int]] = {
 def candidates(imported: ImportedModel) -> list[PublishedFile]:
     """The published files of the same generation, kind and architecture."""
     config = imported.model_config
-    found, kind = _shape(config), (generation_of(config), modality_of(config), imported.kind)
+    found, kind = shape_of(config), (generation_of(config), modality_of(config), imported.kind)
     return [
         file
         for file in (*PUBLISHED, *BEIT_FILES)
@@ -179,26 +177,6 @@ def _ctc_recipe(imported: ImportedModel, cfg: Mapping[str, Any]) -> str | None:
         if all(mine == theirs for mine, theirs in known) and (name.startswith(size) or name[-1] in "2s"):
             return f"wav2vec/finetuning/{name}"
     return None
-
-
-def _shape(config: ModelConfig) -> tuple[int, int, int, int | None]:
-    """Blocks, prenet blocks, width and patch."""
-    if isinstance(config, Data2VecMultiConfig):
-        modality = config.modality
-        return config.depth, modality.prenet_depth, config.embed_dim, getattr(modality, "patch_size", None)
-    patch = config.patch_size if isinstance(config, Data2VecVisionConfig) else None
-    return config.depth, 0, config.embed_dim, patch
-
-
-def describe(config: ModelConfig) -> str:
-    """An architecture in words."""
-    depth, prenet, width, patch = _shape(config)
-    heads = config.encoder_attention_heads if isinstance(config, Data2VecAudioConfig) else config.num_heads
-    blocks = f"{prenet} + {depth}" if prenet else str(depth)
-    patches = f", patches of {patch} pixels" if patch else ""
-    return (
-        f"{family_of(config)}, {modality_of(config)}: {blocks} blocks, width {width}, {heads} heads{patches}"
-    )
 
 
 def find(name: str) -> PublishedFile | None:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from data2vec.errors import DataError
-from data2vec.families import modality_of
+from data2vec.families import describe, modality_of
 from data2vec.interop.fairseq_file import FairseqCheckpoint
 from data2vec.interop.imported import ImportedModel
-from data2vec.interop.published import PublishedFile, candidates, describe, recipe_of
+from data2vec.interop.published import PublishedFile, candidates, recipe_of
 
 from ..home import home_folder
 from ..registry.model_card import CardFacts, model_card

@@ -8,8 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from data2vec.config import Data2VecMultiConfig
-from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.families import ModelConfig, generation_of, modality_of, read_model_config, shape_in_words
 
 from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest
@@ -103,7 +102,7 @@ def lineage_tags(composed: Composed, summary: Summary, parent_uri: str | None) -
 def gate_tags(recipe: Recipe, summary: Summary) -> dict[str, str]:
     """What the gate compares: the metric of a fine-tuned model, the variances of a pretrained one."""
     rules = recipe.checkpoint
-    if isinstance(recipe.model, Data2VecMultiConfig | Data2VecAudioConfig):
+    if isinstance(recipe.model, ModelConfig):
         target, prediction = (summary.metrics.get(f"train/{key}") for key in ("target_var", "pred_var"))
         if target is None or prediction is None:
             return {"collapse": "unknown"}
@@ -131,8 +130,9 @@ def card_facts(
 ) -> CardFacts:
     """Everything the card states, read from the run and the exported folder."""
     config: dict[str, Any] = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
-    model, task = config["model"], config.get("task") or {}
-    modality = _modality(model)
+    model, task = read_model_config(config.get("family"), config["model"]), config.get("task") or {}
+    modality = modality_of(model).lower()
+    generation = {1: "data2vec", 2: "data2vec 2.0"}[generation_of(model)]
     what = _KINDS.get(config["kind"], f"{modality} encoder")
     changed = difference(composed.recipe, composed.base)
     shown = {
@@ -143,7 +143,7 @@ def card_facts(
     return CardFacts(
         name=name,
         kind=config["kind"],
-        summary=f"data2vec 2.0 {what}, {model['depth']} blocks, width {model['embed_dim']}",
+        summary=f"{generation} {what}, {shape_in_words(model)}",
         recipe=composed.named_recipe,
         recipe_difference={field: (change.before, change.after) for field, change in changed.items()},
         data_fingerprint=summary.facts.get("data.fingerprint", ""),
@@ -155,13 +155,3 @@ def card_facts(
         labels=tuple(str(label) for label in task.get("labels") or ()),
         modality=modality,
     )
-
-
-def _modality(model: dict[str, Any]) -> str:
-    """``text``, ``image`` or ``audio``, from the architecture in a model folder."""
-    if model.get("supported_modality"):
-        return str(model["supported_modality"]).lower()
-    configured = [name for name, values in (model.get("modalities") or {}).items() if values]
-    if len(configured) == 1:
-        return configured[0]
-    return "audio" if "conv_feature_layers" in model else "text"
