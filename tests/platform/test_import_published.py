@@ -287,7 +287,6 @@ def image_data(folder: Path, raw: Path) -> list[str]:
                 folder / "images" / split / name / f"{index}.png"
             )
     return [f"task.data={folder}/images", "model.num_classes=2", "dataset.batch_size=2",
-            "optimizer.groups.default.lr_scheduler.warmup_updates=1",
             "optimization.max_update=2"]  # fmt: skip
 
 
@@ -305,13 +304,25 @@ def audio_data(folder: Path, raw: Path) -> list[str]:
             "dataset.validate_after_updates=0", "model.freeze_finetune_updates=0"]  # fmt: skip
 
 
+WARMUP = "lr_scheduler.warmup_updates=1"  # a run of two updates must be longer than its warm-up
+GROUP_WARMUP = f"optimizer.groups.default.{WARMUP}"
 WHOLE_FILES = {
-    "data2vec2/nlp_base.pt": ("v2/text_finetuning/rte", "model.model_path", text_data),
-    "data2vec2/base_imagenet.pt": ("vision/finetuning/mae_imagenet_clean", "model.model_path", image_data),
-    "data2vec2/base_libri.pt": ("wav2vec/finetuning/vox_10h_2", "model.w2v_path", audio_data),
-    "data2vec/nlp_base.pt": ("roberta/finetuning/rte", "checkpoint.restore_file", text_data),
-    "data2vec/audio_base_ls.pt": ("wav2vec/finetuning/vox_10h", "model.w2v_path", audio_data),
-    "data2vec_vision/base_800": ("vision/finetuning/beit_imagenet", "model.model_path", image_data),
+    "data2vec2/nlp_base.pt": ("v2/text_finetuning/rte", "model.model_path", text_data, WARMUP),
+    "data2vec2/base_imagenet.pt": (
+        "vision/finetuning/mae_imagenet_clean",
+        "model.model_path",
+        image_data,
+        GROUP_WARMUP,
+    ),
+    "data2vec2/base_libri.pt": ("wav2vec/finetuning/vox_10h_2", "model.w2v_path", audio_data, WARMUP),
+    "data2vec/nlp_base.pt": ("roberta/finetuning/rte", "checkpoint.restore_file", text_data, WARMUP),
+    "data2vec/audio_base_ls.pt": ("wav2vec/finetuning/vox_10h", "model.w2v_path", audio_data, ""),
+    "data2vec_vision/base_800": (
+        "vision/finetuning/beit_imagenet",
+        "model.model_path",
+        image_data,
+        GROUP_WARMUP,
+    ),
 }
 
 
@@ -322,8 +333,8 @@ def test_a_whole_file_is_registered_and_trained_on_from_its_alias(
     name: str, tiny_glue: Any, tmp_path: Path, mlflow_home: Path
 ) -> None:
     file = next(entry for entry in (*PUBLISHED, *BEIT_FILES) if entry.name == name)
-    recipe, key, make_data = WHOLE_FILES[name]
-    data = make_data(tmp_path, tiny_glue.raw)
+    recipe, key, make_data, warmup = WHOLE_FILES[name]
+    data = [*make_data(tmp_path, tiny_glue.raw), *filter(None, [warmup])]
     path = write_whole_file(file, tmp_path)
     words = ["--dict", str(tmp_path / "dict.txt")] if make_data is text_data else []
     shown = d2v("import", path, "--dry-run", *words)
