@@ -5,10 +5,17 @@ R rows, T positions, D width, H heads, C = D / H channels a head.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend
+
+from .dropout import Dropout, factors, keep_flags
+
+PART_ENTRIES = 2**20
+"""Numbers of an attention map that are computed at a time: 4 MB in fp32."""
 
 
 class Attention(nn.Module):
@@ -38,7 +45,7 @@ class Attention(nn.Module):
         self.fused = fused
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(projection_dropout)
+        self.proj_drop = Dropout(projection_dropout)
 
     def forward(self, x_RTD: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Attend over the T positions of each row.
@@ -97,43 +104,63 @@ def _has_fused_kernel(
 
 
 class _RecomputedAttention(torch.autograd.Function):
-    """Attention whose backward pass computes the softmax again."""
+    """Attention whose backward pass computes the softmax again, some rows at a time.
+
+    Of the (R, H, T, T) maps only the dropout flags exist as a whole; the numbers of a few rows fit a cache.
+    """
 
     @staticmethod
     def forward(ctx, q, k, v, bias, dropout):
-        weights = _softmax(q, k, bias)
+        rows, heads, length, width = v.shape
         kept = None
         if dropout > 0.0:
-            kept = _keep_flags(weights.shape, 1.0 - dropout, weights.device)
-            weights.mul_(kept)
+            kept = torch.empty(rows, heads, q.shape[2], length, dtype=torch.bool, device=q.device)
+        out = v.new_empty(rows, q.shape[2], heads, width).transpose(1, 2)  # so that joining heads is a view
+        for part in _row_parts(q, k):
+            weights = _softmax(q[part], k[part], None if bias is None else _own_rows(bias, part))
+            if kept is not None:
+                weights.mul_(factors(keep_flags(weights.shape, 1.0 - dropout, q.device, out=kept[part])))
+            torch.mul(weights.to(v.dtype) @ v[part], 1.0 / (1.0 - dropout), out=out[part])
         ctx.save_for_backward(q, k, v, bias, kept)
         ctx.dropout = dropout
-        return (weights.to(v.dtype) @ v).mul_(1.0 / (1.0 - dropout))
+        return out
 
     @staticmethod
     def backward(ctx, *grads):
         (out_grad,) = grads
         q, k, v, bias, kept = ctx.saved_tensors
-        out_grad = out_grad * (1.0 / (1.0 - ctx.dropout))
-        weights = _softmax(q, k, bias)
-        weights_grad = (out_grad @ v.transpose(-2, -1)).to(weights.dtype)
-        dropped = weights
-        if kept is not None:
-            dropped = weights * kept
-            weights_grad.mul_(kept)
-        v_grad = dropped.to(v.dtype).transpose(-2, -1) @ out_grad
-        logits_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
-        bias_grad = None
-        if bias is not None and ctx.needs_input_grad[3]:
-            bias_grad = logits_grad.sum_to_size(bias.shape).to(bias.dtype)
-        scale, logits_grad = q.shape[-1] ** -0.5, logits_grad.to(q.dtype)
-        return (
-            (logits_grad @ k).mul_(scale),
-            logits_grad.transpose(-2, -1) @ (q * scale),
-            v_grad,
-            bias_grad,
-            None,
-        )
+        scale, keep = q.shape[-1] ** -0.5, 1.0 - ctx.dropout
+        q_grad, k_grad, v_grad = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        bias_grad = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[3] else None
+        for part in _row_parts(q, k):
+            rows_grad = out_grad[part] * (1.0 / keep)
+            weights = _softmax(q[part], k[part], None if bias is None else _own_rows(bias, part))
+            weights_grad = (rows_grad @ v[part].transpose(-2, -1)).to(weights.dtype)
+            dropped = weights
+            if kept is not None:
+                dropped = weights * factors(kept[part])
+                weights_grad.mul_(factors(kept[part]))
+            v_grad[part] = dropped.to(v.dtype).transpose(-2, -1) @ rows_grad
+            logits_grad = torch._softmax_backward_data(weights_grad, weights, -1, weights.dtype)
+            if bias_grad is not None:
+                own = _own_rows(bias_grad, part)
+                own += logits_grad.sum_to_size(own.shape)
+            logits_grad = logits_grad.to(q.dtype)
+            torch.mul(logits_grad @ k[part], scale, out=q_grad[part])
+            torch.mul(logits_grad.transpose(-2, -1) @ q[part], scale, out=k_grad[part])
+        return q_grad, k_grad, v_grad, bias_grad, None
+
+
+def _row_parts(q: torch.Tensor, k: torch.Tensor) -> Iterator[slice]:
+    """Slices of the rows whose attention maps are small enough to stay in a processor's cache."""
+    rows, heads, length, _ = q.shape
+    step = max(1, PART_ENTRIES // (heads * length * k.shape[2]))
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _own_rows(bias: torch.Tensor, part: slice) -> torch.Tensor:
+    """The part of a bias that belongs to some rows; one without rows is for all of them."""
+    return bias if bias.ndim < 4 or bias.shape[0] == 1 else bias[part]
 
 
 def _softmax(q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -141,25 +168,13 @@ def _softmax(q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None) -> tor
 
     A position that may attend to nothing gets zeros, as in the kernel.
     """
-    logits, dtype = (
-        (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1),
-        torch.promote_types(q.dtype, torch.float32),
-    )
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    dtype = torch.promote_types(q.dtype, torch.float32)
     if bias is None:
         return logits.softmax(dim=-1, dtype=dtype)
     alone = bias.isneginf().all(dim=-1, keepdim=True)
     weights = logits.add_(bias).softmax(dim=-1, dtype=dtype)
     return weights.masked_fill_(alone, 0.0) if alone.any() else weights
-
-
-def _keep_flags(shape: torch.Size, keep: float, device: torch.device) -> torch.Tensor:
-    """Random flags, true with probability ``keep`` to within 2**-17: four of them from each 64-bit number.
-
-    PyTorch draws dropout one number an entry, ten times slower on a CPU.
-    """
-    numbers = torch.empty((shape.numel() + 3) // 4, dtype=torch.int64, device=device)
-    lanes = numbers.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)[: shape.numel()]
-    return (lanes < round(keep * 2**16) - 2**15).view(shape)
 
 
 def attention_bias(padding_mask_RT: torch.Tensor | None) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .config import Data2VecMultiConfig, ModalityConfig
+from .dropout import Dropout
 from .transformer import Block, drop_path_rates, kept_blocks, make_norm
 
 
@@ -21,7 +22,7 @@ class ContextEncoder(nn.Module):
         super().__init__()
         self.layerdrop = modality.prenet_layerdrop
         self.norm = make_norm(config) if final_norm and not config.layer_norm_first else None
-        self.dropout = nn.Dropout(modality.prenet_dropout)
+        self.dropout = Dropout(modality.prenet_dropout)
         first, last, depth = modality.start_drop_path_rate, modality.end_drop_path_rate, modality.prenet_depth
         self.blocks = nn.ModuleList(Block(config, rate) for rate in drop_path_rates(first, last, depth))
 

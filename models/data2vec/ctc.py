@@ -19,6 +19,7 @@ from torch import nn
 
 from .audio_masking import span_masks
 from .config import Data2VecMultiConfig
+from .dropout import Dropout
 from .errors import Problem
 from .randomness import generator
 from .rules import Rules
@@ -202,7 +203,7 @@ class CTCModel(nn.Module):
         else:
             trunk, dim = Data2VecMulti(config, with_decoder=False, seed=seed), config.embed_dim
         projection = nn.Linear(dim, num_symbols)
-        self.final_dropout = nn.Dropout(options.final_dropout)
+        self.final_dropout = Dropout(options.final_dropout)
         self.w2v_encoder = nn.ModuleDict({"w2v_model": trunk, "proj": projection})
         with torch.no_grad():
             bound = (6.0 / (dim + num_symbols)) ** 0.5

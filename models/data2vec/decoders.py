@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import DecoderConfig
+from .dropout import Dropout
 
 
 class Decoder(nn.Module, ABC):
@@ -35,7 +36,7 @@ class Decoder(nn.Module, ABC):
         self.residual = config.decoder_residual
         self.add_positions_masked = config.add_positions_masked
         self.add_positions_all = config.add_positions_all
-        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.input_dropout = Dropout(config.input_dropout)
         width, kernel = config.decoder_dim, config.decoder_kernel
         # Key names follow the reference: blocks.<j>.0 is the convolution.
         self.blocks = nn.ModuleList()

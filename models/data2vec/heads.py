@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .config import Data2VecMultiConfig, SentenceHeadConfig
+from .dropout import Dropout
 from .randomness import generator
 from .student import Data2VecMulti
 from .v1.text import Data2VecText
@@ -40,7 +41,7 @@ class SentenceHead(nn.Module):
     def __init__(self, dim: int, config: SentenceHeadConfig) -> None:
         super().__init__()
         self.activation = _ACTIVATIONS[config.pooler_activation_fn]
-        self.dropout = nn.Dropout(config.pooler_dropout)
+        self.dropout = Dropout(config.pooler_dropout)
         self.dense = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, config.num_classes)
 

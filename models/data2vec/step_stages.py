@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 
+from .attention import PART_ENTRIES
 from .config import (
     AudioModalityConfig,
     Data2VecMultiConfig,
@@ -23,6 +24,7 @@ from .config import (
 from .conv_spec import parse_conv_layers
 
 FLOAT = 4  # bytes of parameters, gradients, moments, norms and losses
+FLAG = 1  # bytes of an entry of a dropout mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +52,11 @@ class Storage:
 
     Attributes:
         matrix_bytes: size of a number that enters or leaves a matrix product: 4 in fp32, 2 under autocast.
-        mask_bytes: size of one entry of a dropout mask: PyTorch keeps floats on a CPU, flags on a GPU.
-        attention_maps: attention with dropout or a learned bias makes (R, H, K, K) maps and keeps its dropout
-            mask as flags; GPU kernels do neither.
+        attention_maps: attention with dropout or a learned bias makes maps of a few rows at a time and keeps
+            its dropout mask as flags; GPU kernels do neither.
     """
 
     matrix_bytes: int = 4
-    mask_bytes: int = 4
     attention_maps: bool = True
 
     @classmethod
@@ -65,7 +65,7 @@ class Storage:
         size = 4 if precision == "fp32" else 2
         if device == "cpu":
             return cls(matrix_bytes=size)
-        return cls(matrix_bytes=size, mask_bytes=1, attention_maps=False)
+        return cls(matrix_bytes=size, attention_maps=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +108,17 @@ def block_parameters(config: Data2VecMultiConfig) -> int:
 
 
 def _block_kept(config: Data2VecMultiConfig, rows: int, length: int, storage: Storage) -> float:
-    """Inputs of qkv, output projection and both feed-forward layers, q, k and v, norms, dropout masks."""
+    """Inputs of qkv, output projection and feed-forward network, its hidden layer, q, k and v, norms, dropout
+    masks.
+    """
     width, hidden, tokens = config.embed_dim, hidden_width(config), rows * length
-    matrix = (6 * width + 2 * hidden) * storage.matrix_bytes
+    matrix = (6 * width + hidden) * storage.matrix_bytes
     norms = (2 * width + 4) * FLOAT
-    dropped = width * ((config.encoder_dropout > 0) + (config.post_mlp_drop > 0))
-    dropped += (hidden + width) * (config.activation_dropout > 0)
-    flags = int(storage.attention_maps and config.attention_dropout > 0)  # one byte each
-    return tokens * (matrix + norms + dropped * storage.mask_bytes + config.num_heads * length * flags)
+    rates = (config.encoder_dropout, config.post_mlp_drop, config.activation_dropout)
+    flags = width * sum(rate > 0 for rate in rates)  # the one inside the feed-forward network is drawn again
+    if storage.attention_maps and config.attention_dropout > 0:
+        flags += config.num_heads * length
+    return tokens * (matrix + norms + flags * FLAG)
 
 
 def block_stages(
@@ -130,9 +133,11 @@ def block_stages(
     work, size = block_work(config, rows, length), block_parameters(config)
     width, tokens = config.embed_dim, rows * length
     kept = _block_kept(config, rows, length, storage)
-    working = tokens * (2 * hidden_width(config) + 2 * width) * storage.matrix_bytes
+    working = float(tokens * (2 * hidden_width(config) + 2 * width) * storage.matrix_bytes)
     if storage.attention_maps:
-        working += 3.0 * tokens * config.num_heads * length * FLOAT
+        part = max(PART_ENTRIES, config.num_heads * length * length)
+        maps = 3.0 * min(part, tokens * config.num_heads * length) * FLOAT
+        working = max(working, tokens * 5 * width * storage.matrix_bytes + maps)
     if checkpointed:
         kept, working = float(tokens * width * FLOAT), working + kept
     block = Part(
@@ -175,7 +180,7 @@ def decoder_stage(
     kept = cells * ((inputs + layers * inner) * storage.matrix_bytes + layers * (inner + 2) * FLOAT)
     kept += masked * ((widths[0] + 2 * sum(widths[1:-1])) * storage.matrix_bytes + 2 * width * FLOAT)
     if decoder.input_dropout > 0:
-        kept += rows * shape.kept * width * storage.mask_bytes
+        kept += rows * shape.kept * width * FLAG
     return Part(
         name="decoder",
         forward=work,
@@ -236,7 +241,7 @@ def _text_front(
 ) -> Part:
     width, cells = config.embed_dim, shape.samples * shape.positions
     rows = vocab_size + (0 if text.no_token_positional_embeddings else text.max_source_positions + 2)
-    kept = cells * width * (FLOAT * text.layernorm_embedding + storage.mask_bytes * (text.dropout > 0))
+    kept = cells * width * (FLOAT * text.layernorm_embedding + FLAG * (text.dropout > 0))
     return Part(
         name="embeddings",
         forward=0.0,

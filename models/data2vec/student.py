@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from .config import Data2VecMultiConfig
+from .dropout import Dropout
 from .errors import Data2VecError
 from .image import ImageEncoder
 from .modality import ModalityEncoder
@@ -64,7 +65,7 @@ class Data2VecMulti(nn.Module):
         self.config = config
         encoder = make_encoder(config, vocab_size, with_decoder)
         self.modality_encoders = nn.ModuleDict({config.modality_name: encoder})
-        self.dropout_input = nn.Dropout(config.dropout_input)
+        self.dropout_input = Dropout(config.dropout_input)
         self.blocks = make_blocks(config)
         self.norm = make_norm(config) if config.layer_norm_first else None
         dim = config.embed_dim

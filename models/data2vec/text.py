@@ -11,6 +11,7 @@ from torch import nn
 from .config import Data2VecMultiConfig, TextModalityConfig
 from .context import ContextEncoder
 from .decoders import Decoder, Decoder1d
+from .dropout import Dropout
 from .modality import ModalityEncoder
 
 PAD = 1
@@ -31,7 +32,7 @@ class TextEmbedding(nn.Module):
             else nn.Embedding(config.max_source_positions + _POSITION_OFFSET, dim, padding_idx=PAD)
         )
         self.layernorm_embedding = nn.LayerNorm(dim, eps=1e-5) if config.layernorm_embedding else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, source_BT: torch.Tensor) -> torch.Tensor:
         """(B, T) token ids to (B, T, D)."""

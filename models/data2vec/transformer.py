@@ -5,7 +5,7 @@ R rows, T positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention
 from .config import Data2VecMultiConfig
+from .dropout import Dropout
 from .randomness import stable_key
 
 
@@ -24,11 +25,43 @@ class FeedForward(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shape is kept."""
-        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+        redraws = self.training and self.dropout.p > 0.0
+        return self.dropout(feed_forward(x, self.fc1, self._activate, self.fc2, redraws))
+
+    def _activate(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.dropout(F.gelu(hidden))
+
+
+def feed_forward(
+    x: torch.Tensor,
+    widen: nn.Module,
+    activate: Callable[[torch.Tensor], torch.Tensor],
+    narrow: nn.Module,
+    redraws: bool = False,
+) -> torch.Tensor:
+    """``narrow(activate(widen(x)))`` that keeps one wide tensor for the backward pass, which activates again.
+
+    It does not multiply again: it stops where ``narrow`` has its input.
+
+    Args:
+        x: (..., D).
+        widen: D to the hidden width.
+        activate: elementwise.
+        narrow: the hidden width to D.
+        redraws: ``activate`` is random; its draws are repeated.
+    """
+
+    def finish(hidden: torch.Tensor) -> torch.Tensor:
+        return narrow(activate(hidden))
+
+    hidden = widen(x)
+    if not torch.is_grad_enabled():
+        return finish(hidden)
+    return checkpoint(finish, hidden, use_reentrant=False, preserve_rng_state=redraws)
 
 
 class Block(nn.Module):
@@ -53,7 +86,7 @@ class Block(nn.Module):
         self.attn = Attention(dim, config.num_heads, config.attention_dropout, config.encoder_dropout)
         self.norm2 = make_norm(config)
         self.mlp = FeedForward(dim, int(dim * config.mlp_ratio), config.activation_dropout)
-        self.post_mlp_dropout = nn.Dropout(config.post_mlp_drop)
+        self.post_mlp_dropout = Dropout(config.post_mlp_drop)
 
     def forward(
         self, x_RTD: torch.Tensor, bias: torch.Tensor | None = None

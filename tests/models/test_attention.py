@@ -96,9 +96,13 @@ def test_dropout_works_in_training_only() -> None:
     assert torch.equal(attention(x), attention(x))
 
 
+@pytest.mark.parametrize("entries", [2**20, 1], ids=["all rows at once", "row by row"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_the_recomputing_backward_pass_is_the_derivative(dropout: float) -> None:
+def test_the_recomputing_backward_pass_is_the_derivative(
+    dropout: float, entries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of attention with dropout (same flags at every call) and a bias that learns, partly masked out."""
+    monkeypatch.setattr("data2vec.attention.PART_ENTRIES", entries)
     generator = torch.Generator().manual_seed(1)
     q, k, v = (
         torch.randn(2, 2, 5, 3, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(3)
@@ -114,6 +118,21 @@ def test_the_recomputing_backward_pass_is_the_derivative(dropout: float) -> None
         return attend(*qkv, slope * distance + hidden, dropout)
 
     assert torch.autograd.gradcheck(compute, (q, k, v, slope))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 5, 5), (3, 2, 5, 5), (2, 5, 5), (3, 1, 1, 5)])
+def test_a_bias_for_some_rows_or_all_row_by_row(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data2vec.attention.PART_ENTRIES", 1)
+    torch.manual_seed(0)
+    bias = torch.randn(shape, requires_grad=True)
+    qkv = [torch.randn(3, 2, 5, 4, requires_grad=True) for _ in range(3)]
+    plain = ((qkv[0] @ qkv[1].transpose(-2, -1)) * 0.5 + bias).softmax(dim=-1) @ qkv[2]
+    ours = attend(*qkv, bias)
+    torch.testing.assert_close(ours, plain)
+    sides = [torch.autograd.grad(side.square().sum(), [bias, *qkv]) for side in (ours, plain)]
+    torch.testing.assert_close(sides[0], sides[1])
 
 
 def test_dropped_attention_weights_have_the_asked_share_and_mean() -> None:

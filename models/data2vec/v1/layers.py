@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..attention import attend
+from ..dropout import Dropout
+from ..transformer import feed_forward
 
 
 class SelfAttention(nn.Module):
@@ -69,8 +71,8 @@ class EncoderLayer(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
         self.final_layer_norm = nn.LayerNorm(dim, eps=1e-5)
-        self.dropout = nn.Dropout(dropout)
-        self.activation_dropout = nn.Dropout(activation_dropout)
+        self.dropout = Dropout(dropout)
+        self.activation_dropout = Dropout(activation_dropout)
         self.activation = F.gelu if activation == "gelu" else F.relu
 
     def forward(self, x_RTD: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,4 +86,8 @@ class EncoderLayer(nn.Module):
         return self.final_layer_norm(h + self.dropout(f)), f
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_dropout(self.activation(self.fc1(x))))
+        redraws = self.training and self.activation_dropout.p > 0.0
+        return feed_forward(x, self.fc1, self._activate, self.fc2, redraws)
+
+    def _activate(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.activation_dropout(self.activation(hidden))

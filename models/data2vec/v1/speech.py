@@ -16,6 +16,7 @@ from torch import nn
 from ..attention import attention_bias
 from ..audio_masking import span_masks
 from ..conv_spec import frame_count, parse_conv_layers
+from ..dropout import Dropout
 from ..errors import DataError
 from ..pretraining import PretrainOutput
 from ..randomness import generator, stable_key
@@ -39,7 +40,7 @@ class AudioTransformer(nn.Module):
         self.pos_conv = PositionalConvolutions(
             dim, config.conv_pos, config.conv_pos_groups, config.pos_conv_depth, first=0
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.layers = nn.ModuleList(
             EncoderLayer(
                 dim,
@@ -105,7 +106,7 @@ class Data2VecAudio(nn.Module):
         self.feature_extractor = WaveformConvolutions(self.conv_spec)
         self.layer_norm = nn.LayerNorm(channels, eps=1e-5)
         self.post_extract_proj = nn.Linear(channels, dim)
-        self.dropout_input = nn.Dropout(config.dropout_input)
+        self.dropout_input = Dropout(config.dropout_input)
         self.mask_emb = nn.Parameter(torch.zeros(dim))
         self.encoder = AudioTransformer(config)
         self.final_proj = nn.Linear(dim, dim) if with_head else None

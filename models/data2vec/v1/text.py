@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..attention import attention_bias
+from ..dropout import Dropout
 from ..errors import DataError
 from ..pretraining import PretrainOutput
 from ..randomness import hashed_scores, row_keys, stable_key
@@ -59,7 +60,7 @@ class SentenceEncoder(nn.Module):
             else nn.Embedding(options.max_source_positions + PAD + 1, dim, padding_idx=PAD)
         )
         self.layernorm_embedding = nn.LayerNorm(dim, eps=1e-5) if options.layernorm_embedding else None
-        self.dropout = nn.Dropout(options.dropout)
+        self.dropout = Dropout(options.dropout)
         self.layers = nn.ModuleList(
             EncoderLayer(
                 dim,

@@ -22,7 +22,7 @@ from ..randomness import generator
 from ..student import Features, Tap
 from ..targets import TargetAverage
 from ..teacher import Teacher
-from ..transformer import drop_path_rates
+from ..transformer import drop_path_rates, feed_forward
 from .objective import masked_positions, regression_output
 from .vision_config import Data2VecVisionConfig
 from .vision_masking import rectangle_masks
@@ -138,7 +138,8 @@ class VisionBlock(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, D) to the block's output and its feed-forward branch, after scale and drop path."""
         x = x_BTD + self._branch(self.attn(self.norm1(x_BTD), bias_1HTT), self.gamma_1)
-        f = self._branch(self.mlp(self.norm2(x)), self.gamma_2)
+        widen, activate, narrow = self.mlp
+        f = self._branch(feed_forward(self.norm2(x), widen, activate, narrow), self.gamma_2)
         return x + f, f
 
     def _branch(self, x_BTD: torch.Tensor, gamma_D: torch.Tensor | None) -> torch.Tensor:

@@ -1,0 +1,63 @@
+"""Dropout that remembers one byte an entry and draws four entries from one random number.
+
+PyTorch's dropout on a CPU draws entry by entry on one thread, and keeps a float for each of them until the
+backward pass. This one draws from the default generators too, which
+:func:`~data2vec.randomness.seed_dropout` seeds.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Dropout(nn.Dropout):
+    """``nn.Dropout`` under another generator of masks."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Shape is kept."""
+        if not self.training or self.p == 0.0:
+            return input
+        return _Dropped.apply(input, self.p)
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dropout):
+        kept = keep_flags(x.shape, 1.0 - dropout, x.device)
+        ctx.save_for_backward(kept)
+        ctx.scale = 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0
+        return _select(x, kept, ctx.scale)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (kept,) = ctx.saved_tensors
+        return _select(grads[0], kept, ctx.scale), None
+
+
+def _select(x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
+    return (x * scale).mul_(factors(kept))
+
+
+def factors(kept: torch.Tensor) -> torch.Tensor:
+    """Flags as numbers 0 and 1 to multiply with: no copy, and several times faster than flags on a CPU."""
+    return kept.view(torch.uint8)
+
+
+def keep_flags(
+    shape: torch.Size, keep: float, device: torch.device, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Random flags, true with probability ``keep`` to within 2**-17: four of them from each 64-bit number.
+
+    Args:
+        shape: of the flags.
+        keep: probability of true.
+        device: where they are drawn.
+        out: contiguous bool tensor of that shape to fill.
+    """
+    numbers = torch.empty((shape.numel() + 3) // 4, dtype=torch.int64, device=device)
+    lanes = numbers.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)[: shape.numel()]
+    lowest = -(2**15)  # int16 holds the highest value that is kept, but not the one after it
+    chosen = round(keep * 2**16)
+    flags = torch.le(lanes.view(shape), lowest + max(chosen, 1) - 1, out=out)
+    return flags if chosen else flags.zero_()
