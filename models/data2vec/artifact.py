@@ -6,6 +6,7 @@
     config.json           kind, architecture, head, task (labels, metric), dictionary hash, origin
     tokenizer/            encoder.json, vocab.bpe, dict.txt (text)
     dict.ltr.txt          output symbols (CTC)
+    dict.txt              words or other units (language models)
     teacher.safetensors   the teacher, where it is kept
 
 Nothing in it is executed on loading.
@@ -41,7 +42,8 @@ FORMAT = 1
 EMBEDDING_KEY = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
 V1_EMBEDDING_KEY = "encoder.sentence_encoder.embed_tokens.weight"
 LETTERS = "dict.ltr.txt"
-Kind = Literal["pretrained", "sentence_classifier", "ctc", "image_classifier"]
+WORDS = "dict.txt"
+Kind = Literal["pretrained", "sentence_classifier", "ctc", "image_classifier", "language_model"]
 HeadConfig = SentenceHeadConfig | CTCConfig | ImageHeadConfig
 _HEADS: dict[str, type[HeadConfig]] = {
     "sentence_classifier": SentenceHeadConfig,
@@ -70,6 +72,7 @@ def save_artifact(
     task: Mapping[str, Any] | None = None,
     tokenizer: TextTokenizer | None = None,
     letters: Dictionary | None = None,
+    words: Dictionary | None = None,
     teacher: Mapping[str, torch.Tensor] | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -84,6 +87,7 @@ def save_artifact(
         task: labels, ``regression``, ``max_positions``, metric: what is needed to use the head.
         tokenizer: text to token ids.
         letters: output symbols of a CTC model.
+        words: symbols of a language model.
         teacher: the teacher's weights, names relative to the averaged module.
         origin: where the weights come from (run, update, recipe, parent model).
     """
@@ -94,7 +98,7 @@ def save_artifact(
     save_file(_plain(state), beside / "model.safetensors")
     if teacher is not None:
         save_file(_plain(teacher), beside / "teacher.safetensors")
-    dictionary = tokenizer.dictionary if tokenizer is not None else letters
+    dictionary = tokenizer.dictionary if tokenizer is not None else letters or words
     config = {
         "format": FORMAT,
         "kind": kind,
@@ -111,6 +115,8 @@ def save_artifact(
         tokenizer.save(beside / "tokenizer")
     if letters is not None:
         letters.save(beside / LETTERS)
+    if words is not None:
+        words.save(beside / WORDS)
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     return folder
@@ -134,6 +140,7 @@ class Artifact:
         tokenizer: ``None`` if the folder has none.
         folder: where it was read.
         letters: output symbols of a CTC model.
+        words: symbols of a language model.
     """
 
     kind: Kind
@@ -143,6 +150,7 @@ class Artifact:
     tokenizer: TextTokenizer | None
     folder: Path
     letters: Dictionary | None = None
+    words: Dictionary | None = None
 
     @property
     def modality(self) -> ModalityKind:
@@ -159,7 +167,7 @@ class Artifact:
     def vocab_size(self) -> int:
         """Rows of the token embedding."""
         with _safetensors_errors(self.folder / "model.safetensors") as path, safe_open(path, "pt") as file:
-            for key in (EMBEDDING_KEY, f"model.{EMBEDDING_KEY}", V1_EMBEDDING_KEY):
+            for key in (EMBEDDING_KEY, f"model.{EMBEDDING_KEY}", V1_EMBEDDING_KEY,):
                 if key in file.keys():  # noqa: SIM118 - not a mapping
                     return file.get_slice(key).get_shape()[0]
         raise CheckpointError(
@@ -212,16 +220,23 @@ def read_artifact(folder: Path | str) -> Artifact:
     if config.get("head") and config["kind"] in _HEADS:
         head = build(_HEADS[config["kind"]], config["head"])
     model_config = read_model_config(config.get("family"), config["model"])
-    letters = Dictionary.load(folder / LETTERS) if (folder / LETTERS).is_file() else None
-    if letters is not None and config.get("dictionary") not in (None, letters.digest()):
-        raise CheckpointError(f"{folder / LETTERS} is not the dictionary the model was trained with")
-    artifact = Artifact(config["kind"], model_config, head, config, tokenizer, folder, letters)
-    if artifact.modality == "TEXT":
+    letters, words = (_stored_dictionary(folder / name, config) for name in (LETTERS, WORDS))
+    artifact = Artifact(config["kind"], model_config, head, config, tokenizer, folder, letters, words)
+    if artifact.modality == "TEXT" and artifact.kind != "language_model":
         _ = artifact.vocab_size  # a damaged header shows here, before anything is built
     else:
         with _safetensors_errors(folder / "model.safetensors") as path, safe_open(path, "pt"):
             pass
     return artifact
+
+
+def _stored_dictionary(path: Path, config: Mapping[str, Any]) -> Dictionary | None:
+    if not path.is_file():
+        return None
+    found = Dictionary.load(path)
+    if config.get("dictionary") not in (None, found.digest()):
+        raise CheckpointError(f"{path} is not the dictionary the model was trained with")
+    return found
 
 
 @contextlib.contextmanager
@@ -240,8 +255,8 @@ def load(model: Path | str, dictionary: Path | str | None = None) -> Any:
         dictionary: ``dict.txt`` or ``dict.ltr.txt`` of a ``.pt`` file; default: the one inside or beside.
 
     Returns:
-        :class:`data2vec.text_model.TextModel`, :class:`data2vec.speech_model.SpeechModel` or
-        :class:`data2vec.image_model.ImageModel`.
+        :class:`data2vec.text_model.TextModel`, :class:`data2vec.speech_model.SpeechModel`,
+        :class:`data2vec.image_model.ImageModel` or :class:`data2vec.lm.loaded.LanguageModel`.
 
     Raises:
         CheckpointError: there is no model, it is damaged, or a text model has no dictionary.
@@ -260,6 +275,10 @@ def load(model: Path | str, dictionary: Path | str | None = None) -> Any:
         from .image_model import ImageModel
 
         return ImageModel(artifact)
+    if artifact.kind == "language_model":
+        from .lm.loaded import LanguageModel
+
+        return LanguageModel(artifact)
     from .text_model import TextModel
 
     return TextModel(artifact)

@@ -1,14 +1,15 @@
-"""Beam search over CTC emissions with a lexicon and an n-gram language model, by flashlight-text.
+"""Beam search over CTC emissions with a lexicon and a language model, by flashlight-text.
 
 A hypothesis scores the sum of its emissions, ``lm_weight`` times the language model, ``word_score`` times its
-words and ``sil_weight`` times its silences, with emissions in natural and the language model in decimal
-logarithms, as in the reference.
+words and ``sil_weight`` times its silences. Emissions and transformer language models score in natural, n-gram
+models in decimal logarithms, as in the reference.
 
 T frames, V symbols.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ import numpy as np
 from .data.dictionary import Dictionary
 from .data.letters import WORD_END, words_of_ids
 from .errors import ConfigError, DataError, Problem
-from .language_model import arpa_unigrams
+from .lexicon import check_language_model, read_lexicon
+from .lm.loaded import LanguageModel
+from .lm.search import TransformerScorer, check_letters, known_words
 
+logger = logging.getLogger(__name__)
 BLANK = 0
 _SHOWN = 10
 
@@ -74,13 +78,15 @@ class Hypothesis:
 
 
 class LexiconBeam:
-    """Words of a lexicon, weighed by a word language model.
+    """Words of a lexicon, weighed by a language model over words (or, with ``unit``, over letters).
 
     Args:
         letters: the model's symbols.
         lexicon: file with ``WORD<white space>W O R D |`` a line.
-        language_model: ARPA text or KenLM binary over the lexicon's words; ``None`` decodes without.
+        language_model: ARPA text, KenLM binary, or a transformer; ``None`` decodes without. Words that a
+            transformer does not know are left out, as they would score minus infinity.
         options: see :class:`BeamOptions`.
+        unit: the language model is over letters.
 
     Raises:
         DataError: flashlight-text is missing; the lexicon is malformed or does not fit the letters; the
@@ -88,25 +94,35 @@ class LexiconBeam:
     """
 
     def __init__(
-        self, letters: Dictionary, lexicon: Path, language_model: Path | None, options: BeamOptions
+        self,
+        letters: Dictionary,
+        lexicon: Path,
+        language_model: Path | LanguageModel | None,
+        options: BeamOptions,
+        *,
+        unit: bool = False,
     ) -> None:
         options.check()
         decoder, dictionary = _flashlight()
         self.letters = letters
         entries = read_lexicon(lexicon, letters)
-        if language_model is not None:
-            check_language_model(language_model, entries)
+        if isinstance(language_model, LanguageModel) and not unit:
+            entries, left_out = known_words(language_model, entries, _name(language_model))
+            if left_out:
+                told = ", ".join(left_out[:_SHOWN])
+                logger.warning("%d words of %s are unknown to the language model and left out: %s%s",
+                               len(left_out), lexicon, told, ", ..." if len(left_out) > _SHOWN else "")  # fmt: skip
         self._words = dictionary.create_word_dict({**entries, "<unk>": []})
-        if language_model is None:
-            self._lm = decoder.ZeroLM()
-        else:
-            self._lm = _kenlm(language_model, self._words)
+        names = [self._words.get_entry(index) for index in range(self._words.index_size())]
+        self._scorer, self._lm = _language_model(
+            decoder, dictionary, language_model, letters, letters.symbols if unit else names, entries, unit=unit
+        )
         delimiter = letters.index(WORD_END)
         trie = decoder.Trie(len(letters), delimiter)
         start = self._lm.start(False)
         for word, spellings in entries.items():
             word_id = self._words.get_index(word)
-            _, score = self._lm.score(start, word_id)
+            score = 0.0 if unit else self._lm.score(start, word_id)[1]
             for spelling in spellings:
                 trie.insert([letters.index(symbol) for symbol in spelling], word_id, score)
         trie.smear(decoder.SmearingMode.MAX)
@@ -122,12 +138,12 @@ class LexiconBeam:
             criterion_type=decoder.CriterionType.CTC,
         )
         unknown = self._words.get_index("<unk>")
-        self._decoder = decoder.LexiconDecoder(settings, trie, self._lm, delimiter, BLANK, unknown, [], False)
+        self._decoder = decoder.LexiconDecoder(settings, trie, self._lm, delimiter, BLANK, unknown, [], unit)
         self._nbest = options.nbest
 
     def decode(self, emissions_TV: np.ndarray) -> list[Hypothesis]:
         """The best hypotheses, best first; an utterance without a possible word gives an empty one."""
-        found = _decode(self._decoder, emissions_TV)[: self._nbest]
+        found = _decode(self._decoder, emissions_TV, self._scorer)[: self._nbest]
         out = []
         for result in found:
             words = [(self._words.get_entry(w), t - 1) for t, w in enumerate(result.words) if w >= 0]
@@ -149,22 +165,19 @@ class LetterBeam:
 
     Args:
         letters: the model's symbols.
-        language_model: ARPA text or KenLM binary over the letters; ``None`` decodes without.
+        language_model: ARPA text, KenLM binary or a transformer over the letters; ``None`` decodes without.
         options: see :class:`BeamOptions`; words have no score here.
     """
 
-    def __init__(self, letters: Dictionary, language_model: Path | None, options: BeamOptions) -> None:
+    def __init__(
+        self, letters: Dictionary, language_model: Path | LanguageModel | None, options: BeamOptions
+    ) -> None:
         options.check()
         decoder, dictionary = _flashlight()
         self.letters = letters
-        units = dictionary.Dictionary()
-        for symbol in letters.symbols:
-            units.add_entry(symbol)
-        if language_model is None:
-            self._lm = decoder.ZeroLM()
-        else:
-            check_language_model(language_model, {s: [] for s in letters.symbols[4:]}, unit="letters")
-            self._lm = _kenlm(language_model, units)
+        self._scorer, self._lm = _language_model(
+            decoder, dictionary, language_model, letters, letters.symbols, {}, unit=True
+        )
         settings = decoder.LexiconFreeDecoderOptions(
             beam_size=options.beam,
             beam_size_token=options.beam_size_token or len(letters),
@@ -181,64 +194,49 @@ class LetterBeam:
     def decode(self, emissions_TV: np.ndarray) -> list[Hypothesis]:
         """The best hypotheses, best first."""
         out = []
-        for result in _decode(self._decoder, emissions_TV)[: self._nbest]:
+        for result in _decode(self._decoder, emissions_TV, self._scorer)[: self._nbest]:
             ids, frames = _letters(result.tokens)
             text = words_of_ids(ids, self.letters)
             out.append(Hypothesis(text, float(result.score), ids, frames, ()))
         return out or [Hypothesis("", -math.inf, (), (), ())]
 
 
-def read_lexicon(path: Path, letters: Dictionary) -> dict[str, list[list[str]]]:
-    """Spellings by word; every line that does not fit is reported at once.
+def _language_model(
+    decoder: Any,
+    dictionary: Any,
+    model: Path | LanguageModel | None,
+    letters: Dictionary,
+    symbols: Sequence[str],
+    entries: dict[str, Any],
+    *,
+    unit: bool,
+) -> tuple[TransformerScorer | None, Any]:
+    """What the decoder asks, checked against the units it is over.
 
-    Raises:
-        DataError: the file is missing, malformed, or has symbols that the letters lack.
+    Args:
+        symbols: the decoder's words, or its letters with ``unit``, in the order of their ids.
+        entries: words of the lexicon.
     """
-    if not path.is_file():
-        raise DataError(f"lexicon {path} does not exist")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"lexicon {path}: byte {error.start} is not UTF-8") from None
-    entries: dict[str, list[list[str]]] = {}
-    wrong: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        word, *spelling = line.split()
-        unknown = [s for s in spelling if letters.index(s) == Dictionary.unk]
-        if not spelling:
-            wrong.append(f"line {number}: {word!r} has no spelling")
-        elif unknown:
-            wrong.append(
-                f"line {number}: {word!r} is spelt with {', '.join(unknown[:3])}, which the dictionary lacks"
-            )
-        elif spelling[-1] != WORD_END:
-            wrong.append(f"line {number}: the spelling of {word!r} must end with {WORD_END}")
-        else:
-            entries.setdefault(word, []).append(spelling)
-    if wrong:
-        more = f"\n  ... and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise DataError(f"lexicon {path} does not fit:\n  " + "\n  ".join(wrong[:_SHOWN]) + more)
-    if not entries:
-        raise DataError(f"lexicon {path} is empty")
-    return entries
+    if model is None:
+        return None, decoder.ZeroLM()
+    if isinstance(model, LanguageModel):
+        if unit:
+            check_letters(model, letters, _name(model))
+        silence = letters.index(WORD_END) if unit and entries else None
+        scorer = TransformerScorer(decoder, model, symbols, over_letters=unit, silence=silence)
+        return scorer, scorer.lm
+    units = dictionary.Dictionary()
+    for symbol in symbols:
+        units.add_entry(symbol)
+    if unit:
+        check_language_model(model, {s: [] for s in letters.symbols[4:]}, unit="letters")
+    else:
+        check_language_model(model, entries)
+    return None, _kenlm(model, units)
 
 
-def check_language_model(path: Path, words: dict[str, Any], unit: str = "words") -> None:
-    """A language model over other units than the decoder's gives every word the same score: refuse it."""
-    if not path.is_file():
-        raise DataError(f"language model {path} does not exist")
-    known = arpa_unigrams(path)
-    if known is None:
-        return  # a binary: KenLM itself says what is wrong with it
-    shared = sum(word in known for word in words)
-    if shared == 0 or (unit == "words" and len(words) > 100 and shared < 0.01 * len(words)):
-        shown = ", ".join(sorted(known - {"<s>", "</s>", "<unk>"})[:6])
-        raise DataError(
-            f"language model {path} knows {shared} of {len(words)} {unit}; it has {shown}, ...: it is over "
-            "other units or in other letters (upper and lower case differ); see decoding.unitlm"
-        )
+def _name(model: LanguageModel) -> str:
+    return str(model.config.get("origin", {}).get("file") or model.folder)
 
 
 def _letters(tokens: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -254,12 +252,20 @@ def _letters(tokens: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(ids), tuple(frames)
 
 
-def _decode(decoder: Any, emissions_TV: np.ndarray) -> list[Any]:
+def _decode(decoder: Any, emissions_TV: np.ndarray, scorer: TransformerScorer | None) -> list[Any]:
     if not len(emissions_TV):
         return []
     emissions = np.ascontiguousarray(emissions_TV, dtype=np.float32)
     emissions = np.maximum(emissions, np.float32(-1e30))  # the search adds them up
-    return decoder.decode(emissions.ctypes.data, *emissions.shape)
+    if scorer is None:
+        return decoder.decode(emissions.ctypes.data, *emissions.shape)
+    decoder.decode_begin()
+    for start in range(0, len(emissions), scorer.every):
+        part = emissions[start : start + scorer.every]
+        decoder.decode_step(part.ctypes.data, *part.shape)
+        scorer.look(decoder.get_all_final_hypothesis())
+    decoder.decode_end()
+    return decoder.get_all_final_hypothesis()
 
 
 def _flashlight() -> tuple[Any, Any]:

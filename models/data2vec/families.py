@@ -7,22 +7,27 @@ from typing import Any
 
 from .config import Data2VecMultiConfig, ModalityKind
 from .errors import CheckpointError
+from .lm.config import TransformerLMConfig
 from .v1.config import Data2VecAudioConfig
 from .v1.text_config import Data2VecTextConfig
 from .v1.vision_config import Data2VecVisionConfig
 
-ModelConfig = Data2VecMultiConfig | Data2VecAudioConfig | Data2VecTextConfig | Data2VecVisionConfig
+ModelConfig = (
+    Data2VecMultiConfig | Data2VecAudioConfig | Data2VecTextConfig | Data2VecVisionConfig | TransformerLMConfig
+)
 
 FAMILIES: dict[str, type[ModelConfig]] = {
     "data2vec_multi": Data2VecMultiConfig,
     "data2vec_audio": Data2VecAudioConfig,
     "data2vec_text": Data2VecTextConfig,
     "data2vec_vision": Data2VecVisionConfig,
+    "transformer_lm": TransformerLMConfig,
 }
 _V1_MODALITIES: dict[type[Any], ModalityKind] = {
     Data2VecAudioConfig: "AUDIO",
     Data2VecTextConfig: "TEXT",
     Data2VecVisionConfig: "IMAGE",
+    TransformerLMConfig: "TEXT",
 }
 
 

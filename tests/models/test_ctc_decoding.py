@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from data2vec.artifact import load, save_artifact
 from data2vec.config import Data2VecMultiConfig
 from data2vec.ctc import CTCConfig, CTCModel
-from data2vec.ctc_decoding import BeamOptions, LetterBeam, LexiconBeam, read_lexicon
+from data2vec.ctc_decoding import BeamOptions, LetterBeam, LexiconBeam
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import released_letters
 from data2vec.errors import CheckpointError, ConfigError, DataError
 from data2vec.language_model import NgramModel, arpa_unigrams, lexicon_text
+from data2vec.lexicon import read_lexicon
 from data2vec.speech_metrics import count_errors, total, word_errors
 
 pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")

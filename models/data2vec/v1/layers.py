@@ -77,11 +77,19 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x_RTD: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Output (R, T, D), and the feed-forward output before dropout and residual (R, T, D)."""
+        inner = self.self_attn_layer_norm(x_RTD) if self.pre_norm else x_RTD
+        return self._finish(x_RTD, self.self_attn(inner, bias))
+
+    def after_attention(self, x: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        """The rest of the layer for attention that was computed elsewhere: input and branch to output."""
+        return self._finish(x, branch)[0]
+
+    def _finish(self, x: torch.Tensor, branch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = x + self.dropout(branch)
         if self.pre_norm:
-            h = x_RTD + self.dropout(self.self_attn(self.self_attn_layer_norm(x_RTD), bias))
             f = self._feed_forward(self.final_layer_norm(h))
             return h + self.dropout(f), f
-        h = self.self_attn_layer_norm(x_RTD + self.dropout(self.self_attn(x_RTD, bias)))
+        h = self.self_attn_layer_norm(h)
         f = self._feed_forward(h)
         return self.final_layer_norm(h + self.dropout(f)), f
 
