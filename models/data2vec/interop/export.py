@@ -17,12 +17,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ..artifact import LETTERS, Artifact
+from ..artifact import LETTERS, WORDS, Artifact
 from ..ctc import CTCConfig
 from ..errors import CheckpointError
 from ..families import family_of, generation_of, modality_of
+from ..lm.config import TransformerLMConfig
 from ..typed import to_dict
 from .imported import State
+from .transformer_lm import reference_cfg, reference_state
 
 KEYS_FILE = "KEYS.md"
 
@@ -45,9 +47,12 @@ def export_fairseq(artifact: Artifact, path: Path | str, *, half: bool = False) 
     if path.exists():
         raise CheckpointError(f"{path} exists; give a new file name")
     path.parent.mkdir(parents=True, exist_ok=True)
+    state = artifact.state
+    if isinstance(artifact.model_config, TransformerLMConfig):
+        state = reference_state(artifact.model_config, state)
     model: OrderedDict[str, Any] = OrderedDict(
         (name, tensor.half() if half and tensor.is_floating_point() else tensor)
-        for name, tensor in artifact.state.items()
+        for name, tensor in state.items()
     )
     teacher = teacher_of(artifact)
     if teacher is not None:
@@ -72,11 +77,16 @@ def export_fairseq(artifact: Artifact, path: Path | str, *, half: bool = False) 
     if artifact.letters is not None:
         artifact.letters.save(path.parent / LETTERS)
         remarks.append(f"letters: {path.parent / LETTERS}")
+    if artifact.words is not None:
+        artifact.words.save(path.parent / WORDS)
+        remarks.append(f"dictionary: {path.parent / WORDS}")
     return remarks
 
 
 def fairseq_cfg(artifact: Artifact) -> dict[str, Any]:
     """The run's configuration as fairseq's loaders look for it; they drop fields that only we have."""
+    if isinstance(artifact.model_config, TransformerLMConfig):
+        return reference_cfg(artifact.model_config)
     family = family_of(artifact.model_config)
     model = {"_name": family, **artifact.model_config.to_dict()}
     task = _task(artifact)
@@ -180,6 +190,8 @@ def key_table(artifact: Artifact) -> str:
 
 
 _MEANINGS: tuple[tuple[str, str], ...] = (
+    (r"embed_tokens\.embeddings|adaptive_softmax|output_projection", "words, in bands of frequency or all together"),
+    (r"project_(in|out)_dim", "between the widths of words and model"),
     (r"attn\.qkv|self_attn\.[qkv]_proj", "queries, keys, values"),
     (r"q_bias|v_bias", "bias of queries or values (keys have none)"),
     (r"attn\.proj|self_attn\.out_proj", "output of the attention"),

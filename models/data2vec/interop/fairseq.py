@@ -12,6 +12,8 @@ from .audio import V1 as V1_AUDIO
 from .beit import import_beit, is_beit
 from .fairseq_file import FairseqCheckpoint, read_checkpoint
 from .imported import ImportedModel
+from .transformer_lm import NAME as LANGUAGE_MODEL
+from .transformer_lm import import_transformer_lm
 from .v1_text import FINETUNED as V1_TEXT_FINETUNED
 from .v1_text import PRETRAINED as V1_TEXT
 from .v1_text import import_v1_text
@@ -36,6 +38,7 @@ FAMILIES: dict[str, Importer] = {
     V1_TEXT: import_v1_text,
     V1_TEXT_FINETUNED: import_v1_text,
     CTC: import_audio,
+    LANGUAGE_MODEL: import_transformer_lm,
 }
 
 
@@ -75,7 +78,10 @@ def import_checkpoint(checkpoint: FairseqCheckpoint, dictionary: Dictionary | No
     Raises:
         CheckpointError: the family is unknown, or the file does not fit its own configuration.
     """
-    importer = FAMILIES.get(checkpoint.family or "") or _by_tensors(checkpoint)
+    family = checkpoint.family or ""
+    if family.startswith(f"{LANGUAGE_MODEL}_"):  # its named sizes
+        family = LANGUAGE_MODEL
+    importer = FAMILIES.get(family) or _by_tensors(checkpoint)
     if importer is None:
         what = (
             f"is of the family {checkpoint.family!r}"

@@ -15,6 +15,7 @@ from ..config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadConfig
 from ..ctc import CTCConfig
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError
+from ..lm.config import TransformerLMConfig
 from ..v1.config import Data2VecAudioConfig
 from ..v1.text_config import Data2VecTextConfig
 from ..v1.vision_config import Data2VecVisionConfig
@@ -51,18 +52,20 @@ class ImportReport:
 class ImportedModel:
     """A model of the reference in our terms; tensor names are the reference's, which are ours."""
 
-    kind: Literal["pretrained", "sentence_classifier", "image_classifier", "ctc"]
-    model_config: Data2VecMultiConfig | Data2VecAudioConfig | Data2VecTextConfig | Data2VecVisionConfig
+    kind: Literal["pretrained", "sentence_classifier", "image_classifier", "ctc", "language_model"]
+    model_config: (
+        Data2VecMultiConfig | Data2VecAudioConfig | Data2VecTextConfig | Data2VecVisionConfig | TransformerLMConfig
+    )
     state: State  # fine-tuned: the trunk's names start with "model."
     teacher: State | None
     head_config: SentenceHeadConfig | ImageHeadConfig | CTCConfig | None
     num_updates: int | None
     report: ImportReport
     regression: bool = False  # the head predicts a number
-    vocab_size: int | None = None  # of a text model, <mask> included; of a CTC model, its symbols
+    vocab_size: int | None = None  # of a text model, <mask> included; of a CTC or language model, its symbols
     normalize: bool = False  # audio: each waveform gets zero mean and unit variance
     pixel_norm: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean, deviation; ImageNet's
-    dictionary: Dictionary | None = None  # the given one, with <mask>
+    dictionary: Dictionary | None = None  # the given one; with <mask> for encoders of text
 
 
 @dataclass

@@ -27,7 +27,7 @@ def import_file(
 
     Args:
         path: the ``.pt`` file.
-        dict_path: its dictionary: ``dict.txt`` of a text model, ``dict.ltr.txt`` of a CTC model. By default
+        dict_path: its dictionary: ``dict.txt`` of a text or language model, ``dict.ltr.txt`` of a CTC model. By default
             the one inside the file (CTC); without any a vocabulary is not checked, which the report says.
 
     Raises:
@@ -55,7 +55,7 @@ def save_imported(
         raise CheckpointError(
             "a text model is of no use without its dictionary: give the dict.txt that belongs to it (--dict)"
         )
-    tokenizer, letters = _vocabulary(imported)
+    tokenizer, letters, words = _vocabulary(imported)
     return save_artifact(
         folder,
         kind=imported.kind,
@@ -66,6 +66,7 @@ def save_imported(
         task=task_of(imported),
         tokenizer=tokenizer,
         letters=letters,
+        words=words,
         origin={**(origin or {}), "update": imported.num_updates},
     )
 
@@ -119,14 +120,14 @@ def foreign_artifact(
 
 def in_memory(imported: ImportedModel, path: Path) -> Artifact:
     """An import as what reading its model folder would give."""
-    tokenizer, letters = _vocabulary(imported)
+    tokenizer, letters, words = _vocabulary(imported)
     config = {
         "kind": imported.kind,
         "task": task_of(imported),
         "origin": {"file": path.name, "update": imported.num_updates},
     }
     artifact = Artifact(
-        imported.kind, imported.model_config, imported.head_config, config, tokenizer, path, letters
+        imported.kind, imported.model_config, imported.head_config, config, tokenizer, path, letters, words
     )
     artifact.state = imported.state
     if imported.vocab_size is not None:
@@ -134,13 +135,17 @@ def in_memory(imported: ImportedModel, path: Path) -> Artifact:
     return artifact
 
 
-def _vocabulary(imported: ImportedModel) -> tuple[TextTokenizer | None, Dictionary | None]:
-    """Tokenizer of a text model, letters of a CTC model."""
+def _vocabulary(
+    imported: ImportedModel,
+) -> tuple[TextTokenizer | None, Dictionary | None, Dictionary | None]:
+    """Tokenizer of a text model, letters of a CTC model, words of a language model."""
     if imported.dictionary is None:
-        return None, None
+        return None, None, None
+    if imported.kind == "language_model":
+        return None, None, imported.dictionary
     if modality_of(imported.model_config) == "TEXT":
-        return TextTokenizer(shared_bpe(), imported.dictionary), None
-    return None, imported.dictionary if imported.kind == "ctc" else None
+        return TextTokenizer(shared_bpe(), imported.dictionary), None, None
+    return None, imported.dictionary if imported.kind == "ctc" else None, None
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -45,6 +45,21 @@ class TransformerLMConfig(ModelConfig):
     max_target_positions: int = 1024  # longest sequence; by default task.tokens_per_sample
 
     @property
+    def depth(self) -> int:
+        """Layers, by the name that data2vec's models use."""
+        return self.decoder_layers
+
+    @property
+    def embed_dim(self) -> int:
+        """Width, by the name that data2vec's models use."""
+        return self.decoder_embed_dim
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads, by the name that data2vec's models use."""
+        return self.decoder_attention_heads
+
+    @property
     def input_dim(self) -> int:
         """Width of the embeddings."""
         return self.decoder_input_dim or self.decoder_embed_dim
