@@ -1,8 +1,8 @@
 """Beam search over CTC emissions with a lexicon and a language model, by flashlight-text.
 
 A hypothesis scores the sum of its emissions, ``lm_weight`` times the language model, ``word_score`` times its
-words and ``sil_weight`` times its silences. Emissions and transformer language models score in natural, n-gram
-models in decimal logarithms, as in the reference.
+words and ``sil_weight`` times its silences. Emissions and transformer language models score in natural
+logarithms, n-gram models in decimal ones, as in the reference.
 
 T frames, V symbols.
 """
@@ -109,13 +109,21 @@ class LexiconBeam:
         if isinstance(language_model, LanguageModel) and not unit:
             entries, left_out = known_words(language_model, entries, _name(language_model))
             if left_out:
-                told = ", ".join(left_out[:_SHOWN])
-                logger.warning("%d words of %s are unknown to the language model and left out: %s%s",
-                               len(left_out), lexicon, told, ", ..." if len(left_out) > _SHOWN else "")  # fmt: skip
+                told = ", ".join(left_out[:_SHOWN]) + (", ..." if len(left_out) > _SHOWN else "")
+                text = "%d words of %s are unknown to the language model and left out: %s"
+                logger.warning(text, len(left_out), lexicon, told)
         self._words = dictionary.create_word_dict({**entries, "<unk>": []})
-        names = [self._words.get_entry(index) for index in range(self._words.index_size())]
+        symbols: Sequence[str] = letters.symbols
+        if not unit:
+            symbols = [self._words.get_entry(index) for index in range(self._words.index_size())]
         self._scorer, self._lm = _language_model(
-            decoder, dictionary, language_model, letters, letters.symbols if unit else names, entries, unit=unit
+            decoder,
+            dictionary,
+            language_model,
+            letters,
+            symbols,
+            entries,
+            unit=unit,
         )
         delimiter = letters.index(WORD_END)
         trie = decoder.Trie(len(letters), delimiter)

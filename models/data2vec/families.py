@@ -13,7 +13,11 @@ from .v1.text_config import Data2VecTextConfig
 from .v1.vision_config import Data2VecVisionConfig
 
 ModelConfig = (
-    Data2VecMultiConfig | Data2VecAudioConfig | Data2VecTextConfig | Data2VecVisionConfig | TransformerLMConfig
+    Data2VecMultiConfig
+    | Data2VecAudioConfig
+    | Data2VecTextConfig
+    | Data2VecVisionConfig
+    | TransformerLMConfig
 )
 
 FAMILIES: dict[str, type[ModelConfig]] = {

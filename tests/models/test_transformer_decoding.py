@@ -27,7 +27,12 @@ pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is no
 
 LETTERS = Dictionary(["|", "A", "B"], [1, 1, 1])  # ids 4, 5, 6
 WORDS = ("A", "AB", "BA")
-SMALL = {"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32, "decoder_layers": 2, "decoder_attention_heads": 2}
+SMALL = {
+    "decoder_embed_dim": 16,
+    "decoder_ffn_embed_dim": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 2,
+}
 BANDS = {"adaptive_input": True, "adaptive_input_cutoff": "8,16", "adaptive_softmax_cutoff": "8,16",
          "adaptive_input_factor": 2.0, "adaptive_softmax_factor": 2.0}  # fmt: skip
 KINDS = {
@@ -110,7 +115,9 @@ def test_prefixes_are_computed_together() -> None:
     for _ in range(3):
         level = [prefixes.child(node, token) for node in level for token in (5, 6, 7)]
     prefixes.compute(level)
-    assert prefixes.computed == 40 and prefixes.batches == 4, "27 leaves with their 13 ancestors: one batch a level"
+    assert prefixes.computed == 40 and prefixes.batches == 4, (
+        "27 leaves with their 13 ancestors: one batch a level"
+    )
 
 
 def noise(seed: int, frames: int) -> np.ndarray:
@@ -119,13 +126,22 @@ def noise(seed: int, frames: int) -> np.ndarray:
     return emissions - np.log(np.exp(emissions).sum(1, keepdims=True))
 
 
-CASES = (st.integers(0, 10_000), st.integers(2, 5), st.sampled_from([0.0, 0.5, 2.0]), st.sampled_from([-1.0, 1.5]))
+CASES = (
+    st.integers(0, 10_000),
+    st.integers(2, 5),
+    st.sampled_from([0.0, 0.5, 2.0]),
+    st.sampled_from([-1.0, 1.5]),
+)
 
 
 @settings(max_examples=12, deadline=None)
 @given(*CASES)
 def test_words_are_what_an_exhaustive_search_finds(
-    models: tuple[Path, LanguageModel, LanguageModel], seed: int, frames: int, weight: float, word_score: float
+    models: tuple[Path, LanguageModel, LanguageModel],
+    seed: int,
+    frames: int,
+    weight: float,
+    word_score: float,
 ) -> None:
     lexicon, model, _ = models
     emissions = noise(seed, frames)
@@ -145,7 +161,11 @@ def test_words_are_what_an_exhaustive_search_finds(
 @settings(max_examples=8, deadline=None)
 @given(*CASES)
 def test_letters_are_what_an_exhaustive_search_finds(
-    models: tuple[Path, LanguageModel, LanguageModel], seed: int, frames: int, weight: float, word_score: float
+    models: tuple[Path, LanguageModel, LanguageModel],
+    seed: int,
+    frames: int,
+    weight: float,
+    word_score: float,
 ) -> None:
     """Without a lexicon, and with one that only allows some sequences (the model is over letters in both)."""
     lexicon, _, model = models
@@ -214,7 +234,7 @@ def test_other_units_and_cases_are_refused(tmp_path: Path, caplog: pytest.LogCap
     with pytest.raises(DataError, match=r"upper and lower case differ.*tr '\[:lower:\]'"):
         LexiconBeam(LETTERS, tmp_path / "lex", lower, BeamOptions())
     foreign = load(stored(tmp_path / "foreign", ["UN", "DEUX"]))
-    with pytest.raises(DataError, match="knows 0 of 4 words.*other units"):
+    with pytest.raises(DataError, match=r"knows 0 of 4 words.*other units"):
         LexiconBeam(LETTERS, tmp_path / "lex", foreign, BeamOptions())
     with pytest.raises(DataError, match="knows 0 of 3 letters"):
         LetterBeam(LETTERS, foreign, BeamOptions())
@@ -229,7 +249,9 @@ def test_a_stored_language_model_scores_sentences(tmp_path: Path) -> None:
     model = load(folder)
     assert isinstance(model, LanguageModel) and model.units == "words"
     together = model.score(["A AB", "BA", "", "A ZEBRA A A"])
-    assert together == pytest.approx([model.score([text])[0] for text in ("A AB", "BA", "", "A ZEBRA A A")], abs=1e-5)
+    assert together == pytest.approx(
+        [model.score([text])[0] for text in ("A AB", "BA", "", "A ZEBRA A A")], abs=1e-5
+    )
     assert model.perplexity(["A AB"]) == pytest.approx(math.exp(-together[0] / 3), rel=1e-5)
     (folder / "dict.txt").write_text("A 1\nBA 1\nAB 1\n")
     with pytest.raises(CheckpointError, match="not the dictionary"):

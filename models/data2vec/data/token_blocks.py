@@ -58,10 +58,15 @@ class TokenBlocks:
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Block ``index``, int64."""
+        start, size = self.span(index)
+        return self._lines.stream(start, start + size)
+
+    def span(self, index: int) -> tuple[int, int]:
+        """Where block ``index`` starts in the stream of tokens, and its size."""
         if not 0 <= index < len(self.sizes):
             raise IndexError(index)
         start = index * self._block if self._starts is None else int(self._starts[index])
-        return self._lines.stream(start, start + int(self.sizes[index]))
+        return start, int(self.sizes[index])
 
 
 def _pack(

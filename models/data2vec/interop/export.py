@@ -190,7 +190,10 @@ def key_table(artifact: Artifact) -> str:
 
 
 _MEANINGS: tuple[tuple[str, str], ...] = (
-    (r"embed_tokens\.embeddings|adaptive_softmax|output_projection", "words, in bands of frequency or all together"),
+    (
+        r"embed_tokens\.embeddings|adaptive_softmax|output_projection",
+        "words, in bands of frequency or all together",
+    ),
     (r"project_(in|out)_dim", "between the widths of words and model"),
     (r"attn\.qkv|self_attn\.[qkv]_proj", "queries, keys, values"),
     (r"q_bias|v_bias", "bias of queries or values (keys have none)"),

@@ -84,7 +84,9 @@ def to_huggingface(artifact: Artifact) -> tuple[dict[str, Any], State, list[str]
     """Their configuration and tensors, and what was left out, in words."""
     config, kind = artifact.model_config, artifact.kind
     if kind == "language_model":
-        raise CheckpointError("there is no class for transformer language models; use --to fairseq or safetensors")
+        raise CheckpointError(
+            "there is no class for transformer language models; use --to fairseq or safetensors"
+        )
     state, head = dict(artifact.state), artifact.head_config
     bare = kind == "pretrained"
     if isinstance(config, Data2VecAudioConfig):

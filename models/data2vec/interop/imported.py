@@ -11,14 +11,11 @@ from typing import Literal
 
 import torch
 
-from ..config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadConfig
+from ..config import ImageHeadConfig, SentenceHeadConfig
 from ..ctc import CTCConfig
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError
-from ..lm.config import TransformerLMConfig
-from ..v1.config import Data2VecAudioConfig
-from ..v1.text_config import Data2VecTextConfig
-from ..v1.vision_config import Data2VecVisionConfig
+from ..families import ModelConfig
 from .key_tables import Shapes
 
 State = dict[str, torch.Tensor]
@@ -53,9 +50,7 @@ class ImportedModel:
     """A model of the reference in our terms; tensor names are the reference's, which are ours."""
 
     kind: Literal["pretrained", "sentence_classifier", "image_classifier", "ctc", "language_model"]
-    model_config: (
-        Data2VecMultiConfig | Data2VecAudioConfig | Data2VecTextConfig | Data2VecVisionConfig | TransformerLMConfig
-    )
+    model_config: ModelConfig
     state: State  # fine-tuned: the trunk's names start with "model."
     teacher: State | None
     head_config: SentenceHeadConfig | ImageHeadConfig | CTCConfig | None

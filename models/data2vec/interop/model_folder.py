@@ -27,8 +27,9 @@ def import_file(
 
     Args:
         path: the ``.pt`` file.
-        dict_path: its dictionary: ``dict.txt`` of a text or language model, ``dict.ltr.txt`` of a CTC model. By default
-            the one inside the file (CTC); without any a vocabulary is not checked, which the report says.
+        dict_path: its dictionary: ``dict.txt`` of a text or language model, ``dict.ltr.txt`` of a CTC model.
+            By default the one inside the file (CTC); without any a vocabulary is not checked, which the
+            report says.
 
     Raises:
         CheckpointError: the file cannot be read or does not fit its own configuration or dictionary.

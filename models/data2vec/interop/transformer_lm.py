@@ -25,10 +25,12 @@ _EMBEDDING = "decoder.embed_tokens.weight"
 _MARKERS = (r"decoder\.(.*\.)?(version|_float_tensor|buffer)$", r"decoder\.embed_positions\.weights$")
 # Options of the reference that change what is computed and that we do not build, with their harmless values.
 _REFUSED: dict[str, tuple[Any, ...]] = {
-    "character_embeddings": (False, None), "quant_noise_pq": (0, 0.0, None), "quant_noise_scalar": (0, 0.0, None),
+    "character_embeddings": (False, None),
+    "quant_noise_pq": (0, 0.0, None), "quant_noise_scalar": (0, 0.0, None),
     "decoder_layers_to_keep": (None, ""), "add_bos_token": (False, None), "scale_fc": (False, None),
     "scale_attn": (False, None), "scale_heads": (False, None), "scale_resids": (False, None),
-    "decoder_xformers_att_config": (None, ""), "moe_freq": (0, None), "alternate_decoder_ffn_embed_dim": (0, None),
+    "decoder_xformers_att_config": (None, ""), "moe_freq": (0, None),
+    "alternate_decoder_ffn_embed_dim": (0, None),
 }  # fmt: skip
 _REFUSED_TASK: dict[str, tuple[Any, ...]] = {
     "self_target": (False, None), "past_target": (False, None), "future_target": (True, False, None),
@@ -61,7 +63,9 @@ def import_transformer_lm(
         if copy is None:
             continue
         if source in model and not torch.equal(copy, model[source]):
-            sorting.refused.append(f"{name} and {source} differ, but its configuration says that they are tied")
+            sorting.refused.append(
+                f"{name} and {source} differ, but its configuration says that they are tied"
+            )
         sorting.dropped[name] = f"the same as {source}"
     for pattern in _MARKERS:
         sorting.drop(pattern, "a marker without content")
@@ -132,7 +136,11 @@ def reference_cfg(config: TransformerLMConfig) -> dict[str, Any]:
     model = {"_name": NAME, **config.to_dict(), **widths, "tokens_per_sample": positions}
     task = {"_name": "language_modeling", "tokens_per_sample": positions, "max_target_positions": positions}
     banded = config.softmax_cutoff is not None
-    return {"model": model, "task": task, "criterion": {"_name": "adaptive_loss" if banded else "cross_entropy"}}
+    return {
+        "model": model,
+        "task": task,
+        "criterion": {"_name": "adaptive_loss" if banded else "cross_entropy"},
+    }
 
 
 def _renamed(tensors: State) -> State:
@@ -176,7 +184,9 @@ def _config(checkpoint: FairseqCheckpoint, model: State) -> tuple[TransformerLMC
     if positions is not None and positions.ndim == 2:
         values["max_target_positions"] = positions.shape[0] - 2
     elif values.get("max_target_positions") is None:
-        values["max_target_positions"] = values.get("tokens_per_sample") or task.get("tokens_per_sample") or 1024
+        values["max_target_positions"] = (
+            values.get("tokens_per_sample") or task.get("tokens_per_sample") or 1024
+        )
     for name in ("adaptive_softmax_cutoff", "adaptive_input_cutoff"):
         if isinstance(values.get(name), list):
             values[name] = ",".join(map(str, values[name]))
@@ -199,7 +209,8 @@ def _vocab_size(checkpoint: FairseqCheckpoint, model: State, config: Transformer
     tables = [model[name] for name in names if name in model and model[name].ndim == 2]
     if not tables:
         raise CheckpointError(
-            f"checkpoint {checkpoint.path} is no transformer language model: {_EMBEDDING} is missing or no table"
+            f"checkpoint {checkpoint.path} is no transformer language model: {_EMBEDDING} is missing or no "
+            "table"
         )
     return sum(table.shape[0] for table in tables)
 

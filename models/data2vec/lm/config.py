@@ -28,7 +28,9 @@ class TransformerLMConfig(ModelConfig):
     decoder_attention_heads: int = 8  # attention heads
     decoder_normalize_before: bool = True  # pre-LN layers
     no_decoder_final_norm: bool = False  # no norm after the last pre-LN layer
-    adaptive_softmax_cutoff: str | None = None  # ends of the softmax's bands: "20000,60000"; null = one softmax
+    adaptive_softmax_cutoff: str | None = (
+        None  # ends of the softmax's bands: "20000,60000"; null = one softmax
+    )
     adaptive_softmax_dropout: float = 0.0  # dropout inside the bands after the first
     adaptive_softmax_factor: float = 4.0  # each band is narrower than the one before by this factor
     no_token_positional_embeddings: bool = False  # no positions at all
@@ -94,7 +96,11 @@ class TransformerLMConfig(ModelConfig):
             value = getattr(self, name)
             rule(name, value is None or value >= 1, "must be >= 1, or null for decoder_embed_dim")
         sines = not (self.decoder_learned_pos or self.no_token_positional_embeddings)
-        rule("decoder_embed_dim", not sines or dim >= 4 and dim % 2 == 0, "sine positions need an even width >= 4")
+        rule(
+            "decoder_embed_dim",
+            not sines or (dim >= 4 and dim % 2 == 0),
+            "sine positions need an even width >= 4",
+        )
         self._check_bands(rule)
         return rule.found
 
@@ -126,8 +132,8 @@ class TransformerLMConfig(ModelConfig):
                 and self.adaptive_input_factor == self.adaptive_softmax_factor
                 and self.input_dim == self.output_dim == self.decoder_embed_dim
             )
-            rule("tie_adaptive_weights", same,
-                 "needs adaptive_input, equal cutoffs and factors at both ends, and one width everywhere")  # fmt: skip
+            text = "needs adaptive_input, equal cutoffs and factors at both ends, and one width everywhere"
+            rule("tie_adaptive_weights", same, text)
         rule("tie_adaptive_proj", self.tie_adaptive_weights or not self.tie_adaptive_proj,
              "needs tie_adaptive_weights")  # fmt: skip
 

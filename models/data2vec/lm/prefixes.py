@@ -167,4 +167,3 @@ class Prefixes:
         for store in (self._keys, self._values):
             for index, old in enumerate(store):
                 store[index] = torch.cat([old, old.new_zeros(more, old.shape[1])])
-

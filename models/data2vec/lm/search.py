@@ -162,8 +162,8 @@ def _refuse(model: LanguageModel, wanted: Sequence[str], known: int, name: str, 
         change = "'[:lower:]' '[:upper:]'" if upper else "'[:upper:]' '[:lower:]'"
         raise DataError(
             f"{told}it is in other letters (upper and lower case differ, {same} agree without case); write "
-            f"its dict.txt in the case of the labels, in the same order (tr {change} < dict.txt), or train it "
-            "on text in that case"
+            f"its dict.txt in the case of the labels, in the same order (tr {change} < dict.txt), or train "
+            "it on text in that case"
         )
     raise DataError(
         f"{told}it is over other units (its dictionary looks like {model.units}); see decoding.unitlm"

@@ -18,6 +18,7 @@ from .download import Downloaded, download, download_text, file_name
 from .glue import prepare_glue
 from .image_commands import images
 from .text import TextOptions, TextReport, prepare_text
+from .unit_text import prepare_units
 
 __all__ = ["Downloaded", "TextOptions", "TextReport", "app", "download", "prepare_glue", "prepare_text"]
 
@@ -54,11 +55,18 @@ def text(
     vocab_bpe: Merges = None,
     fetch: Fetch = False,
     sha256: Sha256 = None,
+    units: Annotated[
+        str, typer.Option(help="bpe (data2vec's models); words or letters for language models.")
+    ] = "bpe",
 ) -> None:
     """Text files (UTF-8, one paragraph a line, an empty line ends a document) to .bin/.idx and dict.txt.
 
     A file may also be an http(s) address with --download. A killed run continues where it stopped.
+    --units words and letters make data for language_modeling recipes: a sentence a line, in the letters
+    (upper or lower case) of the transcripts that are to be decoded.
     """
+    if units not in ("bpe", "words", "letters"):
+        raise DataError(f"--units {units!r} must be bpe, words or letters")
     console = Console()
     named = {"train": train or [], "valid": valid or [], "test": test or []}
     checksums = _named_values(sha256 or [])
@@ -79,7 +87,11 @@ def text(
         keep_empty=keep_empty,
         workers=workers,
     )
-    _show_text(prepare_text(sources, dest, options, console), console)
+    if units == "bpe":
+        report = prepare_text(sources, dest, options, console)
+    else:
+        report = prepare_units(sources, dest, "words" if units == "words" else "letters", options, console)
+    _show_text(report, console)
 
 
 @app.command()

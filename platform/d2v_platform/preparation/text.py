@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +109,9 @@ def prepare_text(
     """
     options = options or TextOptions()
     begin = time.monotonic()
-    _check(sources, options)
+    check_sources(sources, options)
     dest.mkdir(parents=True, exist_ok=True)
-    with _lock(dest):
+    with lock_folder(dest):
         return _Run(dict(sources), dest, options, console or Console(quiet=True)).run(begin)
 
 
@@ -234,7 +234,7 @@ class _Run:
         settings: dict[str, Any] = {"n_jobs": workers, "batch_size": 1, "return_as": "generator"}
         # An ordered generator: results arrive as they are needed and few chunks are in flight.
         pool = joblib.Parallel(backend="loky", **settings)
-        with _progress(self.console) as progress:
+        with progress_bars(self.console) as progress:
             bars = {
                 split: progress.add_task(split, total=sum(j.end - j.start for j in jobs[split]), rate="")
                 for split in todo
@@ -311,8 +311,9 @@ class _Run:
         write_card(self.dest, self.card)
 
 
-def _check(sources: Mapping[str, Path], options: TextOptions) -> None:
-    problems: list[str] = []
+def check_sources(sources: Mapping[str, Path], options: TextOptions, problems: Sequence[str] = ()) -> None:
+    """Raise :class:`DataError` with everything that is wrong, ``problems`` found elsewhere included."""
+    problems = list(problems)
     if not sources:
         problems.append("no text was given; use --train FILE and --valid FILE")
     for split, path in sources.items():
@@ -340,7 +341,8 @@ def _check(sources: Mapping[str, Path], options: TextOptions) -> None:
         raise DataError("text cannot be prepared:\n  " + "\n  ".join(problems))
 
 
-def _progress(console: Console) -> Progress:
+def progress_bars(console: Console) -> Progress:
+    """One bar a file, with the speed and the time that is left."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
         TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console,
@@ -348,7 +350,7 @@ def _progress(console: Console) -> Progress:
 
 
 @contextmanager
-def _lock(dest: Path) -> Iterator[None]:
+def lock_folder(dest: Path) -> Iterator[None]:
     """One run a folder; the lock goes with the process, however it ends."""
     with (dest / ".prepare.lock").open("w") as file:
         try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import Problem, nearest_names
+from data2vec.lm.config import TransformerLMConfig
 from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.text_config import Data2VecTextConfig
 
@@ -34,6 +35,8 @@ from .components import (
 from .groups import MISSING
 from .image_checks import IMAGE_COMBINATIONS, image_metrics, image_problems
 from .image_components import ImageClassifierModel
+from .language_checks import language_metrics, language_problems
+from .language_components import LanguageCriterion, LanguageModelingTask
 from .schema import Recipe, split_names
 
 _EXAMPLES = {
@@ -73,6 +76,7 @@ def problems(recipe: Recipe) -> list[Problem]:
     found += [*_length(recipe), *_batches(recipe), *_optimizer(recipe), *_combination(recipe)]
     found += [*_model(recipe), *_sentences(recipe), *audio_problems(recipe)]
     found += [*_selection(recipe), *_platform(recipe), *image_problems(recipe)]
+    found += language_problems(recipe)
     return found
 
 
@@ -113,7 +117,7 @@ def _batches(recipe: Recipe) -> Iterator[Problem]:
     d = recipe.dataset
     if d.max_tokens is None and d.batch_size is None:
         yield Problem("dataset.batch_size", None, "give dataset.batch_size or dataset.max_tokens")
-    if isinstance(recipe.task, MaskedLMTask) and d.max_tokens is not None:
+    if isinstance(recipe.task, MaskedLMTask | LanguageModelingTask) and d.max_tokens is not None:
         if d.max_tokens < recipe.task.tokens_per_sample:
             rule = f"is less than one block (task.tokens_per_sample = {recipe.task.tokens_per_sample})"
             yield Problem("dataset.max_tokens", d.max_tokens, rule)
@@ -251,6 +255,12 @@ def _combination(recipe: Recipe) -> Iterator[Problem]:
             "model",
         ),
         AudioFinetuningTask: (Wav2VecCTC, CTCCriterion, "wav2vec_ctc", "ctc"),
+        LanguageModelingTask: (
+            TransformerLMConfig,
+            LanguageCriterion,
+            "transformer_lm",
+            "cross_entropy or adaptive_loss",
+        ),
         **IMAGE_COMBINATIONS,
     }
     model, criterion, model_name, criterion_name = wanted[type(recipe.task)]
@@ -357,6 +367,7 @@ def metrics(recipe: Recipe) -> dict[str, bool]:
     reported = {"loss": False}
     criterion = recipe.criterion
     reported |= dict.fromkeys(image_metrics(recipe), True)
+    reported |= dict.fromkeys(language_metrics(recipe), False)
     if isinstance(criterion, CTCCriterion):
         reported |= dict.fromkeys(CTC_METRICS, False)
     if isinstance(criterion, SentencePredictionCriterion):

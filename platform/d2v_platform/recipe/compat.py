@@ -214,10 +214,34 @@ ONLY_OF: dict[str, dict[str, tuple[tuple[Any, ...], str]]] = {
         "task.freq_weighted_replacement": ((False,), f"{_TEXT_1_MASKS}; use false"),
     },
     "roberta": {"task.d2v2_multi": ((False,), "belongs to data2vec 2.0; use false")},
+    "transformer_lm": {
+        "task.self_target": ((False,), "models of other directions are not built; use false"),
+        "task.past_target": ((False,), "models of other directions are not built; use false"),
+        "task.future_target": ((True, False), "the target is always the next token"),
+        "task.add_bos_token": ((False,), "sentences begin with </s>; use false"),
+        "task.output_dictionary_size": ((-1,), "the softmax is over the whole dictionary; use -1"),
+        "task.max_target_positions": ((None,), "give model.max_target_positions"),
+        "task.pad_to_fixed_length": ((False,), "batches have their own lengths; use false"),
+        "task.pad_to_fixed_bsz": ((False,), "batches have their own sizes; use false"),
+        "criterion.sentence_avg": ((False,), "the loss is a token's share; use false"),
+        "model.character_embeddings": ((False,), "characters as input are not built; use false"),
+        "model.quant_noise_scalar": ((0, 0.0), "quantisation noise is not supported; use 0"),
+        "model.decoder_layers_to_keep": ((None,), "pruned models are not supported"),
+        "model.relu_dropout": ((0, 0.0), "is activation_dropout; use that"),
+        "model.add_bos_token": ((False,), "sentences begin with </s>; use false"),
+    },
 }
 # Fields of a component that have no effect with a model: model -> dotted name -> reason.
 IGNORED_OF: dict[str, dict[str, str]] = {
     "data2vec_multi": {"task.mask_prob": _MODEL_MASKS, "task.mask_multiple_length": _MODEL_MASKS},
+    "transformer_lm": {
+        "model.tokens_per_sample": "task.tokens_per_sample decides",
+        "model.character_filters": "only used with character_embeddings",
+        "model.character_embedding_dim": "only used with character_embeddings",
+        "model.char_embedder_highway_layers": "only used with character_embeddings",
+        "model.tpu": "TPUs are not supported",
+        "criterion.ddp_backend": _DDP,
+    },
     "data2vec_text": {
         "task.include_target_tokens": "the teacher sees the whole text: see model.teacher_sees_masked_only",
         "task.include_index": "every sample has its id",
@@ -273,7 +297,6 @@ NOT_BUILT: dict[str, dict[str, str]] = {
     "criterion": {
         "audio_classification": "audio events",
         "masked_lm": "RoBERTa",
-        "cross_entropy": "language models",
         "wav2vec": "speech",
     },
     "optimizer": dict.fromkeys(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from data2vec.config import Data2VecMultiConfig
+from data2vec.lm.config import TransformerLMConfig
 from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.text_config import Data2VecTextConfig
 from data2vec.v1.vision_config import Data2VecVisionConfig
@@ -26,6 +27,12 @@ from .image_components import (
     MaeImageClassification,
     MaeImageClassificationTask,
     MaeImagePretrainingTask,
+)
+from .language_components import (
+    AdaptiveLossCriterion,
+    CrossEntropyCriterion,
+    LanguageCriterion,
+    LanguageModelingTask,
 )
 
 Shorten = Literal["none", "truncate", "random_crop"]
@@ -190,12 +197,13 @@ class Composite:
 
 
 ImageTask = ImagePretraining | ImageClassificationData
-Task = MaskedLMTask | SentencePredictionTask | AudioPretrainingTask | AudioFinetuningTask | ImageTask
+TextTask = MaskedLMTask | SentencePredictionTask | LanguageModelingTask
+Task = TextTask | AudioPretrainingTask | AudioFinetuningTask | ImageTask
 Model = (
     Data2VecMultiConfig | Data2VecTextConfig | TextClassification | Roberta | Data2VecAudioConfig | Wav2VecCTC
-    | Data2VecVisionConfig | ImageClassifierModel
+    | Data2VecVisionConfig | ImageClassifierModel | TransformerLMConfig
 )  # fmt: skip
-Criterion = ModelCriterion | SentencePredictionCriterion | CTCCriterion
+Criterion = ModelCriterion | SentencePredictionCriterion | CTCCriterion | LanguageCriterion
 Optimizer = Adam | Composite
 LRScheduler = Schedule | PassThrough
 
@@ -203,6 +211,7 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
     "task": {
         "masked_lm": MaskedLMTask,
         "sentence_prediction": SentencePredictionTask,
+        "language_modeling": LanguageModelingTask,
         "audio_pretraining": AudioPretrainingTask,
         "audio_finetuning": AudioFinetuningTask,
         "mae_image_pretraining": MaeImagePretrainingTask,
@@ -220,11 +229,14 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
         "data2vec_vision": Data2VecVisionConfig,
         "mae_image_classification": MaeImageClassification,
         "data2vec_image_classification": Data2VecImageClassification,
+        "transformer_lm": TransformerLMConfig,
     },
     "criterion": {
         "model": ModelCriterion,
         "sentence_prediction": SentencePredictionCriterion,
         "ctc": CTCCriterion,
+        "cross_entropy": CrossEntropyCriterion,
+        "adaptive_loss": AdaptiveLossCriterion,
     },
     "optimizer": {"adam": Adam, "composite": Composite},
     "lr_scheduler": {
@@ -245,6 +257,7 @@ INHERITED: dict[str, dict[str, str]] = {
     "data2vec_audio": {"seed": "common.seed", "max_update": "optimization.max_update"},
     "data2vec_text": {"seed": "common.seed", "max_update": "optimization.max_update"},
     "data2vec_vision": {"seed": "common.seed", "max_update": "optimization.max_update"},
+    "transformer_lm": {"max_target_positions": "task.tokens_per_sample"},
     "cosine": {"max_update": "optimization.max_update"},
     "tri_stage": {"max_update": "optimization.max_update"},
     "polynomial_decay": {"total_num_update": "optimization.max_update"},

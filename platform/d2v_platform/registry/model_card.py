@@ -127,7 +127,16 @@ import mlflow
 model = mlflow.pyfunc.load_model("{named}"){remark}
 ```
 """
-    if facts.modality == "text":
+    if facts.kind == "language_model":
+        text = f"""```python
+import mlflow, pandas as pd
+model = mlflow.pyfunc.load_model("{named}"){remark}
+print(model.predict(pd.DataFrame({{"text": ["SOME TEXT"]}})))
+```
+
+For decoding: `decoding.type=fairseqlm decoding.lmpath={named}` with a lexicon in the case of its dictionary.
+"""
+    elif facts.modality == "text":
         pretrained = facts.kind == "pretrained"
         call = '{"output": "embedding", "pooling": "mean"}' if pretrained else '{"output": "scores"}'
         use = 'embed(["Some text."])' if pretrained else 'classify(["Some text."])'
@@ -161,7 +170,7 @@ def _limits(facts: CardFacts) -> list[str]:
     limits.append("Figures hold for the data with this fingerprint and for no other.")
     if facts.kind == "pretrained":
         limits.append("A pretrained encoder: its features need a task head or a distance; it judges nothing.")
-    elif facts.kind != "ctc":
+    elif facts.kind not in ("ctc", "language_model"):
         limits.append("Scores are not calibrated probabilities.")
     if facts.modality == "text":
         limits.append("Texts longer than the model's positions are cut, with a warning.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import data2vec
 
 from ..tracking.mlflow_access import configure_environment
-from . import audio_models, image_models
+from . import audio_models, image_models, language_models
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -98,6 +98,8 @@ def _entry(config: Mapping[str, Any]) -> str:
     """The file that MLflow runs for models of this modality."""
     if audio_models.is_audio(config):
         return audio_models.ENTRY
+    if language_models.is_language_model(config):
+        return language_models.ENTRY
     return image_models.ENTRY if image_models.is_image(config) else "pyfunc_entry.py"
 
 
@@ -107,6 +109,8 @@ def signature(config: Mapping[str, Any]) -> ModelSignature:
         return audio_models.audio_signature(config)
     if image_models.is_image(config):
         return image_models.image_signature(config)
+    if language_models.is_language_model(config):
+        return language_models.language_signature()
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
     from mlflow.types.schema import Array

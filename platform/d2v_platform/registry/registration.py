@@ -25,6 +25,7 @@ _KINDS = {
     "sentence_classifier": "sentence classifier",
     "image_classifier": "image classifier",
     "ctc": "speech recogniser (CTC)",
+    "language_model": "transformer language model",
 }
 
 
@@ -133,7 +134,9 @@ def card_facts(
     model, task = read_model_config(config.get("family"), config["model"]), config.get("task") or {}
     modality = modality_of(model).lower()
     generation = {1: "data2vec", 2: "data2vec 2.0"}[generation_of(model)]
-    what = _KINDS.get(config["kind"], f"{modality} encoder")
+    what = f"{generation} {_KINDS.get(config['kind'], f'{modality} encoder')}"
+    if config["kind"] == "language_model":
+        what = f"Transformer language model over {task.get('units', 'tokens')}"
     changed = difference(composed.recipe, composed.base)
     shown = {
         key: value for key, value in summary.metrics.items() if not key.startswith("train/") or "loss" in key
@@ -143,7 +146,7 @@ def card_facts(
     return CardFacts(
         name=name,
         kind=config["kind"],
-        summary=f"{generation} {what}, {shape_in_words(model)}",
+        summary=f"{what}, {shape_in_words(model)}",
         recipe=composed.named_recipe,
         recipe_difference={field: (change.before, change.after) for field, change in changed.items()},
         data_fingerprint=summary.facts.get("data.fingerprint", ""),

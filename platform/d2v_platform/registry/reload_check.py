@@ -42,7 +42,7 @@ def record_check(folder: Path | str, model: Any = None, texts: tuple[str, ...] =
 
         model = data2vec.load(folder)
     # Not at the top: this file also runs as a script, without its package.
-    from . import image_models
+    from . import image_models, language_models
     from .audio_models import check_outputs, check_recordings, is_audio
 
     path = folder / CHECK_FILE
@@ -58,6 +58,15 @@ def record_check(folder: Path | str, model: Any = None, texts: tuple[str, ...] =
         output, expected = image_models.check_outputs(model)
         content = {
             "format": FORMAT, "output": output, "files": image_models.check_images(), "expected": expected,
+            "rtol": _RTOL, "atol": _ATOL,
+        }  # fmt: skip
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        return path
+    if language_models.is_language_model(model.config):
+        asked = language_models.check_texts(model)
+        expected = language_models.check_outputs(model, asked)
+        content = {
+            "format": FORMAT, "output": "log_prob", "texts": asked, "expected": expected,
             "rtol": _RTOL, "atol": _ATOL,
         }  # fmt: skip
         path.write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -130,6 +139,8 @@ def _compare(package: str, check_path: str) -> str | None:
     table = model.predict(inputs, params={"output": check["output"]})
     if check["output"] == "emissions":
         got = np.array([np.array(rows).ravel().tolist() for rows in table["emissions"]])
+    elif check["output"] == "log_prob":
+        got = table[["log_prob"]].to_numpy()
     elif check["output"] == "embedding":
         got = np.array(table["embedding"].tolist())
     else:

@@ -9,12 +9,21 @@ from ..recipe.audio_components import AudioFinetuningTask, AudioPretrainingTask
 from ..recipe.components import MaskedLMTask
 from ..recipe.image_components import ImageClassificationData
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
+from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
-from . import audio_finetuning, audio_pretraining, image_data, sentence_prediction, text_pretraining
+from . import (
+    audio_finetuning,
+    audio_pretraining,
+    image_data,
+    language_modeling,
+    sentence_prediction,
+    text_pretraining,
+)
 from .audio_finetuning import AudioFinetuning
 from .audio_pretraining import AudioPretraining
 from .image_classification import ImageClassification
 from .image_pretraining import ImagePretraining
+from .language_modeling import LanguageModeling
 from .sentence_prediction import SentencePrediction
 from .task import MicroBatch, TrainingTask
 from .text_pretraining import TextPretraining
@@ -39,6 +48,8 @@ def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:
         return ImagePretraining(recipe)
     if isinstance(recipe.task, ImageClassificationData):
         return ImageClassification(recipe, model_folder)
+    if isinstance(recipe.task, LanguageModelingTask):
+        return LanguageModeling(recipe)
     return SentencePrediction(recipe, model_folder)
 
 
@@ -53,6 +64,8 @@ def open_subset(recipe: Recipe, subset: str) -> Any:
         return audio_finetuning.open_subset(recipe, subset, audio_finetuning.load_letters(task), None)
     if isinstance(task, ImagePretrainingRecipe | ImageClassificationData):
         return image_data.open_subset(recipe, subset, training=training, augmented=False)
+    if isinstance(task, LanguageModelingTask):
+        return language_modeling.open_subset(recipe, subset)
     return sentence_prediction.open_subset(recipe, subset)
 
 
@@ -72,5 +85,7 @@ def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         ImagePretraining.check_data(recipe)
     elif isinstance(recipe.task, ImageClassificationData):
         ImageClassification.check_data(recipe, model_folder)
+    elif isinstance(recipe.task, LanguageModelingTask):
+        LanguageModeling.check_data(recipe)
     else:
         SentencePrediction.check_data(recipe, model_folder)

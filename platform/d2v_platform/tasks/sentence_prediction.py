@@ -237,6 +237,8 @@ def _check_fit(recipe: Recipe, parent: Artifact, train: SentenceDataset) -> None
     assert isinstance(task, SentencePredictionTask)
     if parent.modality != "TEXT":
         raise CheckpointError(f"{parent.folder} holds a model of {parent.modality}, not a text model")
+    if parent.kind == "language_model":
+        raise CheckpointError(f"{parent.folder} holds a language model, which has no features for a head")
     if isinstance(recipe.model, Roberta) and not isinstance(parent.model_config, Data2VecTextConfig):
         rule = (
             "is a data2vec 2.0 model: fine-tune it with the recipes of v2/text_finetuning (model.model_path)"

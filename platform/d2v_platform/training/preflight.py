@@ -13,6 +13,7 @@ from ..home import home_folder
 from ..recipe.audio_components import AudioFinetuningTask, AudioPretrainingTask, Wav2VecCTC
 from ..recipe.components import MaskedLMTask, Roberta, SentencePredictionTask, TextClassification
 from ..recipe.image_components import ImageClassifierModel
+from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
 from ..registry.model_source import resolve
 
@@ -94,6 +95,7 @@ def preflight(recipe: Recipe, pretrained: Path | None) -> None:
 def _missing_folder(recipe: Recipe, folder: Path) -> str:
     wanted = {
         MaskedLMTask: "the folder that d2v prepare text wrote (dict.txt, train.bin, train.idx)",
+        LanguageModelingTask: "the folder that d2v prepare text wrote (dict.txt, train.bin, train.idx)",
         SentencePredictionTask: "the <TASK>-bin folder that d2v prepare glue wrote",
         AudioPretrainingTask: "the folder that d2v prepare audio-manifest wrote (train.tsv)",
         AudioFinetuningTask: "the folder that d2v prepare audio-manifest and audio-labels wrote",

@@ -25,13 +25,17 @@ from data2vec.config import (
 )
 from data2vec.conv_spec import frame_count, parse_conv_layers
 from data2vec.data.dictionary import Dictionary
-from data2vec.errors import Data2VecError
+from data2vec.errors import ConfigError, Data2VecError
 from data2vec.flops import StepCost, StepShape, Storage, finetuning_step, pretraining_step
+from data2vec.lm.config import TransformerLMConfig
+from data2vec.lm.flops import as_multi as as_blocks
+from data2vec.lm.flops import language_model_step
 from data2vec.v1.sizes import as_multi
 
 from ..recipe.audio_components import AudioPretrainingTask
 from ..recipe.components import MaskedLMTask, SentencePredictionTask
 from ..recipe.image_components import ImageClassificationData, ImagePretraining
+from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
 
 PUBLISHED_VOCABULARY = 50265  # of the released text models; where the data's dictionary cannot be read
@@ -51,6 +55,7 @@ class Workload:
         epoch_micro_batches: micro-batches of an epoch; ``None`` if the data was not read.
         dataset: the opened training data, ``None`` if it was not read.
         sees_all: the student sees masked positions too, as embeddings (data2vec 1).
+        language: a language model, whose layers ``config`` describes.
     """
 
     recipe: Recipe
@@ -61,6 +66,7 @@ class Workload:
     epoch_micro_batches: int | None
     dataset: Any = None
     sees_all: bool = False
+    language: TransformerLMConfig | None = None
 
     def under(self, recipe: Recipe) -> Workload:
         """The same model and data under another recipe."""
@@ -87,6 +93,14 @@ class Workload:
 
     def cost(self, size: tuple[int, int], storage: Storage, accumulates: bool) -> StepCost:
         """What a micro-batch of so many samples and such a length costs."""
+        if self.language is not None:
+            return language_model_step(
+                self.language,
+                self.shape(*size),
+                vocab_size=self.vocab_size,
+                storage=storage,
+                accumulates=accumulates,
+            )
         shared: dict[str, Any] = {
             "vocab_size": self.vocab_size,
             "storage": storage,
@@ -122,6 +136,8 @@ def make_workload(recipe: Recipe, pretrained: Path | None) -> Workload | None:
         ``None`` for a model whose cost is not described here.
     """
     dataset = training_data(recipe)
+    if isinstance(recipe.model, TransformerLMConfig):
+        return _language_workload(recipe, recipe.model, dataset)
     own = as_multi(recipe.model)
     if own is not None:
         config, vocabulary = own, _vocabulary(recipe, dataset) if own.modality_name == "TEXT" else 0
@@ -146,11 +162,26 @@ def make_workload(recipe: Recipe, pretrained: Path | None) -> Workload | None:
     )
 
 
+def _language_workload(recipe: Recipe, model: TransformerLMConfig, dataset: Any) -> Workload:
+    config = as_blocks(model)
+    sizes, count = _sizes(recipe, config, dataset)
+    vocabulary = _vocabulary(recipe, dataset)
+    if found := model.vocabulary_problems(vocabulary):
+        raise ConfigError(found)
+    return Workload(recipe, config, vocabulary, False, sizes, count, dataset, language=model)
+
+
 def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float] | None:
     """FLOPs of a micro-batch of so many samples of such a length, for the model that is being trained.
 
     Work that activation checkpointing does twice counts once. ``None`` for a model that we cannot price.
     """
+    if isinstance(recipe.model, TransformerLMConfig):
+        size = int(getattr(module, "vocab_size", 0))
+        priced = Workload(
+            recipe, as_blocks(recipe.model), size, False, Counter(), None, language=recipe.model
+        )
+        return functools.cache(lambda samples, length: priced.cost((samples, length), Storage(), False).flops)
     networks = [found for part in module.modules() if (found := as_multi(getattr(part, "config", None)))]
     if not networks:
         return None
@@ -175,12 +206,20 @@ def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float
 
 def training_data(recipe: Recipe) -> Any:
     """The opened training subset, or ``None`` where it cannot be read (training says why)."""
-    from ..tasks import audio_pretraining, image_data, sentence_prediction, text_pretraining
+    from ..tasks import (
+        audio_pretraining,
+        image_data,
+        language_modeling,
+        sentence_prediction,
+        text_pretraining,
+    )
 
     task, subset = recipe.task, recipe.dataset.train_subset
     try:
         if isinstance(task, MaskedLMTask):
             return text_pretraining.open_subset(recipe, subset)
+        if isinstance(task, LanguageModelingTask):
+            return language_modeling.open_subset(recipe, subset)
         if isinstance(task, SentencePredictionTask):
             return sentence_prediction.open_subset(recipe, subset)
         if isinstance(task, AudioPretrainingTask):

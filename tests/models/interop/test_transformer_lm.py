@@ -20,8 +20,8 @@ COMMON: dict[str, Any] = {
     "_name": "transformer_lm", "activation_fn": "relu", "dropout": 0.1, "decoder_embed_dim": DIM,
     "decoder_output_dim": DIM, "decoder_input_dim": DIM, "decoder_ffn_embed_dim": HIDDEN,
     "decoder_layers": LAYERS, "decoder_attention_heads": 2, "decoder_normalize_before": True,
-    "character_embeddings": False, "character_embedding_dim": 4, "quant_noise_pq": 0.0, "add_bos_token": False,
-    "tokens_per_sample": 512, "max_target_positions": None,
+    "character_embeddings": False, "character_embedding_dim": 4, "quant_noise_pq": 0.0,
+    "add_bos_token": False, "tokens_per_sample": 512, "max_target_positions": None,
 }  # fmt: skip
 BANDS: dict[str, Any] = {  # as Baevski and Auli's models: all in bands, everything tied
     "adaptive_input": True, "adaptive_input_cutoff": "10,20", "adaptive_softmax_cutoff": "10,20",
@@ -53,7 +53,10 @@ def plain_state() -> dict[str, torch.Tensor]:
         {"decoder.embed_tokens.weight": (VOCAB, DIM), "decoder.layer_norm.weight": (DIM,),
          "decoder.layer_norm.bias": (DIM,), "decoder.output_projection.weight": (VOCAB, DIM)} | layers()
     )  # fmt: skip
-    return state | {"decoder.version": torch.tensor([3.0]), "decoder.embed_positions._float_tensor": torch.zeros(1)}
+    return state | {
+        "decoder.version": torch.tensor([3.0]),
+        "decoder.embed_positions._float_tensor": torch.zeros(1),
+    }
 
 
 def banded_state() -> dict[str, torch.Tensor]:
@@ -92,7 +95,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(("make", "options"), CASES.values(), ids=CASES)
-def test_a_file_goes_in_and_out_with_the_same_tensors(tmp_path: Path, make: Any, options: dict[str, Any]) -> None:
+def test_a_file_goes_in_and_out_with_the_same_tensors(
+    tmp_path: Path, make: Any, options: dict[str, Any]
+) -> None:
     state = make()
     path = written(tmp_path / "in", state, **options)
     loaded = load(path)  # finds the dictionary beside it
@@ -135,7 +140,10 @@ def test_files_of_older_fairseq_are_read(tmp_path: Path) -> None:
     state["decoder.embed_out"] = state.pop("decoder.output_projection.weight")
     path = written(tmp_path / "old", state)
     plain = {k: v for k, v in COMMON.items() if k != "_name"}
-    content = {"args": Namespace(arch="transformer_lm_gbw", task="language_modeling", **plain), "model": state}
+    content = {
+        "args": Namespace(arch="transformer_lm_gbw", task="language_modeling", **plain),
+        "model": state,
+    }
     torch.save(content, path)
     assert load(path).score(["W1 W2"]) == pytest.approx(wanted)
 
@@ -153,7 +161,9 @@ def test_files_of_older_fairseq_are_read(tmp_path: Path) -> None:
         ({"decoder_ffn_embed_dim": 12}, r"fc1.weight is \(16, 8\), but its configuration says \(12, 8\)"),
     ],
 )
-def test_what_is_not_built_or_does_not_fit_is_named(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+def test_what_is_not_built_or_does_not_fit_is_named(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
     with pytest.raises(CheckpointError, match=words):
         import_file(written(tmp_path, plain_state(), **change))
 

@@ -1,0 +1,106 @@
+"""What one training step of a language model costs, in the terms of :mod:`data2vec.flops`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from ..config import Data2VecMultiConfig, ModalitiesConfig, TextModalityConfig
+from ..flops import StepCost
+from ..step_stages import FLOAT, Part, StepShape, Storage, block_stages
+from .config import TransformerLMConfig
+from .transformer import TransformerLM
+
+BAND_SHARE = 0.1  # assumed share of the tokens in each band after the first; text decides the real one
+
+
+def as_multi(config: TransformerLMConfig) -> Data2VecMultiConfig:
+    """A network of equal width, depth and dropouts, whose blocks cost the same."""
+    front = TextModalityConfig(
+        prenet_depth=0,
+        mask_length=1,
+        max_source_positions=config.max_target_positions,
+        dropout=config.dropout,
+        layernorm_embedding=config.layernorm_embedding,
+        decoder=None,
+    )
+    return Data2VecMultiConfig(
+        modalities=ModalitiesConfig(text=front),
+        supported_modality="TEXT",
+        clone_batch=1,
+        average_top_k_layers=1,
+        depth=config.decoder_layers,
+        embed_dim=config.decoder_embed_dim,
+        num_heads=config.decoder_attention_heads,
+        mlp_ratio=config.decoder_ffn_embed_dim / config.decoder_embed_dim,
+        encoder_dropout=config.dropout,
+        post_mlp_drop=config.dropout,
+        attention_dropout=config.attention_dropout,
+        activation_dropout=config.activation_dropout,
+    )
+
+
+def language_model_step(
+    config: TransformerLMConfig,
+    shape: StepShape,
+    *,
+    vocab_size: int,
+    storage: Storage | None = None,
+    accumulates: bool = False,
+) -> StepCost:
+    """Embeddings, causal layers and softmax on one micro-batch.
+
+    Args:
+        config: the model.
+        shape: samples and positions; masks and clones play no part.
+        vocab_size: V.
+        storage: of the processor; by default a CPU in fp32.
+        accumulates: the update has further micro-batches on this worker.
+    """
+    storage = storage or Storage()
+    network = as_multi(config)
+    shape = dataclasses.replace(shape, kept=shape.positions, clones=1)
+    text = network.modalities.text
+    assert text is not None
+    blocks = block_stages(network, text, shape.samples, shape.positions, storage, checkpointed=False)
+    tokens, width = shape.samples * shape.positions, config.decoder_embed_dim
+    with torch.device("meta"):
+        model = TransformerLM(config, vocab_size, seed=None)
+    everything = sum(p.numel() for p in model.parameters())
+    softmax, logits = _softmax(config, vocab_size)
+    output = Part(
+        name="softmax",
+        forward=2.0 * tokens * softmax,
+        backward=4.0 * tokens * softmax,
+        parameters=0,
+        kept_bytes=tokens * (logits * FLOAT + width * storage.matrix_bytes),
+        working_bytes=tokens * logits * FLOAT,
+    )
+    embeddings = Part(
+        name="embeddings and softmax",
+        forward=0.0,
+        backward=0.0,
+        parameters=everything - sum(part.parameters for part in blocks),
+        kept_bytes=float(tokens * width * (FLOAT + storage.mask_bytes * (config.dropout > 0))),
+    )
+    return StepCost(
+        parts=(embeddings, *blocks, output),
+        accumulates=accumulates,
+        cast_bytes=0 if storage.matrix_bytes == FLOAT else storage.matrix_bytes * everything,
+    )
+
+
+def _softmax(config: TransformerLMConfig, vocab_size: int) -> tuple[float, float]:
+    """Multiply-adds and logits of a token."""
+    width, cutoff = config.output_dim, config.softmax_cutoff
+    if cutoff is None:
+        return float(width * vocab_size), float(vocab_size)
+    ends = [*cutoff, vocab_size]
+    work = float(width * (ends[0] + len(cutoff)))
+    logits = float(ends[0] + len(cutoff))
+    for band in range(1, len(ends)):
+        inner, words = int(width // config.adaptive_softmax_factor**band), ends[band] - ends[band - 1]
+        work += BAND_SHARE * inner * (width + words)
+        logits += BAND_SHARE * words
+    return work, logits

@@ -1,0 +1,44 @@
+"""What the registry needs to know about language models: signature, and the inputs of the reload check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+ENTRY = "pyfunc_language_entry.py"
+
+
+def is_language_model(config: Mapping[str, Any]) -> bool:
+    """Whether a model folder's ``config.json`` is of a language model."""
+    return config.get("kind") == "language_model"
+
+
+def language_signature() -> ModelSignature:
+    """A column of texts in; log probability, tokens and perplexity out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    outputs: list[Any] = [
+        ColSpec(DataType.double, "log_prob"),
+        ColSpec(DataType.long, "tokens"),
+        ColSpec(DataType.double, "perplexity"),
+    ]
+    params = ParamSchema([ParamSpec("output", DataType.string, "log_prob")])
+    inputs = Schema([ColSpec(DataType.string, "text")])
+    return ModelSignature(inputs=inputs, outputs=Schema(outputs), params=params)
+
+
+def check_texts(model: Any) -> list[str]:
+    """Sentences of the model's own symbols, the same on every machine, one with an unknown word."""
+    symbols = [s for s in model.dictionary.symbols[4:] if not s.startswith("madeupword")]
+    joiner = "" if model.units == "letters" else " "
+    picked = [symbols[(7 * index) % len(symbols)] for index in range(9)]
+    return [joiner.join(picked[:4]), joiner.join(picked[2:]), f"{picked[0]} \u00a4\u00a4"]
+
+
+def check_outputs(model: Any, texts: list[str]) -> list[list[float]]:
+    """What the reload check compares: the log probability of each text."""
+    return [[value] for value in model.score(texts)]

@@ -1,0 +1,168 @@
+"""Training a transformer language model: the next token out of those before it, judged by perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from data2vec.artifact import load_strictly, read_artifact, save_artifact
+from data2vec.data.dictionary import Dictionary
+from data2vec.data.next_token import NextTokenDataset
+from data2vec.errors import CheckpointError, ConfigError, DataError
+from data2vec.lm.config import TransformerLMConfig
+from data2vec.lm.loaded import units_of
+from data2vec.lm.transformer import TransformerLM
+
+from ..recipe.language_components import LanguageModelingTask
+from ..recipe.schema import Recipe
+from ..training.statistics import Layout, Sums
+from .task import MicroBatch, TrainingTask, batches_of
+
+
+class LanguageModeling(TrainingTask):
+    """The ``language_modeling`` task with the ``transformer_lm`` model."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        assert isinstance(recipe.model, TransformerLMConfig)
+        assert isinstance(recipe.task, LanguageModelingTask)
+        self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
+        self._datasets: dict[str, NextTokenDataset] = {}
+        self.dictionary = self.dataset(recipe.dataset.train_subset).dictionary
+        _check_vocabulary(recipe, self.dictionary)
+        self.model = TransformerLM(recipe.model, len(self.dictionary), seed=recipe.common.seed)
+        self.layout = Layout(("loss", "sample_size", "nsentences", "ntokens", "micro_batches"))
+
+    @property
+    def module(self) -> nn.Module:
+        """The model."""
+        return self.model
+
+    @property
+    def trained(self) -> nn.Module:
+        """The model."""
+        return self.model
+
+    @staticmethod
+    def check_data(recipe: Recipe) -> None:
+        """Open every subset that training will use, and compare dictionaries and bands."""
+        dictionary = open_subset(recipe, recipe.dataset.train_subset).dictionary
+        _check_vocabulary(recipe, dictionary)
+        for subset in recipe.valid_subsets():
+            if open_subset(recipe, subset).dictionary.digest() != dictionary.digest():
+                raise DataError(
+                    f"task.data = {recipe.task.data!r}: {subset} has another dictionary than training"
+                )
+
+    def dataset(self, subset: str, epoch: int = 1) -> NextTokenDataset:
+        """Token blocks; with several folders in ``task.data`` each epoch takes the next one."""
+        found = self._datasets.get(subset) or open_subset(self.recipe, subset)
+        self._datasets[subset] = found.for_epoch(epoch)
+        return self._datasets[subset]
+
+    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
+        """Fixed batches in an order that is a function of (seed, epoch)."""
+        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=False)
+
+    def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
+        """Summed negative log probability of a micro-batch's tokens, in nats."""
+        loss, count = self._loss(batch, self.recipe.common.seed, update)
+        scalars = {
+            "loss": loss.detach(),
+            "sample_size": count,
+            "nsentences": len(batch["id"]),
+            "ntokens": count,
+            "micro_batches": 1,
+        }
+        return MicroBatch(loss, count, scalars)
+
+    def _loss(self, batch: Mapping[str, torch.Tensor], *key: int) -> tuple[torch.Tensor, int]:
+        target = batch["target"]
+        real = target.ne(Dictionary.pad)
+        hidden = self.model(batch["source"], *key)
+        return self.model.nll(hidden[real], target[real]).sum(), int(real.sum())
+
+    def initialise_from(self, folder: Path) -> None:
+        """The weights of a language model over the same dictionary."""
+        artifact = read_artifact(folder)
+        if artifact.kind != "language_model":
+            raise CheckpointError(f"{folder} holds a {artifact.kind} model, not a language model")
+        if artifact.words is not None and artifact.words.digest() != self.dictionary.digest():
+            raise CheckpointError(
+                f"{folder} was trained with another dictionary than task.data = {self.task.data!r}; prepare "
+                f"the data again with --dict {folder}/dict.txt"
+            )
+        load_strictly(self.model, artifact.state, folder)
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """Loss of a token in bits, as the reference logs it, and perplexity."""
+        return _figures(sums["loss"], sums["sample_size"])
+
+    def predict(self, batch: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
+        """Sums of one validation batch."""
+        loss, count = self._loss(batch)
+        return [{"id": int(batch["id"][0]), "loss": float(loss), "tokens": count}]
+
+    def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
+        """Loss of a token in bits, and perplexity, over the whole subset."""
+        return _figures(sum(r["loss"] for r in results), sum(r["tokens"] for r in results))
+
+    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+        """Weights and dictionary."""
+        return save_artifact(
+            folder,
+            kind="language_model",
+            model_config=self.config,
+            state=self.model.state_dict(),
+            task={
+                "units": units_of(self.dictionary),
+                "metric": self.recipe.checkpoint.best_checkpoint_metric,
+                "tokens_per_sample": self.task.tokens_per_sample,
+            },
+            words=self.dictionary,
+            origin=origin,
+        )
+
+    def facts(self) -> dict[str, str]:
+        """Fingerprints of what it was judged and trained on, and the dictionary's hash."""
+        train = self.recipe.dataset.train_subset
+        judged_on = (self.recipe.valid_subsets() or [train])[0]
+        return {
+            "data.fingerprint": self.dataset(judged_on).fingerprint(),
+            "data.train_fingerprint": self.dataset(train).fingerprint(),
+            "dictionary.hash": self.dictionary.digest(),
+        }
+
+
+def open_subset(recipe: Recipe, subset: str) -> NextTokenDataset:
+    """The token blocks of one subset as the recipe asks for them."""
+    task, settings = recipe.task, recipe.dataset
+    assert isinstance(task, LanguageModelingTask)
+    training = subset == settings.train_subset
+    return NextTokenDataset(
+        task.data,
+        subset,
+        tokens_per_sample=task.tokens_per_sample,
+        sample_break_mode=task.sample_break_mode,
+        shorten_method=task.shorten_method,
+        shorten_data_split_list=task.shorten_data_split_list,
+        seed=recipe.common.seed,
+        max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
+        skip_invalid=settings.skip_invalid_size_inputs_valid_test,
+    )
+
+
+def _check_vocabulary(recipe: Recipe, dictionary: Dictionary) -> None:
+    assert isinstance(recipe.model, TransformerLMConfig)
+    if found := recipe.model.vocabulary_problems(len(dictionary)):
+        raise ConfigError(found)
+
+
+def _figures(nats: float, tokens: float) -> dict[str, float]:
+    bits = nats / max(tokens, 1.0) / math.log(2)
+    return {"loss": bits, "ppl": 2.0**bits if bits < 1000 else math.inf}
