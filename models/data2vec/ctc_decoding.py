@@ -76,6 +76,19 @@ class Hypothesis:
     frames: tuple[int, ...]
     word_ends: tuple[int, ...]
 
+    def spans(self, letters: Dictionary) -> list[tuple[str, int, int]]:
+        """Each word with its first frame and the one after its last letter begins."""
+        delimiter, found = letters.index(WORD_END), list[tuple[int, int]]()
+        first = last = -1
+        for symbol, frame in zip((*self.letters, delimiter), (*self.frames, -1), strict=True):
+            if symbol == delimiter:
+                if first >= 0:
+                    found.append((first, last + 1))
+                first = -1
+                continue
+            first, last = (frame if first < 0 else first), frame
+        return [(word, *span) for word, span in zip(self.text.split(), found, strict=False)]
+
 
 class LexiconBeam:
     """Words of a lexicon, weighed by a language model over words (or, with ``unit``, over letters).

@@ -16,10 +16,13 @@ from d2v_platform.inference.transcription import transcribe_command
 from data2vec.artifact import save_artifact
 from data2vec.config import Data2VecMultiConfig
 from data2vec.ctc import CTCConfig, CTCModel
+from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import letter_line, released_letters
 from data2vec.data.manifest import manifest_text
-from data2vec.errors import ConfigError
+from data2vec.errors import ConfigError, Data2VecError
 from data2vec.language_model import NgramModel, lexicon_text
+from data2vec.lm.config import TransformerLMConfig
+from data2vec.lm.transformer import TransformerLM
 
 
 @pytest.fixture
@@ -75,7 +78,8 @@ def test_every_utterance_is_decoded_and_the_files_are_the_references(
     assert first == f"WER: {rates['dev']}" and second.endswith(" / 22")
     table = pd.read_parquet(out / "dev/utterances.parquet")
     assert table["id"].tolist() == list(range(11)) and {"wer", "words", "seconds"} <= set(table.columns)
-    assert "ONE TWO" in (out / "dev/worst.html").read_text()
+    page = (out / "dev/worst.html").read_text()
+    assert "<del>ONE" in page and f"WER {rates['dev']:.2f} %" in page
     assert not (out / "test/ref.word").exists() and (out / "test/hypo.word").is_file()
 
 
@@ -93,6 +97,82 @@ def test_a_language_model_forces_its_words(model: Path, data: Path, tmp_path: Pa
         word for text in pd.read_csv(tmp_path / "out/utterances.csv")["hypothesis"] for word in text.split()
     }
     assert said and said <= {"ONE", "TWO"}
+
+
+def language_model(folder: Path, symbols: list[str]) -> Path:
+    """A small transformer with random weights."""
+    dictionary = Dictionary(symbols, [1] * len(symbols))
+    sizes = {"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 16, "decoder_layers": 1}
+    config = TransformerLMConfig.from_dict({**sizes, "decoder_attention_heads": 2})
+    network = TransformerLM(config, len(dictionary))
+    return save_artifact(
+        folder, kind="language_model", model_config=config, state=network.state_dict(), words=dictionary
+    )
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """The arguments of a decoding with a transformer over words."""
+    pytest.importorskip("flashlight.lib.text.decoder")
+    (tmp_path / "lexicon").write_text(lexicon_text(["ONE", "TWO", "AN", "A"]))
+    lm = language_model(tmp_path / "lm", ["TWO", "A", "ONE", "AN"])
+    return ["decoding.type=fairseqlm", f"decoding.lexicon={tmp_path}/lexicon", f"decoding.lmpath={lm}",
+            "decoding.beam=20", "decoding.wordscore=20", "decoding.nbest=2"]  # fmt: skip
+
+
+def test_a_transformer_scores_the_words(model: Path, data: Path, tmp_path: Path, words: list[str]) -> None:
+    common = [f"task.data={data}", f"common_eval.path={model}\\\\{model}", "dataset.gen_subset=dev",
+              "common.cpu=true"]  # fmt: skip
+    options, notes = read_options(
+        [*common, *words, f"decoding.results_path={tmp_path}/out", "decoding.unique_wer_file=true"]
+    )
+    assert options.platform.device == "cpu" and options.common_eval.path == str(model)
+    assert any("only the first model" in note for note in notes)
+    infer(options)
+    table = pd.read_parquet(tmp_path / "out/utterances.parquet")
+    said = {word for text in table["hypothesis"] for word in text.split()}
+    assert said and said <= {"ONE", "TWO", "AN", "A"}
+    for row in table.itertuples():
+        assert [w["text"] for w in row.words] == row.hypothesis.split()
+        assert all(0 <= w["start_s"] < w["end_s"] <= row.seconds + 0.1 for w in row.words)
+        assert row.nbest[0]["text"] == row.hypothesis and row.nbest[0]["score"] >= row.nbest[1]["score"]
+    assert json.loads(pd.read_csv(tmp_path / "out/utterances.csv")["words"][3])[0]["text"] in said
+    (wer,) = (tmp_path / "out").glob("wer.*")
+    assert wer.suffix[1:].isdecimal() and "lmweight: 2.0" in wer.read_text()
+    page = (tmp_path / "out/worst.html").read_text()
+    assert "<ins>" in page and "http" not in page and "<script" not in page
+
+
+def test_a_transformer_over_letters(model: Path, data: Path, tmp_path: Path, words: list[str]) -> None:
+    lm = language_model(tmp_path / "letters", list("|ETAOINHSRDLUMWCFGYPBVK'XJQZ"))
+    common = [f"task.data={data}", f"common_eval.path={model}", "dataset.gen_subset=dev"]
+    unit = ["decoding.type=fairseqlm", "decoding.unitlm=true", f"decoding.lmpath={lm}", "decoding.beam=5"]
+    infer(read_options([*common, *unit, f"common_eval.results_path={tmp_path}/free"])[0])
+    bound = [*common, *unit, words[1], "decoding.wordscore=20", f"common_eval.results_path={tmp_path}/bound"]
+    infer(read_options(bound)[0])
+    table = pd.read_parquet(tmp_path / "bound/utterances.parquet")
+    said = {word for text in table["hypothesis"] for word in text.split()}
+    assert said and said <= {"ONE", "TWO", "AN", "A"}
+
+
+def test_language_models_that_do_not_fit_are_named(
+    model: Path, data: Path, tmp_path: Path, words: list[str]
+) -> None:
+    common = [f"task.data={data}", f"common_eval.path={model}", "dataset.gen_subset=dev"]
+    with pytest.raises(Data2VecError, match="holds a ctc model, not a transformer language model"):
+        infer(read_options([*common, *words, f"decoding.lmpath={model}"])[0])
+    with pytest.raises(Data2VecError, match="/no/such"):
+        infer(read_options([*common, *words, "decoding.lmpath=/no/such.pt"])[0])
+    lower = language_model(tmp_path / "lower", ["one", "two", "a", "an"])
+    with pytest.raises(Data2VecError, match="upper and lower case differ"):
+        infer(read_options([*common, *words, f"decoding.lmpath={lower}"])[0])
+    (tmp_path / "arpa").write_text(NgramModel.estimate([["O", "N", "E", "|"]], 2).arpa())
+    kenlm = [*common, words[1], "decoding.type=kenlm", f"decoding.lmpath={tmp_path}/arpa"]
+    with pytest.raises(Data2VecError, match="other units"):
+        infer(read_options(kenlm)[0])
+    (tmp_path / "lexicon").write_text("ONE\tO N E |\nNAÏVE\tN A Ï V E |\nTWO\tT W O\n")
+    with pytest.raises(Data2VecError, match=r"(?s)line 2.*Ï.*line 3.*must end with"):
+        infer(read_options([*common, *words])[0])
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from data2vec.artifact import read_artifact
-from data2vec.errors import DataError
 
 from ..home import home_folder
 from ..storage.cache import local_data
 from ..training.preflight import model_folder
-from .decoding import Job, batches, decode_batches, make_job, open_dataset
+from .decoding import load_search, make_job, make_search, open_dataset
 from .options import InferOptions, read_options
 from .outputs import errors_of, write_outputs
+from .spread import decode_subset
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def infer_command(arguments: Sequence[str], prog: str) -> dict[str, float | None
         return {}
     options, notes = read_options(arguments)
     for note in notes:
-        logger.info("%s", note)
+        logger.info("note: %s", note)
     return infer(options, Console())
 
 
@@ -48,19 +47,23 @@ def infer(options: InferOptions, console: Console | None = None) -> dict[str, fl
 
         return infer_images(options, folder, _results(options), console)
     data = local_data(options.task.data)
-    jobs = {subset: make_job(options, folder, data, subset) for subset in options.subsets()}
+    search = make_search(options.decoding, options.platform.chosen_device())
+    jobs = {subset: make_job(options, folder, data, subset, search) for subset in options.subsets()}
     results = _results(options)
     for job in jobs.values():
         open_dataset(job).verify()  # all subsets before the first one is decoded
+    load_search(str(folder), search)  # what is wrong with lexicon and language model is said here, once
     table = Table("subset", "utterances", "hours", "WER %", "S", "D", "I", "real-time factor")
     rates: dict[str, float | None] = {}
     for subset, job in jobs.items():
         begin = time.perf_counter()
-        records = decode_subset(job, options.platform.num_workers)
+        records = decode_subset(job, options.platform.num_workers, console)
         elapsed = time.perf_counter() - begin
         place = results / subset if len(jobs) > 1 else results
         decoding = asdict(options.decoding) | {"model": uri}
-        write_outputs(place, records, decoding, options.platform.worst)
+        unique = options.decoding.unique_wer_file
+        worst = options.platform.worst
+        write_outputs(place, records, decoding, worst, subset=subset, unique_wer_file=unique)
         errors = errors_of(records)
         rates[subset] = None if errors is None else errors.rate
         seconds = sum(record["seconds"] for record in records)
@@ -84,39 +87,14 @@ def _results(options: InferOptions) -> Path:
     return home_folder("inference") / time.strftime("%Y%m%d-%H%M%S")
 
 
-def decode_subset(job: Job, num_workers: int) -> list[dict[str, Any]]:
-    """All records of a subset, by id; with Ray workers each takes every k-th batch."""
-    parts = batches(open_dataset(job), job)
-    if num_workers == 0 or len(parts) < 2:
-        records = decode_batches(job, parts)
-    else:
-        records = _over_ray(job, parts, num_workers)
-    ids = [record["id"] for record in records]
-    if len(set(ids)) != len(ids):
-        raise DataError(
-            f"subset {job.subset}: an utterance was decoded twice; this is a bug, please report it"
-        )
-    return sorted(records, key=lambda record: record["id"])
-
-
-def _over_ray(job: Job, parts: list[list[int]], num_workers: int) -> list[dict[str, Any]]:
-    import ray
-
-    from ..training.ray_session import connected
-
-    with connected():
-        remote = ray.remote(num_cpus=1, max_retries=2)(decode_batches)
-        job = replace(job, threads=1)
-        shares = [parts[worker::num_workers] for worker in range(min(num_workers, len(parts)))]
-        found = ray.get([remote.remote(job, share) for share in shares])
-    return [record for records in found for record in records]
-
-
 _HELP = """usage: %(prog)s [--config-dir DIR] [--config-name infer] group.key=value ...
 
   %(prog)s task.data=/manifests common_eval.path=models:/NAME@ALIAS dataset.gen_subset=dev,test
   %(prog)s ... decoding.type=kenlm decoding.lexicon=lexicon.txt decoding.lmpath=lm.arpa decoding.beam=500
-  %(prog)s ... platform.num_workers=4        # spread over Ray workers
+  %(prog)s ... decoding.type=fairseqlm decoding.lexicon=lexicon.txt decoding.lmpath=lm.pt  # beside: dict.txt
+  %(prog)s ... decoding.type=fairseqlm decoding.lmpath=models:/LM@ALIAS decoding.unitlm=true    # over letters
+  %(prog)s ... platform.num_workers=4        # spread over Ray workers; distributed_world_size=4 is the same
+  d2v sweep decoding ...                      # weights of the language model, tuned on a dev subset
 
   %(prog)s task.data=/images common_eval.path=models:/NAME@ALIAS dataset.gen_subset=val   # an image model
 

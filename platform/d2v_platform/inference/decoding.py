@@ -21,13 +21,36 @@ from data2vec.data.batching import epoch_batches
 from data2vec.data.letters import greedy_ids, words_of_ids
 from data2vec.data.speech import SpeechDataset, SpeechOptions
 from data2vec.errors import CheckpointError
+from data2vec.lm.loaded import LanguageModel
 from data2vec.speech_metrics import word_errors
 from data2vec.speech_model import SAMPLE_RATE, SpeechModel
 
-from .options import InferOptions
+from ..training.preflight import model_folder
+from .options import DecodingOptions, InferOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """The search for words; plain values.
+
+    Attributes:
+        kind: ``viterbi``, ``kenlm`` or ``fairseqlm``.
+        unit: the language model is over letters.
+        lexicon: path, or ``None``.
+        language_model: ARPA or KenLM file, or the model folder of a transformer.
+        beam: fields of :class:`BeamOptions`.
+        device: of a transformer language model.
+    """
+
+    kind: str
+    unit: bool
+    lexicon: str | None
+    language_model: str | None
+    beam: tuple[tuple[str, Any], ...]
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What a worker needs to decode a part of a subset; plain values.
 
@@ -40,11 +63,8 @@ class Job:
         batch_size: utterances in a batch.
         max_sample_size: longer recordings are refused.
         min_sample_size: shorter ones are left out.
-        kind: ``viterbi`` or ``kenlm``.
-        unit: language model over letters.
-        lexicon: path, or ``None``.
-        language_model: path, or ``None``.
-        beam: fields of :class:`BeamOptions`.
+        search: how words are found.
+        device: of the acoustic model.
         threads: of PyTorch.
     """
 
@@ -56,20 +76,16 @@ class Job:
     batch_size: int | None
     max_sample_size: int | None
     min_sample_size: int | None
-    kind: str
-    unit: bool
-    lexicon: str | None
-    language_model: str | None
-    beam: tuple[tuple[str, Any], ...]
+    search: Search
+    device: str = "cpu"
     threads: int | None = None
 
 
-def make_job(options: InferOptions, model: Path, data: str, subset: str) -> Job:
+def make_job(options: InferOptions, model: Path, data: str, subset: str, search: Search) -> Job:
     """The job of one subset; labels are read where the subset has them."""
     labels = options.task.labels
     if labels is not None and not (Path(data) / f"{subset}.{labels}").is_file():
         labels = None
-    d = options.decoding
     return Job(
         model=str(model),
         data=data,
@@ -79,17 +95,40 @@ def make_job(options: InferOptions, model: Path, data: str, subset: str) -> Job:
         batch_size=options.dataset.batch_size,
         max_sample_size=options.task.max_sample_size,
         min_sample_size=options.task.min_sample_size,
-        kind=d.type,
-        unit=d.unitlm,
-        lexicon=d.lexicon,
-        language_model=d.lmpath,
-        beam=tuple(asdict(options.beam_options()).items()),
+        search=search,
+        device=search.device,
+    )
+
+
+def make_search(decoding: DecodingOptions, device: str) -> Search:
+    """The search that the options ask for; a transformer language model is brought to this machine.
+
+    Raises:
+        Data2VecError: the language model's name is unknown, or it is none.
+    """
+    path = decoding.lmpath
+    if decoding.type == "fairseqlm":
+        assert path is not None
+        folder, _ = model_folder(path)
+        kind = read_artifact(folder).kind
+        if kind != "language_model":
+            raise CheckpointError(
+                f"decoding.lmpath = {path!r} holds a {kind} model, not a transformer language model"
+            )
+        path = str(folder)
+    return Search(
+        kind=decoding.type,
+        unit=decoding.unitlm,
+        lexicon=decoding.lexicon,
+        language_model=path,
+        beam=tuple(asdict(decoding.beam_options()).items()),
+        device=device,
     )
 
 
 def open_dataset(job: Job) -> SpeechDataset:
     """The utterances, longest first in their batches; nothing is dropped but what the options say."""
-    speech = _model(job.model)
+    speech = load_acoustic(job.model)
     options = SpeechOptions(
         sample_rate=SAMPLE_RATE,
         normalize=speech.normalize,
@@ -117,51 +156,60 @@ def batches(dataset: SpeechDataset, job: Job) -> list[list[int]]:
     return [batch.tolist() for batch in found]
 
 
-def decode_batches(job: Job, parts: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """Results of some batches: one plain record an utterance."""
+def decode_batch(job: Job, dataset: SpeechDataset, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """Results of a batch: one plain record an utterance."""
     if job.threads:
         torch.set_num_threads(job.threads)
-    dataset, search = open_dataset(job), _search(job)
-    records: list[dict[str, Any]] = []
-    for indices, emissions, frames, model_s in _emissions(job, dataset, parts):
-        for row, index in enumerate(indices):
-            records.append(_record(job, dataset, index, emissions[row][: frames[row]], search, model_s[row]))
-    return records
+    search = load_search(job.model, job.search)
+    emissions, frames, model_s = compute_emissions(job, dataset, indices)
+    return [
+        decode_one(job, dataset, index, emissions[row][: frames[row]], search, model_s[row])
+        for row, index in enumerate(indices)
+    ]
 
 
-def _emissions(
-    job: Job, dataset: SpeechDataset, parts: Sequence[Sequence[int]]
-) -> Iterator[tuple[Sequence[int], np.ndarray, list[int], list[float]]]:
-    """Log-probabilities of each batch, with the frames and the model seconds of each utterance."""
-    speech = _model(job.model)
+def compute_emissions(
+    job: Job, dataset: SpeechDataset, indices: Sequence[int]
+) -> tuple[np.ndarray, list[int], list[float]]:
+    """Log-probabilities of a batch (B, T, V), with the frames and the model seconds of each utterance."""
+    speech = load_acoustic(job.model)
     assert speech.ctc is not None
-    for indices in parts:
-        batch = dataset.collate([dataset[index] for index in indices])
-        begin = time.perf_counter()
-        with torch.inference_mode():
-            output = speech.ctc(batch["source"], batch["padding_mask"])
-            emissions = output.emissions().numpy()
-        spent = time.perf_counter() - begin
-        share = batch["frames"].double() / batch["frames"].sum()
-        yield indices, emissions, output.frames_B.tolist(), (share * spent).tolist()
+    speech.ctc.to(job.device)
+    batch = dataset.collate([dataset[index] for index in indices])
+    begin = time.perf_counter()
+    with torch.inference_mode():
+        output = speech.ctc(batch["source"].to(job.device), _moved(batch["padding_mask"], job.device))
+        emissions = output.emissions().float().cpu().numpy()
+    spent = time.perf_counter() - begin
+    share = batch["frames"].double() / batch["frames"].sum()
+    return emissions, output.frames_B.tolist(), (share * spent).tolist()
 
 
-def _record(
+def _moved(mask: torch.Tensor | None, device: str) -> torch.Tensor | None:
+    return None if mask is None else mask.to(device)
+
+
+def decode_one(
     job: Job, dataset: SpeechDataset, index: int, emissions_TV: np.ndarray, search: Any, model_s: float
 ) -> dict[str, Any]:
-    speech = _model(job.model)
+    """The record of one utterance."""
+    speech = load_acoustic(job.model)
     assert speech.letters is not None
     begin = time.perf_counter()
+    others: list[tuple[str, float]] = []
     if search is None:
         transcript = speech.greedy(emissions_TV)
         ids = greedy_ids(emissions_TV.argmax(-1).tolist())
         text, score = transcript.text, float(emissions_TV.max(-1).sum())
         times = [(word.text, word.start_s, word.end_s) for word in transcript.words]
     else:
-        best = search.decode(emissions_TV)[0]
+        best, *rest = search.decode(emissions_TV)
         ids, text, score = list(best.letters), best.text, best.score
-        ends = [round(end * speech.frame_s, 3) for end in best.word_ends]
-        times = list(zip(text.split(), [0.0, *ends[:-1]], ends, strict=False)) if ends else []
+        times = [
+            (word, round(start * speech.frame_s, 3), round(end * speech.frame_s, 3))
+            for word, start, end in best.spans(speech.letters)
+        ]
+        others = [(h.text, h.score) for h in (best, *rest)] if rest else []
     record: dict[str, Any] = {
         "id": index,
         "file": dataset.manifest.name(index),
@@ -170,6 +218,7 @@ def _record(
         "units": " ".join(speech.letters.symbol(i) for i in ids),
         "score": score,
         "words": times,
+        "nbest": others,
         "model_s": model_s,
         "search_s": time.perf_counter() - begin,
     }
@@ -188,8 +237,20 @@ def _record(
     return record
 
 
+def all_records(job: Job, parts: Sequence[Sequence[int]]) -> Iterator[list[dict[str, Any]]]:
+    """The records of batch after batch, in this process."""
+    dataset = open_dataset(job)
+    for indices in parts:
+        yield decode_batch(job, dataset, indices)
+
+
 @functools.lru_cache(maxsize=1)
-def _model(folder: str) -> SpeechModel:
+def load_acoustic(folder: str) -> SpeechModel:
+    """The acoustic model of a folder, kept while it is the same.
+
+    Raises:
+        CheckpointError: it is not fine-tuned for CTC, or has no letters.
+    """
     artifact = read_artifact(folder)
     if artifact.kind != "ctc":
         raise CheckpointError(
@@ -202,13 +263,24 @@ def _model(folder: str) -> SpeechModel:
 
 
 @functools.lru_cache(maxsize=1)
-def _search(job: Job) -> LexiconBeam | LetterBeam | None:
-    if job.kind == "viterbi":
+def load_search(model: str, search: Search) -> LexiconBeam | LetterBeam | None:
+    """The decoder of a search, kept while it is the same; ``None`` decodes greedily."""
+    if search.kind == "viterbi":
         return None
-    letters = _model(job.model).letters
+    letters = load_acoustic(model).letters
     assert letters is not None
-    options = BeamOptions(**dict(job.beam))
-    path = None if job.language_model is None else Path(job.language_model)
-    if job.lexicon is None:
-        return LetterBeam(letters, path, options)
-    return LexiconBeam(letters, Path(job.lexicon), path, options)
+    options = BeamOptions(**dict(search.beam))
+    scores: Path | LanguageModel | None = None
+    if search.language_model is not None:
+        scores = Path(search.language_model)
+        if search.kind == "fairseqlm":
+            scores = load_language_model(search.language_model, search.device)
+    if search.lexicon is None:
+        return LetterBeam(letters, scores, options)
+    return LexiconBeam(letters, Path(search.lexicon), scores, options, unit=search.unit)
+
+
+@functools.lru_cache(maxsize=1)
+def load_language_model(folder: str, device: str) -> LanguageModel:
+    """A transformer language model, kept while it is the same."""
+    return LanguageModel(read_artifact(folder), device)

@@ -22,7 +22,7 @@ from ..recipe.schema import split_names
 # Accepted without effect, with the reason that is told once.
 _IGNORED = {
     "common": "devices and logs are the platform's",
-    "distributed_training": "platform.num_workers decides",
+    "distributed_training": "Ray places the workers: see platform.num_workers",
     "bmuf": "nothing is trained", "optimization": "nothing is trained", "checkpoint": "nothing is trained",
     "hydra": "results lie in common_eval.results_path",
 }  # fmt: skip
@@ -32,8 +32,13 @@ _IGNORED_FIELDS = {
     "dataset.required_batch_size_multiple": "no utterance is ever dropped",
     "dataset.num_workers": "each worker reads its own utterances", "task._name": "",
     "task.normalize": "the model knows how its audio was normalised", "decoding._name": "",
-    "decoding.unique_wer_file": "every subset has its own folder",
 }  # fmt: skip
+# Keys of the reference with another name here, with what is said about it.
+_MEANT = {
+    "common.cpu": ("platform.device", "models compute on the CPU"),
+    "distributed_training.distributed_world_size": ("platform.num_workers", "so many Ray workers decode"),
+    "decoding.results_path": ("common_eval.results_path", "there is one folder"),
+}
 
 
 @dataclass(kw_only=True)
@@ -62,7 +67,7 @@ class DecodingOptions:
     type: Literal["viterbi", "kenlm", "fairseqlm"] = "viterbi"  # greedy, or with a language model
     nbest: int = 1  # hypotheses kept an utterance
     unitlm: bool = False  # language model over letters instead of words
-    lmpath: str | None = None  # ARPA text or KenLM binary
+    lmpath: str | None = None  # ARPA text or KenLM binary; fairseqlm: any model name, or a .pt
     lexicon: str | None = None  # WORD<TAB>W O R D | a line
     beam: int = 50  # hypotheses kept a frame
     beamthreshold: float = 50.0  # worse ones than the best by more are dropped
@@ -71,6 +76,41 @@ class DecodingOptions:
     unkweight: float = -math.inf  # of an unknown word
     silweight: float = 0.0  # added for each word delimiter
     lmweight: float = 2.0  # of the language model
+    unique_wer_file: bool = False  # wer.<hash of these options> instead of wer
+
+    def beam_options(self) -> BeamOptions:
+        """The decoder's numbers."""
+        return BeamOptions(
+            beam=self.beam,
+            beam_threshold=self.beamthreshold,
+            beam_size_token=self.beamsizetoken,
+            lm_weight=self.lmweight,
+            word_score=self.wordscore,
+            sil_weight=self.silweight,
+            unk_weight=self.unkweight,
+            nbest=self.nbest,
+        )
+
+    def problems(self) -> list[Problem]:
+        """What is impossible about these options, all of it."""
+        found: list[Problem] = []
+        if self.type != "viterbi":
+            if self.lmpath is None:
+                rule = f"is required with decoding.type={self.type}"
+                found.append(Problem("decoding.lmpath", None, rule))
+            if self.lexicon is None and not self.unitlm:
+                rule = f"is required with decoding.type={self.type}, or set decoding.unitlm=true"
+                found.append(Problem("decoding.lexicon", None, rule))
+        for name in ("lmpath", "lexicon"):
+            path = getattr(self, name)
+            named = name == "lmpath" and self.type == "fairseqlm"  # a model's name: resolved later
+            if path is not None and not named and not Path(path).is_file():
+                found.append(Problem(f"decoding.{name}", path, "no such file"))
+        try:
+            self.beam_options().check()
+        except ConfigError as error:
+            found += error.problems
+        return found
 
 
 @dataclass(kw_only=True)
@@ -87,6 +127,15 @@ class WorkerOptions:
 
     num_workers: int = 0  # Ray workers; 0 = this process
     worst: int = 50  # utterances in the HTML report
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = a GPU if there is one
+
+    def chosen_device(self) -> str:
+        """Where models compute; a GPU need not be on this machine when Ray workers have one."""
+        if self.device != "auto":
+            return self.device
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(kw_only=True)
@@ -103,24 +152,9 @@ class InferOptions:
         """Names of the subsets."""
         return split_names(self.dataset.gen_subset)
 
-    def beam_options(self) -> BeamOptions:
-        """The decoder's numbers."""
-        d = self.decoding
-        return BeamOptions(
-            beam=d.beam,
-            beam_threshold=d.beamthreshold,
-            beam_size_token=d.beamsizetoken,
-            lm_weight=d.lmweight,
-            word_score=d.wordscore,
-            sil_weight=d.silweight,
-            unk_weight=d.unkweight,
-            nbest=d.nbest,
-        )
-
     def check(self) -> None:
         """Raise :class:`ConfigError` with all problems."""
         found: list[Problem] = []
-        d = self.decoding
         for name, value in (("task.data", self.task.data), ("common_eval.path", self.common_eval.path)):
             if value == MISSING:
                 found.append(Problem(name, value, f"is required; give {name}=..."))
@@ -130,23 +164,7 @@ class InferOptions:
             found.append(Problem("dataset.max_tokens", self.dataset.max_tokens, "must be > 0"))
         if self.platform.num_workers < 0:
             found.append(Problem("platform.num_workers", self.platform.num_workers, "must be >= 0"))
-        if d.type == "fairseqlm":
-            rule = "transformer language models are not built yet; use kenlm with an n-gram model"
-            found.append(Problem("decoding.type", d.type, rule))
-        if d.type == "kenlm":
-            if d.lmpath is None:
-                found.append(Problem("decoding.lmpath", None, "is required with decoding.type=kenlm"))
-            if d.lexicon is None and not d.unitlm:
-                rule = "is required with decoding.type=kenlm, or set decoding.unitlm=true"
-                found.append(Problem("decoding.lexicon", None, rule))
-        for name in ("lmpath", "lexicon"):
-            path = getattr(d, name)
-            if path is not None and not Path(path).is_file():
-                found.append(Problem(f"decoding.{name}", path, "no such file"))
-        try:
-            self.beam_options().check()
-        except ConfigError as error:
-            found += error.problems
+        found += self.decoding.problems()
         if found:
             raise ConfigError(found, "the inference")
 
@@ -166,21 +184,49 @@ def read_options(arguments: Sequence[str]) -> tuple[InferOptions, list[str]]:
         raise DataError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     values: dict[str, Any] = {}
     notes: dict[str, str] = {}
+    aliases: dict[str, Any] = {}
     for key, value in [*_leaves(tree), *_assignments(overrides, problems)]:
         group, _, rest = key.partition(".")
-        if group in _IGNORED:
+        if key in _MEANT:
+            ours, told = _MEANT[key]
+            found = _meant(key, value)
+            if found is not None:
+                aliases[ours] = found
+                notes[f"{key}: read as {ours} = {found}"] = told
+        elif group in _IGNORED:
             notes[key] = _IGNORED[group]
         elif key in _IGNORED_FIELDS or (not rest and group in ("task", "decoding")):
             if _IGNORED_FIELDS.get(key):
                 notes[key] = _IGNORED_FIELDS[key]
         else:
             _put(values, key.split("."), value)
+    for key, value in aliases.items():
+        group, _, name = key.partition(".")
+        node = values.setdefault(group, {})
+        if node.get(name) is None:
+            node[name] = value
     _numbers(values)
     options = build(InferOptions, values, problems=problems)
     if problems:
         raise ConfigError(problems, "the inference")
     options.check()
-    return options, [f"{key}: no effect here; {reason}" for key, reason in notes.items()]
+    path = options.common_eval.path
+    if "\\" in path:  # the reference takes a list and computes with its first
+        options.common_eval.path, _, rest = path.partition("\\")
+        notes[f"common_eval.path: {rest} of the list"] = "only the first model is used, as in the reference"
+    return options, [
+        f"{key}; {reason}" if ": " in key else f"{key}: no effect here; {reason}"
+        for key, reason in notes.items()
+    ]
+
+
+def _meant(key: str, value: Any) -> Any:
+    """What a key of the reference sets here; ``None`` for nothing."""
+    if key == "common.cpu":
+        return "cpu" if value else None
+    if key == "distributed_training.distributed_world_size":
+        return value if isinstance(value, int) and value > 1 else None
+    return value
 
 
 def _numbers(values: dict[str, Any]) -> None:

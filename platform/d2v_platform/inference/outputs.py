@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import html
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import pandas as pd
 import yaml
 
 from data2vec.speech_metrics import ErrorCount
+
+from ..reports.worst_utterances import worst_utterances, wrong_words
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -27,11 +30,27 @@ def errors_of(records: Records) -> ErrorCount | None:
     )
 
 
-def write_outputs(folder: Path, records: Records, decoding: Mapping[str, Any], worst: int) -> None:
+def write_outputs(
+    folder: Path,
+    records: Records,
+    decoding: Mapping[str, Any],
+    worst: int,
+    *,
+    subset: str = "",
+    unique_wer_file: bool = False,
+) -> None:
     """Write everything about one subset into a folder.
 
     ``hypo.word``, ``hypo.units``, ``ref.word``, ``ref.units``, ``asr_score`` and ``wer`` are the reference's;
     ids are positions in the data set after skipping, and lines are in the order of ids.
+
+    Args:
+        folder: made where it does not exist.
+        records: one an utterance.
+        decoding: the settings, kept in ``wer``.
+        worst: utterances on the page of the worst.
+        subset: its name, for the page.
+        unique_wer_file: ``wer.<n>`` instead of ``wer``, with n a hash of the settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     ordered = sorted(records, key=lambda r: r["id"])
@@ -46,14 +65,20 @@ def write_outputs(folder: Path, records: Records, decoding: Mapping[str, Any], w
         texts["ref.units"] = [f"{r['reference_units']} (None-{r['id']})" for r in ordered]
         settings = yaml.safe_dump(dict(decoding), sort_keys=False)
         head = f"WER: {errors.rate}\nerr / num_ref_words = {errors.errors} / {errors.reference}\n"
-        (folder / "wer").write_text(f"{head}\n{settings}", encoding="utf-8")
+        name = "wer"
+        if unique_wer_file:
+            digest = hashlib.md5(settings.encode(), usedforsecurity=False).hexdigest()
+            name = f"wer.{int(digest, 16) % 1_000_000}"
+        (folder / name).write_text(f"{head}\n{settings}", encoding="utf-8")
     for name, lines in texts.items():
         (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     table = utterance_table(ordered)
     table.to_parquet(folder / "utterances.parquet", index=False)
-    table.drop(columns="words").to_csv(folder / "utterances.csv", index=False)
+    plain = table.assign(**{c: table[c].map(json.dumps) for c in ("words", "nbest") if c in table})
+    plain.to_csv(folder / "utterances.csv", index=False)
     if errors is not None:
-        (folder / "worst.html").write_text(worst_page(ordered, errors, worst), encoding="utf-8")
+        page = worst_utterances(ordered, errors, worst, decoding, subset or folder.name)
+        (folder / "worst.html").write_text(page, encoding="utf-8")
 
 
 def utterance_table(records: Records) -> pd.DataFrame:
@@ -62,7 +87,7 @@ def utterance_table(records: Records) -> pd.DataFrame:
     for r in records:
         row = {name: r[name] for name in ("id", "file", "seconds", "hypothesis")}
         if "reference" in r:
-            wrong = r["substitutions"] + r["deletions"] + r["insertions"]
+            wrong = wrong_words(r)
             row |= {name: r[name] for name in ("reference", "substitutions", "deletions", "insertions")}
             row["wer"] = 100.0 * wrong / r["reference_words"] if r["reference_words"] else float("nan")
         row |= {"score": r["score"], "model_s": r["model_s"], "search_s": r["search_s"]}
@@ -70,28 +95,7 @@ def utterance_table(records: Records) -> pd.DataFrame:
             {"text": str(text), "start_s": float(start), "end_s": float(end)}
             for text, start, end in r["words"]
         ]
+        if r.get("nbest"):
+            row["nbest"] = [{"text": str(text), "score": float(score)} for text, score in r["nbest"]]
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def worst_page(records: Records, errors: ErrorCount, count: int) -> str:
-    """The utterances with the most errors as one HTML page without scripts."""
-
-    def wrong(r: Mapping[str, Any]) -> int:
-        return r["substitutions"] + r["deletions"] + r["insertions"]
-
-    rows = []
-    for r in sorted(records, key=lambda r: (-wrong(r), r["id"]))[:count]:
-        cells = (str(r["id"]), r["file"], f"{r['seconds']:.1f}", f"{wrong(r)} / {r['reference_words']}",
-                 r["reference"], r["hypothesis"])  # fmt: skip
-        rows.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    heads = "".join(f"<th>{h}</th>" for h in ("id", "file", "seconds", "errors", "reference", "hypothesis"))
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Worst utterances</title><style>"
-        "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}"
-        "td,th{border:1px solid #ccc;padding:4px 8px;text-align:left;vertical-align:top}</style></head><body>"
-        f"<h1>WER {errors.rate:.2f} %</h1><p>{errors.errors} errors in {errors.reference} words: "
-        f"{errors.substitutions} substitutions, {errors.deletions} deletions, "
-        f"{errors.insertions} insertions; "
-        f"{len(records)} utterances.</p><table><tr>{heads}</tr>{''.join(rows)}</table></body></html>\n"
-    )

@@ -42,9 +42,11 @@ class _Table:
 
 
 @dataclass(frozen=True)
-class _Section:
+class Section:
+    """A titled table; cells are escaped unless they are ``Markup``."""
+
     title: str
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     header: tuple[str, ...] = ()
 
 
@@ -57,11 +59,11 @@ def run_page(histories: Sequence[RunHistory], panels: Sequence[Panel], tracking_
         tracking_uri: where it was read, shown without secrets.
     """
     main = histories[0]
-    sections = [_Section("Figures", key_figures(history), ()) for history in histories[:1]]
+    sections = [Section("Figures", key_figures(history), ()) for history in histories[:1]]
     for other in histories[1:]:
-        sections.append(_Section(f"Figures of {other.name}", key_figures(other)))
+        sections.append(Section(f"Figures of {other.name}", key_figures(other)))
     sections += [_difference(main), _lineage(main)]
-    return _render(
+    return render(
         title=main.name,
         subtitle=_subtitle(main, tracking_uri),
         notes=_notes(main),
@@ -88,7 +90,7 @@ def sweep_page(sweep: SweepHistory, panels: Sequence[Panel], tracking_uri: str) 
         )
     failed = [(f"{t.task} {_words(t.setting)} seed {t.seed}", f"{t.status}: {t.error}")
               for t in sweep.trials if t.error]  # fmt: skip
-    return _render(
+    return render(
         title=f"Sweep {sweep.run.name}",
         subtitle=_subtitle(sweep.run, tracking_uri),
         notes=notes,
@@ -96,7 +98,7 @@ def sweep_page(sweep: SweepHistory, panels: Sequence[Panel], tracking_uri: str) 
         winners=winner_lines(sweep),
         drawings=_drawings(panels),
         drawings_title="Metric over learning rate, and validations",
-        sections=[s for s in (_Section("Without a result", failed), _lineage(sweep.run)) if s.rows],
+        sections=[s for s in (Section("Without a result", failed), _lineage(sweep.run)) if s.rows],
         protocol=sweep.protocol,
         footer=_footer(),
     )
@@ -226,26 +228,26 @@ def _notes(run: RunHistory) -> list[str]:
     return notes
 
 
-def _difference(run: RunHistory) -> _Section:
+def _difference(run: RunHistory) -> Section:
     """What was changed in the named recipe, from the run's tag."""
     title = f"Recipe {run.tags.get('d2v.recipe', '')}"
     try:
         changed: dict[str, Any] = json.loads(run.tags.get("d2v.recipe_difference", "{}"))
     except json.JSONDecodeError:  # too long for a tag: the tag says where it is
-        return _Section(title, [("difference", run.tags["d2v.recipe_difference"])])
+        return Section(title, [("difference", run.tags["d2v.recipe_difference"])])
     rows = [(key, json.dumps(old), json.dumps(new)) for key, (old, new) in sorted(changed.items())]
     if not rows:
-        return _Section(title, [("unchanged",)] if "d2v.recipe" in run.tags else [])
-    return _Section(f"{title}, changed", list(rows), ("key", "recipe", "here"))
+        return Section(title, [("unchanged",)] if "d2v.recipe" in run.tags else [])
+    return Section(f"{title}, changed", list(rows), ("key", "recipe", "here"))
 
 
-def _lineage(run: RunHistory) -> _Section:
+def _lineage(run: RunHistory) -> Section:
     keys = [key for key in _LINEAGE if key in run.tags]
     keys += sorted(
         k for k in run.tags if k.startswith(("d2v.data", "d2v.dictionary", "d2v.parent", "registered"))
     )
     keys += [key for key in ("grid", "timing") if key in run.tags]
-    return _Section("Lineage", [(key, run.tags[key]) for key in keys])
+    return Section("Lineage", [(key, run.tags[key]) for key in keys])
 
 
 def _drawings(panels: Sequence[Panel]) -> list[dict[str, Any]]:
@@ -264,6 +266,7 @@ def _template() -> jinja2.Template:
     return environment.from_string((Path(__file__).parent / "page.html.j2").read_text(encoding="utf-8"))
 
 
-def _render(**values: Any) -> str:
+def render(**values: Any) -> str:
+    """The page from its parts: title, subtitle, sections, footer and whatever else the template knows."""
     defaults = {"notes": (), "table": None, "winners": (), "drawings": (), "sections": (), "protocol": ()}
     return _template().render(**(defaults | values))
