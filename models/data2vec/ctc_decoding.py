@@ -9,6 +9,7 @@ T frames, V symbols.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Sequence
@@ -115,7 +116,6 @@ class LexiconBeam:
         *,
         unit: bool = False,
     ) -> None:
-        options.check()
         decoder, dictionary = _flashlight()
         self.letters = letters
         entries = read_lexicon(lexicon, letters)
@@ -147,6 +147,19 @@ class LexiconBeam:
             for spelling in spellings:
                 trie.insert([letters.index(symbol) for symbol in spelling], word_id, score)
         trie.smear(decoder.SmearingMode.MAX)
+        self._trie, self._unit = trie, unit
+        self._set(options)
+
+    def with_options(self, options: BeamOptions) -> LexiconBeam:
+        """The same lexicon and language model with other numbers; both share them, so use one at a time."""
+        other = copy.copy(self)
+        other._set(options)
+        return other
+
+    def _set(self, options: BeamOptions) -> None:
+        options.check()
+        decoder, _ = _flashlight()
+        letters, delimiter = self.letters, self.letters.index(WORD_END)
         settings = decoder.LexiconDecoderOptions(
             beam_size=options.beam,
             beam_size_token=options.beam_size_token or len(letters),
@@ -159,7 +172,9 @@ class LexiconBeam:
             criterion_type=decoder.CriterionType.CTC,
         )
         unknown = self._words.get_index("<unk>")
-        self._decoder = decoder.LexiconDecoder(settings, trie, self._lm, delimiter, BLANK, unknown, [], unit)
+        self._decoder = decoder.LexiconDecoder(
+            settings, self._trie, self._lm, delimiter, BLANK, unknown, [], self._unit
+        )
         self._nbest = options.nbest
 
     def decode(self, emissions_TV: np.ndarray) -> list[Hypothesis]:
@@ -193,12 +208,23 @@ class LetterBeam:
     def __init__(
         self, letters: Dictionary, language_model: Path | LanguageModel | None, options: BeamOptions
     ) -> None:
-        options.check()
         decoder, dictionary = _flashlight()
         self.letters = letters
         self._scorer, self._lm = _language_model(
             decoder, dictionary, language_model, letters, letters.symbols, {}, unit=True
         )
+        self._set(options)
+
+    def with_options(self, options: BeamOptions) -> LetterBeam:
+        """The same language model with other numbers; both share it, so use one at a time."""
+        other = copy.copy(self)
+        other._set(options)
+        return other
+
+    def _set(self, options: BeamOptions) -> None:
+        options.check()
+        decoder, _ = _flashlight()
+        letters = self.letters
         settings = decoder.LexiconFreeDecoderOptions(
             beam_size=options.beam,
             beam_size_token=options.beam_size_token or len(letters),

@@ -30,9 +30,14 @@ def infer_command(arguments: Sequence[str], prog: str) -> dict[str, float | None
         print(_HELP % {"prog": prog})
         return {}
     options, notes = read_options(arguments)
+    show_notes(notes)
+    return infer(options, Console())
+
+
+def show_notes(notes: Sequence[str]) -> None:
+    """What was accepted without effect, or read as something else."""
     for note in notes:
         logger.info("note: %s", note)
-    return infer(options, Console())
 
 
 def infer(options: InferOptions, console: Console | None = None) -> dict[str, float | None]:

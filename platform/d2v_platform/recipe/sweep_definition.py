@@ -148,7 +148,7 @@ def load_sweep(name: str, overrides: Sequence[str] = (), config_dir: str | None 
         ConfigError: everything that is wrong with the definition or with any trial, together.
         Data2VecError: there is no such sweep, or its file cannot be read.
     """
-    path = _find(name, config_dir)
+    path = find_sweep(name, config_dir)
     problems: list[Problem] = []
     tree = _read(path)
     ours: list[Override] = []
@@ -192,7 +192,12 @@ def sweep_names() -> list[str]:
     return sorted(path.stem for path in (config_root() / "sweep").glob("*.yaml"))
 
 
-def _find(name: str, config_dir: str | None) -> Path:
+def find_sweep(name: str, config_dir: str | None) -> Path:
+    """The definition's file.
+
+    Raises:
+        Data2VecError: there is none, with the nearest names.
+    """
     folder = Path(config_dir).expanduser() if config_dir is not None else config_root() / "sweep"
     candidates = (folder / f"{name.removesuffix('.yaml')}.yaml", Path(name).expanduser())
     for path in candidates:

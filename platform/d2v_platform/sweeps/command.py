@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from data2vec.errors import Data2VecError, nearest_names
 
-from ..recipe.sweep_definition import Sweep, load_sweep, sweep_names
+from ..recipe.sweep_definition import Sweep, find_sweep, load_sweep, sweep_names
+from .decoding_sweep import decoding_sweep_main
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +28,8 @@ examples:
   %(prog)s glue ... resources_per_trial.gpu=0.5          two trials share a GPU
   %(prog)s glue ... --plan                               list the trials and stop
   %(prog)s my_sweep.yaml ...                             a copy of configs/sweep/glue.yaml, edited
+  %(prog)s decoding task.data=/manifests common_eval.path=MODEL dataset.gen_subset=dev decoding.type=kenlm \\
+      decoding.lexicon=lexicon.txt decoding.lmpath=lm.arpa search.trials=64   weights of a language model
 
 task.data is the folder that d2v prepare glue wrote (CoLA-bin, ...), or a raw GLUE folder (CoLA, ...), which
 is then prepared once with the model's own dictionary. Overrides are key=value in Hydra's grammar, of the
@@ -52,7 +56,11 @@ def sweep_main(arguments: Sequence[str], prog: str = "d2v sweep", default: str |
     Raises:
         Data2VecError: a mistake in what was asked for, or trials that failed (after all others have ended).
     """
-    sweep, plan_only = read_command(arguments, prog, default)
+    given, overrides, config_dir, plan_only = read_words(arguments, prog, default)
+    if (tuning := decoding_definition(given, config_dir)) is not None:
+        decoding_sweep_main(overrides, tuning, plan_only)
+        return
+    sweep = load_sweep(given, overrides, config_dir)
     if plan_only:
         for line in plan_lines(sweep):
             logger.info("%s", line)
@@ -81,8 +89,26 @@ def report_failures(result: object) -> None:
         )
 
 
+def decoding_definition(name: str, config_dir: str | None) -> Path | None:
+    """The file of a tuning of decoders (it has a ``search`` part); ``None`` for sweeps of trainings."""
+    try:
+        path = find_sweep(name, config_dir)
+    except Data2VecError:
+        return None  # load_sweep says so
+    text = path.read_text(encoding="utf-8", errors="replace")
+    return path if any(line.startswith("search:") for line in text.splitlines()) else None
+
+
 def read_command(arguments: Sequence[str], prog: str, default: str | None = None) -> tuple[Sweep, bool]:
-    """The sweep of a command line, and whether only its plan is wanted."""
+    """The sweep of trainings that a command line asks for, and whether only its plan is wanted."""
+    given, overrides, config_dir, plan_only = read_words(arguments, prog, default)
+    return load_sweep(given, overrides, config_dir), plan_only
+
+
+def read_words(
+    arguments: Sequence[str], prog: str, default: str | None = None
+) -> tuple[str, list[str], str | None, bool]:
+    """Name, overrides, folder of the definition, and whether only the plan is wanted."""
     parser = _Parser(
         prog=prog,
         description=_DESCRIPTION,
@@ -112,7 +138,7 @@ def read_command(arguments: Sequence[str], prog: str, default: str | None = None
     if len(given) != 1:
         asked = f"not {', '.join(map(repr, given))}" if given else f"for example {prog} glue task.data=..."
         raise Data2VecError(f"give one sweep, {asked} (there are: {names})")
-    return load_sweep(given[0], overrides, args.config_dir), args.plan
+    return given[0], overrides, args.config_dir, args.plan
 
 
 def plan_lines(sweep: Sweep) -> list[str]:

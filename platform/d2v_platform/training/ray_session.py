@@ -62,6 +62,7 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
     }
     if not ("RAY_ADDRESS" in os.environ or in_job()):
         options |= {
+            "address": "local",  # not the cluster of somebody else on this machine
             "num_cpus": num_cpus,
             "dashboard_host": "127.0.0.1",
             "include_dashboard": True,

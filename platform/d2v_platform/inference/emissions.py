@@ -1,0 +1,145 @@
+"""Emissions of a subset, computed once for a model and kept on disk: what tuning a decoder searches over.
+
+::
+
+    <D2V_HOME>/cache/emissions/KEY/
+      emissions.npy      log-probabilities of all utterances end to end, (frames, symbols) float32
+      utterances.json    id, file, seconds, frames and reference of each
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data2vec.data.letters import words_of_ids
+from data2vec.errors import DataError
+
+from ..home import home_folder
+from .decoding import Job, batches, compute_emissions, load_acoustic, open_dataset
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance of the store.
+
+    Attributes:
+        id: position in the data set.
+        file: its recording.
+        seconds: its length.
+        start: first frame in the array.
+        frames: number of frames.
+        reference: its words.
+    """
+
+    id: int
+    file: str
+    seconds: float
+    start: int
+    frames: int
+    reference: str
+
+
+class StoredEmissions:
+    """Emissions on disk, memory-mapped.
+
+    Args:
+        folder: see the module.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        content = json.loads((folder / "utterances.json").read_text(encoding="utf-8"))
+        self.utterances = [Utterance(**entry) for entry in content["utterances"]]
+        self._array = np.load(folder / "emissions.npy", mmap_mode="r", allow_pickle=False)
+
+    def __getitem__(self, utterance: Utterance) -> np.ndarray:
+        """(T, V) of one utterance."""
+        return np.asarray(self._array[utterance.start : utterance.start + utterance.frames])
+
+
+def stored_emissions(job: Job, console: Console | None = None) -> tuple[StoredEmissions, bool]:
+    """The emissions of a subset, computed now unless they are there.
+
+    Returns:
+        The store, and whether it was there.
+
+    Raises:
+        DataError: the subset has no labels.
+    """
+    folder = emission_folder(job)
+    if (folder / "utterances.json").is_file():
+        return StoredEmissions(folder), True
+    _compute(job, folder, console or Console(quiet=True))
+    return StoredEmissions(folder), False
+
+
+def emission_folder(job: Job) -> Path:
+    """Where the emissions of this model and this data belong; nothing is computed."""
+    if job.labels is None:
+        raise DataError(
+            f"subset {job.subset} in {job.data} has no labels; tuning needs a subset with transcripts"
+        )
+    with (Path(job.model) / "model.safetensors").open("rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    limits = [job.min_sample_size, job.max_sample_size]
+    parts = [weights, open_dataset(job).fingerprint(), job.subset, limits]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
+    return home_folder("cache") / "emissions" / key
+
+
+def _compute(job: Job, folder: Path, console: Console) -> None:
+    """Write beside, then publish with one rename: a killed run leaves nothing that looks whole."""
+    letters = load_acoustic(job.model).letters
+    assert letters is not None
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    found: dict[int, tuple[dict[str, Any], np.ndarray]] = {}
+    dataset = open_dataset(job)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("utterances"),
+        TimeRemainingColumn(), console=console, transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(f"emissions of {job.subset}", total=len(dataset))
+        for index, emissions in _all(job, dataset):
+            entry = {
+                "id": index,
+                "file": dataset.manifest.name(index),
+                "seconds": round(int(dataset.manifest.frames[index]) / 16_000, 3),
+                "frames": len(emissions),
+                "reference": words_of_ids(dataset.target(index).tolist(), letters),
+            }
+            found[index] = (entry, emissions)
+            bar.update(task, advance=1)
+    start, entries = 0, list[dict[str, Any]]()
+    for index in sorted(found):
+        entry, emissions = found[index]
+        entries.append({**entry, "start": start})
+        start += len(emissions)
+    np.save(beside / "emissions.npy", np.concatenate([found[index][1] for index in sorted(found)]))
+    content = {"subset": job.subset, "model": job.model, "utterances": entries}
+    (beside / "utterances.json").write_text(json.dumps(content), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+
+
+def _all(job: Job, dataset: Any) -> Iterator[tuple[int, np.ndarray]]:
+    for indices in batches(dataset, job):
+        emissions, frames, _ = compute_emissions(job, dataset, indices)
+        for row, index in enumerate(indices):
+            yield index, np.ascontiguousarray(emissions[row, : frames[row]], dtype=np.float32)

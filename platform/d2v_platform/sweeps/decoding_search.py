@@ -1,0 +1,303 @@
+"""The trials of ``d2v sweep decoding`` on Ray Tune, what they leave, and their table."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from data2vec.ctc_decoding import BeamOptions, LetterBeam, LexiconBeam
+from data2vec.speech_metrics import ErrorCount, total, word_errors
+
+from ..inference.decoding import Job, load_search
+from ..inference.emissions import StoredEmissions, Utterance
+from .decoding_sweep import TUNED, DecodingSweep, infer_command_of
+from .schedule import clock
+
+logger = logging.getLogger(__name__)
+_SHOWN = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightTrial:
+    """One decoding of the subset.
+
+    Attributes:
+        number: from 0, in the order in which they were asked for.
+        lmweight: of the language model.
+        wordscore: added for each word.
+        silweight: added for each word delimiter.
+        wer: word error rate in percent.
+        errors: wrong words.
+        words: words of the references.
+        seconds: of its own work.
+    """
+
+    number: int
+    lmweight: float
+    wordscore: float
+    silweight: float
+    wer: float
+    errors: int
+    words: int
+    seconds: float
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What was tried."""
+        return {name: getattr(self, name) for name in TUNED}
+
+
+def read_trials(root: Path) -> list[WeightTrial]:
+    """The trials of all launches; a line that a killed driver left half written is not counted."""
+    path = root / "trials.jsonl"
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(WeightTrial(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return found
+
+
+def run_search(sweep: DecodingSweep, emissions: Path) -> WeightTrial:
+    """Run what is missing, then show and keep the table; returns the best trial."""
+    known = read_trials(sweep.root)
+    left = sweep.search.trials - len(known)
+    if left > 0 and not _exhausted(sweep, known):
+        _run(sweep, emissions, known)
+    else:
+        logger.info("nothing is left to run: %d trials are done", len(known))
+    trials = read_trials(sweep.root)
+    best = best_trial(trials)
+    table = write_table(sweep, trials)
+    for line in table:
+        logger.info("%s", line)
+    return best
+
+
+def best_trial(trials: Sequence[WeightTrial]) -> WeightTrial:
+    """The lowest word error rate; of equal ones the earliest."""
+    return min(trials, key=lambda trial: (trial.wer, trial.number))
+
+
+def write_table(sweep: DecodingSweep, trials: Sequence[WeightTrial]) -> list[str]:
+    """``trials.csv`` and ``results.md``; returns the latter's lines."""
+    ordered = sorted(trials, key=lambda trial: (trial.wer, trial.number))
+    pd.DataFrame([asdict(trial) for trial in ordered]).to_csv(sweep.root / "trials.csv", index=False)
+    best = ordered[0]
+    lines = [
+        f"{len(ordered)} trials on {sweep.job.subset}, {best.words} words, {sweep.infer.decoding.type}, "
+        f"beam {sweep.infer.decoding.beam}",
+        "",
+        "| trial | lmweight | wordscore | silweight | WER % | errors |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {t.number} | {t.lmweight:g} | {t.wordscore:g} | {t.silweight:g} | {t.wer:.2f} | {t.errors} |"
+            for t in ordered[:_SHOWN]
+        ),
+        "",
+        f"best: WER {best.wer:.2f} % on {sweep.job.subset}, the subset tuned on; judge it on others:",
+        "",
+        infer_command_of(sweep, best.values),
+        "",
+        f"all trials: {sweep.root / 'trials.csv'}",
+    ]
+    (sweep.root / "results.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    (sweep.root / "best.json").write_text(json.dumps(asdict(best), indent=1) + "\n", encoding="utf-8")
+    return lines
+
+
+def _exhausted(sweep: DecodingSweep, trials: Sequence[WeightTrial]) -> bool:
+    """Whether patience is spent already."""
+    patience, best, since = sweep.search.patience, float("inf"), 0
+    for trial in trials:
+        since = 0 if trial.wer < best - sweep.search.epsilon else since + 1
+        best = min(best, trial.wer)
+    return 0 < patience <= since
+
+
+def _run(sweep: DecodingSweep, emissions: Path, known: Sequence[WeightTrial]) -> None:
+    from ..training import ray_session
+
+    # Ray Tune reads its switches when it is imported, Ray's are set by the connection.
+    with ray_session.connected() as cluster:
+        from .tune_run import set_environment
+
+        set_environment()
+        from ray import tune
+
+        from .improvement import ExpectedImprovement
+
+        gpu = sweep.job.device != "cpu" and sweep.infer.decoding.type == "fairseqlm"
+        slots = max(1, int(cluster.cpus))
+        share = 0.0
+        if gpu:
+            slots = min(slots, 4 * max(1, int(cluster.gpus)))  # language models of several trials share a GPU
+            share = cluster.gpus / slots
+        left = sweep.search.trials - len(known)
+        logger.info("%d trials to run, %d at a time, 1 CPU each", left, min(slots, left))
+        bounds = sweep.search.bounds()
+        done = [({name: trial.values[name] for name in bounds}, trial.wer) for trial in known]
+        watch = _watch(tune, sweep, known)
+        place = sweep.root / "tune"
+        spec = {
+            "job": asdict(sweep.job),
+            "emissions": str(emissions),
+            "fixed": sweep.search.fixed(),
+            "utterances": sweep.search.utterances,
+            "seed": sweep.search.seed,
+        }
+        trainable = tune.with_resources(
+            tune.with_parameters(weight_trial, spec=spec), {"cpu": 1, **({"gpu": share} if share else {})}
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=ExpectedImprovement(bounds, sweep.search.trials, sweep.search.seed, done),
+                num_samples=left,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=time.strftime("%Y%m%d-%H%M%S"),
+                storage_path=str(place),
+                verbose=0,
+                callbacks=[watch],
+                stop=watch.stopper,
+                failure_config=tune.FailureConfig(max_failures=2),
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def weight_trial(config: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
+    """The trainable: decode the subset with one set of weights."""
+    import torch
+    from ray import tune
+
+    from ..inference.decoding import Search
+
+    torch.set_num_threads(1)
+    plain = dict(spec["job"])
+    beam = tuple((str(name), value) for name, value in plain["search"]["beam"])
+    job = Job(**{**plain, "search": Search(**{**plain["search"], "beam": beam})})
+    weights = {**spec["fixed"], **{name: config[name] for name in TUNED if name in config}}
+    begin = time.perf_counter()
+    count = decode_with(job, Path(spec["emissions"]), weights, spec["utterances"], spec["seed"])
+    tune.report(
+        {
+            "number": config["number"], **weights, "wer": count.rate, "errors": count.errors,
+            "words": count.reference, "trial_s": time.perf_counter() - begin,
+        }
+    )  # fmt: skip
+
+
+def decode_with(
+    job: Job, emissions: Path, weights: Mapping[str, float], utterances: int | None, seed: int
+) -> ErrorCount:
+    """Errors of the stored subset with these weights; lexicon and language model are loaded once a process.
+
+    Args:
+        job: the subset and the decoder's other options.
+        emissions: folder of the store.
+        weights: by their names in ``decoding``.
+        utterances: decode a fixed random choice of so many.
+        seed: of the choice.
+    """
+    store = _store(str(emissions))
+    base = load_search(job.model, job.search)
+    assert isinstance(base, LexiconBeam | LetterBeam)
+    options = replace(
+        BeamOptions(**dict(job.search.beam)),
+        lm_weight=weights["lmweight"],
+        word_score=weights["wordscore"],
+        sil_weight=weights["silweight"],
+        nbest=1,
+    )
+    search = base.with_options(options)
+    return total(
+        word_errors(u.reference, search.decode(store[u])[0].text) for u in _chosen(store, utterances, seed)
+    )
+
+
+def _chosen(store: StoredEmissions, count: int | None, seed: int) -> list[Utterance]:
+    everything = store.utterances
+    if count is None or count >= len(everything):
+        return everything
+    picked = np.random.default_rng(seed).permutation(len(everything))[:count]
+    return [everything[index] for index in sorted(picked)]
+
+
+@functools.lru_cache(maxsize=1)
+def _store(folder: str) -> StoredEmissions:
+    return StoredEmissions(Path(folder))
+
+
+def _watch(tune: Any, sweep: DecodingSweep, known: Sequence[WeightTrial]) -> Any:
+    """Keeps each result on disk, says a line about it, and stops when patience is spent."""
+
+    class Watch(tune.Callback):
+        def __init__(self) -> None:
+            self.trials, self.begin, self.stop = list(known), time.perf_counter(), False
+            self.stopper = _Stopper(self)
+            self.total = sweep.search.trials
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: Mapping[str, Any], **info: Any
+        ) -> None:
+            if "wer" not in result:
+                return
+            one = WeightTrial(
+                number=int(result["number"]),
+                **{name: float(result[name]) for name in TUNED},
+                wer=float(result["wer"]),
+                errors=int(result["errors"]),
+                words=int(result["words"]),
+                seconds=float(result["trial_s"]),
+            )
+            with (sweep.root / "trials.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(one)) + "\n")
+            self.trials.append(one)
+            self.stop = _exhausted(sweep, self.trials)
+            new = len(self.trials) - len(known)
+            rest = (time.perf_counter() - self.begin) / new * (self.total - len(self.trials))
+            logger.info(
+                "trial %d/%d  lmweight %.3f  wordscore %.3f  silweight %.3f  WER %.2f  best %.2f  eta %s",
+                len(self.trials), self.total, one.lmweight, one.wordscore, one.silweight, one.wer,
+                best_trial(self.trials).wer, clock(rest),
+            )  # fmt: skip
+            if self.stop:
+                logger.info("no improvement in %d trials (search.patience)", sweep.search.patience)
+
+    class _Stopper(tune.Stopper):
+        def __init__(self, watch: Any) -> None:
+            self.watch = watch
+
+        def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return bool(self.watch.stop)
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {"watch": None}
+
+    return Watch()

@@ -1,0 +1,272 @@
+"""``d2v sweep decoding``: the weights of a language model, tuned on stored emissions of a dev subset."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import secrets
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+from rich.console import Console
+
+from data2vec.errors import ConfigError, Data2VecError, DataError, Problem
+from data2vec.typed import build
+
+from ..home import home_folder
+from ..inference.command import show_notes
+from ..inference.decoding import Job, load_search, make_job, make_search, open_dataset
+from ..inference.emissions import emission_folder, stored_emissions
+from ..inference.options import InferOptions, read_options
+from ..recipe.overrides import parse_overrides
+from ..storage.cache import local_data
+from ..training.preflight import model_folder
+
+logger = logging.getLogger(__name__)
+
+NAME = "decoding"
+TUNED = ("lmweight", "wordscore", "silweight")
+_IDENTITY = re.compile(r"[\w.\-+=]{1,120}")
+
+
+@dataclass(kw_only=True)
+class SearchOptions:
+    """The ``search`` part of ``configs/sweep/decoding.yaml``."""
+
+    trials: int = 128  # decodings of the subset
+    seed: int = 1  # of the evenly spread trials and of the candidates
+    utterances: int | None = None  # a fixed random choice of so many; null = the whole subset
+    patience: int = 40  # stop after so many trials without improvement; 0 = never
+    epsilon: float = 0.025  # an improvement is at least so many points of word error rate
+    lmweight: list[float] = field(default_factory=lambda: [0.0, 5.0])  # lowest and highest value
+    wordscore: list[float] = field(default_factory=lambda: [-5.0, 5.0])  # lowest and highest value
+    silweight: list[float] = field(default_factory=lambda: [-8.0, 0.0])  # lowest and highest value
+
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """Lowest and highest value by name; a value without room is fixed and not here."""
+        pairs = {name: getattr(self, name) for name in TUNED}
+        return {name: (float(low), float(high)) for name, (low, high) in pairs.items() if low < high}
+
+    def fixed(self) -> dict[str, float]:
+        """Values whose bounds leave no room."""
+        return {name: float(getattr(self, name)[0]) for name in TUNED if name not in self.bounds()}
+
+    def problems(self) -> list[Problem]:
+        """What is impossible, all of it."""
+        found = [
+            Problem(f"search.{name}", getattr(self, name), f"must be >= {low}")
+            for name, low in (("trials", 1), ("patience", 0), ("epsilon", 0), ("seed", 0))
+            if getattr(self, name) < low
+        ]
+        if self.utterances is not None and self.utterances < 1:
+            found.append(Problem("search.utterances", self.utterances, "must be >= 1, or null for all"))
+        for name in TUNED:
+            value = getattr(self, name)
+            if len(value) != 2 or value[0] > value[1]:
+                found.append(Problem(f"search.{name}", value, "must be [lowest, highest]"))
+        if not found and not self.bounds():
+            found.append(Problem("search", None, "every value is fixed: there is nothing to search"))
+        return found
+
+
+@dataclass(frozen=True)
+class DecodingSweep:
+    """Everything that one tuning is made of, checked.
+
+    Attributes:
+        name: its identity; the same name goes on with it.
+        fresh: the name is new.
+        search: what is searched.
+        infer: the decoding.
+        job: the dev subset; plain values.
+        model: the acoustic model's exact name.
+        overrides: the decoding part of the command line.
+    """
+
+    name: str
+    fresh: bool
+    search: SearchOptions
+    infer: InferOptions
+    job: Job
+    model: str
+    overrides: tuple[str, ...]
+
+    @property
+    def root(self) -> Path:
+        """``<D2V_HOME>/sweeps/NAME``."""
+        return home_folder("sweeps") / self.name
+
+    def settings(self) -> dict[str, Any]:
+        """What may not change under one name; the number of trials and patience may."""
+        plain = dataclasses.asdict(self.search)
+        for name in ("trials", "patience", "epsilon"):
+            plain.pop(name)
+        decoding = {k: v for k, v in dataclasses.asdict(self.infer.decoding).items() if k not in TUNED}
+        return {"search": plain, "decoding": decoding, "model": self.model,
+                "emissions": emission_folder(self.job).name}  # fmt: skip
+
+
+def decoding_sweep_main(words: Sequence[str], config: Path, plan_only: bool) -> None:
+    """``d2v sweep decoding ...``.
+
+    Args:
+        words: overrides of ``search.*``, of infer's options and ``platform.run_name``.
+        config: the definition.
+        plan_only: say what would be done, and stop.
+
+    Raises:
+        Data2VecError: everything that is wrong, before anything is computed.
+    """
+    sweep = read_sweep(words, config)
+    if plan_only:
+        for line in plan_lines(sweep):
+            logger.info("%s", line)
+        return
+    from .decoding_search import run_search
+
+    sweep.root.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(sweep.root / "sweep.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise Data2VecError(
+            f"the sweep {sweep.name!r} is being run by another process; wait for it, stop it, or choose "
+            "another platform.run_name"
+        ) from None
+    with lock:
+        _refuse_changes(sweep)
+        if sweep.fresh:
+            logger.info("to go on with it: the same command with platform.run_name=%s", sweep.name)
+        load_search(sweep.job.model, sweep.job.search)  # what is wrong with lexicon or model is said here
+        emissions, there = stored_emissions(sweep.job, Console())
+        logger.info(
+            "emissions of %s: %d utterances, %s (%s)", sweep.job.subset, len(emissions.utterances),
+            "taken from an earlier run" if there else "computed", emissions.folder,
+        )  # fmt: skip
+        run_search(sweep, emissions.folder)
+
+
+def read_sweep(words: Sequence[str], config: Path) -> DecodingSweep:
+    """The tuning that a command line asks for.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    try:
+        tree = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise DataError(f"{config} is no YAML: {' '.join(str(error).split())}") from None
+    problems: list[Problem] = []
+    own, rest, name = dict(tree.get("search") or {}), list[str](), None
+    for word in words:
+        key = word.lstrip("+").partition("=")[0]
+        if key.startswith("search.") or key == "platform.run_name":
+            for override in parse_overrides([word], False, problems):
+                if key == "platform.run_name":
+                    name = str(override.value)
+                else:
+                    own[key.removeprefix("search.")] = override.value
+        else:
+            rest.append(word)
+    for key in TUNED:
+        if isinstance(own.get(key), list):
+            own[key] = [float(v) if isinstance(v, int) else v for v in own[key]]
+    given = {word.lstrip("+").partition("=")[0] for word in rest}
+    defaults = [
+        f"{group}.{key}={value}"
+        for group, values in (tree.get("infer") or {}).items()
+        for key, value in values.items()
+        if f"{group}.{key}" not in given
+    ]
+    search = build(SearchOptions, own, "search", problems)
+    if not problems:
+        problems += search.problems()
+    if name is not None and not _IDENTITY.fullmatch(name):
+        problems.append(Problem("platform.run_name", name, "must be 1 to 120 letters, digits or '_-.+='"))
+    infer = InferOptions()
+    try:
+        infer, notes = read_options([*defaults, *rest])
+        show_notes(notes)
+        if infer.decoding.type == "viterbi":
+            rule = "has nothing to tune; use kenlm or fairseqlm"
+            problems.append(Problem("decoding.type", "viterbi", rule))
+        if len(infer.subsets()) != 1:
+            rule = "must name one subset to tune on"
+            problems.append(Problem("dataset.gen_subset", infer.dataset.gen_subset, rule))
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems, f"the sweep {NAME}")
+    return _resolved(search, infer, name, (*defaults, *rest))
+
+
+def _resolved(
+    search: SearchOptions, infer: InferOptions, name: str | None, overrides: tuple[str, ...]
+) -> DecodingSweep:
+    folder, uri = model_folder(infer.common_eval.path)
+    device = infer.platform.chosen_device()
+    (subset,) = infer.subsets()
+    data = local_data(infer.task.data)
+    job = make_job(infer, folder, data, subset, make_search(infer.decoding, device))
+    open_dataset(job).verify()
+    chosen = name or f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    emission_folder(job)  # a subset without labels is refused here
+    return DecodingSweep(chosen, name is None, search, infer, job, uri, overrides)
+
+
+def plan_lines(sweep: DecodingSweep) -> list[str]:
+    """What a run of it would do."""
+    from .decoding_search import read_trials
+
+    done = len(read_trials(sweep.root))
+    there = (emission_folder(sweep.job) / "utterances.json").is_file()
+    ranges = ", ".join(f"{n} {low:g} ... {high:g}" for n, (low, high) in sweep.search.bounds().items())
+    fixed = "".join(f", {name} {value:g} (fixed)" for name, value in sweep.search.fixed().items())
+    decoding = sweep.infer.decoding
+    name = "" if sweep.fresh else f", name {sweep.name}"
+    return [
+        f"sweep {NAME}{name}: {sweep.search.trials} trials, {done} done",
+        f"  {ranges}{fixed}",
+        f"  {decoding.type}, beam {decoding.beam}, {decoding.lmpath}, lexicon {decoding.lexicon}",
+        f"  {sweep.job.subset} in {sweep.job.data}: {len(open_dataset(sweep.job))} utterances, of which "
+        f"{sweep.search.utterances or 'all'} are decoded in each trial",
+        f"  emissions of {sweep.model}: {'there' if there else 'to be computed once'}",
+    ]
+
+
+def infer_command_of(sweep: DecodingSweep, best: Mapping[str, float]) -> str:
+    """The decoding with the best values, as a command line."""
+    own = [f"decoding.{name}={value:g}" for name, value in best.items()]
+    tuned = tuple(f"decoding.{name}=" for name in TUNED)
+    words = [word for word in sweep.overrides if not word.lstrip("+").startswith(tuned)]
+    return " ".join(["python experiments/infer.py", *map(shlex.quote, words), *own])
+
+
+def _refuse_changes(sweep: DecodingSweep) -> None:
+    """A tuning may not change under its name: its trials would not compare."""
+    path = sweep.root / "settings.json"
+    now = json.loads(json.dumps(sweep.settings(), default=str))
+    if not path.is_file():
+        path.write_text(json.dumps(now, indent=1), encoding="utf-8")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    problems = []
+    for group in now:
+        pairs = {group: (before.get(group), now[group])}
+        if isinstance(now[group], dict):
+            old = before.get(group) or {}
+            pairs = {f"{group}.{key}": (old.get(key), value) for key, value in now[group].items()}
+        for key, (old, new) in pairs.items():
+            if old != new:
+                rule = f"was {old!r} under this name; use that, or another platform.run_name"
+                problems.append(Problem(key, new, rule))
+    if problems:
+        raise ConfigError(problems, "resuming the sweep")
