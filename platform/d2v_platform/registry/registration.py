@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data2vec.families import ModelConfig, generation_of, modality_of, read_model_config, shape_in_words
+from data2vec.lm.config import TransformerLMConfig
 
 from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest
@@ -103,7 +104,7 @@ def lineage_tags(composed: Composed, summary: Summary, parent_uri: str | None) -
 def gate_tags(recipe: Recipe, summary: Summary) -> dict[str, str]:
     """What the gate compares: the metric of a fine-tuned model, the variances of a pretrained one."""
     rules = recipe.checkpoint
-    if isinstance(recipe.model, ModelConfig):
+    if isinstance(recipe.model, ModelConfig) and not isinstance(recipe.model, TransformerLMConfig):
         target, prediction = (summary.metrics.get(f"train/{key}") for key in ("target_var", "pred_var"))
         if target is None or prediction is None:
             return {"collapse": "unknown"}
