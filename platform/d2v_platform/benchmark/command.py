@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import hugging_face, overhead
+from . import hugging_face, overhead, text_input
 from .measure import Case, Timing, measure
 from .pretraining import case
 
@@ -30,7 +30,7 @@ Only = Annotated[str, typer.Option(help="Only cases whose name contains this.")]
 
 @app.command()
 def text(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only: Only = "") -> None:
-    """v2 base, 4 x 512 tokens, 2 and 8 clones; Hugging Face's v1 base forward and backward.
+    """v2 base, 4 x 512 tokens, 2 and 8 clones; its input; Hugging Face's v1 base forward and backward.
 
     Example: python experiments/benchmark.py text --only "2 clones" --json
     """
@@ -39,7 +39,8 @@ def text(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only: 
         case(f"v2 text base step, {clones} clones", recipe, 4, 512, "tokens", clones=clones)
         for clones in (2, 8)
     ]
-    run([*cases, *peer("text", 4, 512)], steps, threads, as_json, only)
+    reading = text_input.case(recipe, 4, 512)
+    run([*cases, *peer("text", 4, 512), reading], steps, threads, as_json, only)
 
 
 @app.command()
@@ -96,9 +97,19 @@ def run(cases: Sequence[Case], steps: int, threads: int, as_json: bool, only: st
     Console().print(table(timings, threads))
 
 
+def margin(timings: Sequence[Timing]) -> str | None:
+    """How much faster input comes than the fastest step takes it."""
+    reading = [t for t in timings if t.name.startswith("input")]
+    eaten = [t.units_per_second for t in timings if t not in reading and t.unit in {r.unit for r in reading}]
+    if not reading or not eaten:
+        return None
+    by_cpu = reading[0].units_per_second * reading[0].seconds / reading[0].cpu_seconds
+    return f"input: {by_cpu:.3g} {reading[0].unit} a CPU-second, {by_cpu / max(eaten):.0f} x the fastest step"
+
+
 def table(timings: Sequence[Timing], threads: int) -> Table:
     """A row for each case."""
-    found = Table(title=f"medians; {threads} threads, fp32")
+    found = Table(title=f"medians; {threads} threads, fp32", caption=margin(timings))
     for name in ("case", "s/step", "CPU s/step", "rate", "GFLOP/s", "share of matrix rate", "peak GB"):
         found.add_column(name, justify="left" if name == "case" else "right")
     for timing in timings:

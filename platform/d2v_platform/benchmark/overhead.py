@@ -23,13 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data2vec.data.dictionary import Dictionary
-from data2vec.data.indexed import IndexedTokensWriter
-
 from ..recipe.schema import Recipe
 from ..training.start_times import read as read_start
+from .text_input import write_tokens
 
 _WORDS = 1000
 _SKIPPED = 2  # updates at the beginning that allocate
@@ -121,14 +117,7 @@ def small_recipe(folder: Path, updates: int, samples: int, width: int, blocks: i
     """A text pretraining recipe on made-up data, as a plain dictionary."""
     data = folder / "data"
     data.mkdir()
-    dictionary = Dictionary.from_counts({str(word): 100 for word in range(_WORDS)})
-    dictionary.save(data / "dict.txt")
-    random = np.random.default_rng(0)
-    for split, lines in (("train", samples * (updates + 8)), ("valid", 8)):
-        writer = IndexedTokensWriter(data / split, len(dictionary.with_mask()))
-        for _ in range(lines):
-            writer.add_line(dictionary.encode_line([int(word) for word in random.integers(_WORDS, size=126)]))
-        writer.close()
+    write_tokens(data, {"train": samples * (updates + 8), "valid": 8}, 128, _WORDS)
     decoder = {"decoder_dim": 64, "decoder_groups": 1, "decoder_kernel": 9, "decoder_layers": 3}
     return {
         "common": {"log_interval": 1},

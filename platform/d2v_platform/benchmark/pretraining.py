@@ -135,6 +135,6 @@ def audio_block_masks(config: Data2VecMultiConfig, ids: torch.Tensor, length: in
     return mask_set(mask_RT, row_ids, True, config.seed, update)
 
 
-def load(recipe_name: str, overrides: Sequence[str]) -> Recipe:
-    """A recipe without its data."""
-    return compose(recipe_name, ["task.data=/none", *overrides], check=False).recipe
+def load(recipe_name: str, overrides: Sequence[str], data: str = "/none") -> Recipe:
+    """A recipe, by default without its data."""
+    return compose(recipe_name, [f"task.data={data}", *overrides], check=False).recipe
