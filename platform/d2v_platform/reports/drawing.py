@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogFormatter, MaxNLocator, NullLocator
 
 from .panels import Line, Panel
 
@@ -23,7 +23,8 @@ _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _SIZE = (6.2, 3.4)  # inches
 _DPI = 110
 _COLUMNS = 2
-_LEGEND_LINES = 14  # a longer legend would hide the curves
+_LEGEND_INSIDE = 4  # a longer legend would hide the curves, and stands beside them
+_LEGEND_LINES = 14  # a longer one is in small print
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -69,8 +70,10 @@ def png(panels: Sequence[Panel], title: str, path: Path) -> None:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_SIZE[0] * columns, _SIZE[1] * rows + 0.4), layout="constrained", dpi=_DPI)
         figure.suptitle(title)
-        for number, panel in enumerate(panels, start=1):
-            _draw(figure.add_subplot(rows, columns, number), panel)
+        # Each panel in a part of its own: a legend beside one curve takes nothing from the others.
+        parts = figure.subfigures(max(rows, 1), columns, squeeze=False).flatten()
+        for part, panel in zip(parts, panels, strict=False):
+            _draw(part.add_subplot(), panel)
         FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
 
 
@@ -79,8 +82,14 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_xlabel(panel.x_label)
     if panel.log_x:
         axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=panel.x_label == "update"))
     if panel.log_y:
         axes.set_yscale("log")
+        for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            set_formatter(LogFormatter(labelOnlyBase=False))
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
     if panel.x_ticks:
         axes.xaxis.set_major_locator(FixedLocator(panel.x_ticks))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -100,11 +109,12 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.plot(line.x, line.y, **(shared | looks[line.style]))
     for number, (label, height) in enumerate(panel.limits):
         axes.axhline(height, color="#888888", linestyle=(":", "--")[number % 2], linewidth=1, label=label)
-    named = [line for line in panel.lines if line.label]
-    if len(named) + len(panel.limits) <= _LEGEND_LINES:
+    named = sum(1 for line in panel.lines if line.label) + len(panel.limits)
+    if named <= _LEGEND_INSIDE:
         axes.legend(loc="best")
     else:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=5.5)
+        small = {"fontsize": 5.5} if named > _LEGEND_LINES else {}
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), **small)
 
 
 def _slug(text: str) -> str:
