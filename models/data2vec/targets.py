@@ -72,9 +72,7 @@ class TargetAverage:
 
 def instance_norm(x_BTD: torch.Tensor) -> torch.Tensor:
     """Zero mean and unit variance over T for each sample and channel."""
-    centred = x_BTD - x_BTD.mean(dim=1, keepdim=True)
-    variance = centred.square().mean(dim=1, keepdim=True)
-    return centred.mul_(torch.rsqrt(variance + TARGET_EPS))
+    return F.instance_norm(x_BTD.transpose(1, 2), eps=TARGET_EPS).transpose(1, 2)  # sums in double precision
 
 
 def _batch_norm(x_BTD: torch.Tensor) -> torch.Tensor:
