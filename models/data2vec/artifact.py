@@ -28,6 +28,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from .audio_events import AudioEventConfig
 from .config import ImageHeadConfig, ModalityKind, SentenceHeadConfig
 from .ctc import CTCConfig
 from .data.dictionary import Dictionary
@@ -43,17 +44,21 @@ EMBEDDING_KEY = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
 V1_EMBEDDING_KEY = "encoder.sentence_encoder.embed_tokens.weight"
 LETTERS = "dict.ltr.txt"
 WORDS = "dict.txt"
-Kind = Literal["pretrained", "sentence_classifier", "ctc", "image_classifier", "language_model"]
-HeadConfig = SentenceHeadConfig | CTCConfig | ImageHeadConfig
+Kind = Literal[
+    "pretrained", "sentence_classifier", "ctc", "image_classifier", "audio_classifier", "language_model"
+]  # fmt: skip
+HeadConfig = SentenceHeadConfig | CTCConfig | ImageHeadConfig | AudioEventConfig
 _HEADS: dict[str, type[HeadConfig]] = {
     "sentence_classifier": SentenceHeadConfig,
     "ctc": CTCConfig,
     "image_classifier": ImageHeadConfig,
+    "audio_classifier": AudioEventConfig,
 }
 _TRUNK_PREFIX = {
     "sentence_classifier": "model.",
     "image_classifier": "model.",
     "ctc": "w2v_encoder.w2v_model.",
+    "audio_classifier": "d2v_model.",
 }
 # What a network without its pretraining parts and head does not have.
 _NOT_TRUNK = (

@@ -124,3 +124,46 @@ def _correlation(function: Callable[..., Any], predictions: np.ndarray, targets:
     if len(predictions) < 2 or np.ptp(predictions) == 0 or np.ptp(targets) == 0:
         return 0.0
     return 100.0 * float(function(predictions, targets).statistic)
+
+
+EVENT_METRICS = ("mAP", "mAUC", "top1")
+
+
+def event_metrics(probabilities_NC: np.ndarray, labels_NC: np.ndarray) -> dict[str, float]:
+    """How well clips are told by what they hold, in percent, over a whole evaluation set.
+
+    ``mAP`` and ``mAUC`` are means over the classes that occur (and, for the latter, are absent somewhere) of
+    average precision and of the area under the ROC curve; ``top1`` is the share of clips whose best class is
+    among theirs. The reference calls mAP a fraction and 0 below 100 clips; here it is what the clips give.
+
+    Args:
+        probabilities_NC: (N, C) scores.
+        labels_NC: (N, C) 0 or 1.
+    """
+    precision, area = event_scores_by_class(probabilities_NC, labels_NC)
+    best_N = probabilities_NC.argmax(axis=1)
+    return {
+        "mAP": _nan_mean(precision),
+        "mAUC": _nan_mean(area),
+        "top1": 100.0 * float(labels_NC[np.arange(len(best_N)), best_N].mean()) if len(best_N) else 0.0,
+    }
+
+
+def event_scores_by_class(
+    probabilities_NC: np.ndarray, labels_NC: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average precision and area under the ROC curve of each class in percent, (C,); NaN where undefined."""
+    classes = labels_NC.shape[1]
+    precision, area = np.full(classes, np.nan), np.full(classes, np.nan)
+    for c in range(classes):
+        labels, scores = labels_NC[:, c], probabilities_NC[:, c]
+        if labels.any():
+            precision[c] = 100.0 * float(sk.average_precision_score(labels, scores))
+            if not labels.all():
+                area[c] = 100.0 * float(sk.roc_auc_score(labels, scores))
+    return precision, area
+
+
+def _nan_mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else 0.0

@@ -1,11 +1,11 @@
-"""A speech model in use: embeddings, emissions and transcripts of audio of any length and rate.
+"""A speech model in use: embeddings, transcripts and events of audio of any length and rate.
 
-T frames, D width, V symbols.
+T frames, D width, V symbols, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .artifact import Artifact, load_strictly
+from .audio_events import AudioEventConfig, AudioEventModel
 from .config import Data2VecMultiConfig
 from .conv_spec import ConvLayer, frame_count, parse_conv_layers, samples_needed, total_stride
 from .ctc import BLANK, CTCConfig, CTCModel
@@ -70,6 +71,8 @@ class SpeechModel:
         self.normalize = bool(artifact.config["task"].get("normalize", True))
         self.letters = artifact.letters
         self.ctc: CTCModel | None = None
+        self.classifier: AudioEventModel | None = None
+        self.classes = [str(name) for name in artifact.config["task"].get("labels") or []]
         self.network: Data2VecMulti | Data2VecAudio
         if artifact.kind == "ctc":
             assert isinstance(artifact.head_config, CTCConfig)
@@ -78,6 +81,12 @@ class SpeechModel:
             load_strictly(self.ctc, artifact.state, artifact.folder)
             self.ctc.eval()
             self.network = self.ctc.trunk
+        elif artifact.kind == "audio_classifier":
+            assert isinstance(artifact.head_config, AudioEventConfig)
+            self.classifier = AudioEventModel(config, artifact.head_config)
+            load_strictly(self.classifier, artifact.state, artifact.folder)
+            self.classifier.eval()
+            self.network = self.classifier.trunk
         else:
             if isinstance(config, Data2VecAudioConfig):
                 self.network = Data2VecAudio(config, with_head=False)
@@ -95,7 +104,7 @@ class SpeechModel:
         """Features of recordings.
 
         Args:
-            recordings: B recordings; long ones are not cut, so memory grows with their length.
+            recordings: B recordings; those of more than 30 s go through in overlapping pieces.
             pooling: "mean" over frames, or "none".
             layer: block whose output is taken; -1 is the last, 0 the first.
 
@@ -112,19 +121,47 @@ class SpeechModel:
         out: list[np.ndarray] = []
         for recording in recordings:
             samples = self._prepared(self.samples(recording))
-            x_TD = self.network(samples[None], all_layers=True).layers[layer][0]
-            out.append((x_TD.mean(0) if pooling == "mean" else x_TD).float().numpy())
+            x_TD = self._in_pieces(samples, lambda x_BS: self.network(x_BS, all_layers=True).layers[layer])
+            out.append(x_TD.mean(0) if pooling == "mean" else x_TD)
         return out
+
+    @torch.inference_mode()
+    def classify(self, recordings: Sequence[Audio]) -> tuple[list[str], np.ndarray]:
+        """Probabilities of events; they do not exclude each other.
+
+        Recordings of more than 30 s go through in pieces of equal length, whose probabilities are averaged.
+
+        Returns:
+            The class names, and (B, C) probabilities.
+        """
+        if self.classifier is None:
+            raise CheckpointError(f"this is a {self.config['kind']} model without event classes: use embed()")
+        scores_BC = np.zeros((len(recordings), len(self.classes)))
+        for row, recording in enumerate(recordings):
+            samples = self._prepared(self.samples(recording))
+            pieces = samples.chunk(-(-len(samples) // int(CHUNK_S * SAMPLE_RATE)))
+            found = [self.classifier(piece[None]).probabilities()[0].double().numpy() for piece in pieces]
+            scores_BC[row] = np.mean(found, axis=0)
+        return self.classes, scores_BC
 
     @torch.inference_mode()
     def emissions(self, recording: Audio) -> np.ndarray:
         """(T, V) log-probabilities; long audio goes through in overlapping chunks."""
         if self.ctc is None:
             raise CheckpointError(f"this is a {self.config['kind']} model without letters: use embed()")
-        samples = self._prepared(self.samples(recording))
+        ctc = self.ctc
+        return self._in_pieces(self._prepared(self.samples(recording)), lambda x_BS: ctc(x_BS).emissions())
+
+    def _in_pieces(self, samples: torch.Tensor, run: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+        """(T, ...) results of every frame; long audio goes through in chunks, and seams are cut off.
+
+        Args:
+            samples: (S,) prepared samples.
+            run: (1, S') samples to (1, T', ...) results.
+        """
         chunk, overlap = int(CHUNK_S * SAMPLE_RATE), int(OVERLAP_S * SAMPLE_RATE)
         if len(samples) <= chunk:
-            return self.ctc(samples[None]).emissions()[0].numpy()
+            return run(samples[None])[0].float().numpy()
         stride = total_stride(self.layers)
         step = (chunk - overlap) // stride * stride  # whole frames, so that chunks fit together
         starts = list(range(0, max(len(samples) - overlap, 1), step))
@@ -133,10 +170,10 @@ class SpeechModel:
         for index, start in enumerate(starts):
             last = index == len(starts) - 1
             part = samples[start:] if last else samples[start : start + chunk]
-            emissions_TV = self.ctc(part[None]).emissions()[0].numpy()
+            found_T = run(part[None])[0].float().numpy()
             begin = 0 if index == 0 else drop
-            end = len(emissions_TV) if last else drop + step // stride
-            pieces.append(emissions_TV[begin:end])
+            end = len(found_T) if last else drop + step // stride
+            pieces.append(found_T[begin:end])
         return np.concatenate(pieces)
 
     def transcribe(self, recordings: Sequence[Audio]) -> list[Transcript]:

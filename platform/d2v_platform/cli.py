@@ -17,7 +17,8 @@ from data2vec.errors import Data2VecError
 from .doctor.command import doctor
 from .importing.command import import_command
 from .importing.export_command import export_command
-from .inference.image_commands import embed_command, probe_command
+from .inference.embedding import embed_command
+from .inference.image_commands import probe_command
 from .inference.transcription import transcribe_command
 from .preparation.commands import app as prepare_app
 from .registry.commands import app as registry_app
@@ -38,9 +39,11 @@ app.command(help="Say what is wrong with this installation and its services, and
 app.command("transcribe", epilog="Example: d2v transcribe talk.wav --model models:/NAME@ALIAS")(
     transcribe_command
 )
-app.command("embed", epilog="Example: d2v embed photos --model models:/NAME@ALIAS --dest photos.parquet")(
-    embed_command
+_EMBED = (
+    "Examples: d2v embed photos --model models:/NAME@ALIAS --dest photos.parquet; d2v embed talks --model "
+    "models:/NAME@ALIAS --dest frames.parquet --pooling none --layer 5"
 )
+app.command("embed", epilog=_EMBED)(embed_command)
 app.command("probe", epilog="Example: d2v probe /imagenet --model models:/NAME@ALIAS")(probe_command)
 app.command("import", epilog="Example: d2v import base_libri.pt --register speech-base")(import_command)
 app.command("export", epilog="Example: d2v export models:/m/1 --to huggingface --out m")(export_command)

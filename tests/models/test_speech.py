@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from data2vec.alibi import alibi_slopes
 from data2vec.audio_masking import block_masks_1d, mask_set, span_masks
+from data2vec.audio_trunk import TrainingMasks, trunk_config
 from data2vec.config import Data2VecMultiConfig
 from data2vec.conv_spec import frame_count, parse_conv_layers, samples_needed, total_stride
-from data2vec.ctc import CTCConfig, CTCModel, TrainingMasks, frames_needed, trunk_config
+from data2vec.ctc import CTCConfig, CTCModel, frames_needed
 from data2vec.errors import ConfigError, Data2VecError
 from data2vec.masking import clone_ids
 from data2vec.pretraining import Data2VecPretraining

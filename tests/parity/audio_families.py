@@ -11,8 +11,8 @@ from compare import CTC_AFTER, CTC_GRAD, CTC_GRAD_NORM, LOSS, SCHEDULE, Report
 from families import compare_after, compare_forward, compare_output, step
 from weights import build_ctc, build_v1_audio
 
+from data2vec.audio_trunk import TrainingMasks
 from data2vec.config import Data2VecMultiConfig
-from data2vec.ctc import TrainingMasks
 
 
 def v1_pretraining(case: Case, report: Report, notes: list[str]) -> None:

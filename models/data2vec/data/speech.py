@@ -100,6 +100,8 @@ class SpeechDataset:
         self.dictionary, self.seed, self.epoch = dictionary, seed, epoch
         _check(options, dictionary)
         manifest = read_manifest(self.folder / f"{split}.tsv")
+        #: entries of the manifest, used or not
+        self.listed = len(manifest)
         self.fingerprint_parts = [manifest.fingerprint()]
         self._labels: list[str] | None = None
         if options.labels is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..audio_trunk import trunk_config
 from ..config import Data2VecMultiConfig
-from ..ctc import CTCConfig, trunk_config
+from ..ctc import CTCConfig
 from ..data.dictionary import NUM_SPECIALS, SPECIALS, Dictionary
 from ..errors import CheckpointError, ConfigError
 from ..typed import build

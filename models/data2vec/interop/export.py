@@ -99,6 +99,11 @@ def fairseq_cfg(artifact: Artifact) -> dict[str, Any]:
         normalize = bool(artifact.config["task"].get("normalize", True))
         outer = {"_name": "wav2vec_ctc", **head, "normalize": normalize, "w2v_args": inner}
         return {"model": outer, "task": task, "criterion": {"_name": "ctc"}}
+    if artifact.kind == "audio_classifier":
+        normalize = bool(artifact.config["task"].get("normalize", True))
+        head = {name: value for name, value in head.items() if name not in ("num_classes", "pool_padding")}
+        outer = {"_name": "audio_classification", **head, "normalize": normalize, "d2v_args": inner}
+        return {"model": outer, "task": task, "criterion": {"_name": "model"}}
     if artifact.kind == "image_classifier":
         name = "mae_image_classification" if family == "data2vec_multi" else "data2vec_image_classification"
         outer = {"_name": name, **head, **_regularisation(model), "pretrained_model_args": inner}
@@ -138,6 +143,8 @@ def _task(artifact: Artifact, *, pretraining: bool = False) -> dict[str, Any]:
         task["normalize"] = bool(artifact.config["task"].get("normalize", True))
     if artifact.kind == "ctc" and not pretraining:
         task["labels"] = "ltr"
+    if artifact.kind == "audio_classifier" and not pretraining:
+        task |= {"_name": "audio_classification", "labels": "lbl"}
     return task
 
 

@@ -89,6 +89,11 @@ def to_huggingface(artifact: Artifact) -> tuple[dict[str, Any], State, list[str]
         )
     state, head = dict(artifact.state), artifact.head_config
     bare = kind == "pretrained"
+    if kind == "audio_classifier":
+        raise CheckpointError(
+            "Hugging Face has no class that pools scores of frames, as models of audio events do; export "
+            "them with --to safetensors or --to fairseq"
+        )
     if isinstance(config, Data2VecAudioConfig):
         symbols = None if bare else int(artifact.config["task"]["num_symbols"])
         theirs = hf_config.audio_config(config, symbols)

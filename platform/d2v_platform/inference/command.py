@@ -47,10 +47,15 @@ def infer(options: InferOptions, console: Console | None = None) -> dict[str, fl
         Data2VecError: a model, manifest, lexicon or language model that is missing or does not fit.
     """
     folder, uri = model_folder(options.common_eval.path)
-    if read_artifact(folder).modality == "IMAGE":
+    artifact = read_artifact(folder)
+    if artifact.modality == "IMAGE":
         from .images import infer_images
 
         return infer_images(options, folder, _results(options), console)
+    if artifact.kind == "audio_classifier":
+        from .audio_events import infer_events
+
+        return infer_events(options, folder, _results(options), console)
     data = local_data(options.task.data)
     search = make_search(options.decoding, options.platform.chosen_device())
     jobs = {subset: make_job(options, folder, data, subset, search) for subset in options.subsets()}
@@ -103,6 +108,9 @@ _HELP = """usage: %(prog)s [--config-dir DIR] [--config-name infer] group.key=va
 
   %(prog)s task.data=/images common_eval.path=models:/NAME@ALIAS dataset.gen_subset=val   # an image model
 
+  %(prog)s task.data=/clips common_eval.path=models:/NAME@ALIAS dataset.gen_subset=eval     # audio events
+
+audio events: predictions.parquet, predictions.csv, per_class.csv and summary.json;
 images: predictions.parquet, predictions.csv, per_class.csv, confusion.csv and confusion.png, summary.json;
 speech: hypo.word, hypo.units, ref.word, ref.units, wer, utterances.parquet, utterances.csv and worst.html;
 all in common_eval.results_path."""

@@ -1,8 +1,7 @@
-"""``d2v embed`` and ``d2v probe``; what needs PyTorch is imported when they run."""
+"""``d2v probe``; what needs PyTorch is imported when it runs."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -14,32 +13,6 @@ from data2vec.errors import DataError
 Model = Annotated[str, typer.Option("--model", help="Any model name: models:/NAME@ALIAS, a folder, a .pt.")]
 Layer = Annotated[int, typer.Option(help="Block whose output is taken; -1 = the last, 0 = the first.")]
 Pooling = Literal["mean", "cls"]
-
-
-def embed_command(
-    data: Annotated[str, typer.Argument(help="Folder of images, or of subsets; local or a URI.")],
-    model: Model,
-    dest: Annotated[Path, typer.Option("--dest", help="Parquet file to write.")],
-    subset: Annotated[str | None, typer.Option(help="Subset of the folder, such as val.")] = None,
-    layer: Layer = -1,
-    pooling: Annotated[Pooling, typer.Option(help="Mean over patches, or the class token.")] = "mean",
-) -> None:
-    """Embeddings of images to Parquet: columns file, label (class folders) and embedding."""
-    from ..storage.cache import local_data
-    from ..training.preflight import model_folder
-    from .images import load_image_model, open_any, run_model, write_embeddings
-
-    loaded = load_image_model(model_folder(model)[0])
-    rows = run_model(loaded, open_any(local_data(data), subset), "features", pooling, layer)
-    write_embeddings(rows, dest)
-    console = Console()
-    for line in rows.odd:
-        console.print(line, style="yellow", markup=False)
-    console.print(
-        f"{dest}: {len(rows.names):,} embeddings of {rows.values.shape[1]} values",
-        highlight=False,
-        markup=False,
-    )
 
 
 def probe_command(

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
+import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from data2vec.data.audio_files import SUFFIXES
 from data2vec.errors import DataError
 
-OTHER_SUFFIXES = (".aiff", ".aif", ".au", ".mp3", ".opus", ".caf", ".w64")
+from .recordings import find_recordings, report_unreadable
 
 
 def transcribe_command(
-    source: Annotated[Path, typer.Argument(help="A recording, or a folder of recordings.")],
+    source: Annotated[Path, typer.Argument(help="A recording, a folder of recordings, or a .tsv.")],
     model: Annotated[str, typer.Option("--model", help="Any model name; it must be fine-tuned for CTC.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder for NAME.txt and NAME.json.")] = None,
     lexicon: Annotated[Path | None, typer.Option(help="Lexicon, for a language model.")] = None,
@@ -45,7 +45,7 @@ def transcribe_command(
     if lexicon is not None:
         search = LexiconBeam(loaded.letters, lexicon, lm, BeamOptions(beam=beam))
     failed: list[str] = []
-    for path in files:
+    for path, stem in zip(files, output_stems(files, source), strict=True):
         try:
             emissions = loaded.emissions(path)
         except DataError as error:
@@ -65,32 +65,21 @@ def transcribe_command(
             ]
         print(f"{path}\t{text}" if len(files) > 1 else text)
         if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            target = out / path.relative_to(source).with_suffix("") if source.is_dir() else out / path.stem
+            target = out / stem
             target.parent.mkdir(parents=True, exist_ok=True)
             content = {"file": str(path), "text": text, "score": score, "words": words, "model": model}
             Path(f"{target}.txt").write_text(f"{text}\n", encoding="utf-8")
             Path(f"{target}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    if failed:
-        console = Console(file=sys.stderr, soft_wrap=True)
-        console.print(f"{len(failed)} of {len(files)} recordings could not be read:", highlight=False)
-        for line in failed[:20]:
-            console.print(f"  {line}", highlight=False)
-        raise SystemExit(2)
+    report_unreadable(failed, len(files))
 
 
-def find_recordings(source: Path) -> list[Path]:
-    """The recordings of a folder, sorted, or the one file.
+def output_stems(files: Sequence[Path], source: Path) -> list[Path]:
+    """Where each recording's results go below the output folder, without ending.
 
-    Raises:
-        DataError: nothing is there.
+    The folders of the source are kept. Recordings that differ in their ending alone keep it, so that none
+    overwrites another's results.
     """
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise DataError(f"{source}: no such file or folder")
-    known = (*SUFFIXES, *OTHER_SUFFIXES)
-    files = sorted(p for p in source.rglob("*") if p.is_file() and p.suffix.lower() in known)
-    if not files:
-        raise DataError(f"{source} holds no recordings ({', '.join(known)})")
-    return files
+    root = source if source.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
+    names = [file.relative_to(root) for file in files]
+    counts = Counter(name.with_suffix("") for name in names)
+    return [name if counts[name.with_suffix("")] > 1 else name.with_suffix("") for name in names]

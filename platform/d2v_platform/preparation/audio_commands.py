@@ -1,4 +1,4 @@
-"""``d2v prepare audio-manifest``, ``audio-labels``, ``audio-subsets`` and ``language-model``."""
+"""``d2v prepare audio-manifest``, ``audio-labels``, ``-events``, ``-subsets`` and ``language-model``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from data2vec.errors import DataError
 
 from .audio import LAYOUTS, AudioOptions, ManifestReport, prepare_manifests
+from .audio_events import prepare_events
 from .audio_labels import prepare_labels
 from .audio_subsets import prepare_subsets
 
@@ -80,6 +81,32 @@ def audio_labels(
             f"{shown}; write transcripts in its letters (upper case), or give --build-dict[/yellow]",
             highlight=False,
         )
+
+
+def audio_events(
+    tsv: Annotated[Path, typer.Argument(help="Manifest of the clips.")],
+    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder to write.")],
+    output_name: Annotated[str, typer.Option("--output-name", help="Name of the label file.")],
+    segments: Annotated[
+        Path | None, typer.Option(help='AudioSet\'s table: id, start, end, "label,label" a line.')
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="AudioSet's class_labels_indices.csv.")] = None,
+    level: Annotated[int, typer.Option(help="Folder above the file that is its class.")] = 1,
+    sample_rate: Annotated[int, typer.Option(help="Rate of the files.")] = 16_000,
+) -> None:
+    """Classes of clips to .lbl lines and label_descriptors.csv, for audio-event recipes.
+
+    Without --segments each clip's class is the folder it lies in. Prepare the training split first: further
+    splits take its classes.
+    """
+    report = prepare_events(
+        tsv, output_dir, output_name, segments=segments, classes=classes, level=level, sample_rate=sample_rate
+    )
+    Console(soft_wrap=True).print(
+        f"{report.folder}/{report.name}.lbl: {report.clips:,} clips, {report.labels:,} labels of "
+        f"{report.classes:,} classes",
+        highlight=False,
+    )
 
 
 def audio_subsets(

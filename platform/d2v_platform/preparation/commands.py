@@ -13,7 +13,7 @@ from rich.table import Table
 from data2vec.data.glue import GlueReport
 from data2vec.errors import DataError
 
-from .audio_commands import audio_labels, audio_manifest, audio_subsets, language_model
+from .audio_commands import audio_events, audio_labels, audio_manifest, audio_subsets, language_model
 from .download import Downloaded, download, download_text, file_name
 from .glue import prepare_glue
 from .image_commands import images
@@ -25,6 +25,7 @@ __all__ = ["Downloaded", "TextOptions", "TextReport", "app", "download", "prepar
 app = typer.Typer(no_args_is_help=True, help="Turn raw data into folders for task.data.")
 app.command("audio-manifest")(audio_manifest)
 app.command("audio-labels")(audio_labels)
+app.command("audio-events")(audio_events)
 app.command("audio-subsets")(audio_subsets)
 app.command("language-model")(language_model)
 app.command("images")(images)

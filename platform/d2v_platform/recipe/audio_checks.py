@@ -5,14 +5,17 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data2vec.config import Data2VecMultiConfig
 from data2vec.conv_spec import parse_conv_layers, samples_needed
 from data2vec.errors import Data2VecError, Problem, nearest_names
+from data2vec.metrics import EVENT_METRICS
 from data2vec.v1.config import Data2VecAudioConfig
 
 from .audio_components import (
+    AudioClassification,
+    AudioClassificationTask,
     AudioFinetuningTask,
     AudioPretrainingTask,
     AudioTask,
@@ -20,6 +23,7 @@ from .audio_components import (
     LanguageModel,
     Wav2VecCTC,
 )
+from .components import ModelCriterion
 
 if TYPE_CHECKING:
     from .schema import Recipe
@@ -27,6 +31,28 @@ if TYPE_CHECKING:
 MASK_FIELDS = ("feature_encoder_spec", "mask_prob", "mask_prob_adjust", "mask_length", "inverse_mask",
                "mask_dropout", "clone_batch", "expand_adjacent", "non_overlapping")  # fmt: skip
 CTC_METRICS = ("wer", "raw_wer", "uer")
+_EVENT_LOGS = ("_predictions", "_targets")  # what the reference's recipe lists; gathered here anyway
+
+# Model and criterion that belong to each task, and their names.
+AUDIO_COMBINATIONS: dict[type[Any], tuple[Any, type[Any], str, str]] = {
+    AudioPretrainingTask: (
+        Data2VecMultiConfig | Data2VecAudioConfig,
+        ModelCriterion,
+        "data2vec_multi or data2vec_audio",
+        "model",
+    ),
+    AudioFinetuningTask: (Wav2VecCTC, CTCCriterion, "wav2vec_ctc", "ctc"),
+    AudioClassificationTask: (AudioClassification, ModelCriterion, "audio_classification", "model"),
+}
+
+
+def audio_metrics(recipe: Recipe) -> dict[str, bool]:
+    """What validation of a fine-tuning recipe reports besides the loss, with whether larger is better."""
+    if isinstance(recipe.task, AudioFinetuningTask):
+        return dict.fromkeys(CTC_METRICS, False)
+    if isinstance(recipe.task, AudioClassificationTask):
+        return dict.fromkeys(EVENT_METRICS, True)
+    return {}
 
 
 def audio_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -45,7 +71,7 @@ def audio_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("task.min_sample_size", shortest, f"is more than task.max_sample_size {longest}")
     if not 0.0 < task.subsample <= 1.0:
         yield Problem("task.subsample", task.subsample, "must lie in 0 < share <= 1")
-    padded = task.enable_padding or isinstance(task, AudioFinetuningTask)
+    padded = task.enable_padding or isinstance(task, AudioFinetuningTask | AudioClassificationTask)
     if task.num_batch_buckets and not padded:
         yield Problem("task.num_batch_buckets", task.num_batch_buckets, "needs task.enable_padding=true")
     tokens = recipe.dataset.max_tokens
@@ -54,6 +80,8 @@ def audio_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("task.max_sample_size", longest, rule)
     if isinstance(task, AudioPretrainingTask):
         yield from _pretraining(recipe, task)
+    elif isinstance(task, AudioClassificationTask):
+        yield from _events(recipe)
     else:
         yield from _finetuning(recipe)
 
@@ -112,6 +140,15 @@ def _finetuning(recipe: Recipe) -> Iterator[Problem]:
     if found is not None:
         for text in found.problems:
             yield Problem("criterion.wer_args", criterion.wer_args or criterion.wer_kenlm_model, text)
+
+
+def _events(recipe: Recipe) -> Iterator[Problem]:
+    if isinstance(recipe.model, AudioClassification):
+        yield from recipe.model.problems("model")
+    for key in recipe.criterion.log_keys if isinstance(recipe.criterion, ModelCriterion) else []:
+        if key not in _EVENT_LOGS:
+            rule = f"the model reports {', '.join(_EVENT_LOGS)}{nearest_names(key, _EVENT_LOGS)}"
+            yield Problem("criterion.log_keys", key, rule)
 
 
 def language_model(criterion: CTCCriterion) -> LanguageModel | None:

@@ -1,7 +1,7 @@
-"""The recipe components of speech: pretraining on audio and fine-tuning for CTC.
+"""The recipe components of audio: pretraining, and fine-tuning for CTC and for audio events.
 
 Field names and defaults are the reference's (``audio_pretraining``, ``audio_finetuning``, ``wav2vec_ctc``,
-``ctc``); the trailing comment of a field is its documentation.
+``ctc``, ``audio_classification``); the trailing comment of a field is its documentation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from data2vec.audio_events import AudioEventOptions
+from data2vec.audio_mixup import MixupOptions
 from data2vec.ctc import CTCConfig
+from data2vec.errors import Problem
 
 from .groups import MISSING
 
@@ -51,6 +54,26 @@ class Wav2VecCTC(CTCConfig):
 
     w2v_path: str = MISSING  # pretrained model: models:/NAME@ALIAS, runs:/..., a folder, s3://, or a .pt
     no_pretrained_weights: bool = False  # take the architecture only and start from random weights
+
+
+@dataclass(kw_only=True)
+class AudioClassificationTask(AudioTask):
+    """Audio with the classes of what is heard, several a clip."""
+
+    labels: str = "lbl"  # extension of the label files: start, end and comma-separated class indices
+    label_descriptors: str = "label_descriptors.csv"  # file in data with <index>,<label> a line
+
+
+@dataclass(kw_only=True)
+class AudioClassification(MixupOptions, AudioEventOptions):
+    """A pretrained audio model of either generation with scores of audio events."""
+
+    model_path: str = MISSING  # pretrained model: models:/NAME@ALIAS, runs:/..., a folder, s3://, or a .pt
+    no_pretrained_weights: bool = False  # take the architecture only and start from random weights
+
+    def problems(self, path: str = "model") -> list[Problem]:
+        """What is impossible about these options, all of it."""
+        return AudioEventOptions.problems(self, path) + MixupOptions.problems(self, path)
 
 
 @dataclass(kw_only=True)

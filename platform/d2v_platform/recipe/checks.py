@@ -10,11 +10,10 @@ from typing import Any
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import Problem, nearest_names
 from data2vec.lm.config import TransformerLMConfig
-from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.text_config import Data2VecTextConfig
 
-from .audio_checks import CTC_METRICS, audio_problems
-from .audio_components import AudioFinetuningTask, AudioPretrainingTask, CTCCriterion, Wav2VecCTC
+from .audio_checks import AUDIO_COMBINATIONS, audio_metrics, audio_problems
+from .audio_components import AudioClassification, Wav2VecCTC
 from .components import (
     Adam,
     Composite,
@@ -248,13 +247,7 @@ def _combination(recipe: Recipe) -> Iterator[Problem]:
             "data2vec_text_classification or roberta",
             "sentence_prediction",
         ),
-        AudioPretrainingTask: (
-            Data2VecMultiConfig | Data2VecAudioConfig,
-            ModelCriterion,
-            "data2vec_multi or data2vec_audio",
-            "model",
-        ),
-        AudioFinetuningTask: (Wav2VecCTC, CTCCriterion, "wav2vec_ctc", "ctc"),
+        **AUDIO_COMBINATIONS,
         LanguageModelingTask: (
             TransformerLMConfig,
             LanguageCriterion,
@@ -278,7 +271,7 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
     if isinstance(model, TextClassification | Roberta):
         yield from _sentence_model(recipe, model)
         return
-    if isinstance(model, Wav2VecCTC | ImageClassifierModel):
+    if isinstance(model, Wav2VecCTC | AudioClassification | ImageClassifierModel):
         return
     yield from model.problems("model")
     if isinstance(recipe.criterion, ModelCriterion):
@@ -366,10 +359,8 @@ def metrics(recipe: Recipe) -> dict[str, bool]:
     """The metrics that validation reports, with whether larger is better."""
     reported = {"loss": False}
     criterion = recipe.criterion
-    reported |= dict.fromkeys(image_metrics(recipe), True)
+    reported |= dict.fromkeys(image_metrics(recipe), True) | audio_metrics(recipe)
     reported |= dict.fromkeys(language_metrics(recipe), False)
-    if isinstance(criterion, CTCCriterion):
-        reported |= dict.fromkeys(CTC_METRICS, False)
     if isinstance(criterion, SentencePredictionCriterion):
         if not criterion.regression_target:
             reported["accuracy"] = True

@@ -80,6 +80,8 @@ IGNORED: dict[str, str] = {
     "task.metric": "what is reported follows from the task",
     "model.no_decay_blocks": "see optimization.decay_norm_and_bias: the reference's own switch has no effect",
     "model.remove_alibi": "image models have no ALiBi bias here",
+    "model.mask_min_space": "only used with no_mask_overlap",
+    "model.mask_channel_min_space": "only used with no_mask_channel_overlap",
     "model.pretrained_model_args": "the model at model_path carries its own configuration",
     "criterion.can_sum": "metrics are computed from gathered predictions",
     "dataset.data_buffer_size": "loaders read ahead by themselves",
@@ -166,6 +168,8 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
     "task.multi_corpus_sampling_weights": ((None,), "several corpora are not supported"),
     "task.post_save_script": ((None,), "checkpoints are announced to MLflow; no script is run"),
     "criterion.sentence_avg": ((True,), "losses of CTC are divided by the number of utterances; use true"),
+    "model.d2v_args": ((None,), "the model at model_path carries its own configuration"),
+    "model.conv_feature_layers": ((None,), "the model at model_path carries its own configuration"),
     "model.w2v_args": ((None,), "the model at w2v_path carries its own configuration"),
     "model.load_ema": ((False,), "fine-tuning starts from the student; use false"),
     "task.add_prev_output_tokens": ((False,), "decoder inputs are not supported"),
@@ -285,17 +289,14 @@ ALIASES: dict[str, Alias] = {
 # Components of the reference that are not built here yet: group -> name -> what they belong to.
 NOT_BUILT: dict[str, dict[str, str]] = {
     "task": {
-        "audio_classification": "audio events",
         "multimodal": "several modalities",
     },
     "model": {
         "data2vec_image": "data2vec 1.0 vision",
         "mae": "vision",
         "wav2vec2": "speech",
-        "audio_classification": "audio events",
     },
     "criterion": {
-        "audio_classification": "audio events",
         "masked_lm": "RoBERTa",
         "wav2vec": "speech",
     },
@@ -316,7 +317,6 @@ _NOT_BUILT_KEYS = {
 # Recipes of the reference that are not built here yet: folder of ours -> names, with what they belong to.
 RECIPES_NOT_BUILT: dict[str, dict[str, str]] = {
     "vision/pretraining": {"base_mae_imagenet": "masked autoencoders"},
-    "audio/classification": {"base_classification": "audio events"},
 }
 
 

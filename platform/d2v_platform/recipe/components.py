@@ -15,7 +15,14 @@ from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.text_config import Data2VecTextConfig
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
-from .audio_components import AudioFinetuningTask, AudioPretrainingTask, CTCCriterion, Wav2VecCTC
+from .audio_components import (
+    AudioClassification,
+    AudioClassificationTask,
+    AudioFinetuningTask,
+    AudioPretrainingTask,
+    CTCCriterion,
+    Wav2VecCTC,
+)
 from .groups import MISSING
 from .image_components import (
     Data2VecImageClassification,
@@ -198,10 +205,11 @@ class Composite:
 
 ImageTask = ImagePretraining | ImageClassificationData
 TextTask = MaskedLMTask | SentencePredictionTask | LanguageModelingTask
-Task = TextTask | AudioPretrainingTask | AudioFinetuningTask | ImageTask
+AnyAudioTask = AudioPretrainingTask | AudioFinetuningTask | AudioClassificationTask
+Task = TextTask | AnyAudioTask | ImageTask
 Model = (
     Data2VecMultiConfig | Data2VecTextConfig | TextClassification | Roberta | Data2VecAudioConfig | Wav2VecCTC
-    | Data2VecVisionConfig | ImageClassifierModel | TransformerLMConfig
+    | AudioClassification | Data2VecVisionConfig | ImageClassifierModel | TransformerLMConfig
 )  # fmt: skip
 Criterion = ModelCriterion | SentencePredictionCriterion | CTCCriterion | LanguageCriterion
 Optimizer = Adam | Composite
@@ -214,6 +222,7 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
         "language_modeling": LanguageModelingTask,
         "audio_pretraining": AudioPretrainingTask,
         "audio_finetuning": AudioFinetuningTask,
+        "audio_classification": AudioClassificationTask,
         "mae_image_pretraining": MaeImagePretrainingTask,
         "image_pretraining": ImagePretrainingTask,
         "mae_image_classification": MaeImageClassificationTask,
@@ -226,6 +235,7 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
         "roberta": Roberta,
         "data2vec_audio": Data2VecAudioConfig,
         "wav2vec_ctc": Wav2VecCTC,
+        "audio_classification": AudioClassification,
         "data2vec_vision": Data2VecVisionConfig,
         "mae_image_classification": MaeImageClassification,
         "data2vec_image_classification": Data2VecImageClassification,

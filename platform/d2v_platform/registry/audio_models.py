@@ -32,10 +32,11 @@ def audio_signature(config: Mapping[str, Any]) -> ModelSignature:
             ColSpec(DataType.binary, "file", required=False),
         ]
     )
-    with_letters = config["kind"] == "ctc"
+    with_letters, with_events = config["kind"] == "ctc", config["kind"] == "audio_classifier"
+    default = "transcript" if with_letters else "scores" if with_events else "embedding"
     params = ParamSchema(
         [
-            ParamSpec("output", DataType.string, "transcript" if with_letters else "embedding"),
+            ParamSpec("output", DataType.string, default),
             ParamSpec("pooling", DataType.string, "mean"),
             ParamSpec("layer", DataType.long, -1),
         ]
@@ -54,6 +55,10 @@ def audio_signature(config: Mapping[str, Any]) -> ModelSignature:
             ColSpec(Array(word), "words"),
             ColSpec(DataType.double, "score"),
         ]
+    if with_events:
+        labels = [str(label) for label in config["task"].get("labels", [])]
+        outputs = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")]
+        outputs += [ColSpec(DataType.double, f"score_{label}") for label in labels]
     return ModelSignature(inputs=inputs, outputs=Schema(outputs), params=params)
 
 
@@ -66,9 +71,11 @@ def check_recordings() -> list[list[float]]:
 
 
 def check_outputs(model: Any) -> tuple[str, list[list[float]]]:
-    """What the reload check compares: emissions of a model with letters, embeddings of another one."""
+    """What the reload check compares: emissions, class scores, or embeddings of a model without a head."""
     recordings = [np.asarray(samples, dtype=np.float32) for samples in check_recordings()]
     if model.config["kind"] == "ctc":
         return "emissions", [model.emissions(r).astype(float).ravel().tolist() for r in recordings]
+    if model.config["kind"] == "audio_classifier":
+        return "scores", model.classify(recordings)[1].tolist()
     rows = model.embed(recordings, pooling="mean", layer=-1)
     return "embedding", [row.astype(float).tolist() for row in rows]

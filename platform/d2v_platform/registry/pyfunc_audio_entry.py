@@ -14,15 +14,23 @@ import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
+# What models of each kind give, the default first.
+_OUTPUTS = {
+    "pretrained": ("embedding",),
+    "ctc": ("transcript", "emissions", "embedding"),
+    "audio_classifier": ("scores", "embedding"),
+}
+
 
 class AudioModel(PythonModel):
-    """Transcripts, emissions or embeddings of a table of recordings.
+    """Transcripts, emissions, event scores or embeddings of a table of recordings.
 
     Input: a column ``audio`` (arrays of samples) with an optional column ``rate`` (16000 where absent), or a
     column ``file`` (the content of audio files); a row uses whichever it has.
-    Params: ``output`` = "transcript" | "emissions" | "embedding", ``pooling`` = "mean" | "none", ``layer``.
+    Params: ``output`` = "transcript" | "emissions" (models with letters) | "scores" (models of events) |
+    "embedding", ``pooling`` = "mean" | "none", ``layer``.
     Output: ``text``, ``words`` (text, start_s, end_s) and ``score``; or ``emissions`` (frames x symbols); or
-    ``embedding``.
+    ``label``, ``score`` and one ``score_<label>`` a class; or ``embedding``.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -36,14 +44,10 @@ class AudioModel(PythonModel):
         from data2vec.errors import DataError
 
         params = params or {}
-        with_letters = self._model.config["kind"] == "ctc"
-        output = params.get("output") or ("transcript" if with_letters else "embedding")
-        if output not in ("transcript", "emissions", "embedding"):
-            raise DataError(f"output = {output!r} must be one of transcript, emissions, embedding")
-        if output != "embedding" and not with_letters:
-            raise DataError(
-                f"output = {output!r}: a pretrained model has no letters; use output = 'embedding'"
-            )
+        outputs = _OUTPUTS[self._model.config["kind"]]
+        output = params.get("output") or outputs[0]
+        if output not in outputs:
+            raise DataError(f"output = {output!r}: this model gives {', '.join(outputs)}")
         recordings = [_recording(row) for row in model_input.to_dict("records")]
         if output == "transcript":
             found = self._model.transcribe(recordings)
@@ -54,6 +58,11 @@ class AudioModel(PythonModel):
             }
         elif output == "emissions":
             columns = {"emissions": [self._model.emissions(recording).tolist() for recording in recordings]}
+        elif output == "scores":
+            names, scores = self._model.classify(recordings)
+            best = scores.argmax(axis=1)
+            columns = {"label": [names[i] for i in best], "score": scores.max(axis=1).tolist()}
+            columns |= {f"score_{name}": scores[:, i].tolist() for i, name in enumerate(names)}
         else:
             pooling, layer = params.get("pooling", "mean"), int(params.get("layer", -1))
             rows = self._model.embed(recordings, pooling=pooling, layer=layer)

@@ -27,6 +27,7 @@ _KINDS = {
     "image_classifier": "image classifier",
     "ctc": "speech recogniser (CTC)",
     "language_model": "transformer language model",
+    "audio_classifier": "classifier of audio events",
 }
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..recipe.audio_components import AudioFinetuningTask, AudioPretrainingTask
+from ..recipe.audio_components import AudioClassificationTask, AudioFinetuningTask, AudioPretrainingTask
 from ..recipe.components import MaskedLMTask
 from ..recipe.image_components import ImageClassificationData
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
 from . import (
+    audio_classification,
     audio_finetuning,
     audio_pretraining,
     image_data,
@@ -19,6 +20,7 @@ from . import (
     sentence_prediction,
     text_pretraining,
 )
+from .audio_classification import AudioClassification
 from .audio_finetuning import AudioFinetuning
 from .audio_pretraining import AudioPretraining
 from .image_classification import ImageClassification
@@ -44,6 +46,8 @@ def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:
         return AudioPretraining(recipe)
     if isinstance(recipe.task, AudioFinetuningTask):
         return AudioFinetuning(recipe, model_folder)
+    if isinstance(recipe.task, AudioClassificationTask):
+        return AudioClassification(recipe, model_folder)
     if isinstance(recipe.task, ImagePretrainingRecipe):
         return ImagePretraining(recipe)
     if isinstance(recipe.task, ImageClassificationData):
@@ -62,6 +66,8 @@ def open_subset(recipe: Recipe, subset: str) -> Any:
         return audio_pretraining.open_subset(recipe, subset)
     if isinstance(task, AudioFinetuningTask):
         return audio_finetuning.open_subset(recipe, subset, audio_finetuning.load_letters(task), None)
+    if isinstance(task, AudioClassificationTask):
+        return audio_classification.open_subset(recipe, subset, audio_classification.load_classes(task))
     if isinstance(task, ImagePretrainingRecipe | ImageClassificationData):
         return image_data.open_subset(recipe, subset, training=training, augmented=False)
     if isinstance(task, LanguageModelingTask):
@@ -81,6 +87,8 @@ def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         AudioPretraining.check_data(recipe)
     elif isinstance(recipe.task, AudioFinetuningTask):
         AudioFinetuning.check_data(recipe, model_folder)
+    elif isinstance(recipe.task, AudioClassificationTask):
+        AudioClassification.check_data(recipe, model_folder)
     elif isinstance(recipe.task, ImagePretrainingRecipe):
         ImagePretraining.check_data(recipe)
     elif isinstance(recipe.task, ImageClassificationData):

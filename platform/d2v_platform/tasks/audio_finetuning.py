@@ -12,14 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from data2vec.artifact import Artifact, load_strictly, read_artifact, save_artifact
-from data2vec.config import Data2VecMultiConfig
+from data2vec.artifact import load_strictly, read_artifact, save_artifact
 from data2vec.ctc import BLANK, CTCConfig, CTCModel
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import greedy_ids, words_of_ids
 from data2vec.data.speech import SpeechDataset, SpeechOptions
-from data2vec.errors import CheckpointError, ConfigError, DataError, Problem
-from data2vec.image_heads import layer_decay_scales
+from data2vec.errors import ConfigError, DataError, Problem
 from data2vec.speech_metrics import ErrorCount, count_errors, total, word_errors
 from data2vec.speech_model import conv_layers
 from data2vec.v1.config import Data2VecAudioConfig
@@ -28,6 +26,7 @@ from ..recipe.audio_checks import language_model
 from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2VecCTC
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
+from .audio_parent import block_lr_scales, check_parent
 from .task import MicroBatch, TrainingTask, batches_of
 
 logger = logging.getLogger(__name__)
@@ -79,7 +78,7 @@ class AudioFinetuning(TrainingTask):
         decay = self.model.options.layer_decay
         if decay == 1.0 or isinstance(self.pretrained, Data2VecAudioConfig):
             return None
-        return block_lr_scales(self.model, decay)
+        return block_lr_scales(self.model, "w2v_encoder.w2v_model.", decay)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
@@ -261,26 +260,6 @@ def load_letters(task: AudioFinetuningTask) -> Dictionary:
     return Dictionary.load(path)
 
 
-def check_parent(recipe: Recipe, parent: Artifact) -> Data2VecMultiConfig | Data2VecAudioConfig:
-    """The pretrained model's configuration, if it is an audio model that fits the task."""
-    task, config = recipe.task, parent.model_config
-    assert isinstance(task, AudioFinetuningTask)
-    if parent.modality != "AUDIO" or not isinstance(config, Data2VecMultiConfig | Data2VecAudioConfig):
-        raise CheckpointError(f"{parent.folder} holds a {parent.modality.lower()} model, not an audio model")
-    made_with = bool(parent.config["task"].get("normalize", True))
-    problems = []
-    if made_with != task.normalize:
-        rule = f"must be {str(made_with).lower()}, as the model {parent.folder} was pretrained"
-        problems.append(Problem("task.normalize", task.normalize, rule))
-    rate = int(parent.config["task"].get("sample_rate", 16_000))
-    if rate != task.sample_rate:
-        rule = f"must be {rate}, as the model {parent.folder} was pretrained"
-        problems.append(Problem("task.sample_rate", task.sample_rate, rule))
-    if problems:
-        raise ConfigError(problems)
-    return config
-
-
 def open_subset(
     recipe: Recipe, subset: str, letters: Dictionary, layers: tuple[tuple[int, int, int], ...] | None
 ) -> SpeechDataset:
@@ -304,24 +283,6 @@ def open_subset(
     return SpeechDataset(
         task.data, subset, options, dictionary=letters, convolutions=layers, seed=recipe.common.seed
     )
-
-
-def block_lr_scales(model: CTCModel, decay: float) -> dict[str, float]:
-    """Learning-rate factors of a v2 trunk's blocks, the last one ``decay``, each below it once more."""
-    trunk = "w2v_encoder.w2v_model."
-    names = [name for name, _ in model.named_parameters()]
-    prenet = f"{trunk}modality_encoders.AUDIO.context_encoder.blocks."
-    count = {
-        prefix: len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})
-        for prefix in (prenet, f"{trunk}blocks.")
-    }
-    scales = layer_decay_scales(sum(count.values()), decay)
-    factors: dict[str, float] = {}
-    for prefix, first in ((prenet, 0), (f"{trunk}blocks.", count[prenet])):
-        for name in names:
-            if name.startswith(prefix):
-                factors[name] = scales[first + int(name[len(prefix) :].split(".")[0])]
-    return factors
 
 
 def _check_symbols(dataset: SpeechDataset, letters: Dictionary, training: bool) -> None:

@@ -33,7 +33,7 @@ class MicroBatch:
     """
 
     loss: torch.Tensor
-    sample_size: int
+    sample_size: int | torch.Tensor
     scalars: Mapping[str, float | torch.Tensor] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
     stages: Mapping[str, Scatter] = field(default_factory=dict)

@@ -10,7 +10,13 @@ from pathlib import Path
 from data2vec.errors import ConfigError, DataError, Problem
 
 from ..home import home_folder
-from ..recipe.audio_components import AudioFinetuningTask, AudioPretrainingTask, Wav2VecCTC
+from ..recipe.audio_components import (
+    AudioClassification,
+    AudioClassificationTask,
+    AudioFinetuningTask,
+    AudioPretrainingTask,
+    Wav2VecCTC,
+)
 from ..recipe.components import MaskedLMTask, Roberta, SentencePredictionTask, TextClassification
 from ..recipe.image_components import ImageClassifierModel
 from ..recipe.language_components import LanguageModelingTask
@@ -44,7 +50,7 @@ def resolve_models(recipe: Recipe) -> ResolvedModels:
         Data2VecError: an unknown name, or a file that is no model.
     """
     pretrained, uri = None, None
-    if isinstance(recipe.model, TextClassification | ImageClassifierModel):
+    if isinstance(recipe.model, TextClassification | ImageClassifierModel | AudioClassification):
         pretrained, uri = model_folder(recipe.model.model_path, data=recipe.task.data)
     elif isinstance(recipe.model, Wav2VecCTC):
         pretrained, uri = model_folder(recipe.model.w2v_path, data=recipe.task.data)
@@ -99,6 +105,7 @@ def _missing_folder(recipe: Recipe, folder: Path) -> str:
         SentencePredictionTask: "the <TASK>-bin folder that d2v prepare glue wrote",
         AudioPretrainingTask: "the folder that d2v prepare audio-manifest wrote (train.tsv)",
         AudioFinetuningTask: "the folder that d2v prepare audio-manifest and audio-labels wrote",
+        AudioClassificationTask: "the folder that d2v prepare audio-manifest and audio-events wrote",
     }.get(type(recipe.task), "a folder with train/CLASS/..., or the shards that d2v prepare images wrote")
     parent = folder.parent
     while not parent.exists():

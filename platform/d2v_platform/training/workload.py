@@ -32,10 +32,6 @@ from data2vec.lm.flops import as_multi as as_blocks
 from data2vec.lm.flops import language_model_step
 from data2vec.v1.sizes import as_multi
 
-from ..recipe.audio_components import AudioPretrainingTask
-from ..recipe.components import MaskedLMTask, SentencePredictionTask
-from ..recipe.image_components import ImageClassificationData, ImagePretraining
-from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
 
 PUBLISHED_VOCABULARY = 50265  # of the released text models; where the data's dictionary cannot be read
@@ -109,7 +105,8 @@ class Workload:
         }
         if self.pretraining:
             return pretraining_step(self.config, self.shape(*size), **shared)
-        classes = max(int(getattr(self.recipe.task, "num_classes", 1)), 1)
+        listed = len(getattr(self.dataset, "classes", ()))
+        classes = max(int(getattr(self.recipe.task, "num_classes", 1)), listed, 1)
         return finetuning_step(self.config, self.shape(*size), num_classes=classes, **shared)
 
     def largest(self, storage: Storage, accumulates: bool) -> tuple[tuple[int, int], StepCost]:
@@ -206,29 +203,12 @@ def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float
 
 def training_data(recipe: Recipe) -> Any:
     """The opened training subset, or ``None`` where it cannot be read (training says why)."""
-    from ..tasks import (
-        audio_pretraining,
-        image_data,
-        language_modeling,
-        sentence_prediction,
-        text_pretraining,
-    )
+    from ..tasks import open_subset
 
-    task, subset = recipe.task, recipe.dataset.train_subset
     try:
-        if isinstance(task, MaskedLMTask):
-            return text_pretraining.open_subset(recipe, subset)
-        if isinstance(task, LanguageModelingTask):
-            return language_modeling.open_subset(recipe, subset)
-        if isinstance(task, SentencePredictionTask):
-            return sentence_prediction.open_subset(recipe, subset)
-        if isinstance(task, AudioPretrainingTask):
-            return audio_pretraining.open_subset(recipe, subset)
-        if isinstance(task, ImagePretraining | ImageClassificationData):
-            return image_data.open_subset(recipe, subset, training=True, augmented=False)
+        return open_subset(recipe, recipe.dataset.train_subset)
     except (Data2VecError, OSError):
         return None
-    return None
 
 
 def smaller_batches(recipe: Recipe, factor: int) -> tuple[Recipe, str] | None:

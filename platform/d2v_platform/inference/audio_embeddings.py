@@ -1,0 +1,109 @@
+"""Embeddings of recordings to Parquet: one row a recording, or one a frame."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from data2vec.errors import DataError
+from data2vec.speech_model import SAMPLE_RATE, SpeechModel
+
+_ROWS = 4096  # rows of a row group: memory stays small whatever the corpus
+
+
+@dataclass(kw_only=True)
+class Embedded:
+    """What :func:`embed_recordings` wrote."""
+
+    recordings: int = 0
+    rows: int = 0
+    dim: int = 0
+    failed: list[str] = field(default_factory=list)  # path and reason of what could not be read
+
+
+def embed_recordings(
+    model: SpeechModel,
+    files: Sequence[Path],
+    dest: Path,
+    *,
+    pooling: Literal["mean", "none"] = "mean",
+    layer: int = -1,
+    console: Console | None = None,
+) -> Embedded:
+    """Write ``file``, ``seconds`` and ``embedding`` of each recording.
+
+    Without pooling the columns are ``file``, ``start_s`` and ``embedding`` of each frame (20 ms). The file
+    appears complete or not at all. A recording that cannot be read is left out and reported.
+
+    Raises:
+        DataError: the layer does not exist, or none of the recordings can be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    report = Embedded()
+    second = "seconds" if pooling == "mean" else "start_s"
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    partial = dest.with_name(f".{dest.name}.partial")
+    names: list[str] = []
+    numbers: list[float] = []
+    vectors: list[np.ndarray] = []
+    writer: pq.ParquetWriter | None = None
+
+    def flush() -> None:
+        nonlocal writer
+        if not names:
+            return
+        flat = np.ascontiguousarray(np.stack(vectors), dtype=np.float32)
+        table = pa.table(
+            {
+                "file": pa.array(names, type=pa.string()),
+                second: pa.array(numbers, type=pa.float64()),
+                "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1]),
+            }
+        )
+        if writer is None:
+            writer = pq.ParquetWriter(partial, table.schema)
+        writer.write_table(table)
+        for column in (names, numbers, vectors):
+            column.clear()
+
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(lambda: partial.unlink(missing_ok=True))
+        for path in _shown(files, console):
+            try:
+                samples = model.samples(path)
+            except DataError as error:
+                report.failed.append(str(error))
+                continue
+            found = model.embed([samples], pooling=pooling, layer=layer)[0]
+            rows = found[None] if pooling == "mean" else found
+            starts = (
+                [len(samples) / SAMPLE_RATE] if pooling == "mean" else np.arange(len(rows)) * model.frame_s
+            )
+            names += [str(path)] * len(rows)
+            numbers += [round(float(value), 4) for value in starts]
+            vectors += list(rows)
+            report.recordings += 1
+            report.rows += len(rows)
+            report.dim = rows.shape[1]
+            if len(names) >= _ROWS:
+                flush()
+        flush()
+        if writer is None:
+            raise DataError("none of the recordings can be read:\n  " + "\n  ".join(report.failed[:10]))
+        writer.close()
+        os.replace(partial, dest)
+    return report
+
+
+def _shown(files: Sequence[Path], console: Console | None) -> Iterator[Path]:
+    yield from track(files, "embedding", console=console, transient=True, disable=console is None)

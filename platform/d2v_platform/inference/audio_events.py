@@ -1,0 +1,159 @@
+"""Models of audio events on labelled or unlabelled clips: probabilities, and average precision by class.
+
+N clips, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from data2vec.data.audio_events import EventDataset
+from data2vec.data.batching import epoch_batches
+from data2vec.data.event_labels import read_classes
+from data2vec.data.speech import SpeechDataset, SpeechOptions
+from data2vec.errors import DataError
+from data2vec.metrics import event_metrics, event_scores_by_class
+from data2vec.speech_model import SAMPLE_RATE, SpeechModel
+
+from ..preparation.audio_events import DESCRIPTORS
+from ..storage.cache import local_data
+from .options import InferOptions
+
+logger = logging.getLogger(__name__)
+LABELS = "lbl"
+TOP = 5
+
+
+def infer_events(
+    options: InferOptions, folder: Path, results: Path, console: Console | None
+) -> dict[str, float | None]:
+    """Classify every subset of the options; returns mAP in percent by subset, ``None`` without labels.
+
+    Raises:
+        DataError: a manifest or label file that is missing or does not fit; class names of the data that are
+            not the model's.
+    """
+    import data2vec
+
+    model = data2vec.load(folder)
+    assert isinstance(model, SpeechModel) and model.classifier is not None
+    data, subsets = Path(local_data(options.task.data)), options.subsets()
+    opened = {subset: open_clips(model, data, subset, options) for subset in subsets}
+    for dataset in opened.values():
+        dataset.verify()  # all subsets before the first one is classified
+    table = Table("subset", "clips", "hours", "mAP %", "mAUC %", "top-1 %")
+    found: dict[str, float | None] = {}
+    for subset, dataset in opened.items():
+        place = results / subset if len(subsets) > 1 else results
+        scores_NC = probabilities(model, dataset, options, console)
+        summary = write_events(place, model.classes, dataset, scores_NC)
+        found[subset] = summary.get("mAP")
+        shown = [f"{summary[key]:.2f}" if key in summary else "-" for key in ("mAP", "mAUC", "top1")]
+        table.add_row(subset, f"{len(dataset):,}", f"{summary['hours']:.2f}", *shown)
+    if console is not None:
+        console.print(table)
+        console.print(f"results: {results}", highlight=False)
+    return found
+
+
+def open_clips(
+    model: SpeechModel, data: Path, subset: str, options: InferOptions
+) -> EventDataset | SpeechDataset:
+    """The clips of a subset, with events where it has a label file."""
+    speech = SpeechOptions(
+        sample_rate=SAMPLE_RATE,
+        normalize=model.normalize,
+        pad=True,
+        max_sample_size=options.task.max_sample_size,
+        min_sample_size=options.task.min_sample_size,
+        max_tokens=options.dataset.max_tokens,
+    )
+    if not (data / f"{subset}.{LABELS}").is_file():
+        return SpeechDataset(data, subset, speech)
+    path = data / DESCRIPTORS
+    if path.is_file() and (names := read_classes(path)) != model.classes:
+        pairs = zip(names, model.classes, strict=False)
+        different = next(((a, b) for a, b in pairs if a != b), None)
+        what = f"{len(names)} classes, not {len(model.classes)}"
+        if different is not None:
+            what = f"{different[0]!r} where the model has {different[1]!r}"
+        raise DataError(f"{path} has {what}; the label files belong to another model")
+    return EventDataset(data, subset, speech, LABELS, model.classes)
+
+
+def probabilities(
+    model: SpeechModel,
+    dataset: EventDataset | SpeechDataset,
+    options: InferOptions,
+    console: Console | None = None,
+) -> np.ndarray:
+    """(N, C) in the data set's order."""
+    assert model.classifier is not None
+    batches = epoch_batches(
+        dataset.sizes,
+        seed=1,
+        epoch=1,
+        max_tokens=options.dataset.max_tokens,
+        batch_size=options.dataset.batch_size,
+        required_batch_size_multiple=1,
+        shuffle=False,
+        order="longest",
+    )
+    scores_NC = np.zeros((len(dataset), len(model.classes)))
+    shown = track(batches, "classifying", console=console, transient=True, disable=console is None)
+    for batch in shown:
+        samples: list[Any] = [dataset[int(index)] for index in batch]
+        collated = dataset.collate(samples)
+        with torch.inference_mode():
+            output = model.classifier(collated["source"], collated["padding_mask"])
+        scores_NC[batch] = output.probabilities().double().numpy()
+    return scores_NC
+
+
+def write_events(
+    folder: Path, classes: Sequence[str], dataset: EventDataset | SpeechDataset, scores_NC: np.ndarray
+) -> dict[str, float]:
+    """``predictions.parquet`` and ``.csv``, ``per_class.csv`` where labels are known, ``summary.json``."""
+    import pandas as pd
+
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = dataset.manifest
+    order_NC = np.argsort(-scores_NC, axis=1, kind="stable")[:, :TOP]
+    columns: dict[str, Any] = {
+        "file": [manifest.name(i) for i in range(len(dataset))],
+        "seconds": [int(frames) / SAMPLE_RATE for frames in manifest.frames],
+        "predicted": [classes[row[0]] for row in order_NC],
+        "score": scores_NC.max(axis=1),
+        "top5": [[classes[c] for c in row] for row in order_NC],
+    }
+    summary: dict[str, float] = {
+        "clips": len(dataset), "hours": float(manifest.frames.sum()) / SAMPLE_RATE / 3600,
+    }  # fmt: skip
+    if isinstance(dataset, EventDataset):
+        labels_NC = np.zeros(scores_NC.shape, dtype=np.int64)
+        for row in range(len(dataset)):
+            labels_NC[row, list(dataset.events(row))] = 1
+        columns["labels"] = [[classes[c] for c in np.flatnonzero(row)] for row in labels_NC]
+        summary |= event_metrics(scores_NC, labels_NC)
+        precision_C, area_C = event_scores_by_class(scores_NC, labels_NC)
+        by_class = {"class": classes, "clips": labels_NC.sum(0), "ap_pct": precision_C, "auc_pct": area_C}
+        pd.DataFrame(by_class).to_csv(folder / "per_class.csv", index=False)
+    for index, name in enumerate(classes):
+        columns[f"score_{name}"] = scores_NC[:, index]
+    table = pd.DataFrame(columns)
+    table.to_parquet(folder / "predictions.parquet", index=False)
+    lists = [name for name in ("top5", "labels") if name in table]
+    flat = table.assign(**{name: ["; ".join(row) for row in table[name]] for name in lists})
+    flat.to_csv(folder / "predictions.csv", index=False)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary

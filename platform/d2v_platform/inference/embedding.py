@@ -1,0 +1,95 @@
+"""``d2v embed``: images or recordings to Parquet; what needs PyTorch is imported when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from data2vec.errors import DataError
+
+if TYPE_CHECKING:
+    from data2vec.image_model import ImageModel
+    from data2vec.speech_model import SpeechModel
+
+Pooling = Literal["mean", "cls", "none"]
+
+
+def embed_command(
+    data: Annotated[
+        str, typer.Argument(help="Folder of images or recordings, a recording, a .tsv; or a URI.")
+    ],
+    model: Annotated[str, typer.Option("--model", help="Any model name: models:/NAME@ALIAS, a folder.")],
+    dest: Annotated[Path, typer.Option("--dest", help="Parquet file to write.")],
+    subset: Annotated[str | None, typer.Option(help="Subset of the folder, such as val.")] = None,
+    layer: Annotated[int, typer.Option(help="Block whose output is taken; -1 = last, 0 = first.")] = -1,
+    pooling: Annotated[
+        Pooling,
+        typer.Option(help="Mean, class token (images), or none: a row for each 20 ms frame (recordings)."),
+    ] = "mean",
+) -> None:
+    """Embeddings to Parquet.
+
+    Images: columns file, label (class folders) and embedding. Recordings of any format, rate and length:
+    file, seconds and embedding, or with --pooling none file, start_s and embedding of every frame. A
+    recording that cannot be read is reported at the end; the others are done.
+    """
+    import data2vec
+    from data2vec.image_model import ImageModel
+    from data2vec.speech_model import SpeechModel
+
+    from ..storage.cache import local_data
+    from ..training.preflight import model_folder
+
+    loaded = data2vec.load(model_folder(model)[0])
+    place = Path(local_data(data))
+    if isinstance(loaded, ImageModel):
+        _images(loaded, place, dest, subset, layer, pooling)
+    elif isinstance(loaded, SpeechModel):
+        _recordings(loaded, place, dest, subset, layer, pooling)
+    else:
+        raise DataError(f"{model} reads text; use data2vec.load(...).embed([...]) for sentences")
+
+
+def _images(
+    model: ImageModel, place: Path, dest: Path, subset: str | None, layer: int, pooling: Pooling
+) -> None:
+    from .images import open_any, run_model, write_embeddings
+
+    if pooling == "none":
+        raise DataError("--pooling none is for recordings; images have mean and cls")
+    rows = run_model(model, open_any(str(place), subset), "features", pooling, layer)
+    write_embeddings(rows, dest)
+    console = Console()
+    for line in rows.odd:
+        console.print(line, style="yellow", markup=False)
+    console.print(
+        f"{dest}: {len(rows.names):,} embeddings of {rows.values.shape[1]} values",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _recordings(
+    model: SpeechModel, place: Path, dest: Path, subset: str | None, layer: int, pooling: Pooling
+) -> None:
+    from .audio_embeddings import embed_recordings
+    from .recordings import find_recordings, report_unreadable
+
+    if pooling == "cls":
+        raise DataError("--pooling cls is for images; recordings have mean and none")
+    source = place if subset is None else place / subset
+    if subset is not None and not source.exists():
+        source = place / f"{subset}.tsv"
+    console = Console(soft_wrap=True)
+    files = find_recordings(source)
+    report = embed_recordings(model, files, dest, pooling=pooling, layer=layer, console=console)
+    frames = f", {report.rows:,} frames" if pooling == "none" else ""
+    console.print(
+        f"{dest}: {report.recordings:,} recordings{frames}, embeddings of {report.dim} values",
+        highlight=False,
+        markup=False,
+    )
+    report_unreadable(report.failed, len(files))

@@ -1,0 +1,48 @@
+"""Recordings that commands take: a file, a folder at any depth, or a manifest; and what was unreadable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from data2vec.data.audio_files import SUFFIXES
+from data2vec.data.manifest import read_manifest
+from data2vec.errors import DataError
+
+OTHER_SUFFIXES = (".aiff", ".aif", ".au", ".mp3", ".opus", ".caf", ".w64")
+KNOWN = (*SUFFIXES, *OTHER_SUFFIXES)
+_SHOWN = 20
+
+
+def find_recordings(source: Path) -> list[Path]:
+    """The recordings of a folder or manifest, in order, or the one file.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    if source.is_file():
+        if source.suffix == ".tsv":
+            manifest = read_manifest(source)
+            return [Path(manifest.file(index)) for index in range(len(manifest))]
+        return [source]
+    if not source.is_dir():
+        raise DataError(f"{source}: no such file or folder")
+    files = sorted(p for p in source.rglob("*") if p.is_file() and p.suffix.lower() in KNOWN)
+    if not files:
+        raise DataError(f"{source} holds no recordings ({', '.join(KNOWN)})")
+    return files
+
+
+def report_unreadable(failed: list[str], total: int) -> None:
+    """Name what could not be read, and end with exit code 2; nothing if all could."""
+    if not failed:
+        return
+    console = Console(file=sys.stderr, soft_wrap=True)
+    console.print(f"{len(failed)} of {total} recordings could not be read:", highlight=False)
+    for line in failed[:_SHOWN]:
+        console.print(f"  {line}", highlight=False, markup=False)
+    if len(failed) > _SHOWN:
+        console.print(f"  ... and {len(failed) - _SHOWN} more", highlight=False)
+    raise SystemExit(2)
