@@ -37,7 +37,7 @@ def composed(name: str, *overrides: str) -> Composed:
         given.append("model.w2v_path=/model")
     elif name.startswith("roberta/"):
         given.append("checkpoint.restore_file=/model")
-    elif "finetuning" in name:
+    elif "finetuning" in name or "classification" in name:
         given.append("model.model_path=/model")
     return compose_loaded(loaded(name), [*given, *overrides])
 
