@@ -58,11 +58,13 @@ class Attention(nn.Module):
             (R, T, D).
         """
         rows, length, dim = x_RTD.shape
-        qkv = self.qkv(x_RTD).view(rows, length, 3, self.num_heads, dim // self.num_heads)
-        q_RHTC, k_RHTC, v_RHTC = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv_RT3HC = self.qkv(x_RTD).view(rows, length, 3, self.num_heads, dim // self.num_heads)
         dropout = self.attention_dropout if self.training else 0.0
-        compute = attend if self.fused else _attend_step_by_step
-        out_RHTC = compute(q_RHTC, k_RHTC, v_RHTC, bias, dropout)
+        if self.fused:
+            out_RHTC = attend_jointly(qkv_RT3HC, bias, dropout)
+        else:
+            q_RHTC, k_RHTC, v_RHTC = _queries_keys_values(qkv_RT3HC)
+            out_RHTC = _attend_step_by_step(q_RHTC, k_RHTC, v_RHTC, bias, dropout)
         return self.proj_drop(self.proj(out_RHTC.transpose(1, 2).reshape(rows, length, dim)))
 
 
@@ -89,11 +91,28 @@ def attend(
     Returns:
         (R, H, T, C).
     """
+    return _attend((q_RHTC, k_RHTC, v_RHTC), bias, dropout)
+
+
+def attend_jointly(
+    qkv_RT3HC: torch.Tensor, bias: torch.Tensor | None = None, dropout: float = 0.0
+) -> torch.Tensor:
+    """:func:`attend` for what one projection gives, (R, T, 3, H, C): its gradient is made in that layout."""
+    return _attend((qkv_RT3HC,), bias, dropout)
+
+
+def _attend(qkv: tuple[torch.Tensor, ...], bias: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    q, k, v = _queries_keys_values(*qkv)
     if bias is not None:
-        bias = bias.to(q_RHTC.dtype)
-    if torch.is_grad_enabled() and not _has_fused_kernel(q_RHTC, k_RHTC, v_RHTC, bias, dropout):
-        return _RecomputedAttention.apply(q_RHTC, k_RHTC, v_RHTC, bias, dropout)
-    return F.scaled_dot_product_attention(q_RHTC, k_RHTC, v_RHTC, attn_mask=bias, dropout_p=dropout)
+        bias = bias.to(q.dtype)
+    if torch.is_grad_enabled() and not _has_fused_kernel(q, k, v, bias, dropout):
+        return _RecomputedAttention.apply(bias, dropout, *qkv)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+
+
+def _queries_keys_values(*qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Three (R, H, T, C), of which one (R, T, 3, H, C) tensor holds all or which are given."""
+    return qkv if len(qkv) == 3 else qkv[0].permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def _has_fused_kernel(
@@ -110,7 +129,8 @@ class _RecomputedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q, k, v, bias, dropout):
+    def forward(ctx, bias, dropout, *qkv):
+        q, k, v = _queries_keys_values(*qkv)
         rows, heads, length, width = v.shape
         kept = None
         if dropout > 0.0:
@@ -121,17 +141,19 @@ class _RecomputedAttention(torch.autograd.Function):
             if kept is not None:
                 weights.mul_(factors(keep_flags(weights.shape, 1.0 - dropout, q.device, out=kept[part])))
             torch.mul(weights.to(v.dtype) @ v[part], 1.0 / (1.0 - dropout), out=out[part])
-        ctx.save_for_backward(q, k, v, bias, kept)
+        ctx.save_for_backward(bias, kept, *qkv)
         ctx.dropout = dropout
         return out
 
     @staticmethod
     def backward(ctx, *grads):
         (out_grad,) = grads
-        q, k, v, bias, kept = ctx.saved_tensors
+        bias, kept, *qkv = ctx.saved_tensors
+        q, k, v = _queries_keys_values(*qkv)
         scale, keep = q.shape[-1] ** -0.5, 1.0 - ctx.dropout
-        q_grad, k_grad, v_grad = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        bias_grad = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[3] else None
+        qkv_grads = [torch.empty_like(tensor) for tensor in qkv]
+        q_grad, k_grad, v_grad = _queries_keys_values(*qkv_grads)
+        bias_grad = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[0] else None
         for part in _row_parts(q, k):
             rows_grad = out_grad[part] * (1.0 / keep)
             weights = _softmax(q[part], k[part], None if bias is None else _own_rows(bias, part))
@@ -148,7 +170,7 @@ class _RecomputedAttention(torch.autograd.Function):
             logits_grad = logits_grad.to(q.dtype)
             torch.mul(logits_grad @ k[part], scale, out=q_grad[part])
             torch.mul(logits_grad.transpose(-2, -1) @ q[part], scale, out=k_grad[part])
-        return q_grad, k_grad, v_grad, bias_grad, None
+        return bias_grad, None, *qkv_grads
 
 
 def _row_parts(q: torch.Tensor, k: torch.Tensor) -> Iterator[slice]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from data2vec.attention import Attention, attend, attention_bias
+from data2vec.attention import Attention, attend, attend_jointly, attention_bias
 
 
 def pair(dim: int, heads: int) -> tuple[Attention, Attention]:
@@ -115,9 +115,23 @@ def test_the_recomputing_backward_pass_is_the_derivative(
     def compute(*tensors: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(2)
         *qkv, slope = tensors
-        return attend(*qkv, slope * distance + hidden, dropout)
+        return attend(*qkv, bias=slope * distance + hidden, dropout=dropout)
 
     assert torch.autograd.gradcheck(compute, (q, k, v, slope))
+
+
+def test_one_tensor_of_queries_keys_and_values_is_the_same_as_three() -> None:
+    qkv = torch.randn(3, 5, 3, 2, 4, requires_grad=True)  # (R, T, 3, H, C)
+    results = []
+    for compute in (
+        lambda: attend_jointly(qkv, None, 0.3),
+        lambda: attend(*(qkv[:, :, index].transpose(1, 2) for index in range(3)), dropout=0.3),
+    ):
+        torch.manual_seed(4)
+        out = compute()
+        results.append((out, *torch.autograd.grad(out.square().sum(), qkv)))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    assert results[0][1].is_contiguous()  # as the projection's backward pass wants it
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 5, 5), (3, 2, 5, 5), (2, 5, 5), (3, 1, 1, 5)])
@@ -129,7 +143,7 @@ def test_a_bias_for_some_rows_or_all_row_by_row(
     bias = torch.randn(shape, requires_grad=True)
     qkv = [torch.randn(3, 2, 5, 4, requires_grad=True) for _ in range(3)]
     plain = ((qkv[0] @ qkv[1].transpose(-2, -1)) * 0.5 + bias).softmax(dim=-1) @ qkv[2]
-    ours = attend(*qkv, bias)
+    ours = attend(*qkv, bias=bias)
     torch.testing.assert_close(ours, plain)
     sides = [torch.autograd.grad(side.square().sum(), [bias, *qkv]) for side in (ours, plain)]
     torch.testing.assert_close(sides[0], sides[1])

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..attention import attend
+from ..attention import attend_jointly
 from ..errors import DataError
 from ..pretraining import PretrainOutput
 from ..randomness import generator
@@ -111,10 +111,9 @@ class BiasedAttention(nn.Module):
             bias_1HTT = gather_bias(self.relative_position_bias_table, index)
         rows, length, dim = x_BTD.shape
         bias_3D = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x_BTD, self.qkv.weight, bias_3D).view(rows, length, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv_BT3HC = F.linear(x_BTD, self.qkv.weight, bias_3D).view(rows, length, 3, self.num_heads, -1)
         dropout = self.dropout if self.training else 0.0
-        out = attend(q, k, v, bias_1HTT, dropout)
+        out = attend_jointly(qkv_BT3HC, bias_1HTT, dropout)
         return self.proj(out.transpose(1, 2).reshape(rows, length, dim))
 
 
