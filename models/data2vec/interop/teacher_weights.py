@@ -9,6 +9,7 @@ from ..errors import CheckpointError
 from ..families import ModelConfig
 from ..v1.config import Data2VecAudioConfig
 from ..v1.text_config import Data2VecTextConfig
+from ..v1.vision_config import Data2VecVisionConfig
 from .imported import ImportedModel
 
 
@@ -36,4 +37,5 @@ def teacher_prefix(config: ModelConfig) -> str:
         return "encoder."
     if isinstance(config, Data2VecTextConfig):
         return "encoder.sentence_encoder."
+    assert isinstance(config, Data2VecVisionConfig), "language models have no teacher"
     return "encoder." if config.ema_transformer_only else ""

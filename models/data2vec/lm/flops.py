@@ -8,7 +8,7 @@ import torch
 
 from ..config import Data2VecMultiConfig, ModalitiesConfig, TextModalityConfig
 from ..flops import StepCost
-from ..step_stages import FLOAT, Part, StepShape, Storage, block_stages
+from ..step_stages import FLAG, FLOAT, Part, StepShape, Storage, block_stages
 from .config import TransformerLMConfig
 from .transformer import TransformerLM
 
@@ -82,7 +82,7 @@ def language_model_step(
         forward=0.0,
         backward=0.0,
         parameters=everything - sum(part.parameters for part in blocks),
-        kept_bytes=float(tokens * width * (FLOAT + storage.mask_bytes * (config.dropout > 0))),
+        kept_bytes=float(tokens * width * (FLOAT + FLAG * (config.dropout > 0))),
     )
     return StepCost(
         parts=(embeddings, *blocks, output),

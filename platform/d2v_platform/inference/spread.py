@@ -72,7 +72,9 @@ def _over_ray(job: Job, parts: Sequence[Sequence[int]], num_workers: int) -> Ite
             gpus = min(1.0, cluster.gpus / num_workers)
         else:
             job = replace(job, threads=1)
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(DecodingWorker)
+        remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(
+            DecodingWorker
+        )
         workers = [remote.remote(job) for _ in range(num_workers)]
         waiting = list(parts)
         running: dict[Any, Any] = {}

@@ -309,9 +309,9 @@ NOT_BUILT: dict[str, dict[str, str]] = {
     ),
 }
 
-# Keys that belong to what is not built yet.
-_NOT_BUILT_KEYS = {
-    "decoding": "speech decoding",
+# Groups that belong to other commands than training.
+_ELSEWHERE = {
+    "decoding": "python experiments/infer.py ... decoding.type=kenlm, or d2v sweep decoding",
 }
 
 # Recipes of the reference that are not built here yet: folder of ours -> names, with what they belong to.
@@ -336,11 +336,11 @@ def reference_folder(path: str) -> str | None:
     return inner if project == "data2vec" else f"{project}/{inner}".rstrip("/")
 
 
-def not_built_key(dotted: str) -> str | None:
-    """Why a key that the reference knows is refused, if it belongs to something not built yet."""
-    for prefix, what in _NOT_BUILT_KEYS.items():
+def key_of_another_command(dotted: str) -> str | None:
+    """Why a key that the reference knows is refused, if it belongs to another command than training."""
+    for prefix, command in _ELSEWHERE.items():
         if dotted == prefix or dotted.startswith(prefix + "."):
-            return f"exists in the reference ({what}) and is not built here yet"
+            return f"belongs to decoding, not to training: {command}"
     return None
 
 

@@ -20,8 +20,9 @@ from hydra.errors import HydraException
 from data2vec.errors import Problem
 
 COMMA_LISTS = frozenset(
-    {"dataset.gen_subset", "dataset.valid_subset", "dataset.train_subset", "task.shorten_data_split_list"}
-)
+    {"dataset.gen_subset", "dataset.valid_subset", "dataset.train_subset", "task.shorten_data_split_list",
+     "model.adaptive_softmax_cutoff", "model.adaptive_input_cutoff"}
+)  # fmt: skip
 # Hydra's own settings, and the groups of the reference that only configure its launcher.
 LAUNCHER_KEYS = re.compile(r"^(hydra[./].*|hydra|run_config)$")
 _KEY = re.compile(r"^[A-Za-z_][\w/-]*(\.[\w-]+)*$")

@@ -232,7 +232,7 @@ def _unknown_name(group: str, name: str, names: Sequence[str]) -> str:
 def _unknown_problem(dotted: str, values: Mapping[str, Any]) -> Problem:
     value = _at(values, dotted.split("."))
     value = "{...}" if isinstance(value, Mapping) else value
-    if reason := compat.not_built_key(dotted):
+    if reason := compat.key_of_another_command(dotted):
         return Problem(dotted, value, reason)
     if "." not in dotted:
         return Problem(dotted, value, f"unknown group{nearest_names(dotted, (*GROUPS, *CHOICES))}")

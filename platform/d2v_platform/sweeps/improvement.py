@@ -50,7 +50,8 @@ def next_point(
     y = np.array([value for _, value in tried], dtype=float)
     scale = y.std() or 1.0
     y = (np.clip(y, None, np.median(y) + 3 * scale) - y.mean()) / scale  # hopeless points have no say
-    kernel = Matern(length_scale=np.full(len(bounds), 0.3), length_scale_bounds=(0.05, 5.0), nu=2.5)
+    scales: Any = np.full(len(bounds), 0.3)
+    kernel = Matern(length_scale=scales, length_scale_bounds=(0.05, 5.0), nu=2.5)
     process = GaussianProcessRegressor(
         kernel + WhiteKernel(1e-3, (1e-6, 0.3)), normalize_y=True, random_state=seed
     )
@@ -61,7 +62,8 @@ def next_point(
             pending = np.array([_unit(bounds, point) for point in running])
             expected = np.asarray(process.predict(pending))
             x, y = np.concatenate([x, pending]), np.concatenate([y, expected])
-            process = GaussianProcessRegressor(process.kernel_, optimizer=None, normalize_y=True)
+            fitted: dict[str, Any] = {"optimizer": None, "normalize_y": True}
+            process = GaussianProcessRegressor(process.kernel_, **fitted)
             process.fit(x, y)
     draw = np.random.default_rng(seed)
     near = x[y.argmin()] + draw.normal(0, 0.05, (_NEAR, len(bounds)))
@@ -114,7 +116,7 @@ class ExpectedImprovement(Searcher):
         """The metric is fixed; nothing else is searched."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """The next point; ``FINISHED`` after the last one."""
         if self._asked >= self._total:
             return Searcher.FINISHED
