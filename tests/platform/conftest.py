@@ -7,10 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile as sf
 
 from d2v_platform.tracking.mlflow_access import open_client
 from d2v_platform.tracking.tracker import Tracker
+from data2vec.artifact import save_artifact
+from data2vec.config import Data2VecMultiConfig
+from data2vec.ctc import CTCConfig, CTCModel
+from data2vec.data.letters import letter_line, released_letters
+from data2vec.data.manifest import manifest_text
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +63,37 @@ def new_tracker(
 def tracker(new_tracker: Callable[..., Tracker]) -> Tracker:
     """One tracker on a database of its own."""
     return new_tracker()
+
+
+@pytest.fixture
+def ctc_model(tmp_path: Path) -> Path:
+    """A small CTC model with random weights."""
+    config = Data2VecMultiConfig.from_dict(
+        {"supported_modality": "AUDIO", "embed_dim": 16, "num_heads": 2, "depth": 1,
+         "average_top_k_layers": 1, "ema_encoder_only": False, "modalities": {"text": None, "audio": {
+             "feature_encoder_spec": "[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8,2,2)] * 2", "prenet_depth": 0,
+             "conv_pos_width": 9, "conv_pos_depth": 3, "conv_pos_groups": 2, "decoder": None}}}
+    )  # fmt: skip
+    network = CTCModel(config, CTCConfig(), num_symbols=32)
+    return save_artifact(
+        tmp_path / "model", kind="ctc", model_config=config, head_config=network.options,
+        state=network.state_dict(), letters=released_letters(),
+        task={"normalize": True, "num_symbols": 32, "sample_rate": 16_000},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def utterances(tmp_path: Path) -> Path:
+    """Eleven recordings of noise with labels (dev), three without (test)."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for subset, count in (("dev", 11), ("test", 3)):
+        entries = []
+        for index in range(count):
+            length = 4000 + 1500 * index
+            sf.write(str(folder / f"{subset}{index}.wav"), 0.1 * rng.normal(size=length), 16_000)
+            entries.append((f"{subset}{index}.wav", length))
+        (folder / f"{subset}.tsv").write_text(manifest_text(str(folder), entries))
+    (folder / "dev.ltr").write_text(f"{letter_line('ONE TWO')}\n" * 11)
+    return folder

@@ -14,57 +14,22 @@ from d2v_platform.inference.command import infer
 from d2v_platform.inference.options import read_options
 from d2v_platform.inference.transcription import transcribe_command
 from data2vec.artifact import save_artifact
-from data2vec.config import Data2VecMultiConfig
-from data2vec.ctc import CTCConfig, CTCModel
 from data2vec.data.dictionary import Dictionary
-from data2vec.data.letters import letter_line, released_letters
-from data2vec.data.manifest import manifest_text
 from data2vec.errors import ConfigError, Data2VecError
 from data2vec.language_model import NgramModel, lexicon_text
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.lm.transformer import TransformerLM
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    config = Data2VecMultiConfig.from_dict(
-        {"supported_modality": "AUDIO", "embed_dim": 16, "num_heads": 2, "depth": 1,
-         "average_top_k_layers": 1, "ema_encoder_only": False, "modalities": {"text": None, "audio": {
-             "feature_encoder_spec": "[(8, 10, 5)] + [(8, 3, 2)] * 4 + [(8,2,2)] * 2", "prenet_depth": 0,
-             "conv_pos_width": 9, "conv_pos_depth": 3, "conv_pos_groups": 2, "decoder": None}}}
-    )  # fmt: skip
-    network = CTCModel(config, CTCConfig(), num_symbols=32)
-    return save_artifact(
-        tmp_path / "model", kind="ctc", model_config=config, head_config=network.options,
-        state=network.state_dict(), letters=released_letters(),
-        task={"normalize": True, "num_symbols": 32, "sample_rate": 16_000},
-    )  # fmt: skip
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for subset, count in (("dev", 11), ("test", 3)):
-        entries = []
-        for index in range(count):
-            length = 4000 + 1500 * index
-            sf.write(str(folder / f"{subset}{index}.wav"), 0.1 * rng.normal(size=length), 16_000)
-            entries.append((f"{subset}{index}.wav", length))
-        (folder / f"{subset}.tsv").write_text(manifest_text(str(folder), entries))
-    (folder / "dev.ltr").write_text(f"{letter_line('ONE TWO')}\n" * 11)
-    return folder
-
-
 def test_every_utterance_is_decoded_and_the_files_are_the_references(
-    model: Path, data: Path, tmp_path: Path
+    ctc_model: Path, utterances: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     options, notes = read_options(
         ["--config-dir", "examples/speech_recognition/new/conf", "--config-name", "infer", "-m",
-         "task=audio_finetuning", f"task.data={data}", "task.labels=ltr", f"common_eval.path={model}",
-         "dataset.gen_subset=dev,test", f"common_eval.results_path={out}", "dataset.max_tokens=30000",
+         "task=audio_finetuning", f"task.data={utterances}", "task.labels=ltr",
+         f"common_eval.path={ctc_model}", "dataset.gen_subset=dev,test",
+         f"common_eval.results_path={out}", "dataset.max_tokens=30000",
          "common.user_dir=examples/data2vec", "decoding.type=viterbi"]
     )  # fmt: skip
     assert any("common.user_dir" in note for note in notes)
@@ -83,13 +48,14 @@ def test_every_utterance_is_decoded_and_the_files_are_the_references(
     assert not (out / "test/ref.word").exists() and (out / "test/hypo.word").is_file()
 
 
-def test_a_language_model_forces_its_words(model: Path, data: Path, tmp_path: Path) -> None:
+def test_a_language_model_forces_its_words(ctc_model: Path, utterances: Path, tmp_path: Path) -> None:
     pytest.importorskip("flashlight.lib.text.decoder")
     (tmp_path / "lm.arpa").write_text(NgramModel.estimate([["ONE", "TWO"]], 2).arpa())
     (tmp_path / "lexicon").write_text(lexicon_text(["ONE", "TWO"]))
     options, _ = read_options(
-        [f"task.data={data}", f"common_eval.path={model}", "dataset.gen_subset=dev", "decoding.type=kenlm",
-         f"decoding.lexicon={tmp_path}/lexicon", f"decoding.lmpath={tmp_path}/lm.arpa", "decoding.beam=20",
+        [f"task.data={utterances}", f"common_eval.path={ctc_model}", "dataset.gen_subset=dev",
+         "decoding.type=kenlm", f"decoding.lexicon={tmp_path}/lexicon",
+         f"decoding.lmpath={tmp_path}/lm.arpa", "decoding.beam=20",
          "decoding.wordscore=30", "decoding.unkweight=-inf", f"common_eval.results_path={tmp_path}/out"]
     )  # fmt: skip
     infer(options)
@@ -120,13 +86,15 @@ def words(tmp_path: Path) -> list[str]:
             "decoding.beam=20", "decoding.wordscore=20", "decoding.nbest=2"]  # fmt: skip
 
 
-def test_a_transformer_scores_the_words(model: Path, data: Path, tmp_path: Path, words: list[str]) -> None:
-    common = [f"task.data={data}", f"common_eval.path={model}\\\\{model}", "dataset.gen_subset=dev",
-              "common.cpu=true"]  # fmt: skip
+def test_a_transformer_scores_the_words(
+    ctc_model: Path, utterances: Path, tmp_path: Path, words: list[str]
+) -> None:
+    listed = f"common_eval.path={ctc_model}\\\\{ctc_model}"
+    common = [f"task.data={utterances}", listed, "dataset.gen_subset=dev", "common.cpu=true"]
     options, notes = read_options(
         [*common, *words, f"decoding.results_path={tmp_path}/out", "decoding.unique_wer_file=true"]
     )
-    assert options.platform.device == "cpu" and options.common_eval.path == str(model)
+    assert options.platform.device == "cpu" and options.common_eval.path == str(ctc_model)
     assert any("only the first model" in note for note in notes)
     infer(options)
     table = pd.read_parquet(tmp_path / "out/utterances.parquet")
@@ -143,9 +111,11 @@ def test_a_transformer_scores_the_words(model: Path, data: Path, tmp_path: Path,
     assert "<ins>" in page and "http" not in page and "<script" not in page
 
 
-def test_a_transformer_over_letters(model: Path, data: Path, tmp_path: Path, words: list[str]) -> None:
+def test_a_transformer_over_letters(
+    ctc_model: Path, utterances: Path, tmp_path: Path, words: list[str]
+) -> None:
     lm = language_model(tmp_path / "letters", list("|ETAOINHSRDLUMWCFGYPBVK'XJQZ"))
-    common = [f"task.data={data}", f"common_eval.path={model}", "dataset.gen_subset=dev"]
+    common = [f"task.data={utterances}", f"common_eval.path={ctc_model}", "dataset.gen_subset=dev"]
     unit = ["decoding.type=fairseqlm", "decoding.unitlm=true", f"decoding.lmpath={lm}", "decoding.beam=5"]
     infer(read_options([*common, *unit, f"common_eval.results_path={tmp_path}/free"])[0])
     bound = [*common, *unit, words[1], "decoding.wordscore=20", f"common_eval.results_path={tmp_path}/bound"]
@@ -156,11 +126,11 @@ def test_a_transformer_over_letters(model: Path, data: Path, tmp_path: Path, wor
 
 
 def test_language_models_that_do_not_fit_are_named(
-    model: Path, data: Path, tmp_path: Path, words: list[str]
+    ctc_model: Path, utterances: Path, tmp_path: Path, words: list[str]
 ) -> None:
-    common = [f"task.data={data}", f"common_eval.path={model}", "dataset.gen_subset=dev"]
+    common = [f"task.data={utterances}", f"common_eval.path={ctc_model}", "dataset.gen_subset=dev"]
     with pytest.raises(Data2VecError, match="holds a ctc model, not a transformer language model"):
-        infer(read_options([*common, *words, f"decoding.lmpath={model}"])[0])
+        infer(read_options([*common, *words, f"decoding.lmpath={ctc_model}"])[0])
     with pytest.raises(Data2VecError, match="/no/such"):
         infer(read_options([*common, *words, "decoding.lmpath=/no/such.pt"])[0])
     lower = language_model(tmp_path / "lower", ["one", "two", "a", "an"])
@@ -188,14 +158,14 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 def test_recordings_are_transcribed_and_broken_ones_reported(
-    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ctc_model: Path, utterances: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "recordings"
     (folder / "deep").mkdir(parents=True)
     sf.write(str(folder / "deep" / "a ü.wav"), 0.1 * np.random.default_rng(1).normal(size=(4000, 2)), 8000)
     (folder / "bad.flac").write_text("no audio")
     with pytest.raises(SystemExit) as stopped:
-        transcribe_command(folder, str(model), tmp_path / "out")
+        transcribe_command(folder, str(ctc_model), tmp_path / "out")
     assert stopped.value.code == 2
     captured = capsys.readouterr()
     assert "bad.flac" in captured.err and "Traceback" not in captured.err

@@ -74,6 +74,7 @@ def read_trials(root: Path) -> list[WeightTrial]:
 def run_search(sweep: DecodingSweep, emissions: Path) -> WeightTrial:
     """Run what is missing, then show and keep the table; returns the best trial."""
     known = read_trials(sweep.root)
+    _keep_whole(sweep.root, known)
     left = sweep.search.trials - len(known)
     if left > 0 and not _exhausted(sweep, known):
         _run(sweep, emissions, known)
@@ -85,6 +86,13 @@ def run_search(sweep: DecodingSweep, emissions: Path) -> WeightTrial:
     for line in table:
         logger.info("%s", line)
     return best
+
+
+def _keep_whole(root: Path, trials: Sequence[WeightTrial]) -> None:
+    """Without a half line at the end, to which the next one would be joined."""
+    beside = root / ".trials.jsonl"
+    beside.write_text("".join(json.dumps(asdict(trial)) + "\n" for trial in trials), encoding="utf-8")
+    beside.replace(root / "trials.jsonl")
 
 
 def best_trial(trials: Sequence[WeightTrial]) -> WeightTrial:
