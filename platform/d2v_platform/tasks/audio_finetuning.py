@@ -88,6 +88,8 @@ class AudioFinetuning(TrainingTask):
         if model_folder is not None:
             layers = conv_layers(check_parent(recipe, read_artifact(model_folder)))
         letters = load_letters(recipe.task)
+        assert isinstance(recipe.criterion, CTCCriterion)
+        make_beam(recipe.criterion, letters)  # a lexicon or language model that does not fit is refused here
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
             dataset = open_subset(recipe, subset, letters, layers)
             dataset.verify()
@@ -192,14 +194,8 @@ class AudioFinetuning(TrainingTask):
 
     def beam(self) -> Any:
         """The beam decoder of ``criterion.wer_*``; ``None`` without a language model."""
-        found = language_model(self.criterion)
-        if found is None:
-            return None
         if self._beam is None:
-            from data2vec.ctc_decoding import BeamOptions, LexiconBeam
-
-            options = BeamOptions(beam=50, lm_weight=found.weight, word_score=found.word_score)
-            self._beam = LexiconBeam(self.letters, Path(found.lexicon), Path(found.path), options)
+            self._beam = make_beam(self.criterion, self.letters)
         return self._beam
 
     def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
@@ -258,6 +254,28 @@ def load_letters(task: AudioFinetuningTask) -> Dictionary:
     folder = Path(task.target_dictionary or task.data)
     path = folder / f"dict.{task.labels}.txt" if folder.is_dir() else folder
     return Dictionary.load(path)
+
+
+def make_beam(criterion: CTCCriterion, letters: Dictionary) -> Any:
+    """The decoder of ``criterion.wer_*``, as the reference has it (beam 50); ``None`` without one.
+
+    Raises:
+        DataError: lexicon or language model are missing or do not fit the letters or each other.
+    """
+    found = language_model(criterion)
+    if found is None:
+        return None
+    from data2vec.ctc_decoding import BeamOptions, LexiconBeam
+
+    narrow = min(50, len(letters))
+    options = BeamOptions(
+        beam=50,
+        beam_threshold=narrow,
+        beam_size_token=narrow,
+        lm_weight=found.weight,
+        word_score=found.word_score,
+    )
+    return LexiconBeam(letters, Path(found.lexicon), Path(found.path), options)
 
 
 def open_subset(
