@@ -17,6 +17,7 @@ from .tracker import MetricPoint, Tracker, now_ms
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "d2v"
+_OWN = ("unsent", "take_over", "leave_mistake", "mistake_of")  # methods of the service, not of the tracker
 
 
 class TrackerService:
@@ -26,10 +27,11 @@ class TrackerService:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         redact_logs()
         self.tracker = Tracker(tracking_uri, Path(home))
+        self._mistakes: dict[str, str] = {}
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call one of the tracker's methods, or of ours that speak of its queue."""
-        owner = self if method in ("unsent", "take_over") else self.tracker
+        """Call one of the tracker's methods, or one of ours."""
+        owner = self if method in _OWN else self.tracker
         return getattr(owner, method)(*args, **kwargs)
 
     def register(self, **kwargs: Any) -> Any:
@@ -52,6 +54,14 @@ class TrackerService:
         """Queue the points of a checkpoint that was written on a machine now lost."""
         if unsent.get("run_id") == run_id:  # a checkpoint copied by hand tells of another run
             self.tracker.queue.import_points(unsent)
+
+    def leave_mistake(self, attempt: str, message: str) -> None:
+        """One worker met a user's mistake: its group, when Ray has started it again, need not try."""
+        self._mistakes.setdefault(attempt, message)
+
+    def mistake_of(self, attempt: str) -> str | None:
+        """What a worker of an earlier start of this attempt met."""
+        return self._mistakes.get(attempt)
 
     def close(self) -> None:
         """Send what is queued and stop."""

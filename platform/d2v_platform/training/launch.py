@@ -304,7 +304,7 @@ def train_on_ray(
         TrainingStopped: collapse or divergence.
         Data2VecError: a user's mistake that a worker met.
     """
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from .workers import Assignment, run_worker
@@ -327,7 +327,7 @@ def train_on_ray(
     resources: dict[str, float] = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
         resources["GPU"] = plan.gpus_per_worker
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         run_worker,
         train_loop_config=asdict(assignment),
         scaling_config=ScalingConfig(
@@ -341,13 +341,33 @@ def train_on_ray(
             failure_config=FailureConfig(max_failures=recipe.platform.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),  # its own lines repeat ours
         ),
-    ).fit()
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise Data2VecError(_lost_workers(error, recipe.platform.max_failures, run_folder)) from error
     returned = result.return_value
     if not isinstance(returned, dict):
         raise Data2VecError(f"the workers of run {run_id} ended without a result: {result.error}")
     if "error" in returned:
         raise (TrainingStopped if returned.get("stopped") else Data2VecError)(returned["error"])
     return Summary(**returned)
+
+
+def _lost_workers(error: Exception, allowed: int, run_folder: Path) -> str:
+    """Why Ray Train gave up, in a line or two."""
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    reasons = {f"worker {rank}: {_last_line(failure)}" for rank, failure in sorted(failures.items())}
+    told = "; ".join(sorted(reasons)) or _last_line(error)
+    return (
+        f"training failed more often than platform.max_failures = {allowed} allows ({told}); the same "
+        f"platform.run_name goes on from the newest checkpoint in {run_folder}; Ray's logs hold the traces"
+    )
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def open_tracker(tracking_uri: str | None, local: bool) -> AnyTracker:
