@@ -304,6 +304,7 @@ def train_on_ray(
         TrainingStopped: collapse or divergence.
         Data2VecError: a user's mistake that a worker met.
     """
+    from ray.exceptions import RayError
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -344,7 +345,7 @@ def train_on_ray(
     )
     try:
         result = trainer.fit()
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:
         raise Data2VecError(_lost_workers(error, recipe.platform.max_failures, run_folder)) from error
     returned = result.return_value
     if not isinstance(returned, dict):
