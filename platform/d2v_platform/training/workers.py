@@ -140,6 +140,22 @@ def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
     return asdict(summary)
 
 
+def why_it_failed(error: Exception, allowed: int, run_folder: Path) -> str:
+    """Why Ray Train gave up, in a line or two; ``allowed`` restarts were not enough."""
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    reasons = {f"worker {rank}: {_last_line(failure)}" for rank, failure in sorted(failures.items())}
+    told = "; ".join(sorted(reasons)) or _last_line(error)
+    return (
+        f"training failed more often than platform.max_failures = {allowed} allows ({told}); the same "
+        f"platform.run_name goes on from the newest checkpoint in {run_folder}; Ray's logs hold the traces"
+    )
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def note_worker(run_folder: Path, attempt: str, rank: int) -> None:
     """Write down where this worker runs, one line for every start: ``workers.jsonl`` in the run folder."""
     run_folder.mkdir(parents=True, exist_ok=True)

@@ -121,6 +121,11 @@ class Workload:
         costs = [(size, self.cost(size, storage, accumulates)) for size in self.sizes]
         return max(costs, key=lambda pair: pair[1].peak_bytes)
 
+    def fingerprint(self) -> str | None:
+        """Of the training data; ``None`` if it was not read."""
+        held = getattr(self.dataset, "source", self.dataset)
+        return None if held is None else held.fingerprint()
+
     def mean_flops(self) -> float:
         """Work of a micro-batch, on average."""
         total = sum(
