@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from data2vec.errors import Data2VecError
@@ -125,21 +124,26 @@ def test_a_worker_killed_three_times_while_it_writes_a_checkpoint(ray_cluster: A
 
 def test_the_tracker_killed_twice(ray_cluster: Any, launches: Any) -> None:
     """The process that writes to MLflow: Ray starts another, which goes on from the queue on disk."""
+    from ray.util.state import list_actors
+
     updates, killed = 400, list[int]()
     launches.write(optimization={"max_update": updates}, platform={"num_workers": 2})
 
     def kill() -> None:
         for moment in (60, 200):
             launches.until(lambda at=moment: launches.highest_step() >= at, f"step {moment} never came")
-            (tracker,) = [p for p in psutil.process_iter() if "ray::TrackerService" in " ".join(p.cmdline())]
-            tracker.kill()
-            killed.append(tracker.pid)
+            found = list_actors(
+                ray_cluster.address, [("class_name", "=", "TrackerService"), ("state", "=", "ALIVE")]
+            )
+            (pid,) = [actor.pid for actor in found]
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
 
     watcher = threading.Thread(target=kill, daemon=True)
     watcher.start()
     disturbed = launches("disturbed")
     watcher.join(60)
-    assert len(set(killed)) == 2
+    assert len(set(killed)) == 2, killed
     assert len(launches.starts()) == 2, "the workers were started again"
     assert launches.steps(disturbed.run_id) == dict.fromkeys(range(1, updates + 1), 1)
 
