@@ -36,6 +36,7 @@ class Case:
         folder: where it lies.
         info: ``case.json``.
         tensors: ``tensors.safetensors``.
+        device: where the code under test runs; everything recorded stays on the CPU.
         fed: keys of tensors that were given to the code under test.
     """
 
@@ -43,6 +44,7 @@ class Case:
     folder: Path
     info: dict[str, Any]
     tensors: dict[str, torch.Tensor]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     fed: set[str] = field(default_factory=set)
 
     def value(self, *path: str) -> Any:
@@ -55,11 +57,11 @@ class Case:
         return node
 
     def feed(self, key: str) -> torch.Tensor:
-        """A required tensor that enters the code under test."""
+        """A required tensor that enters the code under test, on its device."""
         if key not in self.tensors:
             raise UnreadableCase(f"{self.folder / TENSORS_NAME}: no tensor {key!r}")
         self.fed.add(key)
-        return self.tensors[key]
+        return self.tensors[key].to(self.device)
 
     def feed_optional(self, key: str) -> torch.Tensor | None:
         """The same for a tensor that may be absent."""
@@ -97,8 +99,12 @@ def _holds_case(path: Path) -> bool:
     return (path / JSON_NAME).exists() or (path / TENSORS_NAME).exists()
 
 
-def read_case(folder: Path) -> Case:
+def read_case(folder: Path, device: str = "cpu") -> Case:
     """Read a case and check it against its own list of tensors.
+
+    Args:
+        folder: its files.
+        device: where the code under test will run.
 
     Raises:
         UnreadableCase: what is missing or broken.
@@ -124,7 +130,7 @@ def read_case(folder: Path) -> Case:
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if shape is not None and list(tensors[key].shape) != list(shape):
             raise UnreadableCase(f"{path}: {key!r} is {list(tensors[key].shape)}, listed as {shape}")
-    return Case(folder.resolve().name, folder, info, tensors)
+    return Case(folder.resolve().name, folder, info, tensors, torch.device(device))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

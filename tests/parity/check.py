@@ -41,11 +41,11 @@ class Outcome:
         return f"{self.name} {self.verdict} {self.message}"
 
 
-def check(folder: Path) -> Outcome:
+def check(folder: Path, device: str = "cpu") -> Outcome:
     """Read, run and compare one case; never raises for what is wrong with the case or the numbers."""
     name, family = folder.resolve().name, "-"
     try:
-        case = read_case(folder)
+        case = read_case(folder, device)
         family = family_of(case)
         report = run_case(case)
     except UnreadableCase as error:
@@ -109,10 +109,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table of cases to FILE")
     parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where our models compute, in fp32 (TF32 off): cpu or cuda",
+    )
+    parser.add_argument(
         "--verbose", action="store_true", help="print every comparison and what is not compared"
     )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # recorded models are tiny: more threads are slower
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # recorded in fp32
     outcomes: list[Outcome] = []
     unreadable = False
     for folder in options.folders:
@@ -123,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
             unreadable = True
             continue
         for case in found:
-            outcomes.append(check(case))
+            outcomes.append(check(case, options.device))
             print(outcomes[-1].line, flush=True)
             if options.verbose:
                 show_details(outcomes[-1])

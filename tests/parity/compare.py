@@ -89,6 +89,7 @@ class Report:
         if mine is None:
             self.comparisons.append(Comparison(key, math.inf, limit, "we have no such tensor"))
             return
+        mine = mine.cpu()
         if mine.shape != recorded.shape:
             note = f"shape {list(mine.shape)} instead of {list(recorded.shape)}"
             self.comparisons.append(Comparison(key, math.inf, limit, note))

@@ -27,7 +27,7 @@ def build_v1_text(case: Case, notes: list[str]) -> Data2VecTextPretraining:
         model.teacher.copy_from_student()
     else:
         model.teacher.module.load_state_dict(imported.teacher)
-    return model
+    return model.to(case.device)
 
 
 def v1_text_pretraining(case: Case, report: Report, notes: list[str]) -> None:

@@ -48,7 +48,7 @@ def build_pretraining(case: Case, notes: list[str]) -> Data2VecPretraining:
         model.teacher.copy_from_student()
     else:
         model.teacher.module.load_state_dict(imported.teacher)
-    return model
+    return model.to(case.device)
 
 
 def build_classifier(case: Case, notes: list[str]) -> SentenceClassifier:
@@ -74,7 +74,7 @@ def build_classifier(case: Case, notes: list[str]) -> SentenceClassifier:
         imported.model_config, imported.head_config, vocab_size=imported.vocab_size
     )
     classifier.load_state_dict(imported.state)
-    return classifier
+    return classifier.to(case.device)
 
 
 def build_image_classifier(case: Case, notes: list[str]) -> ImageClassifier:
@@ -95,7 +95,7 @@ def build_image_classifier(case: Case, notes: list[str]) -> ImageClassifier:
         )
     classifier = ImageClassifier(imported.model_config, imported.head_config)
     classifier.load_state_dict(imported.state)
-    return classifier
+    return classifier.to(case.device)
 
 
 def build_v1_vision(case: Case, notes: list[str]) -> Data2VecVisionPretraining:
@@ -108,7 +108,7 @@ def build_v1_vision(case: Case, notes: list[str]) -> Data2VecVisionPretraining:
         model.teacher.copy_from_student()
     else:
         model.teacher.module.load_state_dict(imported.teacher)
-    return model
+    return model.to(case.device)
 
 
 def build_v1_audio(case: Case, notes: list[str]) -> Data2VecAudioPretraining:
@@ -122,7 +122,7 @@ def build_v1_audio(case: Case, notes: list[str]) -> Data2VecAudioPretraining:
         model.teacher.copy_from_student()
     else:
         model.teacher.module.load_state_dict(imported.teacher)
-    return model
+    return model.to(case.device)
 
 
 def build_ctc(case: Case, notes: list[str]) -> CTCModel:
@@ -140,7 +140,7 @@ def build_ctc(case: Case, notes: list[str]) -> CTCModel:
         imported.model_config.padding_leaks = True
     ctc = CTCModel(imported.model_config, imported.head_config, num_symbols=imported.vocab_size)
     ctc.load_state_dict(imported.state)
-    return ctc
+    return ctc.to(case.device)
 
 
 def is_regression(case: Case) -> bool:
