@@ -62,6 +62,10 @@ class ImageDataset:
         self.sizes = np.ones(len(source), dtype=np.int32)
         self.order: SampleOrder = "random"
 
+    def fingerprint(self) -> str:
+        """Of the images behind it, see :meth:`ImageSource.fingerprint`."""
+        return self.source.fingerprint()
+
     def __len__(self) -> int:
         return len(self.source)
 
