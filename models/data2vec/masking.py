@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .randomness import generator, hashed_scores, row_keys, stable_key
+from .randomness import hashed_scores, row_keys, stable_key
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,7 @@ def row_noise(
 ) -> torch.Tensor:
     """Gaussian noise for the decoder's masked positions, one generator a row: (R, positions, D)."""
     noise = torch.empty(len(row_ids_R), positions, dim, device=device)
+    draw = torch.Generator(device=device)  # seeded again for each row: a GPU makes new ones slowly
     for row, row_id in enumerate(row_ids_R.tolist()):
-        noise[row].normal_(0.0, std, generator=generator("noise", *key, row_id, device=device))
+        noise[row].normal_(0.0, std, generator=draw.manual_seed(stable_key("noise", *key, row_id)))
     return noise

@@ -40,7 +40,8 @@ def rectangle_masks(
     Returns:
         (B, G * G) bool, true where masked.
     """
-    draws = hashed_scores(row_keys("rectangles", *key, ids_R=ids_B.cpu()), _DRAWS)
+    device, ids_B = ids_B.device, ids_B.cpu()  # once: a GPU would be asked for each id
+    draws = hashed_scores(row_keys("rectangles", *key, ids_R=ids_B), _DRAWS)
     uniform = (draws.numpy().view(np.uint64) >> np.uint64(11)) * 2.0**-53
     masks = np.zeros((len(ids_B), grid, grid), dtype=bool)
     for row, mask in enumerate(masks):
@@ -52,7 +53,7 @@ def rectangle_masks(
             if added == 0:
                 break
             masked += added
-    return torch.from_numpy(masks.reshape(len(ids_B), -1)).to(ids_B.device)
+    return torch.from_numpy(masks.reshape(len(ids_B), -1)).to(device)
 
 
 def _add_rectangle(mask_GG: np.ndarray, budget: int, smallest: int, numbers: Iterator[float]) -> int:

@@ -47,12 +47,14 @@ class TrainingTask(ABC):
         layout: names of the sums that its micro-batches report.
         watching: the loop asks for the sums of the collapse watch.
         exports_best: the model that a run leaves is the best one by validation, not the last one.
+        deterministic: CUDA is known to have a deterministic kernel for everything that it does.
     """
 
     recipe: Recipe
     layout: Layout
     watching: bool = False
     exports_best: bool = True
+    deterministic: bool = False
 
     @property
     def watched(self) -> Mapping[str, int]:

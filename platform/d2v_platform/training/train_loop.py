@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -76,12 +77,15 @@ def train(
     worker = worker or Worker()
     if worker.threads:
         torch.set_num_threads(worker.threads)
-    if recipe.platform.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # Every tensor here is written before it is read.
-        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - missing in the types
     recipe = with_local_data(recipe)
     task = make_task(recipe, model_folder)
+    if recipe.platform.deterministic:
+        # Attention kernels of a GPU are deterministic only where an operation that is not would be an error.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        strict = task.deterministic and worker.device.type == "cuda"
+        torch.use_deterministic_algorithms(True, warn_only=not strict)
+        # Every tensor here is written before it is read.
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - missing in the types
     if init_from is not None:
         task.initialise_from(init_from)
     loop = TrainingLoop(recipe, task, run_folder, reporter, worker)
