@@ -15,7 +15,7 @@ from torch import nn
 from data2vec.artifact import load_strictly, read_artifact, save_artifact
 from data2vec.ctc import BLANK, CTCConfig, CTCModel
 from data2vec.data.dictionary import Dictionary
-from data2vec.data.letters import greedy_ids, words_of_ids
+from data2vec.data.letters import WORD_END, greedy_ids, words_of_ids
 from data2vec.data.speech import SpeechDataset, SpeechOptions
 from data2vec.errors import ConfigError, DataError, Problem
 from data2vec.speech_metrics import ErrorCount, count_errors, total, word_errors
@@ -208,7 +208,9 @@ class AudioFinetuning(TrainingTask):
         used = {symbol for r in results for symbol in r["letters"]}
         wanted = {symbol for r in results for symbol in r["target"]}
         sentences = sum(r["sentences"] for r in results)
+        left_out = {"too_short": float(len(results) - sentences)} if sentences < len(results) else {}
         return {
+            **left_out,
             "loss": sum(r["loss"] for r in results) / max(sentences, 1) / math.log(2),
             "uer": letters.rate,
             "raw_wer": greedy.rate,
@@ -310,7 +312,8 @@ def _check_symbols(dataset: SpeechDataset, letters: Dictionary, training: bool) 
         for symbol in dataset.label_line(index).split():
             symbols[symbol] = symbols.get(symbol, 0) + 1
     unknown = {symbol: n for symbol, n in symbols.items() if letters.index(symbol) == Dictionary.unk}
-    share = sum(unknown.values()) / max(sum(symbols.values()), 1)
+    # Every dictionary of letters has the delimiter, so it says nothing about the others.
+    share = sum(unknown.values()) / max(sum(n for symbol, n in symbols.items() if symbol != WORD_END), 1)
     if not unknown:
         return
     shown = ", ".join(f"{symbol!r} x {n}" for symbol, n in sorted(unknown.items(), key=lambda x: -x[1])[:8])
