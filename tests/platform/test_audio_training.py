@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "valid"):
         (folder / f"{split}.tsv").write_text(manifest_text(str(folder), entries))
         (folder / f"{split}.ltr").write_text("".join(f"{text}\n" for text in texts))
+        (folder / f"{split}.lbl").write_text("".join(f"0\t1\t{i % 2}\n" for i in range(16)))
     released_letters().save(folder / "dict.ltr.txt")
+    (folder / "label_descriptors.csv").write_text("0,low\n1,high\n")
     return folder
 
 
@@ -96,30 +99,101 @@ def run(recipe: dict[str, Any], folder: Path, **more: Any) -> Recorder:
     return recorder
 
 
-def _as_one_of_two(rank: int, recipe: dict[str, Any], folder: str) -> None:
+def recipes(clips: Path) -> dict[str, dict[str, Any]]:
+    """One recipe of every kind, with dropout and masks on."""
+    first = pretraining(clips)
+    first["task"] = {key: value for key, value in first["task"].items() if key != "precompute_mask_config"}
+    first["model"] = {
+        "_name": "data2vec_audio", "extractor_mode": "layer_norm", "encoder_layers": 2,
+        "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 64,
+        "encoder_attention_heads": 2, "conv_pos": 15, "conv_pos_groups": 2,
+        "conv_feature_layers": MODEL["modalities"]["audio"]["feature_encoder_spec"], "pos_conv_depth": 3,
+        "average_top_k_layers": 2, "instance_norm_target_layer": True, "ema_anneal_end_step": 10,
+        "encoder_layerdrop": 0.2,
+    }  # fmt: skip
+    tuned = pretraining(clips) | {
+        "task": {"_name": "audio_finetuning", "data": str(clips), "labels": "ltr", "normalize": True},
+        "model": {"_name": "wav2vec_ctc", "w2v_path": "given", "feature_grad_mult": 0.5, "apply_mask": True,
+                  "mask_prob": 0.3, "mask_length": 2, "mask_channel_prob": 0.2, "mask_channel_length": 4,
+                  "dropout": 0.1, "final_dropout": 0.1, "layerdrop": 0.2, "freeze_finetune_updates": 2},
+        "criterion": {"_name": "ctc"},
+    }  # fmt: skip
+    events = tuned | {
+        "task": {"_name": "audio_classification", "data": str(clips), "normalize": True},
+        "model": {"_name": "audio_classification", "model_path": "given", "source_mixup": 0.5, "dropout": 0.1,
+                  "label_mixup": True, "same_mixup": False, "feature_grad_mult": 1.0},
+        "criterion": {"_name": "model"},
+    }  # fmt: skip
+    return {"v2": pretraining(clips), "v1": first, "ctc": tuned, "events": events}
+
+
+def _as_one_of_two(rank: int, kinds: dict[str, dict[str, Any]], folder: str, model: str) -> None:
     store = torch.distributed.FileStore(f"{folder}/rendezvous", 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    recorder = Recorder()
-    train(Recipe.from_dict(recipe), Path(folder), recorder, Worker(rank=rank, size=2, threads=1))
+    curves = {}
+    for kind, recipe in kinds.items():
+        recorder, worker = Recorder(), Worker(rank=rank, size=2, threads=1)
+        train(Recipe.from_dict(recipe), Path(folder, kind), recorder, worker, model_folder=Path(model))
+        curves[kind] = recorder.curve
     if rank == 0:
-        Path(folder, "curve.json").write_text(json.dumps(recorder.curve))
+        Path(folder, "curves.json").write_text(json.dumps(curves))
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.timeout(400)  # three processes import PyTorch
-def test_worker_count_and_resuming_change_nothing(clips: Path, tmp_path: Path) -> None:
-    recipe = pretraining(clips)
-    alone = run(recipe, tmp_path / "alone")
-    assert len(alone.curve) == 6 and all(np.isfinite(alone.curve))
-    (tmp_path / "two").mkdir()
-    mp.start_processes(_as_one_of_two, (recipe, str(tmp_path / "two")), nprocs=2, start_method="spawn")
-    assert json.loads((tmp_path / "two" / "curve.json").read_text()) == pytest.approx(alone.curve, rel=1e-5)
-    shutil.copytree(tmp_path / "alone" / "checkpoints", tmp_path / "resumed" / "checkpoints")
-    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "update_00000006")
-    run(recipe, tmp_path / "resumed")
-    for name in ("model.safetensors", "teacher.safetensors"):
-        first, second = (load_file(tmp_path / run_name / "model" / name) for run_name in ("alone", "resumed"))
-        assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+class Killer(Recorder):
+    """Kills its own process at an update, as the kernel or a cluster would."""
+
+    def log(self, update: int, metrics: Mapping[str, float]) -> None:
+        if update == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _until_killed(kind: str, recipe: dict[str, Any], folder: str, model: str) -> None:
+    train(Recipe.from_dict(recipe), Path(folder, kind), Killer(), Worker(threads=1), model_folder=Path(model))
+
+
+@pytest.fixture(scope="module")
+def alone(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
+    """Every kind of recipe on one worker: folder and loss curves."""
+    folder, curves = tmp_path_factory.mktemp("alone"), {}
+    for kind, recipe in recipes(clips).items():
+        curves[kind] = run(recipe, folder / kind, model_folder=folder / "v2" / "model").curve
+        assert len(curves[kind]) == 6 and all(np.isfinite(curves[kind]))
+    return folder, curves
+
+
+@pytest.mark.timeout(400)  # two processes import PyTorch
+def test_the_number_of_workers_changes_nothing(
+    clips: Path, alone: tuple[Path, dict[str, list[float]]], tmp_path: Path
+) -> None:
+    folder, curves = alone
+    given = (recipes(clips), str(tmp_path), str(folder / "v2" / "model"))
+    mp.start_processes(_as_one_of_two, given, nprocs=2, start_method="spawn")
+    found = json.loads((tmp_path / "curves.json").read_text())
+    for kind, curve in curves.items():
+        assert found[kind] == pytest.approx(curve, rel=1e-5), kind
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_run_ends_with_the_same_bits(
+    clips: Path, alone: tuple[Path, dict[str, list[float]]], tmp_path: Path
+) -> None:
+    folder, _ = alone
+    model = folder / "v2" / "model"
+    for kind in ("v2", "ctc"):
+        recipe = recipes(clips)[kind]
+        process = mp.get_context("fork").Process(
+            target=_until_killed, args=(kind, recipe, str(tmp_path), str(model))
+        )
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+        assert (tmp_path / kind / "checkpoints").is_dir() and not (tmp_path / kind / "model").exists()
+        resumed = run(recipe, tmp_path / kind, model_folder=model)
+        assert len(resumed.curve) == 3, "from the checkpoint of update 3 on"
+        for name in ("model.safetensors", *(["teacher.safetensors"] if kind == "v2" else [])):
+            whole, again = (load_file(place / kind / "model" / name) for place in (folder, tmp_path))
+            assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
 
 
 def test_masks_as_the_references_loader_makes_them(clips: Path, tmp_path: Path) -> None:

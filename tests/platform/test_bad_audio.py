@@ -124,7 +124,8 @@ def test_a_manifest_whose_files_moved_or_whose_lengths_lie(data: Path) -> None:
     (data / "7.flac").write_text("text")
     refused(
         pretraining(data), "(4 of 8 checked are wrong)", "3.flac: no such file",
-        "10000 samples, listed with 99999", "6.flac: 8000 Hz, not 16000", "7.flac: not readable as audio", "task.skip_broken=true",
+        "10000 samples, listed with 99999", "6.flac: 8000 Hz, not 16000",
+        "7.flac: not readable as audio", "task.skip_broken=true",
     )  # fmt: skip
 
 
@@ -163,7 +164,8 @@ class Recorder:
 def recipe(data: Path, model: dict[str, Any], task: dict[str, Any], criterion: str) -> dict[str, Any]:
     return {
         "task": {"data": str(data), "normalize": True, **task},
-        "model": model, "criterion": {"_name": criterion}, "optimizer": {"_name": "adam"}, "lr_scheduler": {"_name": "fixed"},
+        "model": model, "criterion": {"_name": criterion}, "optimizer": {"_name": "adam"},
+        "lr_scheduler": {"_name": "fixed"},
         "common": {"log_interval": 1},
         "dataset": {"max_tokens": 200_000, "required_batch_size_multiple": 1, "disable_validation": True},
         "optimization": {"max_update": 2, "lr": [1e-3]}, "checkpoint": {"save_interval": 1000},

@@ -11,7 +11,10 @@ from data2vec.data.audio_files import SUFFIXES
 from data2vec.data.manifest import read_manifest
 from data2vec.errors import DataError
 
-OTHER_SUFFIXES = (".aiff", ".aif", ".au", ".mp3", ".opus", ".caf", ".w64")
+OTHER_SUFFIXES = (
+    ".aiff", ".aif", ".aifc", ".au", ".snd", ".mp3", ".opus", ".oga", ".caf", ".w64", ".rf64", ".voc",
+    ".nist", ".sph", ".ircam", ".sds",
+)  # fmt: skip
 KNOWN = (*SUFFIXES, *OTHER_SUFFIXES)
 _SHOWN = 20
 
