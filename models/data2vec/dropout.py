@@ -12,13 +12,20 @@ from torch import nn
 
 
 class Dropout(nn.Dropout):
-    """``nn.Dropout`` under another generator of masks."""
+    """``nn.Dropout`` under another generator of masks, where PyTorch's keeps floats."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Shape is kept."""
         if not self.training or self.p == 0.0:
             return input
+        if keeps_flags(input):
+            return super().forward(input)
         return _Dropped.apply(input, self.p)
+
+
+def keeps_flags(x: torch.Tensor) -> bool:
+    """Whether PyTorch's dropout draws in parallel and keeps flags, as its GPU kernels do; a CPU's do not."""
+    return x.device.type != "cpu"
 
 
 class _Dropped(torch.autograd.Function):
@@ -26,17 +33,20 @@ class _Dropped(torch.autograd.Function):
     def forward(ctx, x, dropout):
         kept = keep_flags(x.shape, 1.0 - dropout, x.device)
         ctx.save_for_backward(kept)
-        ctx.scale = 1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0
-        return _select(x, kept, ctx.scale)
+        ctx.dropout = dropout
+        return select(x, kept, dropout)
 
     @staticmethod
     def backward(ctx, *grads):
         (kept,) = ctx.saved_tensors
-        return _select(grads[0], kept, ctx.scale), None
+        return select(grads[0], kept, ctx.dropout), None
 
 
-def _select(x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
-    return (x * scale).mul_(factors(kept))
+def select(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:
+    """What dropout lets pass, scaled so that the mean stays: ``x`` itself where no flags are given."""
+    if kept is None:
+        return x
+    return (x * (1.0 / (1.0 - dropout) if dropout < 1.0 else 0.0)).mul_(factors(kept))
 
 
 def factors(kept: torch.Tensor) -> torch.Tensor:

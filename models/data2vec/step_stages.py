@@ -115,7 +115,7 @@ def _block_kept(config: Data2VecMultiConfig, rows: int, length: int, storage: St
     matrix = (6 * width + hidden) * storage.matrix_bytes
     norms = (2 * width + 4) * FLOAT
     rates = (config.encoder_dropout, config.post_mlp_drop, config.activation_dropout)
-    flags = width * sum(rate > 0 for rate in rates)  # the one inside the feed-forward network is drawn again
+    flags = width * sum(rate > 0 for rate in rates) + hidden * (config.activation_dropout > 0)
     if storage.attention_maps and config.attention_dropout > 0:
         flags += config.num_heads * length
     return tokens * (matrix + norms + flags * FLAG)

@@ -5,16 +5,16 @@ R rows, T positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention
 from .config import Data2VecMultiConfig
 from .dropout import Dropout
+from .feed_forward import feed_forward
 from .randomness import stable_key
 
 
@@ -29,39 +29,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shape is kept."""
-        redraws = self.training and self.dropout.p > 0.0
-        return self.dropout(feed_forward(x, self.fc1, self._activate, self.fc2, redraws))
-
-    def _activate(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.dropout(F.gelu(hidden))
-
-
-def feed_forward(
-    x: torch.Tensor,
-    widen: nn.Module,
-    activate: Callable[[torch.Tensor], torch.Tensor],
-    narrow: nn.Module,
-    redraws: bool = False,
-) -> torch.Tensor:
-    """``narrow(activate(widen(x)))`` that keeps one wide tensor for the backward pass, which activates again.
-
-    It does not multiply again: it stops where ``narrow`` has its input.
-
-    Args:
-        x: (..., D).
-        widen: D to the hidden width.
-        activate: elementwise.
-        narrow: the hidden width to D.
-        redraws: ``activate`` is random; its draws are repeated.
-    """
-
-    def finish(hidden: torch.Tensor) -> torch.Tensor:
-        return narrow(activate(hidden))
-
-    hidden = widen(x)
-    if not torch.is_grad_enabled():
-        return finish(hidden)
-    return checkpoint(finish, hidden, use_reentrant=False, preserve_rng_state=redraws)
+        dropout = self.dropout.p if self.training else 0.0
+        return self.dropout(feed_forward(x, self.fc1, self.fc2, dropout=dropout))
 
 
 class Block(nn.Module):

@@ -1,16 +1,12 @@
-"""Dropout: shares, gradients, keys, and what it keeps; the feed-forward network that activates again."""
+"""Dropout: shares, gradients, keys, and what it keeps."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from data2vec.dropout import Dropout, keep_flags
 from data2vec.randomness import seed_dropout
-from data2vec.transformer import FeedForward, feed_forward
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.48, 0.9])
@@ -66,40 +62,9 @@ def test_flags_of_any_count() -> None:
     assert not out[0].any()
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_the_feed_forward_network_activates_again_with_equal_dropout(rate: float) -> None:
-    """Loss and gradients are those of the plain formula, whatever is drawn between its two passes."""
-    network = FeedForward(8, 32, rate).double()
-    x = torch.randn(5, 3, 8, dtype=torch.float64, requires_grad=True)
-
-    def gradients(recompute: bool) -> list[torch.Tensor]:
-        seed_dropout("feed-forward")
-        if recompute:
-            y = network(x)
-        else:
-            y = network.dropout(network.fc2(network.dropout(F.gelu(network.fc1(x)))))
-        torch.rand(7)
-        return [y, *torch.autograd.grad(y.square().sum(), [x, *network.parameters()])]
-
-    for ours, plain in zip(gradients(True), gradients(False), strict=True):
-        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
-
-
-def test_it_keeps_one_wide_tensor_and_multiplies_no_more_than_it_must() -> None:
-    widen, narrow = nn.Linear(8, 64), nn.Linear(64, 8)
-    x = torch.randn(10, 8, requires_grad=True)
-    wide: dict[int, torch.Tensor] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.shape == (10, 64):
-            wide[tensor.data_ptr()] = tensor
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = feed_forward(x, widen, F.gelu, narrow)
-    assert len(wide) == 1
-    with FlopCounterMode(display=False) as counter:
-        y.sum().backward()
-    assert counter.get_total_flops() == 4 * 2 * 10 * 8 * 64
-    with torch.no_grad():
-        torch.testing.assert_close(feed_forward(x, widen, F.gelu, narrow), y)
+def test_a_processor_whose_dropout_keeps_flags_uses_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data2vec.dropout.keeps_flags", lambda _: True)
+    seed_dropout("own")
+    ours = Dropout(0.5)(torch.ones(40))
+    seed_dropout("own")
+    assert torch.equal(ours, torch.nn.functional.dropout(torch.ones(40), 0.5))

@@ -6,12 +6,11 @@ R rows, T positions, D width, H heads, C = D / H channels a head.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..attention import attend
 from ..dropout import Dropout
-from ..transformer import feed_forward
+from ..feed_forward import feed_forward
 
 
 class SelfAttention(nn.Module):
@@ -72,8 +71,8 @@ class EncoderLayer(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
         self.final_layer_norm = nn.LayerNorm(dim, eps=1e-5)
         self.dropout = Dropout(dropout)
-        self.activation_dropout = Dropout(activation_dropout)
-        self.activation = F.gelu if activation == "gelu" else F.relu
+        self.activation_dropout = activation_dropout
+        self.activation = "gelu" if activation == "gelu" else "relu"
 
     def forward(self, x_RTD: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Output (R, T, D), and the feed-forward output before dropout and residual (R, T, D)."""
@@ -94,8 +93,5 @@ class EncoderLayer(nn.Module):
         return self.final_layer_norm(h + self.dropout(f)), f
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        redraws = self.training and self.activation_dropout.p > 0.0
-        return feed_forward(x, self.fc1, self._activate, self.fc2, redraws)
-
-    def _activate(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.activation_dropout(self.activation(hidden))
+        dropout = self.activation_dropout if self.training else 0.0
+        return feed_forward(x, self.fc1, self.fc2, activation=self.activation, dropout=dropout)

@@ -17,12 +17,13 @@ from torch import nn
 
 from ..attention import attend_jointly
 from ..errors import DataError
+from ..feed_forward import feed_forward
 from ..pretraining import PretrainOutput
 from ..randomness import generator
 from ..student import Features, Tap
 from ..targets import TargetAverage
 from ..teacher import Teacher
-from ..transformer import drop_path_rates, feed_forward
+from ..transformer import drop_path_rates
 from .objective import masked_positions, regression_output
 from .vision_config import Data2VecVisionConfig
 from .vision_masking import rectangle_masks
@@ -137,8 +138,9 @@ class VisionBlock(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, D) to the block's output and its feed-forward branch, after scale and drop path."""
         x = x_BTD + self._branch(self.attn(self.norm1(x_BTD), bias_1HTT), self.gamma_1)
-        widen, activate, narrow = self.mlp
-        f = self._branch(feed_forward(self.norm2(x), widen, activate, narrow), self.gamma_2)
+        widen, _, narrow = self.mlp
+        assert isinstance(widen, nn.Linear) and isinstance(narrow, nn.Linear)
+        f = self._branch(feed_forward(self.norm2(x), widen, narrow), self.gamma_2)
         return x + f, f
 
     def _branch(self, x_BTD: torch.Tensor, gamma_D: torch.Tensor | None) -> torch.Tensor:
