@@ -20,8 +20,7 @@ from .step_stages import (
     Part,
     StepShape,
     Storage,
-    block_parameters,
-    block_stages,
+    block_stage,
     block_work,
     decoder_stage,
     front_end_stage,
@@ -113,6 +112,7 @@ def pretraining_step(
     storage: Storage | None = None,
     accumulates: bool = False,
     checkpoint_activations: bool = False,
+    branch_scales: bool = False,
 ) -> StepCost:
     """The v2 objective on one micro-batch.
 
@@ -123,6 +123,7 @@ def pretraining_step(
         storage: of the processor; by default a CPU in fp32.
         accumulates: the update has further micro-batches on this worker.
         checkpoint_activations: blocks keep their input only and run again in the backward pass.
+        branch_scales: each block scales its two branches by learned vectors (data2vec 1 for images).
     """
     storage = storage or Storage()
     modality = config.modality
@@ -134,7 +135,8 @@ def pretraining_step(
     if isinstance(modality, AudioModalityConfig):
         positions = position_stage(config, modality, rows * shape.positions, storage)
         parts.append(positions)
-    parts += block_stages(config, modality, rows, extra + shape.kept, storage, checkpoint_activations)
+    block = block_stage(config, rows, extra + shape.kept, storage, checkpoint_activations, branch_scales)
+    parts += [block] * (modality.prenet_depth + config.depth)
     if modality.decoder is not None:
         parts.append(decoder_stage(config, modality.decoder, shape, storage))
 
@@ -155,7 +157,7 @@ def pretraining_step(
     return StepCost(
         parts=tuple(parts),
         teacher_flops=flops + blocks * block_work(config, shape.samples, length),
-        teacher_parameters=parameters + blocks * block_parameters(config),
+        teacher_parameters=parameters + blocks * block.parameters,
         teacher_working_bytes=working,
         accumulates=accumulates,
         cast_bytes=0
@@ -173,6 +175,7 @@ def finetuning_step(
     storage: Storage | None = None,
     accumulates: bool = False,
     checkpoint_activations: bool = False,
+    branch_scales: bool = False,
 ) -> StepCost:
     """The network without decoder and teacher over complete input, and a head of two linear layers.
 
@@ -184,6 +187,7 @@ def finetuning_step(
         storage: of the processor; by default a CPU in fp32.
         accumulates: the update has further micro-batches on this worker.
         checkpoint_activations: blocks keep their input only and run again in the backward pass.
+        branch_scales: each block scales its two branches by learned vectors (data2vec 1 for images).
     """
     shape = replace(shape, kept=shape.positions, clones=1)
     width = config.embed_dim
@@ -195,6 +199,7 @@ def finetuning_step(
         vocab_size=vocab_size,
         storage=storage,
         checkpoint_activations=checkpoint_activations,
+        branch_scales=branch_scales,
     )
     work = 2.0 * shape.samples * width * (width + num_classes)
     size = width * (width + 1) + num_classes * (width + 1)

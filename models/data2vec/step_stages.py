@@ -107,32 +107,36 @@ def block_parameters(config: Data2VecMultiConfig) -> int:
     return 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + norms
 
 
-def _block_kept(config: Data2VecMultiConfig, rows: int, length: int, storage: Storage) -> float:
+def _block_kept(
+    config: Data2VecMultiConfig, rows: int, length: int, storage: Storage, branch_scales: bool
+) -> float:
     """Inputs of qkv, output projection and feed-forward network, its hidden layer, q, k and v, norms, dropout
-    masks.
+    masks; the branches where they are scaled.
     """
     width, hidden, tokens = config.embed_dim, hidden_width(config), rows * length
-    matrix = (6 * width + hidden) * storage.matrix_bytes
+    matrix = ((6 + 2 * branch_scales) * width + hidden) * storage.matrix_bytes
     norms = (2 * width + 4) * FLOAT
     rates = (config.encoder_dropout, config.post_mlp_drop, config.activation_dropout)
     flags = width * sum(rate > 0 for rate in rates) + hidden * (config.activation_dropout > 0)
     if storage.attention_maps and config.attention_dropout > 0:
         flags += config.num_heads * length
+    if config.modality.use_alibi_encoder and storage.matrix_bytes < FLOAT:
+        matrix += config.num_heads * length * storage.matrix_bytes  # each block has its own copy of the bias
     return tokens * (matrix + norms + flags * FLAG)
 
 
-def block_stages(
+def block_stage(
     config: Data2VecMultiConfig,
-    modality: ModalityConfig,
     rows: int,
     length: int,
     storage: Storage,
     checkpointed: bool,
-) -> list[Part]:
-    """Prenet and shared blocks, each a stage."""
-    work, size = block_work(config, rows, length), block_parameters(config)
+    branch_scales: bool,
+) -> Part:
+    """One transformer block, of the prenet or shared."""
     width, tokens = config.embed_dim, rows * length
-    kept = _block_kept(config, rows, length, storage)
+    work, size = block_work(config, rows, length), block_parameters(config) + 2 * width * branch_scales
+    kept = _block_kept(config, rows, length, storage, branch_scales)
     working = float(tokens * (2 * hidden_width(config) + 2 * width) * storage.matrix_bytes)
     if storage.attention_maps:
         part = max(PART_ENTRIES, config.num_heads * length * length)
@@ -140,7 +144,7 @@ def block_stages(
         working = max(working, tokens * 5 * width * storage.matrix_bytes + maps)
     if checkpointed:
         kept, working = float(tokens * width * FLOAT), working + kept
-    block = Part(
+    return Part(
         name="blocks",
         forward=work,
         backward=(3 if checkpointed else 2) * work,
@@ -148,7 +152,6 @@ def block_stages(
         kept_bytes=kept,
         working_bytes=working,
     )
-    return [block] * (modality.prenet_depth + config.depth)
 
 
 def decoder_stage(
@@ -177,7 +180,8 @@ def decoder_stage(
         work += 2.0 * masked * width * width
         size += width * width + width
     inputs = width + (layers - 1) * inner
-    kept = cells * ((inputs + layers * inner) * storage.matrix_bytes + layers * (inner + 2) * FLOAT)
+    # The norms compute in fp32, so what GELU takes is kept in fp32 too.
+    kept = cells * (inputs * storage.matrix_bytes + layers * (2 * inner + 2) * FLOAT)
     kept += masked * ((widths[0] + 2 * sum(widths[1:-1])) * storage.matrix_bytes + 2 * width * FLOAT)
     if decoder.input_dropout > 0:
         kept += rows * shape.kept * width * FLAG
@@ -278,14 +282,18 @@ def _audio_front(
     work = backward = kept = 0.0
     size, channels, length = 0, 1, shape.raw
     for index, (out, kernel, stride) in enumerate(parse_conv_layers(audio.feature_encoder_spec)):
-        kept += shape.samples * length * channels * storage.matrix_bytes
-        length = (length - kernel) // stride + 1
+        before, length = shape.samples * length, (length - kernel) // stride + 1
         frames = shape.samples * length
+        if storage.matrix_bytes == FLOAT:
+            kept += before * channels * FLOAT
+        else:  # each chunk of taps is a copy in lower precision, not a view
+            kept += frames * kernel * channels * storage.matrix_bytes
         layer = 2.0 * frames * kernel * channels * out
         work, backward = work + layer, backward + layer * (1 if index == 0 else 2)
-        kept += frames * out * storage.matrix_bytes  # GELU
+        normed = audio.extractor_mode == "layer_norm" or index == 0
+        kept += frames * out * (FLOAT if normed else storage.matrix_bytes)  # GELU
         size += kernel * channels * out
-        if audio.extractor_mode == "layer_norm" or index == 0:
+        if normed:
             kept += frames * (out + 2) * FLOAT
             size += 2 * out
         channels = out
@@ -307,7 +315,7 @@ def position_stage(
     width, depth = config.embed_dim, audio.conv_pos_depth
     kernel = max(3, audio.conv_pos_width // depth)
     weights = kernel * width * (width // audio.conv_pos_groups)
-    kept = cells * depth * (2 * width * storage.matrix_bytes + (width + 2) * FLOAT)
+    kept = cells * depth * (width * storage.matrix_bytes + (2 * width + 2) * FLOAT)
     return Part(
         name="positions",
         forward=2.0 * cells * weights * depth,

@@ -298,9 +298,11 @@ def test_the_recipe_is_known_on_another_machine(tmp_path: Path, tiny_recipe: dic
     recipe = Recipe.from_dict(tiny_recipe)
     remote = f"memory://{tmp_path.name}/runs/abc"
     (tmp_path / "here").mkdir()
-    run_storage.keep_recipe(tmp_path / "here", remote, recipe)
+    run_storage.keep_start(tmp_path / "here", remote, recipe, "abc")
     assert run_storage.started_with(tmp_path / "elsewhere", remote) == recipe.to_dict()
     assert run_storage.started_with(tmp_path / "elsewhere", None) is None
+    assert run_storage.data_started_with(tmp_path / "elsewhere", remote) == "abc"
+    assert run_storage.data_started_with(tmp_path / "elsewhere", None) is None
     assert run_storage.remote_of(tmp_path / "here") == remote
 
 

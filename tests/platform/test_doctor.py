@@ -200,7 +200,7 @@ def test_what_was_not_uploaded_is_found_and_mended(home: Path, tiny_recipe: dict
     folder = home / "runs" / "abc"
     folder.mkdir(parents=True)
     recipe = Recipe.from_dict(tiny_recipe)
-    run_storage.keep_recipe(folder, f"memory://{home.parent.name}/runs/abc", recipe)
+    run_storage.keep_start(folder, f"memory://{home.parent.name}/runs/abc", recipe, None)
     CheckpointStore(folder).save(5, {"model": {"w": torch.zeros(3)}}, {})
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text("{}")

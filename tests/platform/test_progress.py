@@ -28,7 +28,7 @@ def test_line_of_a_known_interval(
     made.start(LoopState(update=4))
     for _ in range(4):
         made.micro_batch({"source": torch.zeros(2, 32)})
-    made.data_wait_s = 1.0
+    made.data_wait_s, made.checkpoint_s = 1.0, 0.25
     now[0] = 110.0
     sums = Sums(Layout(("ntokens",)))
     sums.add({"ntokens": 5000})
@@ -42,8 +42,23 @@ def test_line_of_a_known_interval(
     speed = made.speed_metrics()
     assert speed["speed/matrix_rate_pct"] == pytest.approx(20.0)
     assert speed["speed/s_per_update"] == pytest.approx(2.0)
+    assert speed["speed/checkpoint_stall_s"] == 0.25
     made.reset_interval(state)
-    assert (made.flops, made.data_wait_s) == (0.0, 0.0)
+    assert (made.flops, made.data_wait_s, made.checkpoint_s) == (0.0, 0.0, 0.0)
+
+
+def test_a_run_that_only_the_clock_ends_has_an_eta(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
+    limits = {"max_update": 0, "stop_time_hours": 1.0}
+    values = tiny_recipe | {"optimization": tiny_recipe["optimization"] | limits}
+    made = Progress(Recipe.from_dict(values), Worker())
+    state = LoopState(elapsed_s=600.0)  # of earlier attempts
+    made.start(state)
+    now[0], state.update = 1200.0, 7
+    assert made._eta(state) == "0:30:00"
 
 
 def test_an_unknown_rate_is_left_out(tiny_recipe: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:

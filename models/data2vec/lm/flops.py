@@ -8,7 +8,7 @@ import torch
 
 from ..config import Data2VecMultiConfig, ModalitiesConfig, TextModalityConfig
 from ..flops import StepCost
-from ..step_stages import FLAG, FLOAT, Part, StepShape, Storage, block_stages
+from ..step_stages import FLAG, FLOAT, Part, StepShape, Storage, block_stage
 from .config import TransformerLMConfig
 from .transformer import TransformerLM
 
@@ -61,9 +61,8 @@ def language_model_step(
     storage = storage or Storage()
     network = as_multi(config)
     shape = dataclasses.replace(shape, kept=shape.positions, clones=1)
-    text = network.modalities.text
-    assert text is not None
-    blocks = block_stages(network, text, shape.samples, shape.positions, storage, checkpointed=False)
+    block = block_stage(network, shape.samples, shape.positions, storage, False, False)
+    blocks = [block] * network.depth
     tokens, width = shape.samples * shape.positions, config.decoder_embed_dim
     with torch.device("meta"):
         model = TransformerLM(config, vocab_size, seed=None)

@@ -1,7 +1,7 @@
 """The sizes of a data2vec 1 model in the terms of data2vec 2.0, so that one function prices both.
 
 A first-generation student is a second-generation one that sees every position (masked ones as embeddings),
-has one clone, and a head of linear layers instead of a decoder; its teacher is the transformer alone.
+has one clone, and a head of linear layers instead of a decoder.
 """
 
 from __future__ import annotations
@@ -58,11 +58,13 @@ def _text(config: Data2VecTextConfig) -> Data2VecMultiConfig:
         dropout=net.dropout,
         layernorm_embedding=net.layernorm_embedding,
         no_token_positional_embeddings=net.no_token_positional_embeddings,
+        ema_local_encoder=True,
         decoder=_head(config.head_layers),
     )
     return _multi(
         "text",
         front,
+        ema_encoder_only=False,
         depth=encoder.layers,
         embed_dim=encoder.embed_dim,
         num_heads=encoder.attention_heads,
@@ -88,6 +90,7 @@ def _audio(config: Data2VecAudioConfig) -> Data2VecMultiConfig:
     return _multi(
         "audio",
         front,
+        ema_encoder_only=False,
         depth=config.encoder_layers,
         embed_dim=config.encoder_embed_dim,
         num_heads=config.encoder_attention_heads,
@@ -109,11 +112,13 @@ def _vision(config: Data2VecVisionConfig) -> Data2VecMultiConfig:
         num_extra_tokens=1,
         fixed_positions=False,
         learned_alibi_scale=True,  # a bias that learns, here of relative positions: no fused kernel takes it
+        ema_local_encoder=not config.ema_transformer_only,
         decoder=_head(1) if config.use_final_proj else None,
     )
     return _multi(
         "image",
         front,
+        ema_encoder_only=config.ema_transformer_only,
         depth=config.depth,
         embed_dim=config.embed_dim,
         num_heads=config.num_heads,

@@ -17,6 +17,7 @@ from data2vec.data.vision import ImageDataset, Oddities
 from data2vec.errors import CheckpointError, ConfigError, DataError, Problem
 from data2vec.image_heads import (
     ImageClassifier,
+    ImageConfig,
     TrunkRegularisation,
     finetuning_config,
     finetuning_lr_scales,
@@ -54,7 +55,7 @@ class ImageClassification(TrainingTask):
         self._datasets: dict[str, ImageDataset] = {}
         self.oddities = Oddities()
         self.classes = self.dataset(recipe.dataset.train_subset).source.classes
-        trunk = finetuning_config(parent.model_config, _regularisation(recipe.model), self.task.input_size)  # pyright: ignore[reportArgumentType]
+        trunk = trunk_config(recipe, parent)
         self.model = ImageClassifier(trunk, _head(recipe.model), seed=recipe.common.seed)
         if not recipe.model.no_pretrained_weights:
             load_strictly(self.model.model, fit_positions(parent.trunk_state, trunk), parent.folder)
@@ -225,6 +226,14 @@ class ImageClassification(TrainingTask):
             "parent.run": str(self.parent.get("run_id", "none")),
             "parent.update": str(self.parent.get("update", "none")),
         }
+
+
+def trunk_config(recipe: Recipe, parent: Artifact) -> ImageConfig:
+    """The pretrained architecture for images of the task's size, under the recipe's regularisation."""
+    model, task, config = recipe.model, recipe.task, parent.model_config
+    assert isinstance(model, ImageClassifierModel) and isinstance(task, ImageClassificationData)
+    assert isinstance(config, ImageConfig), "_check_fit refuses other models"
+    return finetuning_config(config, _regularisation(model), task.input_size)
 
 
 def _regularisation(model: ImageClassifierModel) -> TrunkRegularisation:

@@ -58,7 +58,7 @@ class SentencePrediction(TrainingTask):
             pooler_dropout=recipe.model.pooler_dropout,
         )
         self.model = SentenceClassifier(
-            _trunk_config(recipe, parent), head, vocab_size=parent.vocab_size, seed=recipe.common.seed
+            trunk_config(recipe, parent), head, vocab_size=parent.vocab_size, seed=recipe.common.seed
         )
         if not getattr(recipe.model, "no_pretrained_weights", False):
             load_strictly(self.model.trunk, parent.trunk_state, parent.folder)
@@ -217,7 +217,7 @@ def _model_field(recipe: Recipe) -> str:
     return "checkpoint.restore_file" if isinstance(recipe.model, Roberta) else "model.model_path"
 
 
-def _trunk_config(recipe: Recipe, parent: Artifact) -> TextConfig:
+def trunk_config(recipe: Recipe, parent: Artifact) -> TextConfig:
     """The pretrained architecture; ``roberta`` recipes have dropouts of their own."""
     config, model = parent.model_config, recipe.model
     assert isinstance(config, TextConfig), "_check_fit refuses other models"

@@ -48,7 +48,7 @@ from .redaction import redact, redact_file, redact_text
 from .run_liveness import HEARTBEAT_TAG, Heartbeat
 from .run_orphans import close_dead_runs, deliver_leftovers
 from .run_outbox import RunOutbox
-from .run_params import prepare_params
+from .run_params import log_params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,7 +61,6 @@ log = logging.getLogger(__name__)
 RESUME_TAG = "d2v.resume_key"
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 _MAX_TAG = 8000  # characters; MLflow's limit
-_BATCH = 100  # params in one call; MLflow's limit
 _NAME = re.compile(r"[\w.\-+=,@:/ ]{1,200}")
 _OPEN_HERE: set[str] = set()  # runs that a tracker of this process has open
 
@@ -216,7 +215,7 @@ class Tracker:
                 run_id = run.info.run_id
                 _OPEN_HERE.add(run_id)
             self._open.add(run_id)
-            self._log_params(run, params)
+            log_params(self, run, params)
         except Data2VecError:
             raise
         except Exception as error:
@@ -226,6 +225,15 @@ class Tracker:
         self.sender.add_run(run_id)
         self._start_heart()
         return RunHandle(run_id, name, run.info.experiment_id, existing is not None, "RUNNING")
+
+    def adopt(self, run_id: str) -> None:
+        """Take up a run that a process whose place this one took had open."""
+        if run_id in self._open:
+            return
+        self._open.add(run_id)
+        _OPEN_HERE.add(run_id)
+        self.sender.add_run(run_id)
+        self._start_heart(at_once=True)
 
     def find_run(self, experiment: str, name: str) -> ExistingRun | None:
         """The newest run of an experiment that was opened under this name or resume key."""
@@ -432,23 +440,6 @@ class Tracker:
             self.set_tags(run_id, tags)
         return self.client.get_run(run_id)
 
-    def _log_params(self, run: Run, params: Mapping[str, Any]) -> None:
-        """Log what is not there yet; params cannot change, so later values are noted in a tag."""
-        from mlflow.entities import Param
-
-        run_id, there = run.info.run_id, run.data.params
-        prepared = prepare_params(params)
-        fresh = [Param(key, text) for key, text in prepared.values.items() if key not in there]
-        changed = {k: [there[k], text] for k, text in prepared.values.items() if there.get(k, text) != text}
-        for start in range(0, len(fresh), _BATCH):
-            self.client.log_batch(run_id, params=fresh[start : start + _BATCH], synchronous=True)
-        if prepared.unfit:
-            self.set_tags(run_id, {"d2v.params_in_artifact": json.dumps(prepared.unfit)})
-        if changed:
-            self.set_tags(run_id, {"d2v.params_changed_on_resume": json.dumps(changed)})
-        if fresh:
-            self.log_dict(run_id, prepared.nested, "recipe/params.json")
-
     def _describe(self, run: Run) -> ExistingRun:
         beat = Heartbeat.from_tag(run.data.tags.get(HEARTBEAT_TAG))
         if run.info.status == "FINISHED":
@@ -474,13 +465,16 @@ class Tracker:
     def _queue_artifact(self, run_id: str, path: Path, folder: str) -> None:
         self.outbox.put(run_id, "artifact", {"path": str(path), "folder": folder})
 
-    def _start_heart(self) -> None:
+    def _start_heart(self, at_once: bool = False) -> None:
         if self._heart is None or not self._heart.is_alive():
-            self._heart = threading.Thread(target=self._beat, name="d2v-heartbeat", daemon=True)
+            first = 0.0 if at_once else self._heartbeat_interval_s
+            self._heart = threading.Thread(target=self._beat, args=[first], name="d2v-heartbeat", daemon=True)
             self._heart.start()
 
-    def _beat(self) -> None:
-        while not self._closing.wait(self._heartbeat_interval_s):
+    def _beat(self, first_pause_s: float) -> None:
+        pause = first_pause_s
+        while not self._closing.wait(pause):
+            pause = self._heartbeat_interval_s
             try:
                 self.sender.touch()
                 for run_id in sorted(self._open):

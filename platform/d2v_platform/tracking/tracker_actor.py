@@ -17,19 +17,32 @@ from .tracker import MetricPoint, Tracker, now_ms
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "d2v"
+_OF_AN_OPEN_RUN = ("log", "set_tags", "log_text", "log_dict", "log_artifact", "unsent", "flush", "finish")
+_OWN = ("unsent", "take_over", "leave_mistake", "mistake_of")  # methods of the service, not of the tracker
 
 
 class TrackerService:
-    """The tracker inside its own process; every method takes and returns plain values."""
+    """The tracker inside its own process; every method takes and returns plain values.
 
-    def __init__(self, tracking_uri: str | None, home: str) -> None:
+    Args:
+        tracking_uri: MLflow.
+        home: of the driver.
+        in_actor: Ray starts a new process in the place of one that was killed. What was logged is on disk;
+            the runs that were open are taken up again when they are next spoken of.
+    """
+
+    def __init__(self, tracking_uri: str | None, home: str, in_actor: bool = False) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         redact_logs()
         self.tracker = Tracker(tracking_uri, Path(home))
+        self._reborn = in_actor and _was_restarted()
+        self._mistakes: dict[str, str] = {}
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call one of the tracker's methods, or of ours that speak of its queue."""
-        owner = self if method in ("unsent", "take_over") else self.tracker
+        """Call one of the tracker's methods, or one of ours."""
+        if self._reborn and method in _OF_AN_OPEN_RUN:
+            self.tracker.adopt(args[0])
+        owner = self if method in _OWN else self.tracker
         return getattr(owner, method)(*args, **kwargs)
 
     def register(self, **kwargs: Any) -> Any:
@@ -53,9 +66,23 @@ class TrackerService:
         if unsent.get("run_id") == run_id:  # a checkpoint copied by hand tells of another run
             self.tracker.queue.import_points(unsent)
 
+    def leave_mistake(self, attempt: str, message: str) -> None:
+        """One worker met a user's mistake: its group, when Ray has started it again, need not try."""
+        self._mistakes.setdefault(attempt, message)
+
+    def mistake_of(self, attempt: str) -> str | None:
+        """What a worker of an earlier start of this attempt met."""
+        return self._mistakes.get(attempt)
+
     def close(self) -> None:
         """Send what is queued and stop."""
         self.tracker.close()
+
+
+def _was_restarted() -> bool:
+    import ray
+
+    return ray.get_runtime_context().was_current_actor_reconstructed
 
 
 class RemoteTracker:
@@ -75,10 +102,12 @@ class RemoteTracker:
         if create:
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
             actor = ray.remote(TrackerService).options(
-                name=name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here, max_concurrency=8
-            )
+                name=name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here, max_concurrency=8,
+                # Everything that workers send may be repeated: points, tags and ends of runs.
+                max_restarts=-1, max_task_retries=-1,
+            )  # fmt: skip
             # The cluster may have been started with another home than the driver's.
-            self._actor = actor.remote(tracking_uri, str(d2v_home()))
+            self._actor = actor.remote(tracking_uri, str(d2v_home()), in_actor=True)
         else:
             self._actor = ray.get_actor(name, namespace=NAMESPACE)
         self._pending: list[Any] = []
@@ -89,11 +118,12 @@ class RemoteTracker:
 
     def register(self, **kwargs: Any) -> Any:
         """Register a model folder."""
-        return self._wait(self._actor.register.remote(**kwargs))
+        # Not repeated by itself: a second version of the same model would be a lie.
+        return self._wait(self._actor.register.options(max_task_retries=0).remote(**kwargs))
 
     def promote(self, **kwargs: Any) -> Any:
         """Move an alias through its gate."""
-        return self._wait(self._actor.promote.remote(**kwargs))
+        return self._wait(self._actor.promote.options(max_task_retries=0).remote(**kwargs))
 
     def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         """Send metric points without waiting; :meth:`settle` waits until they are on disk."""

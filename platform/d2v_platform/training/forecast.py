@@ -124,10 +124,20 @@ class Forecast:
         total = "" if self.updates is None else f", {_flops(self.update_flops * self.updates)} in all"
         length_told = "" if self.updates is None else f" ({self.updates} updates)"
         yield (
-            f"work: {_flops(self.flops)} a micro-batch, {_flops(self.update_flops)} an update{total}"
-            f"{length_told}"
+            f"work: {_flops(self.flops)} a micro-batch ({self._shares()}), "
+            f"{_flops(self.update_flops)} an update{total}{length_told}"
         )
         yield self._time()
+
+    def _shares(self) -> str:
+        """Who does the work of the largest micro-batch."""
+        cost, clones = self.cost, self.workload.shape(*self.largest).clones
+        decoder = sum(part.forward + part.backward for part in cost.parts if part.name == "decoder")
+        student = f"{clones} student clones" if clones > 1 else "student"
+        who = student if self.workload.pretraining else "network and head"
+        parts = {"teacher": cost.teacher_flops, who: cost.flops - cost.teacher_flops - decoder}
+        told = parts | {"head" if self.workload.sees_all else "decoder": decoder}
+        return ", ".join(f"{name} {work / cost.flops:.0%}" for name, work in told.items() if work)
 
     def _time(self) -> str:
         rate = self.device.rate(self.precision)

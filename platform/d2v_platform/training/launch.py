@@ -28,14 +28,15 @@ from ..storage.locations import is_uri
 from ..tracking.redaction import redact
 from ..tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
 from . import ray_session
-from .forecast import forecast_as_stated, forecast_at_hand
+from .forecast import Forecast, forecast_as_stated, forecast_at_hand
 from .loop_state import Summary, TrainingStopped, Worker
 from .plan import Plan, make_plan
 from .preflight import ResolvedModels, preflight, resolve_models
 from .run_storage import (
     bring_model,
     check_storage,
-    keep_recipe,
+    data_started_with,
+    keep_start,
     ray_storage,
     remote_folder,
     run_root,
@@ -85,11 +86,13 @@ def launch(composed: Composed) -> RunResult:
             reached("cluster connected")
         plan = make_plan(recipe, cluster)
         refuse_node_local(recipe, cluster)
-        for line in [*plan.lines(), *_forecast_lines(local, plan, cluster, models)]:
+        costs = _forecasts(local, plan, cluster, models)
+        for line in [*plan.lines(), *_forecast_lines(costs)]:
             logger.info("%s", line)
         tracker = open_tracker(recipe.platform.tracking_uri, local=plan.num_workers == 0)
         stack.callback(tracker.close)
-        run = _open_run(composed, tracker, plan, models.pretrained_uri)
+        data = costs[0].workload.fingerprint() if costs else None
+        run = _open_run(composed, tracker, plan, models.pretrained_uri, data)
         reached("run opened in MLflow")
         with _finishing(tracker, run.run_id) as outcome:
             summary = _train(recipe, plan, tracker, run, models)
@@ -115,16 +118,18 @@ class _Run:
     remote: str | None  # the run's folder at a URI
 
 
-def _open_run(composed: Composed, tracker: AnyTracker, plan: Plan, parent_uri: str | None) -> _Run:
-    """Create the MLflow run, or resume the unfinished one of this name; refuse a changed recipe."""
+def _open_run(
+    composed: Composed, tracker: AnyTracker, plan: Plan, parent_uri: str | None, data: str | None
+) -> _Run:
+    """Create the MLflow run, or resume the unfinished one of this name; refuse a changed recipe or data."""
     recipe, platform = composed.recipe, composed.recipe.platform
     name = platform.run_name or _fresh_name(composed.named_recipe)
     root = run_root(platform.storage)
     existing = tracker.call("find_run", platform.experiment, name) if platform.run_name else None
     check_storage(platform.storage, new=existing is None)
     if existing is not None:
-        before = started_with(root / existing.run_id, remote_folder(platform.storage, existing.run_id))
-        _refuse_changed_recipe(before, recipe, name)
+        places = root / existing.run_id, remote_folder(platform.storage, existing.run_id)
+        _refuse_changed(started_with(*places), recipe, data_started_with(*places), data, name)
     handle = tracker.call(
         "open_run",
         experiment=platform.experiment,
@@ -143,7 +148,7 @@ def _open_run(composed: Composed, tracker: AnyTracker, plan: Plan, parent_uri: s
     folder = root / handle.run_id
     folder.mkdir(parents=True, exist_ok=True)
     remote = remote_folder(platform.storage, handle.run_id)
-    keep_recipe(folder, remote, recipe)
+    keep_start(folder, remote, recipe, data)
     if not handle.resumed:
         tracker.call("log_dict", handle.run_id, recipe.to_dict(), "recipe/recipe.json")
         tracker.call("log_text", handle.run_id, "\n".join(composed.overrides), "recipe/overrides.txt")
@@ -164,17 +169,25 @@ def resume_command(composed: Composed, name: str) -> str:
     return shlex.join(words)
 
 
-def _refuse_changed_recipe(before: Mapping[str, Any] | None, recipe: Recipe, name: str) -> None:
+def _refuse_changed(
+    before: Mapping[str, Any] | None, recipe: Recipe, data_before: str | None, data: str | None, name: str
+) -> None:
     changed = resume_differences(before, redact(recipe.to_dict())) if before is not None else {}
-    if changed:
-        problems = [
-            Problem(
-                field,
-                c.after,
-                f"the run {name!r} was started with {c.before!r}; use it, or another platform.run_name",
-            )
-            for field, c in changed.items()
-        ]
+    problems = [
+        Problem(
+            field,
+            c.after,
+            f"the run {name!r} was started with {c.before!r}; use it, or another platform.run_name",
+        )
+        for field, c in changed.items()
+    ]
+    if data is not None and data_before not in (None, data):
+        rule = (
+            f"holds other data ({data[:12]}) than the run {name!r} was started with ({data_before[:12]}); "
+            "use that data, or another platform.run_name"
+        )
+        problems.append(Problem("task.data", recipe.task.data, rule))
+    if problems:
         raise ConfigError(problems, f"resuming {name!r}")
 
 
@@ -304,10 +317,11 @@ def train_on_ray(
         TrainingStopped: collapse or divergence.
         Data2VecError: a user's mistake that a worker met.
     """
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+    from ray.exceptions import RayError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from .workers import Assignment, run_worker
+    from .workers import Assignment, run_worker, why_it_failed
 
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     assignment = Assignment(
@@ -327,7 +341,7 @@ def train_on_ray(
     resources: dict[str, float] = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
         resources["GPU"] = plan.gpus_per_worker
-    result = TorchTrainer(
+    trainer = TorchTrainer(
         run_worker,
         train_loop_config=asdict(assignment),
         scaling_config=ScalingConfig(
@@ -341,7 +355,11 @@ def train_on_ray(
             failure_config=FailureConfig(max_failures=recipe.platform.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),  # its own lines repeat ours
         ),
-    ).fit()
+    )
+    try:
+        result = trainer.fit()
+    except (TrainingFailedError, RayError) as error:
+        raise Data2VecError(why_it_failed(error, recipe.platform.max_failures, run_folder)) from error
     returned = result.return_value
     if not isinstance(returned, dict):
         raise Data2VecError(f"the workers of run {run_id} ended without a result: {result.error}")
@@ -444,21 +462,32 @@ def show_plan(composed: Composed) -> None:
         if recipe.platform.num_workers != 0:
             cluster = stack.enter_context(ray_session.connected())
         plan, local = make_plan(recipe, cluster), with_local_data(recipe)
-        for line in [*plan.lines(), *_forecast_lines(local, plan, cluster, resolve_models(local), True)]:
+        costs = _forecasts(local, plan, cluster, resolve_models(local), plan_only=True)
+        for line in [*plan.lines(), *_forecast_lines(costs)]:
             logger.info("%s", line)
 
 
-def _forecast_lines(
+def _forecasts(
     recipe: Recipe,
     plan: Plan,
     cluster: ray_session.ClusterInfo | None,
     models: ResolvedModels,
+    *,
     plan_only: bool = False,
-) -> list[str]:
-    """What the plan costs; a stated device replaces the one at hand only where nothing is trained."""
+) -> list[Forecast]:
+    """What the plan costs here and, if one is stated, on another device; refused where it cannot fit.
+
+    A stated device replaces the one at hand only where nothing is trained.
+    """
     stated = forecast_as_stated(recipe, plan, models.pretrained)
     made = stated if plan_only and stated else forecast_at_hand(recipe, plan, cluster, models.pretrained)
     if made is None:
-        return ["      memory and work: not known for this kind of model"]
+        return []
     made.refuse_if_too_large()
-    return made.lines() + (stated.lines()[-1:] if stated is not None and stated is not made else [])
+    return [made] if stated in (None, made) else [made, stated]
+
+
+def _forecast_lines(costs: Sequence[Forecast]) -> list[str]:
+    if not costs:
+        return ["      memory and work: not known for this kind of model"]
+    return [*costs[0].lines(), *(cost.lines()[-1] for cost in costs[1:])]

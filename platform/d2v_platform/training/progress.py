@@ -40,7 +40,7 @@ class Progress:
         self.flops = 0.0  # of this worker's micro-batches in this interval
         self.epoch_length = 1  # updates an epoch
         self.data_wait_s = 0.0
-        self.checkpoint_s = 0.0
+        self.checkpoint_s = 0.0  # that the loop waited for saves in this interval
         self._begin = self._interval_begin = time.perf_counter()
         self._interval_cpu = time.process_time()
         self._first_update = self._interval_update = 0
@@ -67,6 +67,8 @@ class Progress:
             "speed/data_wait_pct": 100.0 * self.data_wait_s / seconds,
             "speed/memory_gb": peak_memory_gb(self.worker.device),
         }
+        if self.checkpoint_s:
+            self._speed["speed/checkpoint_stall_s"] = self.checkpoint_s
         share = ""
         if self.rate and self.flops:
             self._speed["speed/matrix_rate_pct"] = 100.0 * self.flops / (seconds * self.rate)
@@ -104,7 +106,7 @@ class Progress:
         """Begin the next interval."""
         self._interval_begin, self._interval_update = time.perf_counter(), state.update
         self._interval_cpu = time.process_time()
-        self.data_wait_s = self.flops = 0.0
+        self.data_wait_s = self.flops = self.checkpoint_s = 0.0
 
     def micro_batch(self, batch: Mapping[str, torch.Tensor]) -> None:
         """A micro-batch is about to be computed: count its work."""
@@ -118,9 +120,12 @@ class Progress:
         ends = [limits.max_update] if limits.max_update else []
         if limits.max_epoch:
             ends.append(limits.max_epoch * self.epoch_length)
-        if not done or not ends:
+        left = [self.since_start() / done * max(min(ends) - state.update, 0)] if done and ends else []
+        if limits.stop_time_hours:
+            left.append(max(3600 * limits.stop_time_hours - state.elapsed_s - self.since_start(), 0.0))
+        if not left:
             return "-"
-        seconds = self.since_start() / done * max(min(ends) - state.update, 0)
+        seconds = min(left)
         hours, rest = divmod(int(seconds), 3600)
         return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 

@@ -27,6 +27,7 @@ from .remote_checkpoints import fetch_model
 logger = logging.getLogger(__name__)
 
 _RECIPE = "recipe.json"
+_DATA = "data.json"  # fingerprint of the training data
 _REMOTE = "remote.json"  # names the URI, so that what could not be uploaded is found later
 _SHORT = Patience(seconds=20)
 
@@ -82,26 +83,44 @@ def started_with(folder: Path, remote: str | None) -> dict[str, Any] | None:
     Raises:
         StorageAwayError: only the URI could have it, and it does not answer.
     """
-    path = folder / _RECIPE
+    return _kept(_RECIPE, folder, remote)
+
+
+def data_started_with(folder: Path, remote: str | None) -> str | None:
+    """Fingerprint of the data that a run was started with; ``None`` if neither place has it.
+
+    Raises:
+        StorageAwayError: only the URI could have it, and it does not answer.
+    """
+    found = _kept(_DATA, folder, remote)
+    return None if found is None else found.get("fingerprint")
+
+
+def _kept(name: str, folder: Path, remote: str | None) -> dict[str, Any] | None:
+    path = folder / name
     if path.is_file():
         return json.loads(path.read_text(encoding="utf-8"))
     if remote is None:
         return None
     try:
-        return json.loads(open_location(remote).read(_RECIPE, _SHORT))
+        return json.loads(open_location(remote).read(name, _SHORT))
     except FileNotFoundError:
         return None
 
 
-def keep_recipe(folder: Path, remote: str | None, recipe: Recipe) -> None:
-    """Write the recipe, without secrets, into the run's folders."""
-    text = json.dumps(redact(recipe.to_dict()), indent=1)
-    (folder / _RECIPE).write_text(text, encoding="utf-8")
+def keep_start(folder: Path, remote: str | None, recipe: Recipe, fingerprint: str | None) -> None:
+    """Write the recipe, without secrets, and the data's fingerprint into the run's folders."""
+    files = {_RECIPE: json.dumps(redact(recipe.to_dict()), indent=1)}
+    if fingerprint is not None:
+        files[_DATA] = json.dumps({"fingerprint": fingerprint})
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
     if remote is None:
         return
     (folder / _REMOTE).write_text(json.dumps({"uri": remote}), encoding="utf-8")
     try:
-        open_location(remote).write(_RECIPE, text.encode(), _SHORT)
+        for name, text in files.items():
+            open_location(remote).write(name, text.encode(), _SHORT)
     except StorageAwayError as error:
         logger.warning("%s", error)
 

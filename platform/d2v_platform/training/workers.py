@@ -100,10 +100,9 @@ def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
     job = Assignment(**plain)
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    marker = Path(job.run_folder) / f"error-{job.attempt}.json"
-    if marker.is_file():
-        # One worker met a user's mistake that the others did not: it ended the group with an exception.
-        return json.loads(marker.read_text(encoding="utf-8"))
+    tracker = RemoteTracker(job.tracker)
+    if (mistake := tracker.call("mistake_of", job.attempt)) is not None:
+        return {"error": mistake}
     worker = Worker(
         rank=rank,
         size=context.get_world_size(),
@@ -113,7 +112,7 @@ def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
     )
     note_worker(Path(job.run_folder), job.attempt, rank)
     reporter = RayTrainReporter(
-        RemoteTracker(job.tracker) if rank == 0 else None,
+        tracker if rank == 0 else None,
         job.run_id,
         EvaluationLog(Path(job.evaluations)) if job.evaluations and rank == 0 else None,
     )
@@ -132,11 +131,29 @@ def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
         reporter.flush()
         return {"error": str(error), "stopped": True}  # all workers decide this from the same sums
     except Data2VecError as error:
-        marker.write_text(json.dumps({"error": str(error)}), encoding="utf-8")
         if worker.size > 1:
+            # The others wait for this one: end them by an exception. The tracker remembers, not a file: the
+            # mistake may be a full disk, and the next start may be on another node.
+            tracker.call("leave_mistake", job.attempt, str(error))
             raise
         return {"error": str(error)}
     return asdict(summary)
+
+
+def why_it_failed(error: Exception, allowed: int, run_folder: Path) -> str:
+    """Why Ray Train gave up, in a line or two; ``allowed`` restarts were not enough."""
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    reasons = {f"worker {rank}: {_last_line(failure)}" for rank, failure in sorted(failures.items())}
+    told = "; ".join(sorted(reasons)) or _last_line(error)
+    return (
+        f"training failed more often than platform.max_failures = {allowed} allows ({told}); the same "
+        f"platform.run_name goes on from the newest checkpoint in {run_folder}; Ray's logs hold the traces"
+    )
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def note_worker(run_folder: Path, attempt: str, rank: int) -> None:

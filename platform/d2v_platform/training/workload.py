@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from data2vec.artifact import read_artifact
+from data2vec.artifact import Artifact, read_artifact
+from data2vec.audio_trunk import AudioConfig, TrunkOptions, trunk_config
 from data2vec.config import (
     AudioModalityConfig,
     Data2VecMultiConfig,
@@ -32,6 +33,8 @@ from data2vec.lm.flops import as_multi as as_blocks
 from data2vec.lm.flops import language_model_step
 from data2vec.v1.sizes import as_multi
 
+from ..recipe.components import SentencePredictionTask
+from ..recipe.image_components import ImageClassifierModel
 from ..recipe.schema import Recipe
 
 PUBLISHED_VOCABULARY = 50265  # of the released text models; where the data's dictionary cannot be read
@@ -52,6 +55,7 @@ class Workload:
         dataset: the opened training data, ``None`` if it was not read.
         sees_all: the student sees masked positions too, as embeddings (data2vec 1).
         language: a language model, whose layers ``config`` describes.
+        branch_scales: each block scales its branches (data2vec 1 for images).
     """
 
     recipe: Recipe
@@ -63,6 +67,7 @@ class Workload:
     dataset: Any = None
     sees_all: bool = False
     language: TransformerLMConfig | None = None
+    branch_scales: bool = False
 
     def under(self, recipe: Recipe) -> Workload:
         """The same model and data under another recipe."""
@@ -102,17 +107,24 @@ class Workload:
             "storage": storage,
             "accumulates": accumulates,
             "checkpoint_activations": self.recipe.platform.checkpoint_activations,
+            "branch_scales": self.branch_scales,
         }
         if self.pretraining:
             return pretraining_step(self.config, self.shape(*size), **shared)
+        holder = self.recipe.task if hasattr(self.recipe.task, "num_classes") else self.recipe.model
         listed = len(getattr(self.dataset, "classes", ()))
-        classes = max(int(getattr(self.recipe.task, "num_classes", 1)), listed, 1)
+        classes = max(int(getattr(holder, "num_classes", 1)), listed, 1)
         return finetuning_step(self.config, self.shape(*size), num_classes=classes, **shared)
 
     def largest(self, storage: Storage, accumulates: bool) -> tuple[tuple[int, int], StepCost]:
         """The micro-batch that needs most memory."""
         costs = [(size, self.cost(size, storage, accumulates)) for size in self.sizes]
         return max(costs, key=lambda pair: pair[1].peak_bytes)
+
+    def fingerprint(self) -> str | None:
+        """Of the training data; ``None`` if it was not read."""
+        held = getattr(self.dataset, "source", self.dataset)
+        return None if held is None else held.fingerprint()
 
     def mean_flops(self) -> float:
         """Work of a micro-batch, on average."""
@@ -132,20 +144,22 @@ def make_workload(recipe: Recipe, pretrained: Path | None) -> Workload | None:
     Returns:
         ``None`` for a model whose cost is not described here.
     """
-    dataset = training_data(recipe)
     if isinstance(recipe.model, TransformerLMConfig):
-        return _language_workload(recipe, recipe.model, dataset)
+        return _language_workload(recipe, recipe.model, training_data(recipe))
     own = as_multi(recipe.model)
     if own is not None:
-        config, vocabulary = own, _vocabulary(recipe, dataset) if own.modality_name == "TEXT" else 0
+        network, config, dataset = recipe.model, own, training_data(recipe)
+        vocabulary = _vocabulary(recipe, dataset) if own.modality_name == "TEXT" else 0
     else:
         if pretrained is None:
             return None
         artifact = read_artifact(pretrained)
-        found = as_multi(artifact.model_config)
+        network = finetuned_trunk(recipe, artifact)
+        found = as_multi(network)
         if found is None:
             return None
-        config, vocabulary = found, artifact.vocab_size if found.modality_name == "TEXT" else 0
+        config, dataset = found, training_data(recipe)
+        vocabulary = artifact.vocab_size if found.modality_name == "TEXT" else 0
     sizes, count = _sizes(recipe, config, dataset)
     return Workload(
         recipe=recipe,
@@ -156,6 +170,7 @@ def make_workload(recipe: Recipe, pretrained: Path | None) -> Workload | None:
         epoch_micro_batches=count,
         dataset=dataset,
         sees_all=own is not None and own is not recipe.model,
+        branch_scales=getattr(network, "layer_scale_init_value", 0.0) > 0.0,
     )
 
 
@@ -166,6 +181,23 @@ def _language_workload(recipe: Recipe, model: TransformerLMConfig, dataset: Any)
     if found := model.vocabulary_problems(vocabulary):
         raise ConfigError(found)
     return Workload(recipe, config, vocabulary, False, sizes, count, dataset, language=model)
+
+
+def finetuned_trunk(recipe: Recipe, parent: Artifact) -> object:
+    """The pretrained network as a fine-tuning recipe changes it: dropouts, frozen parts, size of images.
+
+    A model of another modality than the recipe's is taken as it is: training refuses it.
+    """
+    from ..tasks import image_classification, sentence_prediction
+
+    model, config = recipe.model, parent.model_config
+    if isinstance(model, TrunkOptions) and isinstance(config, AudioConfig):
+        return trunk_config(config, model)
+    if isinstance(model, ImageClassifierModel) and parent.modality == "IMAGE":
+        return image_classification.trunk_config(recipe, parent)
+    if isinstance(recipe.task, SentencePredictionTask) and parent.modality == "TEXT":
+        return sentence_prediction.trunk_config(recipe, parent)
+    return config
 
 
 def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float] | None:
