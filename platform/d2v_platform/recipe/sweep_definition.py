@@ -73,8 +73,9 @@ class Evaluate:
     """What winners among speech models are decoded on, greedy and with a language model."""
 
     subsets: list[str] = field(default_factory=list)  # below task.data; empty = the validation subsets
+    type: Literal["kenlm", "fairseqlm"] = "kenlm"  # n-gram file, or a transformer
     lexicon: str | None = None  # WORD<TAB>W O R D | a line
-    lmpath: str | None = None  # language model; null = greedy only
+    lmpath: str | None = None  # language model; null = greedy only; fairseqlm: any model name
     beam: int = 500  # hypotheses kept a frame
     lmweight: float = 2.0  # of the language model
     wordscore: float = -1.0  # added for each word
@@ -282,7 +283,8 @@ def _definition_problems(d: SweepDefinition) -> Iterator[Problem]:
         yield Problem("register.alias", d.register.alias, "needs register.name")
     for name in ("lexicon", "lmpath"):
         path = getattr(d.evaluate, name)
-        if path is not None and not Path(path).is_file():
+        named = name == "lmpath" and d.evaluate.type == "fairseqlm"  # a model's name
+        if path is not None and not named and not Path(path).is_file():
             yield Problem(f"evaluate.{name}", path, "no such file")
     if d.evaluate.lmpath is not None and d.evaluate.lexicon is None:
         yield Problem("evaluate.lexicon", None, "is required with evaluate.lmpath")

@@ -83,7 +83,7 @@ def searches(evaluate: Evaluate) -> dict[str, DecodingOptions]:
     found = {"greedy": DecodingOptions()}
     if evaluate.lmpath is not None:
         found["LM"] = DecodingOptions(
-            type="kenlm",
+            type=evaluate.type,
             lmpath=evaluate.lmpath,
             lexicon=evaluate.lexicon,
             beam=evaluate.beam,
