@@ -207,9 +207,12 @@ def read_options(arguments: Sequence[str]) -> tuple[InferOptions, list[str]]:
             node[name] = value
     _numbers(values)
     options = build(InferOptions, values, problems=problems)
+    try:
+        options.check()
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems, "the inference")
-    options.check()
     path = options.common_eval.path
     if "\\" in path:  # the reference takes a list and computes with its first
         options.common_eval.path, _, rest = path.partition("\\")

@@ -62,11 +62,11 @@ class DecodingWorker:
 
 
 def _over_ray(job: Job, parts: Sequence[Sequence[int]], num_workers: int) -> Iterator[list[Record]]:
-    import ray
-
     from ..training.ray_session import connected
 
     with connected() as cluster:
+        import ray  # after the connection has set what Ray reads when it is imported
+
         gpus = 0.0
         if job.device != "cpu":
             gpus = min(1.0, cluster.gpus / num_workers)
