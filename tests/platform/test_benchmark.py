@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from d2v_platform.benchmark import command, text_input
+from d2v_platform.benchmark import audio_input, audio_parts, command, ctc_speed, image_input, text_input
 from d2v_platform.benchmark.measure import Case, Timing, measure
 from d2v_platform.training.ray_session import MEMORY_SWITCHES, worker_environment
 
@@ -46,14 +46,75 @@ def test_the_input_case_reads_every_token_in_another_order_each_time(
     assert (case.units, case.unit) == (6 * 3 * 16, "tokens")
 
 
+def test_the_image_input_reads_every_image_cropped_otherwise_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(image_input, "_IMAGES", 6)
+    monkeypatch.setattr(image_input, "_SIZE", (60, 48))
+    read = image_input.build_epoch("v2/base_images_only_task", samples=4)
+    read(0)  # asserts the number of images
+    read(1)
+    assert image_input.case("v2/base_images_only_task", 4).units == 6
+
+
+def test_the_audio_input_reads_every_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio_input, "_CLIPS", 5)
+    monkeypatch.setattr(audio_input, "_SECONDS", (2.5, 3.0))
+    read = audio_input.build_epoch("v2/base_audio_only_task")
+    read(0)  # asserts the number of clips
+    read(1)
+    case = audio_input.case("v2/base_audio_only_task")
+    assert 5 * 2.5 <= case.units <= 5 * 3.0
+
+
+def test_parts_of_the_audio_model_by_themselves() -> None:
+    cases = audio_parts.cases("v2/base_audio_only_task", samples=1, length=1600, clones=2)
+    assert [round(case.matrix_flops / 1e9, 2) for case in cases] == [1.45, 0.17]
+    for case in cases:
+        case.build(**case.options)(0)
+
+
+def test_decoding_finds_the_words_through_the_language_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["THE CAT SAT", "THE DOG SAT"]
+    taught = [text.split() for text in texts]
+    heard = list(ctc_speed.emissions(texts))
+    assert all(len(e) == (len(text) + 1) * 4 for e, text in zip(heard, texts, strict=True))
+    ctc_speed.build_greedy(texts)(0)
+    pytest.importorskip("flashlight.lib.text")
+    found: list[str] = []
+    decode = ctc_speed.LexiconBeam.decode
+
+    def listen(beam: ctc_speed.LexiconBeam, emissions: np.ndarray) -> object:
+        result = decode(beam, emissions)
+        found.append(result[0].text)
+        return result
+
+    monkeypatch.setattr(ctc_speed.LexiconBeam, "decode", listen)
+    ctc_speed.build_beam(texts, taught)(0)
+    assert found == texts
+
+
+def test_real_time_factor_of_decoding_alone() -> None:
+    def heard(name: str) -> Timing:
+        return Timing(name, 1.0, 1.0, 50.0, command.AUDIO, 0.0, 100.0, 0.0, 1.0)
+
+    assert command.real_time(heard("greedy decoding")) == {"real_time_factor": pytest.approx(0.02)}
+    assert command.real_time(heard("v1 speech base step")) == {}
+    lines = command.remarks([heard("v1 speech base step"), heard("input pipeline"), heard("greedy decoding")])
+    assert lines == [
+        "input: 50 seconds of audio a CPU-second, 1 x the fastest step (50 hours of audio an hour)",
+        "real-time factor 0.02: greedy decoding",
+    ]
+
+
 def timing(name: str, rate: float, seconds: float = 2.0, cpu: float = 4.0, gflops: float = 0.0) -> Timing:
     return Timing(name, seconds, cpu, rate, "tokens", gflops, 100.0, gflops / 100.0, 1.5)
 
 
 def test_table_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [timing("step", 100.0, gflops=88.0), timing("input pipeline", 5000.0, seconds=1.0, cpu=0.5)]
-    assert command.margin(found) == "input: 1e+04 tokens a CPU-second, 100 x the fastest step"
-    assert command.margin(found[:1]) is None
+    assert command.remarks(found) == ["input: 1e+04 tokens a CPU-second, 100 x the fastest step"]
+    assert command.remarks(found[:1]) == []
     answers = {one.name: one for one in found}
     cases = [Case(one.name, fill, {}, 0.0, 1.0, "tokens") for one in found]
     monkeypatch.setattr(command, "measure", lambda case, steps, threads: answers[case.name])

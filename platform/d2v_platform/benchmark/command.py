@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import hugging_face, overhead, text_input
+from . import audio_input, audio_parts, ctc_speed, hugging_face, image_input, overhead, text_input
 from .measure import Case, Timing, measure
 from .pretraining import case
 
@@ -26,6 +26,9 @@ Steps = Annotated[int, typer.Option(help="Measured steps of each case, after one
 Threads = Annotated[int, typer.Option(help="Threads of each case.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Only = Annotated[str, typer.Option(help="Only cases whose name contains this.")]
+
+
+AUDIO = "seconds of audio"
 
 
 @app.command()
@@ -45,24 +48,40 @@ def text(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only: 
 
 @app.command()
 def vision(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only: Only = "") -> None:
-    """v2 ViT-B, 4 x 224 pixels, 8 and 16 clones; v1 base; Hugging Face's v1 base forward and backward."""
+    """v2 ViT-B, 4 x 224 pixels, 8 and 16 clones; v1 base; Hugging Face's v1 base; input.
+
+    Examples:
+
+        python experiments/benchmark.py vision --json > vision.json
+
+        python experiments/benchmark.py vision --only "8 clones" --steps 5
+    """
     recipe = "v2/base_images_only_task"
     cases = [
         case(f"v2 ViT-B step, {clones} clones", recipe, 4, 224, "images", clones=clones) for clones in (8, 16)
     ]
     cases.append(case("v1 ViT-B step", "vision/pretraining/base_imagenet", 4, 224, "images"))
-    run([*cases, *peer("vision", 4, 224)], steps, threads, as_json, only)
+    run([*cases, *peer("vision", 4, 224), image_input.case(recipe, 4)], steps, threads, as_json, only)
 
 
 @app.command()
 def speech(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only: Only = "") -> None:
-    """v2 base, 2 x 5 s, 8 clones; v1 base; Hugging Face's v1 base forward and backward."""
-    unit = "seconds of audio"
+    """v2 base, 2 x 5 s, 8 clones; v1 base; convolutions alone; Hugging Face's v1 base; input; decoding.
+
+    Examples:
+
+        python experiments/benchmark.py speech --json > speech.json
+
+        python experiments/benchmark.py speech --only decoding
+    """
+    unit, recipe = AUDIO, "v2/base_audio_only_task"
     cases = [
-        case("v2 speech base step, 8 clones", "v2/base_audio_only_task", 2, 80000, unit, clones=8),
+        case("v2 speech base step, 8 clones", recipe, 2, 80000, unit, clones=8),
         case("v1 speech base step", "audio/pretraining/base_librispeech", 2, 80000, unit),
+        *audio_parts.cases(recipe, 2, 80000, clones=8),
     ]
-    run([*cases, *peer("audio", 2, 80000)], steps, threads, as_json, only)
+    others = [*peer("audio", 2, 80000), audio_input.case(recipe), *ctc_speed.cases(recipe, 160000)]
+    run([*cases, *others], steps, threads, as_json, only)
 
 
 @app.command(
@@ -92,24 +111,40 @@ def run(cases: Sequence[Case], steps: int, threads: int, as_json: bool, only: st
         else:
             timings.append(outcome)
     if as_json:
-        typer.echo(json.dumps([asdict(timing) for timing in timings], indent=2))
+        typer.echo(json.dumps([asdict(timing) | real_time(timing) for timing in timings], indent=2))
         return
     Console().print(table(timings, threads))
+    for line in remarks(timings):
+        Console().print(line)
 
 
-def margin(timings: Sequence[Timing]) -> str | None:
-    """How much faster input comes than the fastest step takes it."""
-    reading = [t for t in timings if t.name.startswith("input")]
-    eaten = [t.units_per_second for t in timings if t not in reading and t.unit in {r.unit for r in reading}]
-    if not reading or not eaten:
-        return None
-    by_cpu = reading[0].units_per_second * reading[0].seconds / reading[0].cpu_seconds
-    return f"input: {by_cpu:.3g} {reading[0].unit} a CPU-second, {by_cpu / max(eaten):.0f} x the fastest step"
+def remarks(timings: Sequence[Timing]) -> list[str]:
+    """How much faster input comes than the fastest step takes it, and real-time factors."""
+    found: list[str] = []
+    for reading in timings:
+        if not reading.name.startswith("input"):
+            continue
+        by_cpu = reading.units_per_second * reading.seconds / reading.cpu_seconds
+        eaten = [t.units_per_second for t in timings if "step" in t.name and t.unit == reading.unit]
+        margin = f", {by_cpu / max(eaten):.0f} x the fastest step" if eaten else ""
+        found.append(f"input: {by_cpu:.3g} {reading.unit} a CPU-second{margin}")
+        if reading.unit == AUDIO:
+            found[-1] += f" ({reading.units_per_second:.0f} hours of audio an hour)"
+    for timing in timings:
+        if factor := real_time(timing):
+            found.append(f"real-time factor {factor['real_time_factor']:.3g}: {timing.name}")
+    return found
+
+
+def real_time(timing: Timing) -> dict[str, float]:
+    """Seconds needed for a second of audio, where that is what was measured."""
+    spoken = timing.unit == AUDIO and any(word in timing.name for word in ("decoding", "emissions"))
+    return {"real_time_factor": 1.0 / timing.units_per_second} if spoken else {}
 
 
 def table(timings: Sequence[Timing], threads: int) -> Table:
     """A row for each case."""
-    found = Table(title=f"medians; {threads} threads, fp32", caption=margin(timings))
+    found = Table(title=f"medians; {threads} threads, fp32")
     for name in ("case", "s/step", "CPU s/step", "rate", "GFLOP/s", "share of matrix rate", "peak GB"):
         found.add_column(name, justify="left" if name == "case" else "right")
     for timing in timings:

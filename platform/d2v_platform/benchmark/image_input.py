@@ -1,0 +1,68 @@
+"""The image input of a training: JPEG files read, decoded, cropped and collated as the loop gets them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..tasks.image_data import open_subset
+from ..tasks.task import batches_of
+from ..training.loading import Share, make_loader
+from ..training.loop_state import Worker
+from .measure import Case
+from .pretraining import load
+
+_IMAGES = 96  # of one measured pass
+_SIZE = (500, 375)  # ImageNet's most frequent one
+_CELL = 12  # pixels over which made-up colours change
+
+
+def case(recipe_name: str, samples: int) -> Case:
+    """Reading batches of B images, with a recipe's settings, in the process that trains.
+
+    Args:
+        recipe_name: an image pretraining recipe.
+        samples: B.
+    """
+    return Case(
+        name=f"input pipeline, {_SIZE[0]} x {_SIZE[1]} JPEG",
+        build=build_epoch,
+        options={"recipe_name": recipe_name, "samples": samples},
+        matrix_flops=0.0,
+        units=_IMAGES,
+        unit="images",
+    )
+
+
+def build_epoch(recipe_name: str, samples: int) -> Callable[[int], None]:
+    """One pass over made-up images; the argument is the number of passes made."""
+    folder = tempfile.TemporaryDirectory(prefix="d2v_input_")  # goes with the function below, which holds it
+    write_images(Path(folder.name) / "train", _IMAGES)
+    recipe = load(recipe_name, [f"dataset.batch_size={samples}"], folder.name)
+    dataset = open_subset(recipe, recipe.dataset.train_subset, training=True, augmented=True)
+
+    def read(passes: int) -> None:
+        assert folder
+        epoch = dataset.for_epoch(passes + 1)
+        batches = batches_of(epoch, recipe, passes + 1, True, rebuild=True)
+        images = sum(len(batch["id"]) for batch in make_loader(epoch, Share(batches, 0, 1, 0, 1), Worker()))
+        assert images == _IMAGES, images
+
+    return read
+
+
+def write_images(folder: Path, count: int) -> None:
+    """JPEG files of smooth colours with grain, about as large as photographs, in one class."""
+    place, random = folder / "all", np.random.default_rng(0)
+    place.mkdir(parents=True)
+    width, height = _SIZE
+    for index in range(count):
+        coarse = random.integers(0, 256, (height // _CELL, width // _CELL, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(coarse).resize(_SIZE, Image.Resampling.BICUBIC), dtype=np.int16)
+        grain = random.integers(-12, 13, (height, width, 1), dtype=np.int16)
+        picture = (smooth + grain).clip(0, 255).astype(np.uint8)
+        Image.fromarray(picture).save(place / f"{index:04}.jpg", quality=90)
