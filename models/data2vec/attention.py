@@ -194,7 +194,7 @@ def _softmax(q: torch.Tensor, k: torch.Tensor, bias: torch.Tensor | None) -> tor
     dtype = torch.promote_types(q.dtype, torch.float32)
     if bias is None:
         return logits.softmax(dim=-1, dtype=dtype)
-    alone = bias.isneginf().all(dim=-1, keepdim=True)
+    alone = bias.amax(dim=-1, keepdim=True).isneginf()
     weights = logits.add_(bias).softmax(dim=-1, dtype=dtype)
     return weights.masked_fill_(alone, 0.0) if alone.any() else weights
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .config import DecoderConfig
 from .dropout import Dropout
+from .norm_gelu import norm_gelu
 
 
 class Decoder(nn.Module, ABC):
@@ -78,8 +78,7 @@ class Decoder1d(Decoder):
         for convolution in self.convolutions:
             residual = x_RCT
             x_RCT = convolution(x_RCT)[..., : residual.shape[-1]]  # an even kernel yields one frame too many
-            x_RTC = F.layer_norm(x_RCT.transpose(1, 2), (x_RCT.shape[1],), eps=1e-5)
-            x_RCT = F.gelu(x_RTC).transpose(1, 2)
+            x_RCT = norm_gelu(x_RCT.transpose(1, 2)).transpose(1, 2)
             if self.residual and residual.shape == x_RCT.shape:
                 x_RCT = x_RCT + residual
         return x_RCT.transpose(1, 2)
@@ -105,7 +104,7 @@ class Decoder2d(Decoder):
             residual = x
             # An even kernel yields one row and one column too many.
             convolved = convolution(x.permute(0, 3, 1, 2))[..., :side, :side].permute(0, 2, 3, 1)
-            x = F.gelu(F.layer_norm(convolved, (convolved.shape[-1],), eps=1e-5))
+            x = norm_gelu(convolved)
             if self.residual and residual.shape == x.shape:
                 x = x + residual
         return x.reshape(rows, length, -1)

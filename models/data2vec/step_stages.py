@@ -180,8 +180,7 @@ def decoder_stage(
         work += 2.0 * masked * width * width
         size += width * width + width
     inputs = width + (layers - 1) * inner
-    # The norms compute in fp32, so what GELU takes is kept in fp32 too.
-    kept = cells * (inputs * storage.matrix_bytes + layers * (2 * inner + 2) * FLOAT)
+    kept = cells * (inputs * storage.matrix_bytes + layers * (inner + 2) * FLOAT)  # norms compute in fp32
     kept += masked * ((widths[0] + 2 * sum(widths[1:-1])) * storage.matrix_bytes + 2 * width * FLOAT)
     if decoder.input_dropout > 0:
         kept += rows * shape.kept * width * FLAG
@@ -279,22 +278,18 @@ def _image_front(
 def _audio_front(
     config: Data2VecMultiConfig, audio: AudioModalityConfig, shape: StepShape, storage: Storage
 ) -> Part:
-    work = backward = kept = 0.0
+    work = backward = working = 0.0
     size, channels, length = 0, 1, shape.raw
+    kept = float(shape.samples * length * storage.matrix_bytes)
     for index, (out, kernel, stride) in enumerate(parse_conv_layers(audio.feature_encoder_spec)):
-        before, length = shape.samples * length, (length - kernel) // stride + 1
+        length = (length - kernel) // stride + 1
         frames = shape.samples * length
-        if storage.matrix_bytes == FLOAT:
-            kept += before * channels * FLOAT
-        else:  # each chunk of taps is a copy in lower precision, not a view
-            kept += frames * kernel * channels * storage.matrix_bytes
         layer = 2.0 * frames * kernel * channels * out
         work, backward = work + layer, backward + layer * (1 if index == 0 else 2)
-        normed = audio.extractor_mode == "layer_norm" or index == 0
-        kept += frames * out * (FLOAT if normed else storage.matrix_bytes)  # GELU
+        kept += frames * out * storage.matrix_bytes
+        working = max(working, 4.0 * frames * out * FLOAT)  # norm, GELU and their gradients, made again
         size += kernel * channels * out
-        if normed:
-            kept += frames * (out + 2) * FLOAT
+        if audio.extractor_mode == "layer_norm" or index == 0:
             size += 2 * out
         channels = out
     cells, width = shape.samples * length, config.embed_dim
@@ -305,6 +300,7 @@ def _audio_front(
         backward=backward + 2 * linear,
         parameters=size + 2 * channels + channels * width + width,
         kept_bytes=kept + cells * channels * (FLOAT + storage.matrix_bytes),
+        working_bytes=working,
     )
 
 
@@ -315,7 +311,7 @@ def position_stage(
     width, depth = config.embed_dim, audio.conv_pos_depth
     kernel = max(3, audio.conv_pos_width // depth)
     weights = kernel * width * (width // audio.conv_pos_groups)
-    kept = cells * depth * (width * storage.matrix_bytes + (2 * width + 2) * FLOAT)
+    kept = cells * depth * (width * storage.matrix_bytes + (width + 2) * FLOAT)
     return Part(
         name="positions",
         forward=2.0 * cells * weights * depth,

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .conv_spec import ConvLayer, frame_count
+from .norm_gelu import EPS, norm_gelu
 from .randomness import generator
 
 
@@ -31,7 +32,7 @@ class WaveformConvolutions(nn.Module):
             nn.ModuleDict(
                 {
                     "0": nn.Conv1d(before, channels, width, stride, bias=False),
-                    "2": nn.ModuleDict({"1": nn.LayerNorm(channels, eps=1e-5)}),
+                    "2": nn.ModuleDict({"1": nn.LayerNorm(channels, eps=EPS)}),
                 }
             )
             for before, (channels, width, stride) in zip(inputs, layers, strict=False)
@@ -39,13 +40,16 @@ class WaveformConvolutions(nn.Module):
 
     def forward(self, source_BS: torch.Tensor) -> torch.Tensor:
         """(B, S) samples to (B, T, C) frames."""
-        x_BTC = source_BS[..., None]
+        x_BTC, norm = source_BS[..., None], None
         for block in self.conv_layers:
             assert isinstance(block, nn.ModuleDict)
             conv, norms = block["0"], block["2"]
             assert isinstance(conv, nn.Conv1d) and isinstance(norms, nn.ModuleDict)
-            x_BTC = F.gelu(norms["1"](strided_convolution(x_BTC, conv.weight, conv.stride[0])))
-        return x_BTC
+            x_BTC = strided_convolution(x_BTC, conv.weight, conv.stride[0], norm)
+            norm = norms["1"]
+            assert isinstance(norm, nn.LayerNorm)
+        assert norm is not None
+        return norm_gelu(x_BTC, norm.weight, norm.bias)
 
     @torch.no_grad()
     def reset_parameters(self, seed: int, name: str) -> None:
@@ -56,42 +60,105 @@ class WaveformConvolutions(nn.Module):
             weight.normal_(0.0, deviation, generator=generator("init", seed, name, "convolution", index))
 
 
-def strided_convolution(x_BTC: torch.Tensor, weight_OCK: torch.Tensor, stride: int) -> torch.Tensor:
+def strided_convolution(
+    x_BTC: torch.Tensor, weight_OCK: torch.Tensor, stride: int, norm: nn.LayerNorm | None = None
+) -> torch.Tensor:
     """A convolution as one matrix product for each chunk of ``stride`` taps.
 
     A chunk of input frames side by side is a row of a matrix that already lies in memory, so nothing is
-    unfolded or copied; on a CPU this runs at the rate of a matrix product, about half again as fast as a
-    convolution. Taps that fill no chunk (the third one of width 3, stride 2) are a product each.
+    unfolded or copied, in neither direction; on a CPU this runs at the rate of a matrix product, about half
+    again as fast as a convolution.
 
     Args:
         x_BTC: (B, T, C).
         weight_OCK: (O, C, K) as ``nn.Conv1d`` holds it.
         stride: frames between two outputs.
+        norm: applied to the input, with GELU after it; what comes out of both is not kept for the backward
+            pass, which computes it again.
 
     Returns:
         (B, T', O) with ``T' = (T - K) // stride + 1``.
     """
-    batch, length, channels = x_BTC.shape
-    outputs, _, width = weight_OCK.shape
-    frames = (length - width) // stride + 1
-    weight_KCO = weight_OCK.permute(2, 1, 0)
-    y_BTO: torch.Tensor | None = None
-    whole = width - width % stride
-    chunks = [(first, stride) for first in range(0, whole, stride)] + [
-        (tap, 1) for tap in range(whole, width)
-    ]
-    for first, taps in chunks:
-        if taps == stride:
-            rows = x_BTC[:, first : first + frames * stride].reshape(batch, frames, stride * channels)
-        else:
-            rows = x_BTC[:, first : first + (frames - 1) * stride + 1 : stride]
-        matrix = weight_KCO[first : first + taps].reshape(taps * channels, outputs).expand(batch, -1, -1)
-        if y_BTO is None:
-            y_BTO = torch.bmm(rows, matrix)
-        else:
-            y_BTO = torch.baddbmm(y_BTO, rows.to(y_BTO.dtype), matrix.to(y_BTO.dtype))
-    assert y_BTO is not None
-    return y_BTO
+    kind = x_BTC.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        x_BTC, weight_OCK = x_BTC.to(dtype), weight_OCK.to(dtype)
+    gain, offset = (None, None) if norm is None else (norm.weight, norm.bias)
+    return _StridedConvolution.apply(x_BTC, gain, offset, weight_OCK, stride)
+
+
+class _StridedConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gain, offset, weight, stride):
+        ctx.save_for_backward(x, gain, offset, weight)
+        ctx.stride = stride
+        if gain is not None:
+            normed, _, _ = torch.native_layer_norm(x.to(gain.dtype), x.shape[-1:], gain, offset, EPS)
+            x = torch.ops.aten.gelu_(normed).to(weight.dtype)
+        frames = (x.shape[1] - weight.shape[2]) // stride + 1
+        out = x.new_empty(x.shape[0], frames, weight.shape[0])
+        for chunk, (first, taps) in enumerate(_chunks(weight.shape[2], stride)):
+            matrix = _chunk_matrix(weight, first, taps)
+            for clip, clip_out in zip(x, out, strict=True):
+                rows = _rows(clip, first, taps, frames, stride)
+                torch.addmm(clip_out, rows, matrix, beta=min(chunk, 1), out=clip_out)
+        return out
+
+    @staticmethod
+    def backward(ctx, *grads):
+        x, gain, offset, weight = ctx.saved_tensors
+        if gain is None:
+            grad, weight_grad = _convolution_backward(
+                x, weight, grads[0], ctx.stride, ctx.needs_input_grad[0]
+            )
+            return grad, None, None, weight_grad, None
+        wide = x.to(gain.dtype)
+        normed, mean, deviation = torch.native_layer_norm(wide, x.shape[-1:], gain, offset, EPS)
+        active = torch.nn.functional.gelu(normed).to(weight.dtype)
+        grad, weight_grad = _convolution_backward(active, weight, grads[0], ctx.stride, True)
+        assert grad is not None
+        del active
+        torch.ops.aten.gelu_backward.grad_input(grad.to(normed.dtype), normed, grad_input=normed)
+        grad, gain_grad, offset_grad = torch.ops.aten.native_layer_norm_backward(
+            normed, wide, x.shape[-1:], mean, deviation, gain, offset, list(ctx.needs_input_grad[:3])
+        )
+        return None if grad is None else grad.to(x.dtype), gain_grad, offset_grad, weight_grad, None
+
+
+def _convolution_backward(
+    x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, stride: int, needs_input: bool
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    grad, (outputs, channels, width) = grad.contiguous(), weight.shape
+    x_grad = torch.zeros_like(x) if needs_input else None
+    weight_grad = weight.new_zeros(width, channels, outputs)
+    for first, taps in _chunks(width, stride):
+        matrix = _chunk_matrix(weight, first, taps)
+        matrix_grad = weight_grad[first : first + taps].view(taps * channels, outputs)
+        for index, clip_grad in enumerate(grad):
+            rows = _rows(x[index], first, taps, grad.shape[1], stride)
+            torch.addmm(matrix_grad, rows.T, clip_grad, out=matrix_grad)
+            if x_grad is not None:
+                rows_grad = _rows(x_grad[index], first, taps, grad.shape[1], stride)
+                torch.addmm(rows_grad, clip_grad, matrix.T, out=rows_grad)
+    return x_grad, weight_grad.permute(2, 1, 0)
+
+
+def _chunks(width: int, stride: int) -> list[tuple[int, int]]:
+    """(first tap, number of taps) of each chunk of at most ``stride`` taps."""
+    return [(first, min(stride, width - first)) for first in range(0, width, stride)]
+
+
+def _chunk_matrix(weight_OCK: torch.Tensor, first: int, taps: int) -> torch.Tensor:
+    """(taps * C, O)."""
+    return weight_OCK[..., first : first + taps].permute(2, 1, 0).reshape(-1, weight_OCK.shape[0])
+
+
+def _rows(x_TC: torch.Tensor, first: int, taps: int, frames: int, stride: int) -> torch.Tensor:
+    """A view (frames, taps * C): the frames ``first ... first + taps`` beyond every ``stride``-th one."""
+    step, channels = x_TC.stride(0), x_TC.shape[1]
+    return x_TC.as_strided(
+        (frames, taps * channels), (stride * step, 1), x_TC.storage_offset() + first * step
+    )
 
 
 class PositionalConvolutions(nn.ModuleDict):
@@ -136,7 +203,7 @@ class PositionalConvolutions(nn.ModuleDict):
                 groups=conv.groups,
             )
             y_RTD = y_RD1T.permute(0, 2, 3, 1).squeeze(1)[:, :length]  # an even kernel yields one too many
-            x_RTD = F.gelu(F.layer_norm(y_RTD, (y_RTD.shape[-1],), eps=1e-5))
+            x_RTD = norm_gelu(y_RTD)
         return x_RTD
 
 

@@ -144,13 +144,12 @@ class VisionBlock(nn.Module):
         return x + f, f
 
     def _branch(self, x_BTD: torch.Tensor, gamma_D: torch.Tensor | None) -> torch.Tensor:
-        if gamma_D is not None:
-            x_BTD = x_BTD * gamma_D
-        if not self.training or self.drop_path == 0.0:
-            return x_BTD
-        keep = 1.0 - self.drop_path
-        kept = torch.empty(len(x_BTD), 1, 1, device=x_BTD.device, dtype=x_BTD.dtype).bernoulli_(keep)
-        return x_BTD * (kept / keep)
+        factor = gamma_D
+        if self.training and self.drop_path > 0.0:
+            keep = 1.0 - self.drop_path
+            kept = torch.empty(len(x_BTD), 1, 1, device=x_BTD.device, dtype=x_BTD.dtype).bernoulli_(keep)
+            factor = kept / keep if gamma_D is None else gamma_D * (kept / keep)
+        return x_BTD if factor is None else x_BTD * factor
 
 
 class VisionTransformer(nn.Module):

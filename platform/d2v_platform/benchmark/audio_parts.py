@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from data2vec.config import AudioModalityConfig, Data2VecMultiConfig
 from data2vec.conv_spec import frame_count, parse_conv_layers
 from data2vec.flops import StepShape, pretraining_step
 from data2vec.speech import AudioEncoder
@@ -25,9 +26,9 @@ def cases(recipe_name: str, samples: int, length: int, clones: int) -> list[Case
         length: samples of the waveform.
         clones: M; the positions are computed for each clone.
     """
-    config = load(recipe_name, []).model
-    audio = config.modalities.audio
-    frames = frame_count(parse_conv_layers(audio.feature_encoder_spec), length)
+    config = _model(recipe_name)
+    assert isinstance(config.modality, AudioModalityConfig)
+    frames = frame_count(parse_conv_layers(config.modality.feature_encoder_spec), length)
     shape = StepShape(samples=samples, positions=frames, kept=frames, clones=clones, raw=length)
     work = {part.name: part.forward + part.backward for part in pretraining_step(config, shape).parts}
     return [
@@ -51,11 +52,10 @@ def cases(recipe_name: str, samples: int, length: int, clones: int) -> list[Case
 
 def build_part(recipe_name: str, part: str, samples: int, length: int, clones: int) -> Callable[[int], None]:
     """Forward and backward of one part; the input of the positions learns, as in a step."""
-    encoder = AudioEncoder(load(recipe_name, []).model, with_decoder=False)
-    source = torch.randn(samples, length)
-    frames = frame_count(encoder.layers, length)
-    hidden = torch.randn(samples * clones, frames, encoder.project_features["2"].out_features)
-    hidden.requires_grad_(True)
+    config = _model(recipe_name)
+    encoder = AudioEncoder(config, with_decoder=False)
+    source, frames = torch.randn(samples, length), frame_count(encoder.layers, length)
+    hidden = torch.randn(samples * clones, frames, config.embed_dim, requires_grad=True)
 
     def step(_: int) -> None:
         encoder.zero_grad(set_to_none=True)
@@ -67,3 +67,9 @@ def build_part(recipe_name: str, part: str, samples: int, length: int, clones: i
         out.backward(torch.ones_like(out))
 
     return step
+
+
+def _model(recipe_name: str) -> Data2VecMultiConfig:
+    config = load(recipe_name, []).model
+    assert isinstance(config, Data2VecMultiConfig)
+    return config
