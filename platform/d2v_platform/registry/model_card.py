@@ -172,7 +172,11 @@ def _limits(facts: CardFacts) -> list[str]:
         limits.append("A pretrained encoder: its features need a task head or a distance; it judges nothing.")
     elif facts.kind not in ("ctc", "language_model"):
         limits.append("Scores are not calibrated probabilities.")
-    if facts.modality == "text":
+    if facts.kind == "language_model":
+        limits.append(
+            "It knows the words of its dictionary, as they are written there; all others are <unk>."
+        )
+    elif facts.modality == "text":
         limits.append("Texts longer than the model's positions are cut, with a warning.")
     return limits
 
