@@ -162,12 +162,12 @@ def test_subsets_are_classified_with_tables(trained: Path, clips: Path, tmp_path
         rates["valid"] == summary["mAP"]
         and summary["clips"] + len(pd.read_csv(tmp_path / "train/predictions.csv")) == 36
     )
-    table = pd.read_parquet(tmp_path / "valid/predictions.parquet")
+    table: Any = pd.read_parquet(tmp_path / "valid/predictions.parquet")
     scores = table[["score_high", "score_low", "score_mid"]].to_numpy()
     assert np.allclose(scores.max(1), table["score"]) and list(table["labels"][0]) == [
         Path(table["file"][0]).parent.name
     ]
-    by_class = pd.read_csv(tmp_path / "valid/per_class.csv")
+    by_class: Any = pd.read_csv(tmp_path / "valid/per_class.csv")
     assert by_class["ap_pct"].mean() == pytest.approx(summary["mAP"])
     single = data2vec.load(trained).classify([clips.parent / table["file"][0]])[1]
     assert np.allclose(scores[0], single[0], atol=1e-5), "alone as in a padded batch"
@@ -250,7 +250,7 @@ def test_audiosets_tables(tmp_path: Path) -> None:
     classes, segments = tmp_path / "class_labels_indices.csv", tmp_path / "eval_segments.csv"
     classes.write_text('index,mid,display_name\n0,/m/1,"Dog, bark"\n1,/t/2,Cat\n')
     segments.write_text('# YTID, start\n-abc, 30.000, 40.000, "/m/1,/t/2"\nd_e, 0.0, 10.0, "/t/2"\n')
-    given = {"segments": segments, "classes": classes}
+    given: Any = {"segments": segments, "classes": classes}
     with pytest.raises(DataError, match=r"x has no labels"):
         prepare_events(tmp_path / "train.tsv", tmp_path / "out", "train", **given)
     (tmp_path / "x.wav").unlink()

@@ -132,9 +132,9 @@ def write_events(
     columns: dict[str, Any] = {
         "file": [manifest.name(i) for i in range(len(dataset))],
         "seconds": [int(frames) / SAMPLE_RATE for frames in manifest.frames],
-        "predicted": [classes[row[0]] for row in order_NC],
+        "predicted": [classes[int(row[0])] for row in order_NC],
         "score": scores_NC.max(axis=1),
-        "top5": [[classes[c] for c in row] for row in order_NC],
+        "top5": [[classes[int(c)] for c in row] for row in order_NC],
     }
     summary: dict[str, float] = {
         "clips": len(dataset), "hours": float(manifest.frames.sum()) / SAMPLE_RATE / 3600,
@@ -143,7 +143,7 @@ def write_events(
         labels_NC = np.zeros(scores_NC.shape, dtype=np.int64)
         for row in range(len(dataset)):
             labels_NC[row, list(dataset.events(row))] = 1
-        columns["labels"] = [[classes[c] for c in np.flatnonzero(row)] for row in labels_NC]
+        columns["labels"] = [[classes[int(c)] for c in np.flatnonzero(row)] for row in labels_NC]
         summary |= event_metrics(scores_NC, labels_NC)
         precision_C, area_C = event_scores_by_class(scores_NC, labels_NC)
         by_class = {"class": classes, "clips": labels_NC.sum(0), "ap_pct": precision_C, "auc_pct": area_C}
