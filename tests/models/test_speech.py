@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import data2vec
 from data2vec.alibi import alibi_slopes
+from data2vec.artifact import save_artifact
 from data2vec.audio_masking import block_masks_1d, mask_set, span_masks
 from data2vec.audio_trunk import TrainingMasks, trunk_config
 from data2vec.config import Data2VecMultiConfig
@@ -335,3 +339,37 @@ def test_freeze_regex_and_blank_weight() -> None:
     difference = model(audio).logits_BTV - plain(audio).logits_BTV
     assert torch.allclose(difference[..., 0], torch.tensor(3.0), atol=1e-5)
     assert torch.allclose(difference[..., 1:], torch.tensor(0.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [v2(), v1()], ids=["v2", "v1"])
+def test_utterances_alone_learn_what_they_learn_padded_in_a_batch(config: Any) -> None:
+    torch.manual_seed(2)
+    model = CTCModel(config, CTCConfig(feature_grad_mult=1.0), num_symbols=6).train()
+    short, long = torch.randn(1, 705), torch.randn(1, 1210)
+    batch, padding = torch.zeros(2, 1210), torch.zeros(2, 1210, dtype=torch.bool)
+    batch[0, :705], batch[1], padding[0, 705:] = short, long, True
+    targets, lengths = torch.tensor([[4, 5], [5, 4]]), torch.tensor([2, 2])
+
+    def gradients(*parts: tuple[torch.Tensor, torch.Tensor | None, slice]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        for audio, mask, rows in parts:
+            model.loss(model(audio, mask), targets[rows], lengths[rows]).loss.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    together = gradients((batch, padding, slice(0, 2)))
+    alone = gradients((short, None, slice(0, 1)), (long, None, slice(1, 2)))
+    assert together.keys() == alone.keys() and len(alone) > 20
+    for name, gradient in alone.items():
+        assert torch.allclose(together[name], gradient, rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_model_prepares_audio_as_it_was_trained(normalize: bool, tmp_path: Path) -> None:
+    config = v1()
+    state, task = Data2VecAudio(config, with_head=False).state_dict(), {"normalize": normalize}
+    folder = save_artifact(tmp_path / "m", kind="pretrained", model_config=config, state=state, task=task)
+    model = data2vec.load(folder)
+    quiet = torch.randn(1200).numpy()
+    loud = 5.0 * quiet + 1.0
+    same = np.allclose(model.embed([quiet])[0], model.embed([loud])[0], atol=1e-4)
+    assert same is normalize, "normalisation is a property of the stored model"
