@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -10,17 +11,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import data2vec
 from d2v_platform.cli import app
+from d2v_platform.home import default_tracking_uri
 from d2v_platform.importing.command import downloads_folder
 from d2v_platform.registry.register import get_version
 from d2v_platform.tracking.tracker import Tracker
-from data2vec.artifact import read_artifact
+from data2vec.artifact import read_artifact, save_artifact
+from data2vec.config import Data2VecMultiConfig, ImageHeadConfig
+from data2vec.ctc import CTCConfig, CTCModel
+from data2vec.data.dictionary import Dictionary
 from data2vec.errors import ConfigError, Data2VecError
+from data2vec.image_heads import ImageClassifier
 from data2vec.interop.export import export_fairseq
 
 
@@ -184,3 +195,79 @@ def test_without_network_the_refusal_says_what_to_do(home: Path, monkeypatch: py
     error = refused("import", "--download", "data2vec2/base_libri.pt", "--address", "http://127.0.0.1:9/x.pt")
     assert "no connection" in str(error) and "fetch the file elsewhere and give its path" in str(error)
     assert not isinstance(error, ConfigError)
+
+
+def small_recogniser(folder: Path) -> Path:
+    config = Data2VecMultiConfig.from_dict({
+        "embed_dim": 16, "num_heads": 2, "depth": 1, "average_top_k_layers": 1, "supported_modality": "AUDIO",
+        "ema_encoder_only": False,
+        "modalities": {"text": None, "audio": {"prenet_depth": 0, "conv_pos_groups": 2,
+                       "feature_encoder_spec": "[(16, 10, 5)] + [(16, 3, 2)] * 4 + [(16, 2, 2)] * 2"}},
+    })  # fmt: skip
+    head, letters = CTCConfig(), Dictionary(["|", "E", "T"], [3, 2, 1])
+    state = CTCModel(config, head, num_symbols=7).state_dict()
+    task = {"num_symbols": 7, "normalize": True}
+    return save_artifact(
+        folder, kind="ctc", model_config=config, state=state, head_config=head, letters=letters, task=task
+    )
+
+
+def small_classifier(folder: Path) -> Path:
+    config = Data2VecMultiConfig.from_dict({
+        "embed_dim": 16, "num_heads": 2, "depth": 1, "average_top_k_layers": 1, "supported_modality": "IMAGE",
+        "ema_encoder_only": False,
+        "modalities": {"text": None, "image": {"prenet_depth": 0, "input_size": 16, "patch_size": 4,
+                                               "embed_dim": 16, "num_extra_tokens": 1}},
+    })  # fmt: skip
+    head = ImageHeadConfig(num_classes=3)
+    state, task = ImageClassifier(config, head).state_dict(), {"labels": ["0", "1", "2"]}
+    return save_artifact(
+        folder, kind="image_classifier", model_config=config, state=state, head_config=head, task=task
+    )
+
+
+def wave_bytes() -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, 0.3 * np.sin(np.arange(8000) / 5), 16_000, format="FLAC")
+    return out.getvalue()
+
+
+def picture_bytes() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (40, 30), (200, 90, 30)).save(out, format="PNG")
+    return out.getvalue()
+
+
+def heard(model: Any, content: bytes) -> tuple[str, float]:
+    transcript = model.transcribe([content])[0]
+    return transcript.text, transcript.score
+
+
+def seen(model: Any, content: bytes) -> tuple[str, float]:
+    names, scores = model.classify([content])
+    return names[scores[0].argmax()], scores[0].max()
+
+
+@pytest.mark.timeout(400)  # clean processes import torch and mlflow: slow beside other work
+@pytest.mark.parametrize(
+    ("make", "content", "use", "column"),
+    [(small_recogniser, wave_bytes, heard, "text"), (small_classifier, picture_bytes, seen, "label")],
+    ids=["speech", "image"],
+)
+def test_imported_speech_and_image_models_predict_from_the_registry(
+    make: Any, content: Any, use: Any, column: str, tmp_path: Path, mlflow_home: Path
+) -> None:
+    ours, file = make(tmp_path / "ours"), tmp_path / "fs" / "tuned.pt"
+    export_fairseq(read_artifact(ours), file)
+    letters = file.with_name("dict.ltr.txt")
+    words = ["--dict", letters] if letters.is_file() else []
+    out = d2v("import", file, "--register", "taken-in", "--alias", "champion", *words)
+    assert "registered: models:/taken-in/1 (taken-in@champion)" in out, out
+    with Tracker() as tracker:
+        version = get_version(tracker, "taken-in", 1)
+        assert version.tags["import.file"] == "tuned.pt" and not version.missing_lineage()
+    mlflow.set_tracking_uri(default_tracking_uri())
+    loaded = mlflow.pyfunc.load_model("models:/taken-in@champion")
+    answer = loaded.predict(pd.DataFrame({"file": [content()]})).iloc[0]
+    name, score = use(data2vec.load(ours), content())
+    assert answer[column] == name and answer["score"] == pytest.approx(score, abs=1e-5)
