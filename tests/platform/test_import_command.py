@@ -255,7 +255,13 @@ def seen(model: Any, content: bytes) -> tuple[str, float]:
     ids=["speech", "image"],
 )
 def test_imported_speech_and_image_models_predict_from_the_registry(
-    make: Any, content: Any, use: Any, column: str, tmp_path: Path, mlflow_home: Path
+    make: Any,
+    content: Any,
+    use: Any,
+    column: str,
+    tmp_path: Path,
+    mlflow_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ours, file = make(tmp_path / "ours"), tmp_path / "fs" / "tuned.pt"
     export_fairseq(read_artifact(ours), file)
@@ -266,7 +272,7 @@ def test_imported_speech_and_image_models_predict_from_the_registry(
     with Tracker() as tracker:
         version = get_version(tracker, "taken-in", 1)
         assert version.tags["import.file"] == "tuned.pt" and not version.missing_lineage()
-    mlflow.set_tracking_uri(default_tracking_uri())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_tracking_uri())
     loaded = mlflow.pyfunc.load_model("models:/taken-in@champion")
     answer = loaded.predict(pd.DataFrame({"file": [content()]})).iloc[0]
     name, score = use(data2vec.load(ours), content())

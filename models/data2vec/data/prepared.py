@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -154,8 +155,14 @@ def fitting_samples(sizes: np.ndarray, limit: int, *, drop: bool, where: str) ->
             f"{text}: nothing is left; raise the limit (task.max_positions, task.tokens_per_sample) or set "
             "task.shorten_method=truncate"
         )
-    logger.warning("%s and are left out", text)
+    _say_once(f"{text} and are left out")
     return np.flatnonzero(~long)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """The same data are opened by the checks, by the plan and by the training of one process."""
+    logger.warning("%s", text)
 
 
 def shortens(split: str, method: ShortenMethod, split_list: str) -> bool:

@@ -74,7 +74,7 @@ def gate_reasons(
         reasons.append("it has no model card")
     if holder is not None and holder.kind and holder.kind != candidate.kind:
         reasons.append(
-            f"it is a {candidate.kind} model, the holder (version {holder.version}) is {holder.kind}"
+            f"its kind is {candidate.kind}, the holder (version {holder.version}) is of kind {holder.kind}"
         )
     elif candidate.kind == PRETRAINED:
         reasons += _pretrained_reasons(candidate, holder)
