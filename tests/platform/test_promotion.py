@@ -54,7 +54,11 @@ def test_a_finetuned_version_must_be_better(own: str, held: str, maximize: str, 
         ("data.fingerprint", "other", "judged on different data; evaluate both on the same data"),
         ("metric.name", "accuracy", "different metrics"),
         ("metric.maximize", "false", "which direction"),
-        (KIND_TAG, "pretrained", "its kind is sentence_classifier, the holder (version 1) is of kind pretrained"),
+        (
+            KIND_TAG,
+            "pretrained",
+            "its kind is sentence_classifier, the holder (version 1) is of kind pretrained",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tag: str, value: str, words: str) -> None:
