@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,3 +156,17 @@ def test_file_sizes() -> None:
         if (count := len(path.read_text().splitlines())) > MAX_LINES
     }
     assert not long, f"files over {MAX_LINES} lines, to be split: {long}"
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("d2v_platform.cli", "torch ray mlflow sklearn scipy"),
+        ("d2v_platform.training.launch", "torchvision timm sklearn scipy mlflow ray"),
+    ],
+)
+def test_a_start_imports_what_it_needs(module: str, absent: str) -> None:
+    """Every driver, worker and trial pays for imports: torchvision and scikit-learn were half of them."""
+    code = f"import sys, {module}; print(sorted({set(absent.split())!r} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

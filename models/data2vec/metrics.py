@@ -1,7 +1,7 @@
 """Metrics of sentence tasks over a whole evaluation set, in percent and full precision.
 
 They are computed by scikit-learn and scipy on the gathered predictions, never averaged over batches or
-workers.
+workers. Both are imported where they are used: recipes are checked by the names of metrics alone.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
-from sklearn import metrics as sk
 
 from .errors import DataError, nearest_names
 
@@ -28,11 +26,15 @@ def mcc(predictions: np.ndarray, targets: np.ndarray) -> float:
     "it."""
     if len(np.unique(predictions)) < 2 or len(np.unique(targets)) < 2:
         return 0.0
+    from sklearn import metrics as sk
+
     return 100.0 * float(sk.matthews_corrcoef(targets, predictions))
 
 
 def f1(predictions: np.ndarray, targets: np.ndarray, positive: int) -> float:
     """F1 of class ``positive`` in percent; 0 if it is neither predicted nor present."""
+    from sklearn import metrics as sk
+
     nothing: Any = 0  # the stubs know the strings only
     score: Any = sk.f1_score(targets == positive, predictions == positive, zero_division=nothing)
     return 100.0 * float(score)
@@ -40,11 +42,15 @@ def f1(predictions: np.ndarray, targets: np.ndarray, positive: int) -> float:
 
 def pearson(predictions: np.ndarray, targets: np.ndarray) -> float:
     """Pearson correlation in percent; 0 where a side is constant, so that it can be compared."""
+    from scipy import stats
+
     return _correlation(stats.pearsonr, predictions, targets)
 
 
 def spearman(predictions: np.ndarray, targets: np.ndarray) -> float:
     """Spearman correlation in percent; 0 where a side is constant."""
+    from scipy import stats
+
     return _correlation(stats.spearmanr, predictions, targets)
 
 
@@ -153,6 +159,8 @@ def event_scores_by_class(
     probabilities_NC: np.ndarray, labels_NC: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Average precision and area under the ROC curve of each class in percent, (C,); NaN where undefined."""
+    from sklearn import metrics as sk
+
     classes = labels_NC.shape[1]
     precision, area = np.full(classes, np.nan), np.full(classes, np.nan)
     for c in range(classes):

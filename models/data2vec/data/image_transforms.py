@@ -1,6 +1,8 @@
 """The recipes' image transforms, through torchvision and timm, with keyed randomness.
 
 Sources: the reference's image data sets (``spec/image_data.md`` sections 3 and 6). S side in pixels.
+
+torchvision is imported where it is used: a third of the imports of a training, which only images need.
 """
 
 from __future__ import annotations
@@ -9,12 +11,10 @@ from collections.abc import Callable
 
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode, v2
 
 from ..config import IMAGENET_MEAN, IMAGENET_STD
 
 Transform = Callable[[Image.Image], torch.Tensor]
-BICUBIC = InterpolationMode.BICUBIC
 
 
 def pretraining_transform(
@@ -36,11 +36,14 @@ def pretraining_transform(
         mean: subtracted channel means.
         std: channel deviations divided by.
     """
+    from torchvision.transforms import InterpolationMode as Mode
+    from torchvision.transforms import v2
+
     if resize_only:
-        return v2.Compose([v2.Resize((size, size), interpolation=BICUBIC), *_to_tensor(mean, std)])
+        return v2.Compose([v2.Resize((size, size), interpolation=Mode.BICUBIC), *_to_tensor(mean, std)])
     steps: list[torch.nn.Module] = [v2.ColorJitter(jitter, jitter, jitter)] if jitter > 0 else []
     flip = v2.RandomHorizontalFlip(0.5)
-    crop = v2.RandomResizedCrop(size, scale=scale, ratio=(3 / 4, 4 / 3), interpolation=BICUBIC)
+    crop = v2.RandomResizedCrop(size, scale=scale, ratio=(3 / 4, 4 / 3), interpolation=Mode.BICUBIC)
     # The reference flips after the crop in v2 and before it after a jitter; the distribution is the same.
     steps += [flip, crop] if jitter > 0 else [crop, flip]
     return v2.Compose([*steps, *_to_tensor(mean, std)])
@@ -65,7 +68,8 @@ def finetuning_transform(
         mean: channel means, also the fill colour of the augmentations.
         std: channel deviations.
     """
-    from timm.data import create_transform  # a second of imports that only fine-tuning needs
+    from timm.data import create_transform  # seconds of imports that only fine-tuning needs
+    from torchvision.transforms import v2
 
     transform = create_transform(
         input_size=size,
@@ -101,13 +105,18 @@ def evaluation_transform(
         mean: channel means.
         std: channel deviations.
     """
+    from torchvision.transforms import InterpolationMode as Mode
+    from torchvision.transforms import v2
+
     if crop is None:
         crop = 1.0 if size <= 32 or size > 224 else 224 / 256
-    steps = [v2.Resize(int(size / crop), interpolation=BICUBIC), v2.CenterCrop(size)]
+    steps = [v2.Resize(int(size / crop), interpolation=Mode.BICUBIC), v2.CenterCrop(size)]
     return v2.Compose([*steps, *_to_tensor(mean, std)])
 
 
 def _to_tensor(mean: tuple[float, ...], std: tuple[float, ...]) -> list[torch.nn.Module]:
+    from torchvision.transforms import v2
+
     return [
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 
 from ..artifact import Artifact, load_strictly
-from ..data.bpe import shared_bpe
 from ..data.dictionary import Dictionary, is_padding_word
-from ..data.letters import letter_line
+from ..data.units import Units, unit_symbols
 from ..errors import CheckpointError
 from .config import TransformerLMConfig
 from .prefixes import END
 from .transformer import TransformerLM
 
-Units = Literal["words", "letters", "bpe"]
 _BATCH_TOKENS = 4096
 
 
@@ -92,13 +89,6 @@ def units_of(dictionary: Dictionary) -> Units:
     if symbols and all(s.isascii() and s.isdecimal() for s in symbols) and len(symbols) > 10:
         return "bpe"
     return "letters" if symbols and all(len(s) == 1 for s in symbols) else "words"
-
-
-def unit_symbols(text: str, units: Units) -> list[str]:
-    """A sentence as the symbols of a dictionary of these units; letters end with the word delimiter."""
-    if units == "bpe":
-        return [str(i) for i in shared_bpe().encode(text.strip())]
-    return letter_line(text).split(" ") if units == "letters" and text.strip() else text.split()
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:

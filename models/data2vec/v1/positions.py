@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.interpolate import RectBivariateSpline
 
 _CLASS_ROWS = 3  # class to patch, patch to class, class to class: kept as they are
 
@@ -32,6 +31,8 @@ def interpolate_bias_table(table: torch.Tensor, grid: int) -> torch.Tensor:
     wanted = np.arange(new) - new // 2
     planes = table[:-_CLASS_ROWS].double().reshape(old, old, -1).permute(2, 0, 1).numpy()
     degree = min(3, old - 1)
+    from scipy.interpolate import RectBivariateSpline  # more than a tenth of a training's imports
+
     made = [RectBivariateSpline(at, at, plane, kx=degree, ky=degree)(wanted, wanted) for plane in planes]
     grown = torch.from_numpy(np.stack(made, axis=-1)).reshape(new * new, -1).to(table.dtype)
     return torch.cat([grown, table[-_CLASS_ROWS:]])

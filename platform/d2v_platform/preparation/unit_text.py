@@ -23,8 +23,8 @@ from data2vec.data.encoding import chunk_bounds, file_sha256, text_lines
 from data2vec.data.indexed import IndexedTokensWriter, splits_in
 from data2vec.data.prepared import fingerprint_files, read_card, split_files, write_card
 from data2vec.data.tokenizer import DICTIONARY_NAME
+from data2vec.data.units import Units, unit_symbols
 from data2vec.errors import DataError
-from data2vec.lm.loaded import Units, unit_symbols
 
 from .text import TextOptions, TextReport, TextSplitReport, check_sources, lock_folder, progress_bars
 
