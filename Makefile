@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SOURCES := models platform experiments tests
 
-.PHONY: help setup demo test test-slow parity lint format ui clean
+.PHONY: help setup demo test test-slow test-gpu parity lint format ui clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: setup ## All tests but the slow ones; those that start a Ray cluster come 
 
 test-slow: setup ## The tests that take minutes each
 	@$(PY) -m pytest -m "slow and not gpu" $(ARGS)
+
+test-gpu: setup ## The tests that need a CUDA device (a minute)
+	@$(PY) -m pytest -m gpu $(ARGS)
 
 # Families of the recorded cases that are built; a case of another family would print UNSUPPORTED and fail.
 # The repository holds copies of some cases of ../shared/golden: each is checked once.
