@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from .config import AudioModalityConfig, Data2VecMultiConfig
 from .step_stages import (
+    BLOCKS,
     FLOAT,
     Part,
     StepShape,
@@ -41,16 +42,21 @@ class StepCost:
         teacher_flops: FLOPs of the teacher's forward pass.
         teacher_parameters: its size.
         teacher_working_bytes: what its forward pass needs while it runs.
+        teacher_blocks: its transformer blocks, each as large as the student's.
         accumulates: gradients of earlier micro-batches are there while this one runs.
-        cast_bytes: copies of the weights in lower precision, which autocast keeps through a micro-batch.
+        matrix_bytes: size of a number in matrix products: 4 in fp32, 2 in lower precision, where autocast
+            keeps a copy of the weights through a micro-batch.
+        workers: how many share parameters, gradients, moments and teacher (1: each holds all of it).
     """
 
     parts: tuple[Part, ...]
     teacher_flops: float = 0.0
     teacher_parameters: int = 0
     teacher_working_bytes: float = 0.0
+    teacher_blocks: int = 0
     accumulates: bool = False
-    cast_bytes: int = 0
+    matrix_bytes: int = FLOAT
+    workers: int = 1
 
     @property
     def flops(self) -> float:
@@ -63,24 +69,43 @@ class StepCost:
         return sum(part.parameters + part.frozen for part in self.parts)
 
     @property
-    def parameter_bytes(self) -> int:
-        """Memory of student and decoder."""
-        return FLOAT * self.parameters
+    def parameter_bytes(self) -> float:
+        """Memory of this worker's part of student and decoder."""
+        return FLOAT * self.parameters / self.workers
 
     @property
-    def gradient_bytes(self) -> int:
-        """Memory of all gradients."""
-        return FLOAT * sum(part.parameters for part in self.parts)
+    def gradient_bytes(self) -> float:
+        """Memory of gradients: of this worker's part, or of all while they are added up before the sum."""
+        whole = float(FLOAT * sum(part.parameters for part in self.parts))
+        return whole if self.accumulates else whole / self.workers
 
     @property
-    def optimizer_bytes(self) -> int:
-        """Memory of Adam's two moments."""
-        return 2 * self.gradient_bytes
+    def optimizer_bytes(self) -> float:
+        """Memory of this worker's part of Adam's two moments."""
+        return 2.0 * FLOAT * sum(part.parameters for part in self.parts) / self.workers
 
     @property
-    def teacher_bytes(self) -> int:
-        """Memory of the teacher, which is kept in fp32."""
-        return FLOAT * self.teacher_parameters
+    def teacher_bytes(self) -> float:
+        """Memory of this worker's part of the teacher, which is kept in fp32."""
+        return FLOAT * self.teacher_parameters / self.workers
+
+    @property
+    def block_parameters(self) -> int:
+        """Parameters of the largest block, which is gathered to run."""
+        return max((p.parameters + p.frozen for p in self.parts if p.name == BLOCKS), default=0)
+
+    @property
+    def gathered_bytes(self) -> float:
+        """What a worker that holds a part only has gathered at its peak.
+
+        All outside the blocks of student and teacher, the block that runs, the next one, and the message that
+        brings it.
+        """
+        if self.workers == 1:
+            return 0.0
+        rest = sum(p.parameters + p.frozen for p in self.parts if p.name != BLOCKS)
+        rest += self.teacher_parameters - self.teacher_blocks * self.block_parameters
+        return FLOAT * rest + 3.0 * self.matrix_bytes * self.block_parameters
 
     @property
     def activation_bytes(self) -> float:
@@ -94,14 +119,31 @@ class StepCost:
         The backward pass trades activations for gradients stage by stage, so its first stages decide unless
         gradients outweigh activations or are there from an earlier micro-batch.
         """
-        held = self.gradient_bytes if self.accumulates else 0
-        alive = self.activation_bytes + self.cast_bytes
+        held = self.gradient_bytes if self.accumulates else 0.0
+        alive = self.activation_bytes + self.gathered_bytes + self._cast_bytes
         highest = alive + held + self.teacher_working_bytes
         for part in reversed(self.parts):
-            highest = max(highest, alive + held + part.working_bytes)
+            highest = max(highest, alive + held + part.working_bytes + self._message_bytes(part))
             alive -= part.kept_bytes
-            held += 0 if self.accumulates else FLOAT * part.parameters
+            held += self._left_bytes(part)
         return self.parameter_bytes + self.optimizer_bytes + self.teacher_bytes + max(highest, held)
+
+    @property
+    def _cast_bytes(self) -> int:
+        """Copies of the weights that autocast keeps; blocks that are gathered come in lower precision."""
+        cast = [p for p in self.parts if self.workers == 1 or p.name != BLOCKS]
+        return 0 if self.matrix_bytes == FLOAT else self.matrix_bytes * sum(p.parameters for p in cast)
+
+    def _message_bytes(self, part: Part) -> float:
+        """Whole gradients of a block and the message that sums them over the workers."""
+        return 2.0 * FLOAT * part.parameters if self.workers > 1 and part.name == BLOCKS else 0.0
+
+    def _left_bytes(self, part: Part) -> float:
+        """What a stage's backward pass adds to the gradients at hand."""
+        whole = float(FLOAT * part.parameters)
+        if self.workers > 1 and part.name == BLOCKS:
+            return whole / self.workers - (whole if self.accumulates else 0.0)
+        return 0.0 if self.accumulates else whole
 
 
 def pretraining_step(
@@ -113,6 +155,8 @@ def pretraining_step(
     accumulates: bool = False,
     checkpoint_activations: bool = False,
     branch_scales: bool = False,
+    workers: int = 1,
+    clones_at_once: int | None = None,
 ) -> StepCost:
     """The v2 objective on one micro-batch.
 
@@ -124,10 +168,18 @@ def pretraining_step(
         accumulates: the update has further micro-batches on this worker.
         checkpoint_activations: blocks keep their input only and run again in the backward pass.
         branch_scales: each block scales its two branches by learned vectors (data2vec 1 for images).
+        workers: how many share the model (1: each holds all of it).
+        clones_at_once: clones of a chunk; ``None`` computes all together.
     """
     storage = storage or Storage()
     modality = config.modality
-    rows, extra, width = shape.samples * shape.clones, modality.num_extra_tokens, config.embed_dim
+    extra, width = modality.num_extra_tokens, config.embed_dim
+    whole, turns = shape, 1.0
+    if clones_at_once is not None and clones_at_once < shape.clones:
+        # Memory is that of the largest chunk; the work of all of them is put back below.
+        shape, turns = replace(shape, clones=clones_at_once), shape.clones / clones_at_once
+        accumulates = True
+    rows = shape.samples * shape.clones
     front = front_end_stage(config, modality, shape, vocab_size, storage)
     own = token_stage(config, modality, shape)
     parts = [front, own]
@@ -154,15 +206,19 @@ def pretraining_step(
             parameters += front.parameters + front.frozen
     tokens = shape.samples * length
     working = tokens * ((4 * width + 2 * hidden_width(config)) * storage.matrix_bytes + 4 * width * FLOAT)
+    if turns > 1.0:
+        repeated = [replace(p, forward=turns * p.forward, backward=turns * p.backward) for p in parts[1:]]
+        shared_bytes = 2.0 * FLOAT * whole.samples * whole.positions * width  # targets, gradient of the front
+        parts = [replace(front, kept_bytes=front.kept_bytes + shared_bytes), *repeated]
     return StepCost(
         parts=tuple(parts),
         teacher_flops=flops + blocks * block_work(config, shape.samples, length),
         teacher_parameters=parameters + blocks * block.parameters,
         teacher_working_bytes=working,
+        teacher_blocks=blocks,
         accumulates=accumulates,
-        cast_bytes=0
-        if storage.matrix_bytes == FLOAT
-        else storage.matrix_bytes * sum(p.parameters for p in parts),
+        matrix_bytes=storage.matrix_bytes,
+        workers=workers,
     )
 
 
@@ -176,6 +232,7 @@ def finetuning_step(
     accumulates: bool = False,
     checkpoint_activations: bool = False,
     branch_scales: bool = False,
+    workers: int = 1,
 ) -> StepCost:
     """The network without decoder and teacher over complete input, and a head of two linear layers.
 
@@ -188,6 +245,7 @@ def finetuning_step(
         accumulates: the update has further micro-batches on this worker.
         checkpoint_activations: blocks keep their input only and run again in the backward pass.
         branch_scales: each block scales its two branches by learned vectors (data2vec 1 for images).
+        workers: how many share the model (1: each holds all of it).
     """
     shape = replace(shape, kept=shape.positions, clones=1)
     width = config.embed_dim
@@ -210,7 +268,9 @@ def finetuning_step(
         parameters=size,
         kept_bytes=FLOAT * shape.samples * 3 * width,
     )
-    return StepCost(parts=(*body.parts, head), accumulates=accumulates, cast_bytes=body.cast_bytes)
+    return StepCost(
+        parts=(*body.parts, head), accumulates=accumulates, matrix_bytes=body.matrix_bytes, workers=workers
+    )
 
 
 def work_by_part(parts: Sequence[Part]) -> dict[str, float]:

@@ -5,7 +5,7 @@ B images, T patches, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from .data.image_files import read_image
 from .data.image_transforms import evaluation_transform
 from .errors import CheckpointError, DataError
 from .image_heads import ImageClassifier, TrunkRegularisation, finetuning_config, make_trunk
-from .student import Data2VecMulti
+from .student import Data2VecMulti, Features
 from .v1.vision import Data2VecVision
 from .v1.vision_config import Data2VecVisionConfig
 
@@ -115,6 +115,8 @@ def pooled_features(
     images_BCSS: torch.Tensor,
     pooling: Pooling = "mean",
     layer: int = -1,
+    *,
+    run: Callable[..., Features] | None = None,
 ) -> torch.Tensor:
     """Features of one block.
 
@@ -123,6 +125,7 @@ def pooled_features(
         images_BCSS: (B, C, S, S).
         pooling: "mean" over patches, "cls" (the first extra token), or "none".
         layer: block whose output is taken; -1 is the last, 0 the first.
+        run: what runs the network; by default it is called itself.
 
     Returns:
         (B, D), or (B, T, D) without pooling.
@@ -135,7 +138,7 @@ def pooled_features(
     extra = 1 if isinstance(network, Data2VecVision) else network.encoder.num_extra_tokens
     if pooling == "cls" and extra == 0:
         raise DataError("pooling = 'cls': the model has no class token; use mean")
-    x_BTD = network(images_BCSS, None, all_layers=True).layers[layer]
+    x_BTD = (run or network)(images_BCSS, None, all_layers=True).layers[layer]
     if pooling == "cls":
         return x_BTD[:, 0]
     return x_BTD[:, extra:].mean(dim=1) if pooling == "mean" else x_BTD[:, extra:]

@@ -54,6 +54,12 @@ class MaskSet:
         masked_N = mask_RT.flatten().nonzero().squeeze(1)
         return cls(mask_RT, ids_keep_RK, ids_restore_RT, masked_N)
 
+    def rows(self, index_N: torch.Tensor) -> MaskSet:
+        """The masks of some rows, ascending."""
+        mask_NT = self.mask_RT[index_N]
+        masked_N = mask_NT.flatten().nonzero().squeeze(1)
+        return MaskSet(mask_NT, self.ids_keep_RK[index_N], self.ids_restore_RT[index_N], masked_N)
+
     @property
     def num_kept(self) -> int:
         """K."""

@@ -6,13 +6,15 @@ Decoupled weight decay applies to *every* parameter by default, norms and biases
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from .schedules import Schedule
+from .shards import own_part
 
 
 @dataclass(kw_only=True)
@@ -178,22 +180,34 @@ class ScheduledAdam:
 
 
 @torch.no_grad()
-def scale_and_clip(parameters: Iterable[nn.Parameter], divisor: float, clip_norm: float) -> float:
+def scale_and_clip(
+    parameters: Iterable[nn.Parameter],
+    divisor: float,
+    clip_norm: float,
+    *,
+    total: Callable[[float], float] | None = None,
+) -> float:
     """Divide gradients by the global sample size and clip them by their global norm.
 
     Args:
         parameters: those without a gradient are skipped.
         divisor: sample size; 0 counts as 1.
         clip_norm: 0 only measures.
+        total: adds up a number over the workers, where each holds its own rows of the gradients.
 
     Returns:
         The norm after division and before clipping.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [own_part(p.grad) for p in parameters if p.grad is not None]
+    norm = 0.0
+    if gradients:
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
+    if total is not None:
+        norm = math.sqrt(total(norm * norm))
     if not gradients:
-        return 0.0
+        return norm
     factor = 1.0 / (divisor or 1.0)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item() * factor
+    norm *= factor
     if clip_norm > 0:
         factor *= min(1.0, clip_norm / (norm + 1e-6))
     torch._foreach_mul_(gradients, factor)

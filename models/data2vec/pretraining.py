@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .audio_masking import audio_span_masks
+from .clone_chunks import CloneChunk, clone_chunks
 from .collapse import Scatter, stage_scatters
 from .config import AudioModalityConfig, Data2VecMultiConfig, ImageModalityConfig
 from .errors import ConfigError, Problem
@@ -26,7 +27,7 @@ from .image_masking import image_masks
 from .masking import MaskSet, batch_mask_prob, clone_ids, random_masks, row_noise
 from .modality import ModalityEncoder
 from .speech import AudioEncoder
-from .student import Data2VecMulti, Tap
+from .student import Data2VecMulti, Features, Tap
 from .targets import TargetAverage
 from .teacher import Teacher
 from .transformer import make_blocks
@@ -120,6 +121,7 @@ class Data2VecPretraining(nn.Module):
         noise_RJD: torch.Tensor | None = None,
         watch: bool = False,
         tap: Tap | None = None,
+        chunk: CloneChunk | None = None,
     ) -> PretrainOutput:
         """Losses of one micro-batch.
 
@@ -133,10 +135,17 @@ class Data2VecPretraining(nn.Module):
             noise_RJD: (R, T - K, D) given decoder noise instead of drawn one.
             watch: also sum what the collapse watch looks at.
             tap: receives named intermediates.
+            chunk: the clones to compute now; the chunks of a micro-batch come in order, each with its
+                backward pass, and their sums are those of the micro-batch. By default all at once.
         """
         config, encoder, modality = self.config, self.student.encoder, self.student.encoder.config
         clones = config.clone_batch
-        local_BTD = encoder.local_features(source)
+        if chunk is None:
+            (chunk,) = clone_chunks(clones, clones)
+        shared = chunk.shared
+        if chunk.first:
+            shared.local_BTD = encoder.local_features(source)
+        local_BTD = chunk.local_features()
         padding_mask = encoder.token_padding(padding_mask, local_BTD.shape[1])
         if tap:
             tap("local_features", local_BTD)
@@ -144,8 +153,14 @@ class Data2VecPretraining(nn.Module):
         seed = config.seed if seed is None else seed
         ids = torch.arange(len(source), device=source.device) if ids is None else ids
         row_ids_R, length = clone_ids(ids, clones), local_BTD.shape[1]
+        masks = shared.masks or masks
         if masks is None:
             masks = self._draw_masks(row_ids_R, length, padding_mask, int(ids[0]), seed, update)
+        shared.masks, total_size = masks, masks.masked_N.numel()
+        if len(chunk.clones) < clones:
+            rows = chunk.rows(len(source), source.device)
+            masks, row_ids_R = masks.rows(rows), row_ids_R[rows]
+            noise_RJD = None if noise_RJD is None else noise_RJD[rows]
         if noise_RJD is None:
             gaps = length - masks.num_kept
             noise_RJD = row_noise(
@@ -161,16 +176,18 @@ class Data2VecPretraining(nn.Module):
             _tap_alibi(tap, "student_alibi_bias", encoder, kept_at)
         x_RKD = self.student.encode(kept_RKD, kept_padding, seed, update, positions_RK=kept_at, tap=tap)
         prediction_ND = self._decode(x_RKD, masks, noise_RJD, tap)
-        targets_BTD = self._targets(source, local_BTD, padding_mask, tap)
+        if shared.targets_BTD is None:
+            shared.targets_BTD = self._targets(source, local_BTD, padding_mask, tap)
+        targets_BTD = shared.targets_BTD
         target_ND = masks.gather_masked_targets(targets_BTD)
 
         sample_size = masks.masked_N.numel()
         losses: dict[str, torch.Tensor] = {}
         if config.cls_loss > 0:
             class_RD = x_RKD[:, encoder.num_extra_tokens - 1]
-            mean_RD = targets_BTD.mean(dim=1).repeat_interleave(clones, dim=0)
+            mean_RD = targets_BTD.mean(dim=1).repeat_interleave(len(chunk.clones), dim=0)
             # Times the local sample size, as in the reference: its weight grows with the micro-batch.
-            losses["cls"] = self._distance("cls", class_RD, mean_RD, config.cls_loss * sample_size, tap)
+            losses["cls"] = self._distance("cls", class_RD, mean_RD, config.cls_loss * total_size, tap)
         if config.recon_loss > 0:
             losses["recon"] = self._reconstruction(source, prediction_ND, masks, tap)
         if config.d2v_loss > 0:
@@ -180,9 +197,9 @@ class Data2VecPretraining(nn.Module):
         if watch:
             seen_RKD = x_RKD[:, encoder.num_extra_tokens :]
             stages = stage_scatters({
-                "local_features": (local_BTD, padding_mask), "encoder": (seen_RKD, kept_padding),
-                "targets": (target_ND, None), "predictions": (prediction_ND, None),
-            })  # fmt: skip
+                "encoder": (seen_RKD, kept_padding), "targets": (target_ND, None),
+                "predictions": (prediction_ND, None),
+            } | ({"local_features": (local_BTD, padding_mask)} if chunk.first else {}))  # fmt: skip
         return PretrainOutput(
             losses=losses,
             sample_size=sample_size,
@@ -191,6 +208,12 @@ class Data2VecPretraining(nn.Module):
             masked_pct=1.0 - masks.num_kept / length,
             stages=stages,
         )
+
+    def student_features(
+        self, source: torch.Tensor, padding_mask: torch.Tensor | None = None, *, all_layers: bool = False
+    ) -> Features:
+        """The student's features of complete input, see :meth:`Data2VecMulti.forward`."""
+        return self.student(source, padding_mask, all_layers=all_layers)
 
     def _draw_masks(
         self,

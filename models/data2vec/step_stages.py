@@ -23,6 +23,7 @@ from .config import (
 )
 from .conv_spec import parse_conv_layers
 
+BLOCKS = "blocks"  # stages that are gathered one by one where workers share the model
 FLOAT = 4  # bytes of parameters, gradients, moments, norms and losses
 FLAG = 1  # bytes of an entry of a dropout mask
 
@@ -145,7 +146,7 @@ def block_stage(
     if checkpointed:
         kept, working = float(tokens * width * FLOAT), working + kept
     return Part(
-        name="blocks",
+        name=BLOCKS,
         forward=work,
         backward=(3 if checkpointed else 2) * work,
         parameters=size,

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from .shards import own_part
+
 
 class TeacherConfig(Protocol):
     """The teacher's schedule: any model configuration with these fields."""
@@ -98,12 +100,12 @@ class Teacher(nn.Module):
             **dict(self.module.named_parameters()),
             **dict(self.module.named_buffers()),
         }
-        chosen = [
-            (tensor.detach(), theirs[name].detach())
+        # Sharded alike, each worker holds the same rows of both: the average needs nothing from the others.
+        return [
+            (own_part(tensor.detach()), own_part(theirs[name].detach()))
             for name, tensor in mine.items()
             if trainable is None or self._is_averaged(name, theirs[name]) is trainable
         ]
-        return chosen
 
     def _is_averaged(self, name: str, tensor: torch.Tensor) -> bool:
         return tensor.requires_grad and not name.startswith(self._copied)

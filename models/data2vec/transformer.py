@@ -5,7 +5,7 @@ R rows, T positions, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -33,7 +33,47 @@ class FeedForward(nn.Module):
         return self.dropout(feed_forward(x, self.fc1, self.fc2, dropout=dropout))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
+    """What the blocks of both generations have in common: how they are run.
+
+    A subclass computes in ``_run`` and is called as ``block(x, bias)``; it gives its output and the target
+    candidate.
+
+    Attributes:
+        recompute: keep the input only and run again in the backward pass, with equal dropout.
+        in_step: where layer drop spares the block, run it and multiply its effect by zero, because its
+            parameters are spread over workers that must all take part.
+        took_part: the block was not dropped since this was last set to false.
+    """
+
+    recompute = False
+    in_step = False
+    took_part = False
+
+    def forward(
+        self, x_RTD: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(R, T, D) to the block's output and its target candidate, both (R, T, D)."""
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(self._run, x_RTD, bias, use_reentrant=False)
+        return self._run(x_RTD, bias)
+
+    def _run(self, x_RTD: torch.Tensor, bias: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+    def without_effect(
+        self, x_RTD: torch.Tensor, bias: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run, but give the input back; all gradients of the block's parameters are zero.
+
+        The random numbers that it draws are put back, so that what follows is as if it had been skipped.
+        """
+        with torch.random.fork_rng(devices=[x_RTD.device] if x_RTD.is_cuda else []):
+            y_RTD, candidate_RTD = self(x_RTD, bias)
+        return x_RTD + 0.0 * y_RTD, candidate_RTD
+
+
+class Block(TransformerBlock):
     """One transformer block that also returns what the teacher averages into targets.
 
     Post-LN: ``h = norm1(x + attention(x)); f = feed_forward(h); y = norm2(h + f)``. Pre-LN keeps the residual
@@ -50,16 +90,13 @@ class Block(nn.Module):
         self.pre_norm = config.layer_norm_first
         self.end_of_block_targets = config.end_of_block_targets
         self.drop_path = drop_path
-        self.recompute = False  # keep the input only and run again in the backward pass, with equal dropout
         self.norm1 = make_norm(config)
         self.attn = Attention(dim, config.num_heads, config.attention_dropout, config.encoder_dropout)
         self.norm2 = make_norm(config)
         self.mlp = FeedForward(dim, int(dim * config.mlp_ratio), config.activation_dropout)
         self.post_mlp_dropout = Dropout(config.post_mlp_drop)
 
-    def forward(
-        self, x_RTD: torch.Tensor, bias: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(self, x_RTD: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the block.
 
         Args:
@@ -70,11 +107,6 @@ class Block(nn.Module):
             The block's output (R, T, D), and the target candidate (R, T, D): the feed-forward output before
             dropout, residual and norm, or the output itself with ``end_of_block_targets``.
         """
-        if self.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(self._run, x_RTD, bias, use_reentrant=False)
-        return self._run(x_RTD, bias)
-
-    def _run(self, x_RTD: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         if self.pre_norm:
             h = x_RTD + self._drop_path(self.attn(self.norm1(x_RTD), bias))
             f = self.mlp(self.norm2(h))
@@ -102,9 +134,13 @@ def make_norm(config: Data2VecMultiConfig) -> nn.LayerNorm:
 
 def recompute_activations(module: nn.Module, on: bool) -> None:
     """Switch activation checkpointing for every block inside ``module``: less memory, a third more work."""
-    for part in module.modules():
-        if isinstance(part, Block):
-            part.recompute = on
+    for block in transformer_blocks(module):
+        block.recompute = on
+
+
+def transformer_blocks(module: nn.Module) -> list[TransformerBlock]:
+    """Every transformer block inside ``module``, of either generation."""
+    return [part for part in module.modules() if isinstance(part, TransformerBlock)]
 
 
 def make_blocks(config: Data2VecMultiConfig) -> nn.ModuleList:
@@ -118,18 +154,22 @@ def drop_path_rates(first: float, last: float, depth: int) -> list[float]:
     return torch.linspace(first, last, depth, device="cpu").tolist()
 
 
+BlockRun = Callable[[torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+
+
 def kept_blocks(
     blocks: nn.ModuleList, layerdrop: float, training: bool, *key: int | str
-) -> Iterator[tuple[int, Block]]:
+) -> Iterator[tuple[int, BlockRun]]:
     """The blocks to run: all of them, or while training those that layer drop spares.
 
     The choice is a function of ``key`` and the block's index, so that every worker and every recomputation
-    skips the same blocks.
+    skips the same blocks. Blocks that are ``in_step`` always run; a dropped one has no effect.
     """
     for index, block in enumerate(blocks):
-        assert isinstance(block, Block)
-        if training and layerdrop > 0.0:
-            draw = stable_key("layerdrop", index, *key) / 2**63
-            if draw < layerdrop:
-                continue
+        assert isinstance(block, TransformerBlock)
+        if training and layerdrop > 0.0 and stable_key("layerdrop", index, *key) / 2**63 < layerdrop:
+            if block.in_step:
+                yield index, block.without_effect
+            continue
+        block.took_part = block.took_part or training
         yield index, block

@@ -90,6 +90,28 @@ def test_a_killed_worker_costs_no_step_and_no_metric(
     assert metric_steps(disturbed.run_id) == dict.fromkeys(range(1, 61), 1)
 
 
+def test_two_workers_share_a_model(
+    ray_cluster: Any, home: Path, tmp_path: Path, tiny_recipe: dict[str, Any]
+) -> None:
+    from d2v_platform.recipe.compose import compose
+    from d2v_platform.training.launch import launch
+
+    recipe = json.loads(json.dumps(tiny_recipe))
+    recipe["optimization"]["max_update"] = 6
+    file = write_recipe(tmp_path, recipe)
+
+    def run(*overrides: str) -> Path:
+        return launch(compose("tiny_run", list(overrides), str(file.parent))).folder
+
+    alone = run("platform.run_name=alone", "platform.num_workers=0")
+    shared = run("platform.run_name=shared", "platform.num_workers=2", "platform.sharding=full")
+    for name in ("model", "teacher"):
+        first, second = (load_file(folder / "model" / f"{name}.safetensors") for folder in (alone, shared))
+        assert first.keys() == second.keys()
+        for key in first:
+            torch.testing.assert_close(second[key], first[key], rtol=2e-4, atol=2e-4)
+
+
 @pytest.fixture
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """``ray start --head`` as a user starts it, in its own process group; gives the client's environment."""

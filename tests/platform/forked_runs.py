@@ -21,7 +21,7 @@ from typing import Any
 from d2v_platform.recipe.compose import compose
 from d2v_platform.storage import s3
 from d2v_platform.tracking import mlflow_access
-from d2v_platform.training import checkpoint, train_loop
+from d2v_platform.training import checkpoint, sharding
 from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.launch import launch
 from d2v_platform.training.train_loop import TrainingLoop
@@ -46,7 +46,7 @@ def before_update(update: int) -> None:
 
 def in_backward(update: int) -> None:
     """Inside an update, after the forward pass."""
-    honest = train_loop.reduce_gradients
+    honest = sharding.reduce_gradients
 
     def reduced(*arguments: Any) -> None:
         if current[0].state.update >= update:
@@ -61,7 +61,7 @@ def in_backward(update: int) -> None:
         current.append(self)
 
     TrainingLoop.__init__ = made
-    train_loop.reduce_gradients = reduced
+    sharding.reduce_gradients = reduced
 
 
 def in_write(update: int) -> None:

@@ -16,12 +16,21 @@ from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import make_task
 from d2v_platform.training.accelerators import GPUS, machine_memory, measured_rate, named_gpu
-from d2v_platform.training.forecast import Forecast, forecast, forecast_as_stated, forecast_at_hand
+from d2v_platform.training.forecast import (
+    Forecast,
+    forecast,
+    forecast_as_stated,
+    forecast_at_hand,
+    placed,
+)
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.plan import make_plan
 from d2v_platform.training.train_loop import train
 from d2v_platform.training.workload import make_workload
+from data2vec.artifact import save_artifact
+from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import ConfigError
+from data2vec.v1.vision_config import Data2VecVisionConfig
 
 
 def planned(recipe: Recipe, **on: Any) -> Forecast:
@@ -114,6 +123,106 @@ def test_fewer_workers_share_a_machine() -> None:
     made = planned(recipe, device=device, count=4, limit_bytes=share, workers_per_node=4)
     with pytest.raises(ConfigError, match=r"platform\.num_workers=2 \("):
         made.refuse_if_too_large()
+
+
+def huge(*overrides: str) -> Recipe:
+    """The published recipe of the largest image model."""
+    return compose("v2/huge_images14_only_task", ["task.data=/not/there", *overrides]).recipe
+
+
+def test_sharding_is_chosen_where_the_model_does_not_fit() -> None:
+    whole = planned(huge(), count=8, limit_bytes=80e9)
+    assert not whole.sharded and "each holds all of it (platform.sharding=auto)" in "\n".join(whole.lines())
+    limit = 0.8 * whole.memory_bytes
+    chosen = planned(huge(), count=8, limit_bytes=limit)
+    assert chosen.sharded and chosen.fits and chosen.flops == whole.flops
+    told = "\n".join(chosen.lines())
+    assert f"because all of it would need {whole.memory_bytes / 1e9:.1f} GB" in told and "gathered" in told
+    chosen.refuse_if_too_large()
+    plan = make_plan(huge("platform.num_workers=0"), None)
+    assert not plan.sharded and placed(plan, chosen).sharded and not placed(plan, whole).sharded
+    # A switch that is off is named by the refusal, and the model is not shared behind the user's back.
+    with pytest.raises(ConfigError, match=r"platform\.sharding=full \(\d"):
+        planned(huge("platform.sharding=none"), count=8, limit_bytes=limit).refuse_if_too_large()
+
+
+def test_what_a_worker_holds_of_a_shared_model() -> None:
+    whole, shared = (planned(huge(f"platform.sharding={kind}"), count=32).cost for kind in ("none", "full"))
+    for part in ("parameter_bytes", "gradient_bytes", "optimizer_bytes", "teacher_bytes"):
+        assert getattr(shared, part) == pytest.approx(getattr(whole, part) / 32)
+    assert shared.activation_bytes == whole.activation_bytes
+    block = 4 * 1280 * 1280 + 2 * 1280 * 5120
+    assert 3 * 2 * block < shared.gathered_bytes < 3 * 2 * block + 0.1e9  # three blocks in bf16, and the rest
+    # Gradients of several micro-batches are added up whole before the one sum over the workers.
+    several = planned(huge("platform.sharding=full"), count=16).cost
+    assert several.accumulates and several.gradient_bytes == whole.gradient_bytes
+
+
+def test_smaller_chunks_of_clones_are_named_where_they_are_enough() -> None:
+    limit = 0.8 * planned(huge()).memory_bytes
+    with pytest.raises(ConfigError) as caught:
+        planned(huge(), limit_bytes=limit).refuse_if_too_large()
+    words = next(w for w in caught.value.problems[0].rule.split() if w.startswith("platform.clone_chunk="))
+    size = int(words.partition("=")[2])
+    assert 1 <= size < 16
+    assert planned(huge(words), limit_bytes=limit).fits
+    assert not planned(huge(f"platform.clone_chunk={size + 1}"), limit_bytes=limit).fits
+    assert planned(huge(words)).flops == pytest.approx(planned(huge()).flops)
+
+
+def test_a_chunk_needs_a_model_with_clones() -> None:
+    with pytest.raises(ConfigError, match="for models with clones"):
+        compose("vision/pretraining/base_imagenet", ["task.data=/x", "platform.clone_chunk=2"])
+
+
+IMAGE_RECIPES = {
+    "v2/base_images_only_task": 88.383744, "v2/large_images_only_task": 309.26848,
+    "v2/huge_images14_only_task": 637.403392, "v2/huge_images_only_task": 636.0,
+    "vision/pretraining/base_imagenet": 86.0, "vision/pretraining/base_imagenet_d2v1": 86.0,
+    "vision/pretraining/beit_base_imagenet": 86.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMAGE_RECIPES)
+def test_every_pretraining_recipe_on_images_has_a_plan(name: str) -> None:
+    recipe = compose(name, ["task.data=/not/there"]).recipe
+    made = planned(recipe, count=recipe.micro_batches(1), limit_bytes=80e9)
+    made.refuse_if_too_large()
+    assert made.cost.parameters / 1e6 == pytest.approx(IMAGE_RECIPES[name], rel=0.01)
+    assert made.updates == recipe.optimization.max_update and made.update_s
+    told = "\n".join(made.lines())
+    for words in (
+        "micro-batch: up to",
+        "M parameters",
+        "optimizer",
+        "activations",
+        "an update",
+        "hours in all",
+    ):
+        assert words in told
+
+
+@pytest.mark.parametrize(
+    ("name", "parent"),
+    [("mae_imagenet_clean", "v2/base_images_only_task"),
+     ("mae_imagenet_large_clean", "v2/large_images_only_task"),
+     ("mae_imagenet_huge_clean", "v2/huge_images14_only_task"),
+     ("imagenet", "vision/pretraining/base_imagenet"),
+     ("beit_imagenet", "vision/pretraining/beit_base_imagenet")],
+)  # fmt: skip
+def test_every_finetuning_recipe_on_images_has_a_plan(name: str, parent: str, tmp_path: Path) -> None:
+    config = compose(parent, ["task.data=/not/there"]).recipe.model
+    assert isinstance(config, Data2VecMultiConfig | Data2VecVisionConfig)
+    folder = save_artifact(tmp_path / "model", kind="pretrained", model_config=config, state={})
+    given = ["task.data=/not/there", f"model.model_path={folder}"]
+    recipe = compose(f"vision/finetuning/{name}", given).recipe
+    workload = make_workload(recipe, folder)
+    assert workload is not None and not workload.pretraining
+    made = forecast(workload, GPUS["a100"], recipe.micro_batches(1), 80e9)
+    made.refuse_if_too_large()
+    assert made.cost.teacher_parameters == 0 and made.updates == recipe.optimization.max_update
+    model = getattr(recipe.model, "num_classes", 0)
+    assert model == 1000 and made.cost.parts[-1].parameters > 1000 * config.embed_dim
 
 
 def test_more_devices_than_micro_batches() -> None:

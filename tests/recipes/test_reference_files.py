@@ -225,3 +225,16 @@ def test_a_broken_file_is_named(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(Data2VecError, match=words) as caught:
         compose("broken", [], str(tmp_path))
     assert "broken.yaml" in str(caught.value)
+
+
+def test_the_references_sharding_is_ours(folder: Path) -> None:
+    made = compose("mine", ["task.data=/x", "distributed_training.ddp_backend=fully_sharded"], str(folder))
+    assert made.recipe.platform.sharding == "full"
+    told = "distributed_training.ddp_backend: read as platform.sharding = 'full'"
+    assert any(note == told for note in made.notes)
+    with pytest.raises(ConfigError, match=r"contradicts platform\.sharding"):
+        compose(
+            "mine",
+            ["task.data=/x", "distributed_training.ddp_backend=fully_sharded", "platform.sharding=none"],
+            str(folder),
+        )

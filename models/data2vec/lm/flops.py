@@ -48,6 +48,8 @@ def language_model_step(
     vocab_size: int,
     storage: Storage | None = None,
     accumulates: bool = False,
+    checkpoint_activations: bool = False,
+    workers: int = 1,
 ) -> StepCost:
     """Embeddings, causal layers and softmax on one micro-batch.
 
@@ -57,11 +59,14 @@ def language_model_step(
         vocab_size: V.
         storage: of the processor; by default a CPU in fp32.
         accumulates: the update has further micro-batches on this worker.
+        checkpoint_activations: layers keep their input only and run again in the backward pass.
+        workers: how many share the model (1: each holds all of it).
     """
     storage = storage or Storage()
     network = as_multi(config)
     shape = dataclasses.replace(shape, kept=shape.positions, clones=1)
-    block = block_stage(network, shape.samples, shape.positions, storage, False, False)
+    rows, length = shape.samples, shape.positions
+    block = block_stage(network, rows, length, storage, checkpoint_activations, False)
     blocks = [block] * network.depth
     tokens, width = shape.samples * shape.positions, config.decoder_embed_dim
     with torch.device("meta"):
@@ -86,7 +91,8 @@ def language_model_step(
     return StepCost(
         parts=(embeddings, *blocks, output),
         accumulates=accumulates,
-        cast_bytes=0 if storage.matrix_bytes == FLOAT else storage.matrix_bytes * everything,
+        matrix_bytes=storage.matrix_bytes,
+        workers=workers,
     )
 
 

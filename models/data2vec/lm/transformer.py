@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import DataError
-from ..randomness import generator, stable_key
+from ..randomness import generator
+from ..transformer import kept_blocks
 from ..v1.layers import EncoderLayer, SelfAttention
 from .adaptive import PAD, AdaptiveInput, AdaptiveSoftmax
 from .config import TransformerLMConfig
@@ -142,10 +143,8 @@ class TransformerLM(nn.Module):
         decoder, length = self.decoder, source_BT.shape[1]
         x = decoder.embed(source_BT, torch.arange(length, device=source_BT.device)[None])
         bias = torch.full((length, length), -math.inf, device=x.device).triu(1)[None, None]
-        for index, layer in enumerate(decoder.layers):
-            drop = self.config.decoder_layerdrop
-            if self.training and drop > 0.0 and stable_key("layerdrop", index, *key) / 2**63 < drop:
-                continue
+        drop = self.config.decoder_layerdrop
+        for _, layer in kept_blocks(decoder.layers, drop, self.training, *key):
             x, _ = layer(x, bias)
         return decoder.finish(x)
 

@@ -11,6 +11,7 @@ from torch import nn
 from ..attention import attend
 from ..dropout import Dropout
 from ..feed_forward import feed_forward
+from ..transformer import TransformerBlock
 
 
 class SelfAttention(nn.Module):
@@ -37,7 +38,7 @@ class SelfAttention(nn.Module):
         return self.out_proj(out_RHTC.transpose(1, 2).reshape(rows, length, dim))
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(TransformerBlock):
     """Attention and feed-forward network, each with a residual and a norm after (or before) it.
 
     Args:
@@ -74,7 +75,7 @@ class EncoderLayer(nn.Module):
         self.activation_dropout = activation_dropout
         self.activation = "gelu" if activation == "gelu" else "relu"
 
-    def forward(self, x_RTD: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(self, x_RTD: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Output (R, T, D), and the feed-forward output before dropout and residual (R, T, D)."""
         inner = self.self_attn_layer_norm(x_RTD) if self.pre_norm else x_RTD
         return self._finish(x_RTD, self.self_attn(inner, bias))

@@ -19,10 +19,11 @@ from ..conv_spec import frame_count, parse_conv_layers
 from ..dropout import Dropout
 from ..errors import DataError
 from ..pretraining import PretrainOutput
-from ..randomness import generator, stable_key
+from ..randomness import generator
 from ..student import Features, Tap, initialise
 from ..targets import TargetAverage
 from ..teacher import Teacher
+from ..transformer import kept_blocks
 from ..waveform import PositionalConvolutions, WaveformConvolutions, frame_padding
 from .config import Data2VecAudioConfig
 from .layers import EncoderLayer
@@ -78,10 +79,7 @@ class AudioTransformer(nn.Module):
             x = self.layer_norm(x)
         x = self.dropout(x)
         bias = attention_bias(padding_mask_BT)
-        for index, layer in enumerate(self.layers):
-            if self.training and self.layerdrop > 0.0:
-                if stable_key("layerdrop", index, *key) / 2**63 < self.layerdrop:
-                    continue
+        for index, layer in kept_blocks(self.layers, self.layerdrop, self.training, *key):
             x, candidate = layer(x, bias)
             if each is not None:
                 each(index, x, candidate)

@@ -19,11 +19,12 @@ from ..attention import attention_bias
 from ..dropout import Dropout
 from ..errors import DataError
 from ..pretraining import PretrainOutput
-from ..randomness import hashed_scores, row_keys, stable_key
+from ..randomness import hashed_scores, row_keys
 from ..student import Features, Tap, initialise
 from ..targets import TargetAverage
 from ..teacher import Teacher
 from ..text import PAD, position_ids
+from ..transformer import kept_blocks
 from .layers import EncoderLayer
 from .objective import masked_positions, regression_output
 from .text_config import Data2VecTextConfig
@@ -106,10 +107,7 @@ class SentenceEncoder(nn.Module):
         x = self.dropout(self.local_features(source_BT) if local_BTD is None else local_BTD)
         x = x.masked_fill(padding_BT[..., None], 0.0)
         bias = attention_bias(padding_BT) if bool(padding_BT.any()) else None
-        for index, layer in enumerate(self.layers):
-            if self.training and self.layerdrop > 0.0:
-                if stable_key("layerdrop", index, *key) / 2**63 < self.layerdrop:
-                    continue
+        for index, layer in kept_blocks(self.layers, self.layerdrop, self.training, *key):
             x, candidate = layer(x, bias)
             if each is not None:
                 each(index, x, candidate)

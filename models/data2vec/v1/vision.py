@@ -23,7 +23,7 @@ from ..randomness import generator
 from ..student import Features, Tap
 from ..targets import TargetAverage
 from ..teacher import Teacher
-from ..transformer import drop_path_rates
+from ..transformer import TransformerBlock, drop_path_rates, kept_blocks
 from .objective import masked_positions, regression_output
 from .vision_config import Data2VecVisionConfig
 from .vision_masking import rectangle_masks
@@ -118,7 +118,7 @@ class BiasedAttention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(rows, length, dim))
 
 
-class VisionBlock(nn.Module):
+class VisionBlock(TransformerBlock):
     """Pre-LN block with a learned scale of each branch."""
 
     def __init__(self, config: Data2VecVisionConfig, drop_path: float) -> None:
@@ -133,9 +133,7 @@ class VisionBlock(nn.Module):
         self.gamma_1 = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
         self.gamma_2 = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
 
-    def forward(
-        self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, D) to the block's output and its feed-forward branch, after scale and drop path."""
         x = x_BTD + self._branch(self.attn(self.norm1(x_BTD), bias_1HTT), self.gamma_1)
         widen, _, narrow = self.mlp
@@ -166,7 +164,7 @@ class VisionTransformer(nn.Module):
     def forward(self, x_BTD: torch.Tensor, each: EachLayer | None = None) -> torch.Tensor:
         """(B, 1 + T, D) with the class token first; ``each`` receives index, output and branch of a block."""
         bias = None if self.rel_pos_bias is None else self.rel_pos_bias()
-        for index, block in enumerate(self.blocks):
+        for index, block in kept_blocks(self.blocks, 0.0, self.training):
             x_BTD, branch = block(x_BTD, bias)
             if each is not None:
                 each(index, x_BTD, branch)
@@ -302,6 +300,12 @@ class Data2VecVisionPretraining(nn.Module):
             watched=(local_BTD, x_BTD, None) if watch else None,
             tap=tap,
         )
+
+    def student_features(
+        self, source: torch.Tensor, padding_mask: None = None, *, all_layers: bool = False
+    ) -> Features:
+        """The student's features of complete input, see :meth:`Data2VecVision.forward`."""
+        return self.student(source, padding_mask, all_layers=all_layers)
 
     @torch.no_grad()
     def _targets(self, source: torch.Tensor, local_BTD: torch.Tensor, tap: Tap | None) -> torch.Tensor:

@@ -63,6 +63,7 @@ _AT_LEAST: dict[str, float] = {
     "distributed_training.distributed_world_size": 1,
     "platform.num_workers": 0, "platform.gpus_per_worker": 0, "platform.threads_per_worker": 1,
     "platform.max_failures": 0, "platform.max_bad_updates": 1, "platform.plan_count": 1,
+    "platform.clone_chunk": 1,
     "platform.collapse_after": 0, "platform.collapse_min_var": 0, "platform.collapse_min_rank": 0,
     "platform.collapse_patience": 0,
 }  # fmt: skip
@@ -407,6 +408,10 @@ def _platform(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("platform.num_workers", p.num_workers, rule)
     if p.plan_utilisation is not None and not 0 < p.plan_utilisation <= 1:
         yield Problem("platform.plan_utilisation", p.plan_utilisation, "must lie in 0 < share <= 1")
+    if p.clone_chunk is not None and not isinstance(recipe.model, Data2VecMultiConfig):
+        yield Problem(
+            "platform.clone_chunk", p.clone_chunk, "is for models with clones: pretraining data2vec 2.0"
+        )
     if p.alias is not None and p.register_as is None:
         yield Problem("platform.alias", p.alias, "needs platform.register_as")
     for name in ("run_name", "register_as", "alias"):

@@ -23,7 +23,7 @@ _MODEL_MASKS = "the data2vec 2.0 model masks by itself (model.modalities.text.ma
 _TEXT_1_MASKS = "data2vec 1 text masks all chosen tokens with <mask>: other positions would carry no loss"
 _RESTORED = "the architecture comes with the model in checkpoint.restore_file"
 _PLASMA = "data sets are memory-mapped"
-_SHARDED = "sharding is not a property of the recipe"
+_SHARDED = "see platform.sharding: parts are gathered block by block, sums and checkpoints are whole"
 _RESET = "other weights always start a new run; a resumed run takes everything over"
 _GENERATION = "generation and scoring belong to other models of the reference"
 
@@ -71,7 +71,6 @@ IGNORED: dict[str, str] = {
     "model.checkpoint_activations": "see platform.checkpoint_activations",
     "model.offload_activations": "see platform.checkpoint_activations",
     "model.min_params_to_wrap": _SHARDED,
-    "model.ddp_backend": _DDP,
     "model.self_attn_norm_type": "a field of an unreleased model; layers use layer norm",
     "model.final_norm_type": "a field of an unreleased model; layers use layer norm",
     "task.local_cache_path": "data at URIs is cached under D2V_HOME; local data is read in place",
@@ -111,7 +110,6 @@ IGNORED: dict[str, str] = {
     "distributed_training.device_id": _LAUNCH,
     "distributed_training.nprocs_per_node": _LAUNCH,
     "distributed_training.heartbeat_timeout": _LAUNCH,
-    "distributed_training.ddp_backend": _DDP,
     "distributed_training.bucket_cap_mb": _DDP,
     "distributed_training.find_unused_parameters": _DDP,
     "distributed_training.gradient_as_bucket_view": _DDP,
@@ -276,6 +274,7 @@ class Alias:
     field: str
     value: Any  # what ``field`` becomes; ``None`` = the key's own value
     when: Any  # the value of the key for which the alias holds; ``None`` = any
+    otherwise: str | None = None  # why other values have no effect; ``None`` = it needs no saying
 
 
 ALIASES: dict[str, Alias] = {
@@ -284,6 +283,10 @@ ALIASES: dict[str, Alias] = {
     "common.memory_efficient_bf16": Alias(field="common.bf16", value=True, when=True),
     "common.cpu": Alias(field="platform.gpus_per_worker", value=0, when=True),
     "checkpoint.save_dir": Alias(field="platform.storage", value=None, when=None),
+    "distributed_training.ddp_backend": Alias(
+        field="platform.sharding", value="full", when="fully_sharded", otherwise=_DDP
+    ),
+    "model.ddp_backend": Alias(field="platform.sharding", value="full", when="fully_sharded", otherwise=_DDP),
 }
 
 # Components of the reference that are not built here yet: group -> name -> what they belong to.
@@ -376,9 +379,11 @@ def translate(
             continue
         if is_field(dotted):
             continue
-        if (alias := ALIASES.get(dotted)) is not None:
+        if (alias := ALIASES.get(dotted)) is not None and value != "slowmo":
             _remove(values, dotted)
-            if alias.when is None or value == alias.when:
+            if alias.otherwise is not None and value != alias.when:
+                by_reason.setdefault(alias.otherwise, []).append(dotted)
+            elif alias.when is None or value == alias.when:
                 notes += _apply_alias(values, dotted, value, alias, problems)
         elif (rule := _match(ONLY, dotted)) is not None:
             _remove(values, dotted)
@@ -410,7 +415,7 @@ def _apply_alias(
     if dotted == "checkpoint.save_dir" and not (str(value).startswith("/") or "://" in str(value)):
         return [f"{dotted}: no effect here; checkpoints live under D2V_HOME (platform.storage changes that)"]
     already = _find(values, alias.field)
-    if already not in (None, False, new):
+    if already not in (None, False, "auto", new):
         problems.append(Problem(dotted, value, f"contradicts {alias.field} = {already!r}; give one of them"))
         return []
     group, name = alias.field.split(".")

@@ -128,7 +128,11 @@ class Platform:
     tracking_uri: str | None = None  # MLflow; null = MLFLOW_TRACKING_URI, else SQLite under D2V_HOME
     storage: str | None = None  # root of the checkpoints, a folder or s3://; null = D2V_HOME/runs
     deterministic: bool = True  # deterministic kernels, so that a resumed run is bit-equal
+    sharding: Literal["auto", "none", "full"] = (
+        "auto"  # full = workers share the model (FSDP2); auto = where it does not fit otherwise
+    )
     checkpoint_activations: bool = False  # run blocks again in the backward pass: less memory, more work
+    clone_chunk: int | None = None  # data2vec 2.0: clones computed at a time, for less memory; null = all
     plan_accelerator: Literal["cpu", "v100", "a100-40gb", "a100", "h100", "h200"] | None = (
         None  # device that the plan's hours are for; null = the one at hand
     )

@@ -110,14 +110,13 @@ def add_from_run(
         recipe = replace(recipe, model=replace(recipe.model, model_path=parent))  # type: ignore[type-var]
     models = resolve_models(recipe)
     task = make_task(recipe, models.pretrained)
-    task.module.load_state_dict(checkpoint.tensors["model"])
     task.restore(checkpoint.state["task"])
     origin = {
         "run_id": run_id, "recipe": tags.get("d2v.recipe", ""), "update": update,
         "recipe.digest": tags.get("d2v.recipe_digest", ""), "code": tags.get("d2v.code", ""),
     }  # fmt: skip
     place = home_folder("cache", tracker.home) / "added" / f"{run_id}-{update}"
-    exported = task.export(place / "model", origin)
+    exported = task.export(place / "model", origin, checkpoint.tensors["model"])
     summary = Summary(
         update=update,
         metrics=dict(checkpoint.state["metrics"]),

@@ -123,13 +123,16 @@ def _train(
     if config["workers"] > 1:
         from ray.tune.integration.ray_train import TuneReportCallback
 
+        from ..training.forecast import forecast_at_hand, placed
         from ..training.launch import train_on_ray
         from ..training.plan import make_plan
         from ..training.ray_session import cluster_info
 
+        cluster = cluster_info()
+        plan = make_plan(recipe, cluster)
         return train_on_ray(
             recipe,
-            make_plan(recipe, cluster_info()),
+            placed(plan, forecast_at_hand(recipe, plan, cluster, models.pretrained)),
             tracker,
             run_id=run_id,
             run_folder=folder,

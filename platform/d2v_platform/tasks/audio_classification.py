@@ -148,14 +148,14 @@ class AudioClassification(TrainingTask):
         loss = sum(result["loss"] for result in results) / max(int(labels_NC.sum()), 1)
         return {"loss": loss, **event_metrics(scores_NC, labels_NC)}
 
-    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
         """Trunk, projection and class names: needs no pretrained file to be used."""
         return save_artifact(
             folder,
             kind="audio_classifier",
             model_config=self.pretrained,
             head_config=self.model.options,
-            state=self.model.state_dict(),
+            state=weights,
             task={
                 "sample_rate": self.task.sample_rate,
                 "normalize": self.task.normalize,

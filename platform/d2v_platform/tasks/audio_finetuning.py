@@ -221,14 +221,14 @@ class AudioFinetuning(TrainingTask):
             "label_coverage": 100.0 * len(used & wanted) / max(len(wanted), 1),
         }
 
-    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
         """Trunk, projection and letters: needs no pretrained file to be used."""
         return save_artifact(
             folder,
             kind="ctc",
             model_config=self.pretrained,
             head_config=self.model.options,
-            state=self.model.state_dict(),
+            state=weights,
             task={
                 "sample_rate": self.task.sample_rate,
                 "normalize": self.task.normalize,

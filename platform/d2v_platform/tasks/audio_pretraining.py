@@ -24,7 +24,7 @@ from data2vec.v1.speech import Data2VecAudioPretraining
 from ..recipe.audio_components import AudioPretrainingTask
 from ..recipe.schema import Recipe
 from .pretraining import PretrainingTask
-from .task import batches_of
+from .task import batches_of, part_of
 
 
 class AudioPretraining(PretrainingTask):
@@ -76,6 +76,7 @@ class AudioPretraining(PretrainingTask):
             seed=seed,
             masks=masks,
             watch=self.watching,
+            **self.chunked,
         )
 
     def block_masks(self, batch: Mapping[str, torch.Tensor], seed: int, update: int) -> MaskSet | None:
@@ -119,14 +120,14 @@ class AudioPretraining(PretrainingTask):
             rows.append(whole_MT[:, start : start + frames])
         return mask_set(torch.cat(rows), row_ids_R, False, seed, update)
 
-    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
         """The student with its decoder or head and the teacher, so that training can start from it."""
         return save_artifact(
             folder,
             kind="pretrained",
             model_config=self.config,
-            state=self.model.student.state_dict(),
-            teacher=self.model.teacher.module.state_dict(),
+            state=part_of(weights, "student."),
+            teacher=part_of(weights, "teacher.module."),
             task={"sample_rate": self.task.sample_rate, "normalize": self.task.normalize},
             origin=origin,
         )

@@ -34,7 +34,7 @@ from ..recipe.image_components import (
 )
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
-from .image_data import check_subsets, normalisation, open_subset
+from .image_data import check_subsets, never_empty, normalisation, open_subset
 from .task import MicroBatch, TrainingTask, batches_of
 
 logger = logging.getLogger(__name__)
@@ -173,8 +173,7 @@ class ImageClassification(TrainingTask):
     def predict(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Class, rank of the label and loss of each image."""
         self.oddities.note(batch["notes"])
-        if not len(batch["id"]):
-            return []
+        batch, empty = never_empty(batch, self.task.input_size)
         logits, target = self.model(batch["source"]), batch["target"]
         losses = self.model.loss(logits, target).elementwise.tolist()
         own = logits.gather(1, target[:, None])
@@ -182,10 +181,14 @@ class ImageClassification(TrainingTask):
         rows = zip(
             batch["id"].tolist(), logits.argmax(-1).tolist(), target.tolist(), ranks, losses, strict=True
         )
-        return [
-            {"id": i, "prediction": prediction, "target": label, "rank": rank, "loss": loss}
-            for i, prediction, label, rank, loss in rows
-        ]
+        return (
+            []
+            if empty
+            else [
+                {"id": i, "prediction": prediction, "target": label, "rank": rank, "loss": loss}
+                for i, prediction, label, rank, loss in rows
+            ]
+        )
 
     def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
         """Loss, top-1 and top-5 accuracy in percent over the whole subset."""
@@ -196,7 +199,7 @@ class ImageClassification(TrainingTask):
             "top5": 100.0 * sum(result["rank"] < 5 for result in results) / count,
         }
 
-    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
         """Network, head and class names: needs no pretrained file to be used."""
         for line in self.oddities.lines():
             logger.warning("images of this run: %s", line)
@@ -205,7 +208,7 @@ class ImageClassification(TrainingTask):
             kind="image_classifier",
             model_config=self.model.model.config,
             head_config=self.model.head_config,
-            state=self.model.state_dict(),
+            state=weights,
             task={
                 "labels": self.classes,
                 "input_size": self.task.input_size,

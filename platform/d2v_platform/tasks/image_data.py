@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
+
+import torch
 
 from data2vec.data.image_sources import ImageSource, open_images
 from data2vec.data.image_transforms import (
@@ -71,6 +74,20 @@ def open_subset(recipe: Recipe, subset: str, *, training: bool, augmented: bool)
     return ImageDataset(
         source, transform, seed=recipe.common.seed, replace=training, strict=task.strict_images
     )
+
+
+def never_empty(batch: Mapping[str, Any], side: int) -> tuple[Mapping[str, Any], bool]:
+    """A batch of which no image could be read becomes a black one, so that workers which share a model stay
+    in step.
+
+    Returns:
+        The batch, and whether it was empty: its results are worth nothing then.
+    """
+    if len(batch["id"]):
+        return batch, False
+    zero = torch.zeros(1, dtype=torch.int64, device=batch["id"].device)
+    image = torch.zeros(1, 3, side, side, device=batch["id"].device)
+    return {**batch, "id": zero, "target": zero, "source": image}, True
 
 
 def task_has_probe(recipe: Recipe) -> bool:

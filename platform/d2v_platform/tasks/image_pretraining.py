@@ -21,11 +21,12 @@ from data2vec.v1.vision_config import Data2VecVisionConfig
 
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.schema import Recipe
+from ..training.loading import Share
 from ..training.reduction import gather_objects
 from ..training.statistics import Layout, Sums
-from .image_data import check_subsets, normalisation, open_subset
+from .image_data import check_subsets, never_empty, normalisation, open_subset
 from .pretraining import PretrainingTask
-from .task import MicroBatch, batches_of
+from .task import MicroBatch, batches_of, part_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,9 @@ class ImagePretraining(PretrainingTask):
     def forward(self, batch: Mapping[str, Any], update: int) -> MicroBatch:
         """Weighted losses of one micro-batch, and each loss by itself where there are several."""
         result = super().forward(batch, update)
-        scalars = {**result.scalars, "unreadable": self.oddities.note(batch["notes"])}
+        scalars = dict(result.scalars)
+        if self.chunk is None or self.chunk.first:
+            scalars["unreadable"] = self.oddities.note(batch["notes"])
         scalars |= {f"loss_{name}": value for name, value in self.last_losses.items()}
         return MicroBatch(result.loss, result.sample_size, scalars, result.moments, result.stages)
 
@@ -86,6 +89,7 @@ class ImagePretraining(PretrainingTask):
             update=update,
             seed=self.recipe.common.seed,
             watch=self.watching,
+            **self.chunked,
         )
         self.last_losses = {name: value.detach() for name, value in output.losses.items()}
         return output
@@ -105,18 +109,17 @@ class ImagePretraining(PretrainingTask):
     def predict(self, batch: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Loss of one validation batch, and the features of its images where the recipe probes them."""
         self.oddities.note(batch["notes"])
-        if not len(batch["id"]):
-            return []
+        batch, empty = never_empty(batch, self.task.input_size)
         results = super().predict(batch)
         if self.task.probe_bank is None:
-            return results
+            return [] if empty else results
         features = self._features(batch["source"])
         images = [
             {"id": int(i), "loss": 0.0, "sample_size": 0, "label": int(label), "feature": row}
             for i, label, row in zip(batch["id"], batch["target"], features.numpy(), strict=True)
         ]
         images[0] |= {"loss": results[0]["loss"], "sample_size": results[0]["sample_size"]}
-        return images
+        return [] if empty else images
 
     def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
         """Loss per masked patch; kNN and linear probe in percent, taught on ``task.probe_bank``."""
@@ -132,7 +135,7 @@ class ImagePretraining(PretrainingTask):
         logits = linear_probe(train, train_labels, queries, classes, seed=self.recipe.common.seed)
         return scores | {"knn": accuracy(votes, labels), "linear_probe": accuracy(logits, labels)}
 
-    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
         """The student with its decoder and the teacher, so that training can start from it."""
         for line in self.oddities.lines():
             logger.warning("images of this run: %s", line)
@@ -140,8 +143,8 @@ class ImagePretraining(PretrainingTask):
             folder,
             kind="pretrained",
             model_config=self.config,
-            state=self.model.student.state_dict(),
-            teacher=self.model.teacher.module.state_dict(),
+            state=part_of(weights, "student."),
+            teacher=part_of(weights, "teacher.module."),
             task={"input_size": self.task.input_size, **normalisation(self.recipe)},
             origin=origin,
         )
@@ -161,8 +164,9 @@ class ImagePretraining(PretrainingTask):
         return tuple(f"loss_{name}" for name in [*names, "IMAGE_regression"]) if names else ()
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
+        layer, run = self.task.probe_layer, self.model.student_features
         with torch.no_grad():
-            return pooled_features(self.model.student, images, "mean", self.task.probe_layer).float().cpu()
+            return pooled_features(self.model.student, images, "mean", layer, run=run).float().cpu()
 
     def _bank_features(self, subset: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and classes of the bank; the workers share its images."""
@@ -172,12 +176,17 @@ class ImagePretraining(PretrainingTask):
         self.model.eval()
         mine: list[tuple[int, np.ndarray, int]] = []
         batch_size = self.recipe.dataset.batch_size_valid or 16
-        starts = range(0, len(dataset), batch_size)
-        for start in list(starts)[rank::size]:
-            batch = dataset.collate([dataset[i] for i in range(start, min(start + batch_size, len(dataset)))])
+        batches = [
+            np.arange(len(dataset))[start : start + batch_size]
+            for start in range(0, len(dataset), batch_size)
+        ]
+        share = Share(batches, 0, len(batches), rank, size, padded=True)
+        for turn, chosen in zip(share.turns(len(batches)), share, strict=True):
+            batch = dataset.collate([dataset[i] for i in chosen])
             self.oddities.note(batch["notes"])
-            if len(batch["id"]):
-                rows = self._features(batch["source"].to(device)).numpy()
+            batch, empty = never_empty(batch, self.task.input_size)
+            rows = self._features(batch["source"].to(device)).numpy()
+            if turn < len(batches) and not empty:
                 mine += list(zip(batch["id"].tolist(), rows, batch["target"].tolist(), strict=True))
         self.model.train()
         everyone = sorted((row for part in gather_objects(mine) for row in part), key=lambda row: row[0])

@@ -112,13 +112,13 @@ class LanguageModeling(TrainingTask):
         """Loss of a token in bits, and perplexity, over the whole subset."""
         return _figures(sum(r["loss"] for r in results), sum(r["tokens"] for r in results))
 
-    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
         """Weights and dictionary."""
         return save_artifact(
             folder,
             kind="language_model",
             model_config=self.config,
-            state=self.model.state_dict(),
+            state=weights,
             task={
                 "units": units_of(self.dictionary),
                 "metric": self.recipe.checkpoint.best_checkpoint_metric,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from data2vec.artifact import load_strictly, read_artifact
+from data2vec.clone_chunks import CloneChunk, clone_chunks
 from data2vec.collapse import STAGES, watched_channels
 from data2vec.config import Data2VecMultiConfig
 from data2vec.pretraining import Moments, PretrainOutput
@@ -32,6 +34,7 @@ class PretrainingTask(TrainingTask):
 
     config: Any
     model: Any
+    chunk: CloneChunk | None = None  # the clones that are being computed, where not all are at once
     exports_best = False  # targets grow with the teacher: a lower loss is not a better model
 
     def prepare(self, dim: int) -> None:
@@ -58,6 +61,7 @@ class PretrainingTask(TrainingTask):
             update=update,
             seed=self.recipe.common.seed,
             watch=self.watching,
+            **self.chunked,
         )
 
     def ntokens(self, batch: Mapping[str, torch.Tensor]) -> int:
@@ -83,19 +87,43 @@ class PretrainingTask(TrainingTask):
         """The teacher moves once an update, before the first forward pass."""
         self.model.teacher.step(update)
 
+    def passes(self, batch: Mapping[str, torch.Tensor], update: int) -> Sequence[Callable[[], MicroBatch]]:
+        """One pass for all clones, or one for each chunk of ``platform.clone_chunk`` clones."""
+        size = self.recipe.platform.clone_chunk
+        if size is None:
+            return super().passes(batch, update)
+
+        def compute(chunk: CloneChunk) -> MicroBatch:
+            self.chunk = chunk
+            try:
+                return self.forward(batch, update)
+            finally:
+                self.chunk = None
+
+        chunks = clone_chunks(self.config.clone_batch, size)
+        return [functools.partial(compute, chunk) for chunk in chunks]
+
+    @property
+    def chunked(self) -> dict[str, Any]:
+        """What :meth:`compute` gives on to a model with clones."""
+        return {} if self.chunk is None else {"chunk": self.chunk}
+
     def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
-        """Weighted losses of one micro-batch."""
+        """Weighted losses of one micro-batch, or of the present chunk of its clones."""
         output = self.compute(batch, update)
         weighted = [value * self.loss_weights.get(key, 1.0) for key, value in output.losses.items()]
         loss = torch.stack(weighted).sum()
-        scalars = {
+        scalars: dict[str, float | torch.Tensor] = {
             "loss": loss.detach(),
             "sample_size": output.sample_size,
-            "nsentences": len(batch["id"]),
-            "ntokens": self.ntokens(batch),
-            "micro_batches": 1,
-            "masked_pct": output.masked_pct,
         }
+        if self.chunk is None or self.chunk.first:  # once a micro-batch
+            scalars |= {
+                "nsentences": len(batch["id"]),
+                "ntokens": self.ntokens(batch),
+                "micro_batches": 1,
+                "masked_pct": output.masked_pct,
+            }
         moments: dict[str, Moments] = {"target": output.target, "pred": output.prediction}
         return MicroBatch(loss, output.sample_size, scalars, moments, output.stages)
 

@@ -149,14 +149,14 @@ class SentencePrediction(TrainingTask):
         )
         return scores
 
-    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
         """Network, head, labels and tokenizer: needs no pretrained file to be used."""
         return save_artifact(
             folder,
             kind="sentence_classifier",
             model_config=self.model.trunk.config,
             head_config=self.model.head_config,
-            state=self.model.state_dict(),
+            state=weights,
             task={
                 "labels": self.dataset(self.recipe.dataset.train_subset).labels,
                 "regression": self.regression,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,10 @@ class TrainingTask(ABC):
     def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
         """Loss of one micro-batch of training."""
 
+    def passes(self, batch: Mapping[str, torch.Tensor], update: int) -> Sequence[Callable[[], MicroBatch]]:
+        """What computes a micro-batch: one forward pass, or several, each followed by a backward pass."""
+        return [lambda: self.forward(batch, update)]
+
     def begin_update(self, update: int) -> None:
         """Called before the first micro-batch of an update; ``update`` updates are complete."""
         return None
@@ -121,12 +125,23 @@ class TrainingTask(ABC):
         """Metrics of a subset from the results of all its samples, ordered by id."""
 
     @abstractmethod
-    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
-        """Write the model folder that is registered and served."""
+    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
+        """Write the model folder that is registered and served.
+
+        Args:
+            folder: where.
+            origin: lineage.
+            weights: the complete state of :attr:`module`, of which this worker may hold a part only.
+        """
 
     @abstractmethod
     def facts(self) -> dict[str, str]:
         """Lineage: data fingerprint, dictionary hash, parent model."""
+
+
+def part_of(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors of a submodule, under its own names."""
+    return {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
 
 
 def batches_of(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data2vec.artifact import save_artifact
 from data2vec.config import Data2VecMultiConfig
@@ -21,7 +22,7 @@ from data2vec.v1.text_config import Data2VecTextConfig
 from ..recipe.components import MaskedLMTask, ModelCriterion
 from ..recipe.schema import Recipe
 from .pretraining import PretrainingTask
-from .task import batches_of
+from .task import batches_of, part_of
 
 
 class TextPretraining(PretrainingTask):
@@ -67,14 +68,14 @@ class TextPretraining(PretrainingTask):
         """Fixed batches in an order that is a function of (seed, epoch)."""
         return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=False)
 
-    def export(self, folder: Path, origin: Mapping[str, Any]) -> Path:
+    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
         """The student with its decoder and the teacher, so that training can start from it."""
         return save_artifact(
             folder,
             kind="pretrained",
             model_config=self.config,
-            state=self.model.student.state_dict(),
-            teacher=self.model.teacher.module.state_dict(),
+            state=part_of(weights, "student."),
+            teacher=part_of(weights, "teacher.module."),
             task={"max_positions": self.task.tokens_per_sample},
             tokenizer=TextTokenizer(GPT2BPE(), self.dictionary),
             origin=origin,

@@ -69,6 +69,7 @@ class Checkpoints:
         self.remote = RemoteCheckpoints(store, run) if run is not None else None
         self.times: list[SaveTime] = []
         self._wait = wait
+        self._waited_s = 0.0  # since the last save
         self._writer: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
         self._uploader = Uploader(self.remote) if self.remote is not None else None
@@ -84,21 +85,25 @@ class Checkpoints:
         epoch_end: bool = False,
         metric: float | None = None,
         best: bool = False,
+        owned: bool = False,
     ) -> None:
         """Take a snapshot and publish it in the background; arguments as in ``CheckpointStore.save``.
+
+        Args:
+            owned: the tensors are a snapshot already, in memory; they are not copied again.
 
         Raises:
             CheckpointError: the *previous* checkpoint could not be written.
         """
-        begin = time.perf_counter()
         self.wait()
+        begin = time.perf_counter()
         snapshot = {
-            file: {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in group.items()}
+            file: dict(group) if owned else {name: _copy(tensor) for name, tensor in group.items()}
             for file, group in tensors.items()
         }
         if self._writer is None:
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="d2v-checkpoint")
-        stalled = time.perf_counter() - begin
+        stalled, self._waited_s = time.perf_counter() - begin + self._waited_s, 0.0
 
         def write() -> None:
             started = time.perf_counter()
@@ -123,7 +128,9 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
+            begin = time.perf_counter()
             pending.result()
+            self._waited_s += time.perf_counter() - begin
 
     def finish(self, model: Path | None = None) -> None:
         """Everything published and, as far as the server allows, uploaded, the exported model too."""
@@ -188,6 +195,10 @@ class Checkpoints:
         except (CheckpointError, StorageError) as error:
             logger.warning("%s; using an older checkpoint", error)
             return None
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 class Uploader:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import ConfigError, Problem
 from data2vec.flops import StepCost, Storage
 
@@ -39,6 +40,7 @@ class Forecast:
         largest: samples and length of the micro-batch that needs most memory.
         cost: its cost.
         flops: work of a micro-batch, on average.
+        whole_bytes: what a worker would need that held the whole model, where they share it.
     """
 
     workload: Workload
@@ -50,6 +52,7 @@ class Forecast:
     largest: tuple[int, int]
     cost: StepCost
     flops: float
+    whole_bytes: float | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -65,6 +68,11 @@ class Forecast:
     def memory_bytes(self) -> float:
         """Peak memory of a worker."""
         return self.cost.peak_bytes + PROCESS_BYTES[self.device.device_type]
+
+    @property
+    def sharded(self) -> bool:
+        """The workers share the model."""
+        return self.cost.workers > 1
 
     @property
     def fits(self) -> bool:
@@ -110,11 +118,13 @@ class Forecast:
         yield f"micro-batch: up to {samples} samples of {shape.positions} positions{seen}{unread}"
         teacher = f", teacher {_count(cost.teacher_parameters)}" if cost.teacher_parameters else ""
         yield f"model: {_count(cost.parameters)} parameters{teacher}; computes in {self.precision}"
+        yield f"model on the workers: {self._placement()}"
         parts = [
             ("parameters", cost.parameter_bytes),
             ("gradients", cost.gradient_bytes),
             ("optimizer", cost.optimizer_bytes),
             ("teacher", cost.teacher_bytes),
+            ("gathered", cost.gathered_bytes),
             ("activations", cost.activation_bytes),
             ("process", PROCESS_BYTES[self.device.device_type]),
         ]
@@ -139,6 +149,16 @@ class Forecast:
         told = parts | {"head" if self.workload.sees_all else "decoder": decoder}
         return ", ".join(f"{name} {work / cost.flops:.0%}" for name, work in told.items() if work)
 
+    def _placement(self) -> str:
+        asked = self.recipe.platform.sharding
+        if not self.sharded:
+            many = "each holds all of it" if self.count > 1 else "one holds all of it"
+            return f"{many} (platform.sharding={asked})"
+        told = f"each holds 1/{self.count} of it and of its teacher (FSDP2), because "
+        if asked == "full":
+            return told + "platform.sharding=full asks for it"
+        return told + f"all of it would need {_gb(self.whole_bytes or 0)} GB"
+
     def _time(self) -> str:
         rate = self.device.rate(self.precision)
         if rate is None or self.update_s is None:
@@ -147,8 +167,9 @@ class Forecast:
                 f"platform.plan_accelerator takes {', '.join(GPUS)}"
             )
         how = "measured now" if self.device.measured else "data sheet"
+        each = f", {self.rounds} micro-batches each " if self.rounds > 1 else " "
         told = (
-            f"time: {_seconds(self.update_s)} an update on {self.count} x {self.device.name} "
+            f"time: {_seconds(self.update_s)} an update on {self.count} x {self.device.name}{each}"
             f"({rate / 1e12:.3g} TFLOP/s in {self.precision}, {how}, {self.utilisation:.0%} of it assumed)"
         )
         if self.updates is None:
@@ -182,6 +203,7 @@ class Forecast:
         recomputed = dataclasses.replace(
             recipe, platform=dataclasses.replace(recipe.platform, checkpoint_activations=True)
         )
+        yield from self._smaller_chunks()
         starts = [(recipe, "")]
         if not recipe.platform.checkpoint_activations:
             made = self._under(recomputed)
@@ -200,6 +222,26 @@ class Forecast:
             if 0 < room < self.workers_per_node:
                 yield f"platform.num_workers={room}", self.memory_bytes
 
+        if self.count > 1 and recipe.platform.sharding == "none":
+            shared = dataclasses.replace(
+                recipe, platform=dataclasses.replace(recipe.platform, sharding="full")
+            )
+            made = self._under(shared)
+            if made.fits:
+                yield "platform.sharding=full", made.memory_bytes
+
+    def _smaller_chunks(self) -> Iterator[tuple[str, float]]:
+        """The largest chunk of clones that fits."""
+        recipe, model = self.recipe, self.recipe.model
+        if not isinstance(model, Data2VecMultiConfig):
+            return
+        for size in range((recipe.platform.clone_chunk or model.clone_batch) - 1, 0, -1):
+            chunked = dataclasses.replace(recipe.platform, clone_chunk=size)
+            made = self._under(dataclasses.replace(recipe, platform=chunked))
+            if made.fits:
+                yield f"platform.clone_chunk={size}", made.memory_bytes
+                return
+
     def _under(self, recipe: Recipe) -> Forecast:
         return forecast(
             self.workload.under(recipe), self.device, self.count, self.limit_bytes, self.workers_per_node
@@ -213,7 +255,7 @@ def forecast(
     limit_bytes: float | None,
     workers_per_node: int = 1,
 ) -> Forecast:
-    """Price a workload on so many devices.
+    """Price a workload on so many devices, which share the model where the recipe asks for it or must.
 
     Args:
         workload: model and micro-batches.
@@ -226,18 +268,31 @@ def forecast(
     mixed = recipe.common.fp16 or recipe.common.bf16
     precision = device.precision(recipe.platform.precision, mixed)
     storage = Storage.on(device.device_type, precision)
-    largest, cost = workload.largest(storage, accumulates=recipe.micro_batches(1) > count)
-    return Forecast(
-        workload=workload,
-        device=device,
-        count=count,
-        precision=precision,
-        limit_bytes=limit_bytes,
-        workers_per_node=workers_per_node,
-        largest=largest,
-        cost=cost,
-        flops=workload.mean_flops(),
-    )
+    accumulates, flops = recipe.micro_batches(1) > count, workload.mean_flops()
+
+    def priced(workers: int, whole_bytes: float | None = None) -> Forecast:
+        largest, cost = workload.largest(storage, accumulates, workers)
+        return Forecast(
+            workload=workload,
+            device=device,
+            count=count,
+            precision=precision,
+            limit_bytes=limit_bytes,
+            workers_per_node=workers_per_node,
+            largest=largest,
+            cost=cost,
+            flops=flops,
+            whole_bytes=whole_bytes,
+        )
+
+    asked = recipe.platform.sharding
+    if asked == "full":
+        return priced(count)
+    whole = priced(1)
+    if asked == "none" or whole.fits or count == 1:
+        return whole
+    shared = priced(count, whole.memory_bytes)
+    return shared if shared.fits else whole
 
 
 def forecast_at_hand(
@@ -257,6 +312,11 @@ def forecast_at_hand(
     together = math.ceil(workers / nodes)
     device = cpu_at_hand(plan.threads, memory)
     return forecast(workload, device, workers, memory / together if memory else None, together)
+
+
+def placed(plan: Plan, made: Forecast | None) -> Plan:
+    """The plan with the placement of the model that its forecast has come to."""
+    return plan if made is None else dataclasses.replace(plan, sharded=made.sharded)
 
 
 def forecast_as_stated(recipe: Recipe, plan: Plan, pretrained: Path | None) -> Forecast | None:

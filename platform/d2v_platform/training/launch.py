@@ -28,7 +28,7 @@ from ..storage.locations import is_uri
 from ..tracking.redaction import redact
 from ..tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
 from . import ray_session
-from .forecast import Forecast, forecast_as_stated, forecast_at_hand
+from .forecast import Forecast, forecast_as_stated, forecast_at_hand, placed
 from .loop_state import Summary, TrainingStopped, Worker
 from .plan import Plan, make_plan
 from .preflight import ResolvedModels, preflight, resolve_models
@@ -87,6 +87,7 @@ def launch(composed: Composed) -> RunResult:
         plan = make_plan(recipe, cluster)
         refuse_node_local(recipe, cluster)
         costs = _forecasts(local, plan, cluster, models)
+        plan = placed(plan, costs[0] if costs else None)
         for line in [*plan.lines(), *_forecast_lines(costs)]:
             logger.info("%s", line)
         tracker = open_tracker(recipe.platform.tracking_uri, local=plan.num_workers == 0)
@@ -332,6 +333,7 @@ def train_on_ray(
         tracker=tracker.name,
         threads=plan.threads,
         loader_processes=plan.loader_processes,
+        sharded=plan.sharded,
         model_folder=str(models.pretrained) if models.pretrained else None,
         init_from=str(models.initial) if models.initial else None,
         origin=dict(lineage),

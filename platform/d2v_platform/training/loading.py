@@ -24,6 +24,7 @@ class Share:
         per_update: micro-batches of an update.
         rank: this worker.
         size: k.
+        padded: every worker has equally many in each update; the ones too many repeat others'.
     """
 
     batches: Sequence[np.ndarray]
@@ -31,16 +32,21 @@ class Share:
     per_update: int
     rank: int
     size: int
+    padded: bool = False
 
     def __iter__(self) -> Iterator[list[int]]:
         for first in range(self.start, len(self.batches), self.per_update):
-            for index in range(self.rank, min(self.per_update, len(self.batches) - first), self.size):
-                yield self.batches[first + index].tolist()
+            count = min(self.per_update, len(self.batches) - first)
+            for index in self.turns(count):
+                yield self.batches[first + index % count].tolist()
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.batches) - self.start, self.per_update)
-        mine = len(range(self.rank, self.per_update, self.size))
-        return whole * mine + len(range(self.rank, rest, self.size))
+        return whole * len(self.turns(self.per_update)) + len(self.turns(rest))
+
+    def turns(self, count: int) -> range:
+        """This worker's micro-batches of an update of ``count``; from ``count`` on they are repetitions."""
+        return range(self.rank, -(-count // self.size) * self.size if self.padded else count, self.size)
 
 
 @dataclass(frozen=True)

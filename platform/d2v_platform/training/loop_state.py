@@ -54,6 +54,7 @@ class Worker:
         device: where it computes.
         threads: PyTorch's threads, ``None`` leaves them.
         loader_processes: data-loading processes.
+        sharded: each worker holds a part of the model (FSDP2) instead of all of it.
     """
 
     rank: int = 0
@@ -61,6 +62,7 @@ class Worker:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int | None = None
     loader_processes: int = 0
+    sharded: bool = False
 
 
 @dataclass

@@ -23,6 +23,7 @@ class Plan:
         gpus_per_worker: GPUs reserved for each.
         threads: PyTorch threads of each.
         loader_processes: data-loading processes of each.
+        sharded: each worker holds a part of the model.
         notes: choices that were made, in words.
     """
 
@@ -33,6 +34,7 @@ class Plan:
     gpus_per_worker: float
     threads: int
     loader_processes: int
+    sharded: bool
     notes: tuple[str, ...]
 
     @property
@@ -107,6 +109,8 @@ def make_plan(recipe: Recipe, cluster: ClusterInfo | None) -> Plan:
             "loads its data itself"
         )
         loaders = 0
+    if platform.sharding == "full" and workers < 2:
+        notes.append("platform.sharding full -> none: there is no second worker to share the model with")
     return Plan(
         world_size=recipe.world_size(),
         update_freq=recipe.update_freq_for_epoch(1),
@@ -115,5 +119,6 @@ def make_plan(recipe: Recipe, cluster: ClusterInfo | None) -> Plan:
         gpus_per_worker=gpus,
         threads=threads,
         loader_processes=loaders,
+        sharded=platform.sharding == "full" and workers > 1,
         notes=tuple(notes),
     )

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from data2vec.optim import scale_and_clip
 from data2vec.randomness import seed_dropout
 from data2vec.transformer import recompute_activations
 
@@ -34,11 +33,12 @@ from .accelerators import device_rate
 from .checkpoint import Checkpoint, CheckpointStore, Retention
 from .checkpoint_writer import Checkpoints
 from .collapse import CollapseWatch
-from .loading import Share, make_loader, to_device
+from .loading import make_loader, to_device
 from .loop_state import LoopState, MetricCarrier, Reporter, Summary, TrainingStopped, Worker
 from .optimizer import LossScale, Precision, choose_precision, make_optimizer
 from .progress import Progress
-from .reduction import barrier, gather_objects, reduce_gradients, reduce_vector
+from .reduction import barrier, gather_objects, reduce_vector
+from .sharding import place
 from .start_times import reached
 from .statistics import Sums
 from .workload import matrix_work
@@ -107,12 +107,12 @@ class TrainingLoop:
         self.recipe, self.task, self.reporter, self.worker = recipe, task, reporter, worker
         self.run_folder = run_folder
         self.state = LoopState()
-        task.module.to(worker.device)
+        self.precision: Precision = choose_precision(recipe, worker.device)
+        self.placement = place(task.module, worker, self.precision.dtype)
         task.module.train()
         recompute_activations(task.module, recipe.platform.checkpoint_activations)
         self.parameters = [p for p in task.trained.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(recipe, task.trained, task.lr_scales)
-        self.precision: Precision = choose_precision(recipe, worker.device)
         self.loss_scale = LossScale(recipe, recipe.micro_batches(1), enabled=self.precision.name == "fp16")
         self.store = CheckpointStore(run_folder, Retention.of(recipe.checkpoint))
         self.checkpoints = Checkpoints(self.store)
@@ -141,10 +141,10 @@ class TrainingLoop:
             return
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        self.task.module.load_state_dict(checkpoint.tensors["model"])
-        self.optimizer.adam.load_state_dict(
-            _optimizer_state(self.optimizer.adam.state_dict(), checkpoint.tensors["optimizer"])
-        )
+        self.placement.load(self.task.module, checkpoint.tensors["model"])
+        adam = self.optimizer.adam
+        moments = _optimizer_state(adam.state_dict(), checkpoint.tensors["optimizer"])
+        adam.load_state_dict(self.placement.parts(adam, moments))
         saved = dict(checkpoint.state)
         self.interval.vector = torch.tensor(saved.pop("interval"), dtype=torch.float64)
         self.interval_updates, self.interval_norm, self.interval_clipped = saved.pop("interval_counts")
@@ -198,19 +198,24 @@ class TrainingLoop:
         task.watching = self.watch.begin(state.update)
         for parameter in self.parameters:
             parameter.grad = None
-        for index in range(self.worker.rank, count, self.worker.size):
+        for turn in self.placement.turns(count):
             batch = self._next(loader)
-            seed_dropout("dropout", recipe.common.seed, state.update, index)
-            with self._autocast():
-                result = task.forward(batch, state.update)
-            (result.loss * self.loss_scale.scale).backward()
-            sums.add(result.scalars, result.moments)
-            self.watch.add(result.stages)
+            passes = task.passes(batch, state.update)
+            for number, compute in enumerate(passes):
+                key = (recipe.common.seed, state.update, turn.index, *([number] if number else []))
+                seed_dropout("dropout", *key)
+                with self._autocast():
+                    result = compute()
+                last = turn.last and number == len(passes) - 1
+                self.placement.backward(result.loss * self.loss_scale.scale, turn.counts, last)
+                if turn.counts:
+                    sums.add(result.scalars, result.moments)
+                    self.watch.add(result.stages)
         task.watching = False
-        reduce_gradients(self.parameters, self.worker.device)
+        self.placement.reduce(self.parameters)
         sums.vector = reduce_vector(sums.vector, self.worker.device)
         divisor = sums["sample_size"] * self.loss_scale.scale
-        norm = scale_and_clip(self.parameters, divisor, recipe.optimization.clip_norm)
+        norm = self.placement.clip(self.parameters, divisor, recipe.optimization.clip_norm)
         finite = math.isfinite(norm) and math.isfinite(sums["loss"])
         if stop := self.loss_scale.update(finite):
             raise TrainingStopped(f"update {state.update}: {stop}")
@@ -287,7 +292,7 @@ class TrainingLoop:
 
     def _loader(self, epoch: int, batches: Sequence[np.ndarray], per_update: int) -> Iterator[Any]:
         """This worker's micro-batches from the cursor on, decoded ahead where there are loader processes."""
-        share = Share(batches, self.state.cursor, per_update, self.worker.rank, self.worker.size)
+        share = self.placement.share(batches, self.state.cursor, per_update)
         return make_loader(self.task.dataset(self.recipe.dataset.train_subset, epoch), share, self.worker)
 
     def _next(self, loader: Iterator[Any]) -> dict[str, torch.Tensor]:
@@ -393,19 +398,32 @@ class TrainingLoop:
         batches = task.batches(subset, 1, training=False)
         if self.recipe.dataset.max_valid_steps is not None:
             batches = batches[: self.recipe.dataset.max_valid_steps]
-        mine = Share(batches, 0, self.worker.size, self.worker.rank, self.worker.size)
+        mine = self.placement.share(batches, 0, max(len(batches), 1))
         module.eval()
         results: list[dict[str, Any]] = []
-        for batch in make_loader(task.dataset(subset), mine, self.worker):
+        for index, batch in zip(
+            mine.turns(len(batches)), make_loader(task.dataset(subset), mine, self.worker), strict=True
+        ):
             with self._autocast():
-                results += task.predict(to_device(batch, self.worker.device))
+                found = task.predict(to_device(batch, self.worker.device))
+            results += found if index < len(batches) else []
         module.train()
         everyone = [result for part in gather_objects(results) for result in part]
-        return task.score(subset, sorted(everyone, key=lambda result: result["id"]))
+        scores = task.score(subset, sorted(everyone, key=lambda result: result["id"]))
+        self.placement.settle()
+        return scores
 
     def _save(self, epoch_end: bool, metric: float | None, best: bool) -> None:
-        begin = time.perf_counter()
-        if self.worker.rank == 0:
+        begin, writes = time.perf_counter(), self.worker.rank == 0
+        if writes:
+            self.checkpoints.wait()  # so that at most one snapshot exists beside the model
+        tensors = {
+            "model": self.placement.snapshot(self.task.module.state_dict(), keep=writes),
+            "optimizer": self.placement.snapshot(
+                _optimizer_tensors(self.optimizer.adam.state_dict()), keep=writes
+            ),
+        }
+        if writes:
             # Metrics up to here must be safe before the checkpoint that skips their recomputation is visible.
             self.reporter.flush()
             state = asdict(self.state)
@@ -418,12 +436,8 @@ class TrainingLoop:
             state["task"] = self.task.counters()
             if isinstance(self.reporter, MetricCarrier):
                 state["unsent"] = self.reporter.unsent()
-            tensors = {
-                "model": self.task.module.state_dict(),
-                "optimizer": _optimizer_tensors(self.optimizer.adam.state_dict()),
-            }
             self.checkpoints.save(
-                self.state.update, tensors, state, epoch_end=epoch_end, metric=metric, best=best
+                self.state.update, tensors, state, epoch_end=epoch_end, metric=metric, best=best, owned=True
             )
         self.last_saved = self.state.update
         self.progress.checkpoint_s = time.perf_counter() - begin
@@ -431,14 +445,15 @@ class TrainingLoop:
     def finish(self, reason: str, origin: dict[str, Any]) -> Summary:
         """Export the best weights (the last ones of pretraining or without validation) and sum up."""
         state, export = self.state, None
+        comparable = self.task.exports_best and not self.recipe.checkpoint.no_save
+        best = state.best_update if comparable else None
+        weights = self.placement.snapshot(self.task.module.state_dict(), keep=self.worker.rank == 0)
         if self.worker.rank == 0:
             self.checkpoints.wait()
-            comparable = self.task.exports_best and not self.recipe.checkpoint.no_save
-            best = state.best_update if comparable else None
             if best is not None and best != state.update:
-                self.task.module.load_state_dict(self.checkpoints.load(best).tensors["model"])
+                weights = self.checkpoints.load(best).tensors["model"]
             origin |= {"update": best if best is not None else state.update}
-            export = str(self.task.export(self.run_folder / "model", origin))
+            export = str(self.task.export(self.run_folder / "model", origin, weights))
             self.reporter.flush()
             self.checkpoints.finish(Path(export))
         barrier()

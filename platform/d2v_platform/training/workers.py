@@ -35,6 +35,7 @@ class Assignment:
         tracker: name of the tracker actor.
         threads: PyTorch's threads.
         loader_processes: data-loading processes.
+        sharded: the workers share the model.
         model_folder: the resolved pretrained model.
         init_from: the resolved model folder that a new run starts from.
         origin: lineage for the exported model.
@@ -49,6 +50,7 @@ class Assignment:
     tracker: str
     threads: int
     loader_processes: int
+    sharded: bool = False
     model_folder: str | None = None
     init_from: str | None = None
     origin: dict[str, Any]
@@ -109,6 +111,7 @@ def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
         device=ray.train.torch.get_device(),
         threads=job.threads,
         loader_processes=job.loader_processes,
+        sharded=job.sharded,
     )
     note_worker(Path(job.run_folder), job.attempt, rank)
     reporter = RayTrainReporter(

@@ -92,8 +92,8 @@ class Workload:
             kept = visible + round((positions - visible) * modality.keep_masked_pct)
         return StepShape(samples=samples, positions=positions, kept=max(kept, 1), clones=clones, raw=raw)
 
-    def cost(self, size: tuple[int, int], storage: Storage, accumulates: bool) -> StepCost:
-        """What a micro-batch of so many samples and such a length costs."""
+    def cost(self, size: tuple[int, int], storage: Storage, accumulates: bool, workers: int = 1) -> StepCost:
+        """What a micro-batch of so many samples and such a length costs one of the workers."""
         if self.language is not None:
             return language_model_step(
                 self.language,
@@ -101,6 +101,8 @@ class Workload:
                 vocab_size=self.vocab_size,
                 storage=storage,
                 accumulates=accumulates,
+                checkpoint_activations=self.recipe.platform.checkpoint_activations,
+                workers=workers,
             )
         shared: dict[str, Any] = {
             "vocab_size": self.vocab_size,
@@ -108,17 +110,21 @@ class Workload:
             "accumulates": accumulates,
             "checkpoint_activations": self.recipe.platform.checkpoint_activations,
             "branch_scales": self.branch_scales,
+            "workers": workers,
         }
         if self.pretraining:
+            shared["clones_at_once"] = self.recipe.platform.clone_chunk
             return pretraining_step(self.config, self.shape(*size), **shared)
         holder = self.recipe.task if hasattr(self.recipe.task, "num_classes") else self.recipe.model
         listed = len(getattr(self.dataset, "classes", ()))
         classes = max(int(getattr(holder, "num_classes", 1)), listed, 1)
         return finetuning_step(self.config, self.shape(*size), num_classes=classes, **shared)
 
-    def largest(self, storage: Storage, accumulates: bool) -> tuple[tuple[int, int], StepCost]:
+    def largest(
+        self, storage: Storage, accumulates: bool, workers: int = 1
+    ) -> tuple[tuple[int, int], StepCost]:
         """The micro-batch that needs most memory."""
-        costs = [(size, self.cost(size, storage, accumulates)) for size in self.sizes]
+        costs = [(size, self.cost(size, storage, accumulates, workers)) for size in self.sizes]
         return max(costs, key=lambda pair: pair[1].peak_bytes)
 
     def fingerprint(self) -> str | None:

@@ -1,0 +1,298 @@
+"""Who holds the model: every worker all of it, or each its rows of every tensor (PyTorch's FSDP2).
+
+The loop asks either kind for the same few things. Both deal the same micro-batches, sum gradients over them
+and divide once, so that a run may change from one to the other at any checkpoint.
+
+Sharded, a block's parameters are gathered when it runs and given back afterwards, in both passes, and its
+gradients are summed over the workers row by row. All workers therefore run the same blocks equally often:
+a worker that is dealt fewer micro-batches repeats one of another's with weight 0, and layer drop multiplies a
+block's effect by zero instead of skipping it. The teacher has the same boundaries on the same workers, so its
+average needs no communication. What lies outside the blocks (front end, decoder, norms, head) is one group.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from data2vec.audio_events import EventOutput
+from data2vec.ctc import CTCOutput
+from data2vec.optim import scale_and_clip
+from data2vec.pretraining import PretrainOutput
+from data2vec.shards import is_sharded, set_part, whole
+from data2vec.transformer import transformer_blocks
+
+from .loading import Share
+from .loop_state import Worker
+from .reduction import reduce_gradients, reduce_vector
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One forward and backward pass of this worker within an update.
+
+    Attributes:
+        index: the micro-batch's place in the update.
+        counts: false for a repetition with weight 0.
+        last: no further pass of this update follows.
+    """
+
+    index: int
+    counts: bool
+    last: bool
+
+
+class Placement(Protocol):
+    """How the model lies on the workers."""
+
+    def turns(self, count: int) -> Iterator[Turn]:
+        """This worker's passes in an update of ``count`` micro-batches."""
+        ...
+
+    def share(self, batches: Sequence[np.ndarray], start: int, per_update: int) -> Share:
+        """The micro-batches of all its turns from ``start`` on."""
+        ...
+
+    def backward(self, loss: torch.Tensor, counts: bool, last: bool) -> None:
+        """Add the gradients of a pass to those of the earlier ones.
+
+        Args:
+            loss: what its forward pass gave.
+            counts: false gives it weight 0.
+            last: no further pass of this update follows here.
+        """
+        ...
+
+    def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum gradients over the workers; one that no worker used becomes ``None``."""
+        ...
+
+    def clip(self, parameters: Sequence[nn.Parameter], divisor: float, clip_norm: float) -> float:
+        """:func:`~data2vec.optim.scale_and_clip` by the norm over all workers' parts."""
+        ...
+
+    def settle(self) -> None:
+        """Forward passes without a backward pass are over."""
+        ...
+
+    def snapshot(self, tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+        """Complete copies in memory; every worker calls this, and those that do not ``keep`` get none."""
+        ...
+
+    def load(self, module: nn.Module, full: Mapping[str, torch.Tensor]) -> None:
+        """Set the state of a module from complete tensors."""
+        ...
+
+    def parts(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
+        """An optimizer's state of complete tensors as this worker holds it."""
+        ...
+
+
+class Replicated:
+    """Every worker holds everything; gradients are summed in buckets after the last pass.
+
+    Args:
+        worker: this process.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    def turns(self, count: int) -> Iterator[Turn]:
+        """Its own micro-batches alone."""
+        return _turns(self.share([], 0, count), count)
+
+    def share(self, batches: Sequence[np.ndarray], start: int, per_update: int) -> Share:
+        """As :meth:`turns`, for the rest of an epoch."""
+        return Share(batches, start, per_update, self.worker.rank, self.worker.size)
+
+    def backward(self, loss: torch.Tensor, counts: bool, last: bool) -> None:
+        """Gradients stay here until :meth:`reduce`."""
+        loss.backward()
+
+    def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
+        """One bucketed sum."""
+        reduce_gradients(parameters, self.worker.device)
+
+    def clip(self, parameters: Sequence[nn.Parameter], divisor: float, clip_norm: float) -> float:
+        """Every worker holds all gradients."""
+        return scale_and_clip(parameters, divisor, clip_norm)
+
+    def settle(self) -> None:
+        """Nothing was gathered."""
+
+    def snapshot(self, tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+        """Nothing is asked of the others."""
+        return {name: _in_memory(tensor) for name, tensor in tensors.items()} if keep else {}
+
+    def load(self, module: nn.Module, full: Mapping[str, torch.Tensor]) -> None:
+        """Names and shapes must agree."""
+        module.load_state_dict(dict(full))
+
+    def parts(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
+        """All of it."""
+        return full
+
+
+class Sharded:
+    """Each worker holds its rows of every parameter, gradient and moment, of student and teacher.
+
+    Args:
+        module: everything with state; the teacher was built like the student, not copied from it.
+        worker: this process; the default process group connects the workers.
+        dtype: what autocast computes in; ``None`` for fp32. On a GPU the blocks' weights are gathered in it:
+            autocast would keep a copy of each through the backward pass. (Norms then multiply by rounded
+            weights, in fp32; the reference computes them in half precision altogether.) Own parts, gradients,
+            their sums and everything outside the blocks stay in fp32.
+    """
+
+    def __init__(self, module: nn.Module, worker: Worker, dtype: torch.dtype | None = None) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import (
+            FSDPModule,
+            MixedPrecisionPolicy,
+            fully_shard,
+            register_fsdp_forward_method,
+        )
+
+        _let_fsdp_see_outputs()
+        # A block's feed-forward output is a view, which nothing here changes in place.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        self.worker = worker
+        mesh = init_device_mesh(worker.device.type, (worker.size,))
+        self.blocks = transformer_blocks(module)
+        policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+        if dtype is not None and worker.device.type != "cpu":  # CPUs have no norm of mixed types
+            policy = MixedPrecisionPolicy(
+                param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+            )
+        for block in self.blocks:
+            block.in_step = True
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh)
+        if hasattr(module, "student_features"):  # entered by the probes, beside ``forward``
+            register_fsdp_forward_method(module, "student_features")
+        self.root = cast(FSDPModule, module)
+        for part in module.modules():
+            if isinstance(part, FSDPModule):  # gradients are sums
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
+        learning = [b for b in self.blocks if any(p.requires_grad for p in b.parameters())]
+        if learning:  # else the first to be gathered for the backward pass is the teacher's last block
+            self.root.set_modules_to_backward_prefetch([cast(FSDPModule, learning[-1])])
+
+    def turns(self, count: int) -> Iterator[Turn]:
+        """Equally many on every worker."""
+        return _turns(self.share([], 0, count), count)
+
+    def share(self, batches: Sequence[np.ndarray], start: int, per_update: int) -> Share:
+        """As :meth:`turns`, for the rest of an epoch."""
+        return Share(batches, start, per_update, self.worker.rank, self.worker.size, padded=True)
+
+    def backward(self, loss: torch.Tensor, counts: bool, last: bool) -> None:
+        """Gradients are complete here until the last pass, which sums them over the workers."""
+        self.root.set_requires_gradient_sync(last)
+        (loss if counts else loss * 0.0).backward()
+
+    def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
+        """The last backward pass has summed them; blocks that every worker dropped stay untouched."""
+        flags = torch.tensor([float(block.took_part) for block in self.blocks], dtype=torch.float64)
+        for block, took_part in zip(
+            self.blocks, reduce_vector(flags, self.worker.device).tolist(), strict=True
+        ):
+            if not took_part:
+                for parameter in block.parameters():
+                    parameter.grad = None
+            block.took_part = False
+
+    def clip(self, parameters: Sequence[nn.Parameter], divisor: float, clip_norm: float) -> float:
+        """Squares of the parts' norms add up."""
+
+        def total(square: float) -> float:
+            return reduce_vector(torch.tensor([square], dtype=torch.float64), self.worker.device).item()
+
+        return scale_and_clip(parameters, divisor, clip_norm, total=total)
+
+    def settle(self) -> None:
+        """Give back what a forward pass has gathered."""
+        self.root.reshard()
+
+    def snapshot(self, tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+        """One tensor after the other is gathered and, where it is wanted, moved to memory."""
+        kept: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors.items():
+            full = whole(tensor.detach())
+            if keep:
+                kept[name] = _in_memory(full)
+        return kept
+
+    def load(self, module: nn.Module, full: Mapping[str, torch.Tensor]) -> None:
+        """Each worker takes its own rows; names and shapes must agree."""
+        own = module.state_dict()
+        differing = sorted(own.keys() ^ full.keys()) or [
+            name for name, tensor in own.items() if tensor.shape != full[name].shape
+        ]
+        if differing:
+            raise RuntimeError(f"the state does not fit the model: {', '.join(differing[:5])}")
+        for name, tensor in own.items():
+            set_part(tensor, full[name])
+
+    def parts(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
+        """Moments get the rows of their parameters."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state = {
+            index: {name: _like(parameters[index], tensor) for name, tensor in values.items()}
+            for index, values in full["state"].items()
+        }
+        return {**full, "state": state}
+
+
+def place(module: nn.Module, worker: Worker, dtype: torch.dtype | None) -> Placement:
+    """Put a module where this worker computes, as its plan says.
+
+    Args:
+        module: built on the CPU, equal on every worker.
+        worker: ``sharded`` or not.
+        dtype: what autocast computes in, ``None`` for fp32.
+    """
+    if worker.sharded:
+        placement = Sharded(module, worker, dtype)
+        module.to(worker.device)  # buffers of parts without parameters
+        return placement
+    module.to(worker.device)
+    return Replicated(worker)
+
+
+def _turns(share: Share, count: int) -> Iterator[Turn]:
+    mine = share.turns(count)
+    return (Turn(index % count, index < count, index == mine[-1]) for index in mine)
+
+
+def _in_memory(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _like(parameter: nn.Parameter, full: torch.Tensor) -> torch.Tensor:
+    """A moment with the rows of its parameter; step counts belong to all."""
+    if not is_sharded(parameter) or full.shape != parameter.shape:
+        return full
+    part = torch.zeros_like(parameter, requires_grad=False)
+    set_part(part, full)
+    return part
+
+
+_SEEN: set[type[Any]] = set()
+
+
+def _let_fsdp_see_outputs() -> None:
+    """FSDP hooks the tensors in a module's output, which it finds in dataclasses that PyTorch knows."""
+    for kind in (PretrainOutput, CTCOutput, EventOutput):
+        if kind not in _SEEN:
+            torch.export.register_dataclass(kind)
+            _SEEN.add(kind)
