@@ -16,6 +16,8 @@ from compare import (
     OUT,
     OUT_FINE_TUNING,
     SCHEDULE,
+    SMALL_LOSS,
+    SMALL_LOSS_SHARE,
     TINY_GRAD_NORM,
     TRAJECTORY_LOSS,
     Report,
@@ -265,7 +267,9 @@ def compare_output(report: Report, output: PretrainOutput, info: Mapping[str, An
     report.seen("config", "losses")
     report.names("losses", set(output.losses), set(losses))
     for name in set(losses) & set(output.losses):
-        report.number(f"losses.{name}", float(output.losses[name].detach()), losses[name], LOSS)
+        small = abs(losses[name]) < SMALL_LOSS_SHARE * abs(info["losses_sum"])
+        limit = SMALL_LOSS if small else LOSS
+        report.number(f"losses.{name}", float(output.losses[name].detach()), losses[name], limit)
     report.number("losses_sum", float(output.loss.detach()), info.get("losses_sum"), LOSS)
     report.number("sample_size", output.sample_size, info.get("sample_size"), 0.0)
     for name, mine in (
