@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+# The README's tables on real data, from raw files to reports:  bash experiments/reproduce.sh text|images|speech
+#
+#   DATA=../shared/data   folder with text/, glue/, images/ and speech/ (read only)
+#   WORK=~/d2v-tables     prepared data, runs, registry and reports; a lane that was cut off goes on when run again
+#   SHARE=1               share of the updates: SHARE=0.1 tries a lane out
+#
+# On two CPU cores a lane takes one to three hours; runs and trials that are complete are passed over.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+DATA=$(realpath "${DATA:-../shared/data}") WORK=${WORK:-$HOME/d2v-tables} SHARE=${SHARE:-1}
+export D2V_HOME=$WORK/home
+PREPARED=$WORK/prepared
+D2V=(.venv/bin/python -m d2v_platform.cli)
+mkdir -p "$PREPARED"
+
+d2v() { echo "[$(date +%T)] d2v $*" >&2; "${D2V[@]}" "$@"; }
+updates() { awk -v n="$1" -v share="$SHARE" 'BEGIN { n = int(n * share + 0.5); print n < 6 ? 6 : n }'; }
+report() { for run in "$@"; do d2v report "$run" --out "$WORK/reports/$run"; done; }
+random_weights() { [ "$1" = random ] && echo model.no_pretrained_weights=true || echo model.no_pretrained_weights=false; }
+
+text() {
+  [ -f "$PREPARED/text/valid.idx" ] || d2v prepare text --train "$DATA/text/gutenberg_books/train.txt" \
+    --valid "$DATA/text/gutenberg_books/valid.txt" --build-dict --dest "$PREPARED/text"
+  d2v train tiny/text_pretraining task.data="$PREPARED/text" platform.num_workers=2 \
+    optimization.max_update="$(updates 600)" model.ema_anneal_end_step="$(updates 300)" \
+    optimizer.groups.default.lr_scheduler.warmup_updates="$(updates 60)" checkpoint.save_interval_updates=50 \
+    platform.run_name=text-small platform.register_as=data2vec2-text-small platform.alias=champion
+  local weights grid
+  for weights in pretrained random; do
+    # The readme's four rates, and two larger ones, which a network of this size needs.
+    for grid in "glue [1.0e-5,2.0e-5,4.0e-5,6.0e-5]" "glue-large-rates [2.0e-4,5.0e-4]"; do
+      d2v sweep glue task.data="$DATA/glue" model.model_path=models:/data2vec2-text-small@champion \
+        "$(random_weights $weights)" 'grid.task=[cola,rte,sst_2,sts_b]' "grid.lr=${grid#* }" \
+        max_updates="$(updates 300)" fixed.dataset.validate_interval_updates="$(updates 100)" \
+        fixed.task.max_positions=128 fixed.task.shorten_method=truncate fixed.dataset.num_workers=0 \
+        test_files=false register.name=null register.alias=null platform.run_name="${grid%% *}-$weights"
+    done
+  done
+  report text-small {glue,glue-large-rates}-{pretrained,random}
+}
+
+images() {
+  local sets=$DATA/images tree=$PREPARED/images generation weights recipe run
+  mkdir -p "$tree/train"
+  # Pretraining reads the images of two sets; probes and fine-tuning the labelled clothes alone.
+  ln -sfn "$sets"/clothing10_160/train/* "$sets"/imagenet_sample_160/train/* "$tree/train/"
+  ln -sfn "$sets/clothing10_160/train" "$tree/bank"
+  ln -sfn "$sets/clothing10_160/val" "$tree/val"
+  for generation in 2 1; do
+    recipe=tiny/image_pretraining length=3600 own=(lr_scheduler.warmup_updates="$(updates 200)")
+    if [ $generation = 2 ]; then
+      length=9000 own=(optimizer.groups.default.lr_scheduler.warmup_updates="$(updates 200)" \
+        model.ema_anneal_end_step="$(updates 3000)")
+    else
+      recipe=${recipe}_v1
+    fi
+    d2v train $recipe task.data="$tree" platform.num_workers=0 optimization.max_update="$(updates $length)" \
+      "${own[@]}" dataset.disable_validation=false dataset.valid_subset=val task.probe_bank=bank \
+      dataset.validate_interval=1000000 dataset.validate_interval_updates="$(updates $((length / 6)))" \
+      checkpoint.save_interval_updates=200 platform.run_name=image-small-v$generation \
+      platform.register_as=data2vec$generation-image-small platform.alias=champion
+    d2v probe "$tree" --bank bank --subset val --model models:/data2vec$generation-image-small@champion \
+      --random-weights 3
+    [ $generation = 2 ] && recipe=image_finetuning || recipe=image_finetuning_v1
+    for weights in pretrained random; do
+      run=image-small-v$generation-$weights
+      d2v sweep small_images "grid.task=[$recipe]" task.data="$sets/clothing10_160" "$(random_weights $weights)" \
+        model.model_path=models:/data2vec$generation-image-small@champion dataset.num_workers=0 \
+        optimization.max_update="$(updates 300)" dataset.validate_interval_updates="$(updates 100)" \
+        platform.run_name=$run
+      report $run
+    done
+    report image-small-v$generation
+  done
+}
+
+speech() {
+  local sets=$DATA/speech ready=$PREPARED/speech set split order weights common
+  if [ ! -d "$ready/fsdd-minutes/10m" ]; then
+    d2v prepare audio-manifest "$sets" --dest "$ready/pretrain" --valid-percent 0 --path-must-contain /train/
+    for set in fsdd asterisk_prompts_en; do
+      for split in train valid test; do
+        d2v prepare audio-manifest "$sets/$set/$split" --dest "$ready/$set" --valid-percent 0 --name $split
+        d2v prepare audio-labels "$ready/$set/$split.tsv" --output-dir "$ready/$set" --output-name $split
+      done
+      [ $set = fsdd ] && order=2 || order=3
+      d2v prepare language-model "$ready/$set/train.wrd" --dest "$ready/$set/lm" --order $order
+    done
+    d2v prepare audio-subsets "$ready/fsdd/train.tsv" --dest "$ready/fsdd-minutes" --minutes 1,3,10
+  fi
+  # Every clip of fsdd is shorter than the 2 s that the recipes ask for.
+  d2v train tiny/audio_pretraining task.data="$ready/pretrain" task.min_sample_size=3200 platform.num_workers=0 \
+    optimization.max_update="$(updates 3000)" lr_scheduler.warmup_updates="$(updates 300)" \
+    model.ema_anneal_end_step="$(updates 1000)" checkpoint.save_interval_updates=200 \
+    platform.run_name=speech-small platform.register_as=data2vec2-speech-small platform.alias=champion
+  for weights in pretrained random; do
+    common=(model.w2v_path=models:/data2vec2-speech-small@champion "$(random_weights $weights)" dataset.num_workers=0)
+    for set in fsdd asterisk_prompts_en; do
+      [ $set = fsdd ] && length=600 || length=1200
+      d2v sweep small_speech "grid.task=[$set]" task.data="$ready" "${common[@]}" \
+        optimization.max_update="$(updates $length)" dataset.validate_interval_updates="$(updates $((length / 4)))" \
+        evaluate.lexicon="$ready/$set/lm/lexicon.txt" evaluate.lmpath="$ready/$set/lm/lm.arpa" \
+        platform.run_name=$set-$weights
+    done
+    d2v sweep minutes task.data="$ready/fsdd-minutes" "${common[@]}" 'grid.seed=[1,2,3]' \
+      optimization.max_update="$(updates 400)" dataset.validate_interval_updates="$(updates 100)" \
+      evaluate.lexicon="$ready/fsdd/lm/lexicon.txt" evaluate.lmpath="$ready/fsdd/lm/lm.arpa" \
+      register.name=null register.alias=null platform.run_name=minutes-$weights
+  done
+  report speech-small {fsdd,asterisk_prompts_en,minutes}-{pretrained,random}
+}
+
+case "${1:-}" in
+  text | images | speech) "$1" ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
+esac
