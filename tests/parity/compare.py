@@ -18,7 +18,7 @@ OUT, OUT_FINE_TUNING = 3e-5, 6e-6  # forward tensors, relative to their largest 
 LOSS = 2e-6  # relative
 SMALL_LOSS, SMALL_LOSS_SHARE = 3e-5, 1e-3  # relative, for a loss below this share of the sum of all
 """``v2_image_small_gain`` has a class loss of 3e-5 of its sum, the difference of nearly equal features:
-rounding the weights to fp32 once more (6e-8 of each) moves it by up to 9e-6, and so does another matrix kernel."""
+rounding the weights to fp32 once more (6e-8 of each) moves it by up to 9e-6, and so does another kernel."""
 GRAD_NORM, GRAD, TINY_GRAD_NORM = 5e-5, 5e-5, 1e-4  # relative; absolute where the true gradient is zero
 AFTER = 5e-6  # absolute
 CTC_GRAD_NORM, CTC_GRAD, CTC_AFTER = 5e-4, 1e-3, 5e-5  # CTC in fp32 cancels
