@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+import data2vec
+from data2vec.artifact import read_artifact, save_artifact
 from data2vec.audio_events import (
     AudioEventConfig,
     AudioEventModel,
@@ -19,6 +22,9 @@ from data2vec.audio_events import (
 )
 from data2vec.audio_mixup import MixupOptions, clip_levels, mix_clips
 from data2vec.config import Data2VecMultiConfig
+from data2vec.errors import CheckpointError
+from data2vec.interop.export import export_fairseq
+from data2vec.interop.model_folder import import_file, save_imported
 from data2vec.metrics import event_metrics, event_scores_by_class
 from data2vec.v1.config import Data2VecAudioConfig
 
@@ -261,3 +267,36 @@ def test_metrics_are_means_over_the_classes_that_occur() -> None:
     assert found["mAP"] == pytest.approx((100 + precision[1]) / 2)
     assert found["top1"] == 75.0 and found["mAUC"] == pytest.approx((100 + area[1]) / 2)
     assert event_metrics(scores[:0], labels[:0]) == {"mAP": 0.0, "mAUC": 0.0, "top1": 0.0}
+
+
+# ---- the reference's files -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [v1(), v2()], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    "values", [{}, {"conv_kernel": 2, "two_convs": True}, {"prediction_mode": "proj_avg_proj"}],
+    ids=["linear", "two_convs", "proj_avg_proj"],
+)  # fmt: skip
+def test_out_to_the_references_file_and_back(config: Any, values: dict[str, Any], tmp_path: Path) -> None:
+    model = AudioEventModel(config, options(**values)).eval()
+    folder = save_artifact(
+        tmp_path / "ours", kind="audio_classifier", model_config=config, head_config=model.options,
+        state=model.state_dict(), task={"normalize": True, "labels": list("abcde")},
+    )  # fmt: skip
+    export_fairseq(read_artifact(folder), tmp_path / "theirs.pt")
+    back = data2vec.load(save_imported(import_file(tmp_path / "theirs.pt"), tmp_path / "back"))
+    audio = torch.randn(1500).numpy()
+    assert back.classes == ["0", "1", "2", "3", "4"], "names are not part of the reference's files"
+    assert np.array_equal(back.classify([audio])[1], data2vec.load(folder).classify([audio])[1])
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    model = AudioEventModel(v1(), options())
+    state = model.state_dict() | {"proj.bias": torch.zeros(7)}
+    folder = save_artifact(
+        tmp_path / "ours", kind="audio_classifier", model_config=v1(), head_config=model.options,
+        state=state, task={"normalize": True},
+    )  # fmt: skip
+    export_fairseq(read_artifact(folder), tmp_path / "theirs.pt")
+    with pytest.raises(CheckpointError, match=r"proj\.bias is \(7,\)"):
+        import_file(tmp_path / "theirs.pt")

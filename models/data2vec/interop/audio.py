@@ -1,15 +1,17 @@
-"""The reference's audio models: v2 and v1, pretrained, and fine-tuned for CTC (``wav2vec_ctc``)."""
+"""The reference's audio models of both generations: pretrained, fine-tuned for CTC or for audio events."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
-from ..audio_trunk import trunk_config
+from ..audio_events import AudioEventConfig, projection_shapes
+from ..audio_trunk import AudioConfig, TrunkOptions, trunk_config
 from ..config import Data2VecMultiConfig
 from ..ctc import CTCConfig
 from ..data.dictionary import NUM_SPECIALS, SPECIALS, Dictionary
 from ..errors import CheckpointError, ConfigError
+from ..families import generation_of
 from ..typed import build
 from ..v1.config import Data2VecAudioConfig
 from . import audio_tables as tables
@@ -17,12 +19,14 @@ from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting, State
 from .v2_config import broken_config, compare_depth, decoder_in_file, multi_config, without_names
 
-V1, CTC = "data2vec_audio", "wav2vec_ctc"
+V1, CTC, EVENTS = "data2vec_audio", "wav2vec_ctc", "audio_classification"
+_EVENT_TRUNK = "d2v_model."
 _PRETRAINING_ONLY = "pretraining only"
+Options = TypeVar("Options", bound=TrunkOptions)
 
 
 def import_audio(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None = None) -> ImportedModel:
-    """An audio model of either generation, pretrained or fine-tuned for CTC.
+    """An audio model of either generation, pretrained or fine-tuned for CTC or for audio events.
 
     Args:
         checkpoint: the file's content.
@@ -34,6 +38,8 @@ def import_audio(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None = 
     """
     if checkpoint.family == CTC:
         return _ctc(checkpoint, dictionary)
+    if checkpoint.family == EVENTS:
+        return _events(checkpoint)
     if checkpoint.family == V1:
         return _v1_pretrained(checkpoint)
     return _v2_pretrained(checkpoint)
@@ -86,30 +92,13 @@ def _v1_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
 
 def _ctc(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
     sorting = Sorting(checkpoint.path)
-    where = ("model", "w2v_args", "model")
-    is_v2 = any(name.startswith(f"{tables.CTC_PREFIX}modality_encoders.") for name in checkpoint.model)
-    config: Data2VecMultiConfig | Data2VecAudioConfig
-    if is_v2:
-        config, ignored = multi_config(checkpoint, "AUDIO", *where)
-        compare_depth(checkpoint, config, tables.CTC_PREFIX, sorting)
-    else:
-        config, ignored = _v1_config(checkpoint, *where)
-    options = _options(checkpoint)
-    trunk = trunk_config(config, options)
+    config, ignored = _trunk(checkpoint, "w2v_args", tables.CTC_PREFIX, sorting)
+    options = _build_options(checkpoint, CTCConfig)
     projection = checkpoint.model.get("w2v_encoder.proj.weight")
     if projection is None or projection.ndim != 2:
         raise CheckpointError(f"checkpoint {checkpoint.path} has no projection (w2v_encoder.proj.weight)")
-    prefix = re.escape(tables.CTC_PREFIX)
-    sorting.drop(rf"{prefix}(_ema|final_proj|recon_proj|shared_decoder|modality_encoders\.AUDIO\.decoder)",
-                 _PRETRAINING_ONLY)  # fmt: skip
-    sorting.drop(rf"{prefix}modality_encoders\.(?!AUDIO\.)", "another modality")
-    sorting.drop(rf"{prefix}modality_encoders\.AUDIO\.encoder_mask$", "not used: noise is drawn")
-    if isinstance(trunk, Data2VecMultiConfig):
-        shapes = tables.v2_audio_encoder(trunk)
-    else:
-        shapes = tables.v1_audio(trunk)
-    wanted = {tables.CTC_PREFIX + name: shape for name, shape in shapes.items()}
-    wanted |= tables.ctc_projection(trunk.embed_dim, projection.shape[0])
+    wanted = _trunk_shapes(config, options, tables.CTC_PREFIX)
+    wanted |= tables.ctc_projection(config.embed_dim, projection.shape[0])
     state = sorting.take(_five_dimensional(checkpoint.model), wanted)
     if checkpoint.teacher is not None:
         sorting.dropped["_ema"] = _PRETRAINING_ONLY
@@ -122,11 +111,61 @@ def _ctc(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> Import
         teacher=None,
         head_config=options,
         num_updates=checkpoint.num_updates,
-        report=sorting.report(f"{'v2' if is_v2 else 'v1'} audio, fine-tuned for CTC", ignored),
+        report=sorting.report(f"v{generation_of(config)} audio, fine-tuned for CTC", ignored),
         dictionary=_letters(checkpoint, dictionary, projection.shape[0], sorting),
         vocab_size=projection.shape[0],
         normalize=_normalize(task, sorting),
     )
+
+
+def _events(checkpoint: FairseqCheckpoint) -> ImportedModel:
+    """Class names are not in the file: classes are called by their numbers."""
+    sorting = Sorting(checkpoint.path)
+    config, ignored = _trunk(checkpoint, "d2v_args", _EVENT_TRUNK, sorting)
+    options = _build_options(checkpoint, AudioEventConfig)
+    last = next((n for n in ("proj2.weight", "proj.4.weight", "proj.1.weight", "proj.weight")
+                 if n in checkpoint.model), None)  # fmt: skip
+    if last is None:
+        raise CheckpointError(f"checkpoint {checkpoint.path} has no projection onto classes (proj.weight)")
+    options.num_classes = checkpoint.model[last].shape[0]
+    wanted = _trunk_shapes(config, options, _EVENT_TRUNK) | projection_shapes(options, config.embed_dim)
+    state = sorting.take(_five_dimensional(checkpoint.model), wanted)
+    if checkpoint.teacher is not None:
+        sorting.dropped["_ema"] = _PRETRAINING_ONLY
+    sorting.finish()
+    task = checkpoint.section("model", "d2v_args", "task") or checkpoint.section("task")
+    return ImportedModel(
+        kind="audio_classifier",
+        model_config=config,
+        state=state,
+        teacher=None,
+        head_config=options,
+        num_updates=checkpoint.num_updates,
+        report=sorting.report(f"v{generation_of(config)} audio, fine-tuned for events", ignored),
+        normalize=_normalize(task, sorting),
+    )
+
+
+def _trunk(
+    checkpoint: FairseqCheckpoint, group: str, prefix: str, sorting: Sorting
+) -> tuple[AudioConfig, dict[str, str]]:
+    """The pretraining configuration inside a fine-tuned file, and rules for what only pretraining needs."""
+    where, start = ("model", group, "model"), re.escape(prefix)
+    sorting.drop(rf"{start}(_ema|final_proj|recon_proj|shared_decoder|modality_encoders\.AUDIO\.decoder)",
+                 _PRETRAINING_ONLY)  # fmt: skip
+    sorting.drop(rf"{start}modality_encoders\.(?!AUDIO\.)", "another modality")
+    sorting.drop(rf"{start}modality_encoders\.AUDIO\.encoder_mask$", "not used: noise is drawn")
+    if any(name.startswith(f"{prefix}modality_encoders.") for name in checkpoint.model):
+        config, ignored = multi_config(checkpoint, "AUDIO", *where)
+        compare_depth(checkpoint, config, prefix, sorting)
+        return config, ignored
+    return _v1_config(checkpoint, *where)
+
+
+def _trunk_shapes(config: AudioConfig, options: TrunkOptions, prefix: str) -> dict[str, tuple[int, ...]]:
+    trunk = trunk_config(config, options)
+    of_trunk = tables.v2_audio_encoder if isinstance(trunk, Data2VecMultiConfig) else tables.v1_audio
+    return {prefix + name: shape for name, shape in of_trunk(trunk).items()}  # pyright: ignore
 
 
 def _v1_config(checkpoint: FairseqCheckpoint, *where: str) -> tuple[Data2VecAudioConfig, dict[str, str]]:
@@ -146,15 +185,15 @@ def _v1_config(checkpoint: FairseqCheckpoint, *where: str) -> tuple[Data2VecAudi
     return config, dict.fromkeys(unknown, "unknown here")
 
 
-def _options(checkpoint: FairseqCheckpoint) -> CTCConfig:
-    given = without_names(checkpoint.section("model"))
+def _build_options(checkpoint: FairseqCheckpoint, kind: type[Options]) -> Options:
+    """The fine-tuning options of a file, as far as they are ours."""
     known: dict[str, Any] = {
         name: value
-        for name, value in given.items()
-        if name in CTCConfig.__dataclass_fields__ and value is not None
+        for name, value in without_names(checkpoint.section("model")).items()
+        if name in kind.__dataclass_fields__ and value is not None
     }
     try:
-        return build(CTCConfig, known)
+        return build(kind, known)
     except ConfigError as error:
         raise broken_config(checkpoint, "cfg.model", error) from None
 

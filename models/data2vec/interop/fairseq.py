@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError
-from .audio import CTC, import_audio
+from .audio import CTC, EVENTS, import_audio
 from .audio import V1 as V1_AUDIO
 from .beit import import_beit, is_beit
 from .fairseq_file import FairseqCheckpoint, read_checkpoint
@@ -38,6 +38,7 @@ FAMILIES: dict[str, Importer] = {
     V1_TEXT: import_v1_text,
     V1_TEXT_FINETUNED: import_v1_text,
     CTC: import_audio,
+    EVENTS: import_audio,
     LANGUAGE_MODEL: import_transformer_lm,
 }
 

@@ -7,12 +7,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from ..config import ImageHeadConfig, SentenceHeadConfig
-from ..ctc import CTCConfig
+from ..artifact import HeadConfig, Kind
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError
 from ..families import ModelConfig
@@ -49,11 +47,11 @@ class ImportReport:
 class ImportedModel:
     """A model of the reference in our terms; tensor names are the reference's, which are ours."""
 
-    kind: Literal["pretrained", "sentence_classifier", "image_classifier", "ctc", "language_model"]
+    kind: Kind
     model_config: ModelConfig
     state: State  # fine-tuned: the trunk's names start with "model."
     teacher: State | None
-    head_config: SentenceHeadConfig | ImageHeadConfig | CTCConfig | None
+    head_config: HeadConfig | None
     num_updates: int | None
     report: ImportReport
     regression: bool = False  # the head predicts a number

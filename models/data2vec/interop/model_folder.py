@@ -86,7 +86,8 @@ def task_of(imported: ImportedModel) -> dict[str, Any]:
         task["num_symbols"] = imported.vocab_size
     if imported.kind == "sentence_classifier":
         task["regression"] = imported.regression
-    if imported.kind in ("sentence_classifier", "image_classifier") and imported.head_config is not None:
+    classifiers = ("sentence_classifier", "image_classifier", "audio_classifier")
+    if imported.kind in classifiers and imported.head_config is not None:
         classes = int(getattr(imported.head_config, "num_classes", 0))
         task["labels"] = [str(index) for index in range(classes)]
     return task
