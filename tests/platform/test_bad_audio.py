@@ -7,6 +7,7 @@ import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import soundfile as sf
 
 from d2v_platform.cli import app, run
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.tasks.audio_finetuning import AudioFinetuning
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
 from data2vec.artifact import save_artifact
@@ -219,6 +221,17 @@ def test_utterances_too_short_for_ctc_are_counted_everywhere(
     assert "1 of 8 utterances left out: 1 fewer frames than labels need" in caplog.text
     assert recorder.seen["valid/too_short"] == 1.0 and np.isfinite(recorder.seen["valid/loss"])
     assert {"train/blank_rate", "valid/blank_rate", "valid/label_coverage"} <= recorder.seen.keys()
+
+
+def test_output_that_is_all_blank_gets_one_hint(caplog: pytest.LogCaptureFixture) -> None:
+    options = CTCConfig(freeze_finetune_updates=100)
+    task: Any = SimpleNamespace(model=SimpleNamespace(options=options), _hinted=False)
+    AudioFinetuning.guard(task, {"blank_rate": 100.0}, 599)
+    AudioFinetuning.guard(task, {"blank_rate": 99.0}, 700)
+    assert "only blanks" not in caplog.text, "usual at the beginning, and not while letters come out"
+    AudioFinetuning.guard(task, {"blank_rate": 100.0}, 600)
+    AudioFinetuning.guard(task, {"blank_rate": 100.0}, 620)
+    assert caplog.text.count("only blanks come out") == 1 and "optimization.lr" in caplog.text
 
 
 def test_decoding_and_embedding_tell_what_is_wrong(data: Path, tmp_path: Path) -> None:
