@@ -114,7 +114,7 @@ def test_glue_fine_tuning_starts_from_the_restore_file(
     prepare_glue(tiny_glue.raw, data, tasks=["CoLA"], dictionary=pretrained / "tokenizer" / "dict.txt")
     overrides = [f"task.data={data}/CoLA-bin", f"checkpoint.restore_file={pretrained}",
                  "dataset.num_workers=0",
-                 "optimization.max_update=12", "lr_scheduler.warmup_updates=2", "optimization.lr=[1e-3]",
+                 "optimization.max_update=40", "lr_scheduler.warmup_updates=2", "optimization.lr=[1e-3]",
                  "optimization.max_epoch=20", "common.log_interval=1", "model.dropout=0.2"]  # fmt: skip
     recipe = compose("cola", overrides, "examples/roberta/config/finetuning").recipe
     models = resolve_models(recipe)
@@ -127,7 +127,7 @@ def test_glue_fine_tuning_starts_from_the_restore_file(
     assert task.model.trunk.config.transformer.dropout == 0.2  # the recipe's, not pretraining's
     losses = Losses()
     summary = train(recipe, tmp_path / "run", losses, Worker(threads=1), model_folder=models.pretrained)
-    assert summary.update == 12 and losses.values[-1] < losses.values[0]
+    assert summary.update == 40 and sum(losses.values[-10:]) < sum(losses.values[:10])
     model = load(tmp_path / "run" / "model")
     names, scores = model.classify(["the old mill", "the river turned not"])
     assert sorted(names) == ["0", "1"] and scores.shape == (2, 2)
