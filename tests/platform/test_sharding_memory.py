@@ -77,6 +77,7 @@ def _measure(rank: int, size: int, place: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.timeout(400)  # three processes import PyTorch
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's memory high-water mark")
 def test_peak_memory_of_a_shared_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The allocator gives every tensor back at once, so that tensors are measured and not its holes.
