@@ -5,6 +5,7 @@ B images, T patches, D width, C classes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -67,6 +68,27 @@ class ImageModel:
             std=tuple(task.get("std") or IMAGENET_STD),
         )
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str) -> ImageModel:
+        """Move it; returns itself."""
+        (self.classifier or self.network).to(device)
+        return self
+
+    def untrained(self, seed: int = 1) -> ImageModel:
+        """The same architecture with random initial weights, without a head: the baseline of a probe.
+
+        Args:
+            seed: of the weights; the ones that a pretraining with this ``common.seed`` starts from.
+        """
+        other = copy.copy(self)
+        other.classifier = None
+        other.network = make_trunk(self.network.config, seed).eval().to(self.device)
+        return other
+
     @torch.inference_mode()
     def embed(
         self, images: Sequence[AnyImage], pooling: Pooling = "mean", layer: int = -1
@@ -84,7 +106,7 @@ class ImageModel:
         out: list[np.ndarray] = []
         for start in range(0, len(images), 32):
             features = self.features(self._prepared(images[start : start + 32]), pooling, layer)
-            out += list(features.float().numpy())
+            out += list(features.float().cpu().numpy())
         return out
 
     @torch.inference_mode()
@@ -99,7 +121,7 @@ class ImageModel:
         scores = np.zeros((len(images), len(self.classes)))
         for start in range(0, len(images), 32):
             logits = self.classifier(self._prepared(images[start : start + 32]))
-            scores[start : start + 32] = logits.double().softmax(-1).numpy()
+            scores[start : start + 32] = logits.double().softmax(-1).cpu().numpy()
         return self.classes, scores
 
     def features(self, images_BCSS: torch.Tensor, pooling: Pooling = "mean", layer: int = -1) -> torch.Tensor:
@@ -107,7 +129,7 @@ class ImageModel:
         return pooled_features(self.network, images_BCSS, pooling, layer)
 
     def _prepared(self, images: Sequence[AnyImage]) -> torch.Tensor:
-        return torch.stack([self.transform(as_image(image)) for image in images])
+        return torch.stack([self.transform(as_image(image)) for image in images]).to(self.device)
 
 
 def pooled_features(

@@ -44,7 +44,9 @@ _EMBED = (
     "models:/NAME@ALIAS --dest frames.parquet --pooling none --layer 5"
 )
 app.command("embed", epilog=_EMBED)(embed_command)
-app.command("probe", epilog="Example: d2v probe /imagenet --model models:/NAME@ALIAS")(probe_command)
+app.command("probe", epilog="Example: d2v probe /imagenet --model models:/NAME@ALIAS --random-weights 3")(
+    probe_command
+)
 app.command("import", epilog="Example: d2v import base_libri.pt --register speech-base")(import_command)
 app.command("export", epilog="Example: d2v export models:/m/1 --to huggingface --out m")(export_command)
 app.command("report", epilog="Example: d2v report my-sweep --out report")(report_command)

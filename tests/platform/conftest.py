@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile as sf
+from PIL import Image
 
 from d2v_platform.tracking.mlflow_access import open_client
 from d2v_platform.tracking.tracker import Tracker
@@ -97,3 +100,46 @@ def utterances(tmp_path: Path) -> Path:
         (folder / f"{subset}.tsv").write_text(manifest_text(str(folder), entries))
     (folder / "dev.ltr").write_text(f"{letter_line('ONE TWO')}\n" * 11)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that a colour tells apart, 12 images each in train and val."""
+    root = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(1)
+    for split in ("train", "val"):
+        for name, channel in (("blue", 2), ("red", 0)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(12):
+                values = draw.integers(0, 120, (28, 32, 3))
+                values[..., channel] += 120
+                Image.fromarray(values.astype(np.uint8)).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_runs() -> Iterator[ModuleType]:
+    """The module beside this file, under a name that processes it starts can import too."""
+    folder = str(Path(__file__).parent)
+    sys.path.insert(0, folder)
+    import image_runs  # pyright: ignore[reportMissingImports]
+
+    yield image_runs
+    sys.path.remove(folder)
+
+
+@pytest.fixture(scope="session")
+def pretrained(pictures: Path, image_runs: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pretrained data2vec 2.0 image model."""
+    summary, _ = image_runs.run(image_runs.pretraining(pictures), tmp_path_factory.mktemp("pretrained"))
+    return Path(summary.export)
+
+
+@pytest.fixture(scope="session")
+def classifier(
+    pictures: Path, pretrained: Path, image_runs: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The same, fine-tuned to tell blue from red."""
+    folder = tmp_path_factory.mktemp("classifier")
+    summary, _ = image_runs.run(image_runs.finetuning(pictures), folder, pretrained)
+    return Path(summary.export)

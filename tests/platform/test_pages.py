@@ -115,6 +115,20 @@ def trained_twice(tiny_text: Path, mlflow_home: Path) -> str:
 
 
 @pytest.fixture
+def image_version(pictures: Path, mlflow_home: Path) -> str:
+    """A version of a tiny pretrained image model."""
+    overrides = [
+        f"task.data={pictures}", "platform.num_workers=0", "platform.register_as=tiny-image",
+        "optimization.max_update=4", "dataset.batch_size=8", "model.embed_dim=32", "model.num_heads=2",
+        "model.depth=1", "model.average_top_k_layers=1", "model.modalities.image.embed_dim=32",
+        "model.modalities.image.decoder.decoder_dim=16", "common.log_interval=2",
+        "optimizer.groups.default.lr_scheduler.warmup_updates=1",
+    ]  # fmt: skip
+    launch(compose("tiny/image_pretraining", overrides))
+    return "tiny-image"
+
+
+@pytest.fixture
 def mlflow_server(mlflow_home: Path, tmp_path: Path) -> Iterator[str]:
     """MLflow's server over the test's database."""
     with socket.socket() as probe:
@@ -147,7 +161,7 @@ def mlflow_server(mlflow_home: Path, tmp_path: Path) -> Iterator[str]:
 
 
 def test_the_registry_page_shows_versions_aliases_and_the_card(
-    browser: Any, trained_twice: str, new_tracker: Any, mlflow_server: str, page: Any
+    browser: Any, trained_twice: str, image_version: str, new_tracker: Any, mlflow_server: str, page: Any
 ) -> None:
     tracker = new_tracker()
     promote(tracker, name=trained_twice, version=1, alias="champion")
@@ -170,4 +184,14 @@ def test_the_registry_page_shows_versions_aliases_and_the_card(
     for heading in ("Recipe", "Results", "Lineage", "Limits", "Licence"):
         assert page.get_by_role("heading", name=heading, exact=True).is_visible(), heading
     assert newest.tags["data.fingerprint"] in page.inner_text("body")
+    assert not page.foreign
+
+    # Pictures: curves of any run, masks of an image model; loaded, not only linked.
+    for name, pictures in ((trained_twice, ["curves"]), (image_version, ["curves", "masks"])):
+        page.goto(f"{mlflow_server}/#/models/{name}/versions/1")
+        page.get_by_role("heading", name="Pictures").wait_for()
+        shown = [page.locator(f"img[src*='card/{picture}.png']") for picture in pictures]
+        for picture in shown:
+            picture.wait_for()
+            page.wait_for_function("e => e.complete && e.naturalWidth > 300", arg=picture.element_handle())
     assert not page.foreign

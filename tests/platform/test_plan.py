@@ -231,6 +231,18 @@ def test_more_devices_than_micro_batches() -> None:
         forecast_as_stated(recipe, make_plan(base("platform.num_workers=0"), None), None)
 
 
+def test_this_process_takes_a_gpu_where_there_is_one() -> None:
+    recipe = base("platform.num_workers=0")
+    assert make_plan(recipe, None).gpus_per_worker == 0
+    assert make_plan(recipe, None, local_gpus=2).gpus_per_worker == 1
+    assert "1 GPU" in make_plan(recipe, None, local_gpus=2).lines()[1]
+    assert (
+        make_plan(base("common.cpu=true", "platform.num_workers=0"), None, local_gpus=1).gpus_per_worker == 0
+    )
+    with pytest.raises(ConfigError, match="no GPU that PyTorch can use"):
+        make_plan(base("platform.num_workers=0", "platform.gpus_per_worker=1"), None)
+
+
 def test_forecast_of_this_machine(tiny_recipe: dict[str, Any]) -> None:
     recipe = Recipe.from_dict(tiny_recipe | {"platform": {"num_workers": 0}})
     made = forecast_at_hand(recipe, make_plan(recipe, None), None, None)

@@ -45,6 +45,12 @@ def test_line_of_a_known_interval(
     assert speed["speed/checkpoint_stall_s"] == 0.25
     made.reset_interval(state)
     assert (made.flops, made.data_wait_s, made.checkpoint_s) == (0.0, 0.0, 0.0)
+    before = made.clock()
+    now[0] += 30.0
+    made.leave_out(before)  # a validation
+    now[0] += 4.0
+    made.line(LoopState(update=11), {"loss": 0.5, "lr": 1e-3, "epoch": 1.5}, sums)
+    assert made.speed_metrics()["speed/s_per_update"] == pytest.approx(2.0)
 
 
 def test_a_run_that_only_the_clock_ends_has_an_eta(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from pathlib import Path
@@ -197,6 +198,42 @@ def test_one_of_several_fetches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for thread in threads:
         thread.join()
     assert fetched == [1]
+
+
+def test_a_killed_fetch_goes_on_from_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uri = f"memory://{tmp_path.name}/many"
+    source = open_location(uri)
+    for number in range(6):
+        source.write(f"{number}.jpg", bytes([number]) * 50)
+    asked: list[str] = []
+    honest = type(source).download
+
+    def download(self: Any, name: str, file: Path, *more: Any) -> None:
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(name)
+        honest(self, name, file, *more)
+
+    monkeypatch.setattr(type(source), "download", download)
+    monkeypatch.setattr(cache, "_PARALLEL", 1)
+    with pytest.raises(KeyboardInterrupt):
+        cached_folder(uri, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir() and path.name[0] != "."]
+    monkeypatch.setattr(type(source), "download", lambda *a: (asked.append(a[1]), honest(*a))[0])
+    monkeypatch.setattr(cache, "_TELL_EVERY_S", 0.0)
+    caplog.set_level("INFO")
+    found = cached_folder(uri, tmp_path)
+    assert sorted(asked) == [f"{number}.jpg" for number in range(6)], "each is brought once"
+    assert [(found / f"{n}.jpg").read_bytes() for n in range(6)] == [bytes([n]) * 50 for n in range(6)]
+    assert "0.00 of 0.00 GB" in caplog.text and "to go" in caplog.text
+    left = tmp_path / ".old.partial"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    source.write("6.jpg", b"x")
+    cached_folder(uri, tmp_path)
+    assert not left.exists() and not list(tmp_path.glob("**/*.part*"))
 
 
 def test_an_empty_uri_is_named(home: Path) -> None:

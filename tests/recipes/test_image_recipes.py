@@ -139,7 +139,9 @@ def test_v1_finetuning() -> None:
     assert beit.parameter_groups()["default"].optimizer.weight_decay == 0.0
 
 
-@pytest.mark.parametrize("name", ["image_pretraining", "image_pretraining_v1", "image_finetuning"])
+@pytest.mark.parametrize(
+    "name", ["image_pretraining", "image_pretraining_v1", "image_finetuning", "image_finetuning_v1"]
+)
 def test_tiny_recipes_compose(name: str) -> None:
     overrides = ["model.model_path=/model"] if "finetuning" in name else []
     assert recipe_of(f"tiny/{name}", *overrides).world_size() == 1

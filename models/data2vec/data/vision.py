@@ -116,9 +116,14 @@ class ImageDataset:
 
 
 class Oddities:
-    """Says each odd or unreadable file once, and how many there were of each kind."""
+    """Says each odd or unreadable file once, and how many there were of each kind.
 
-    def __init__(self) -> None:
+    Args:
+        speaks: log what is new; of several workers only one does, and :meth:`merge` tells it of the others'.
+    """
+
+    def __init__(self, *, speaks: bool = True) -> None:
+        self.speaks = speaks
         self._kinds: dict[str, set[str]] = {}
 
     def note(self, notes: Sequence[tuple[str, str]]) -> int:
@@ -134,12 +139,24 @@ class Oddities:
             files = self._kinds.setdefault(kind, set())
             if name in files:
                 continue
-            if kind == "unreadable":
+            if not self.speaks:
+                pass
+            elif kind == "unreadable":
                 logger.warning("image %s is left out: %s", name, what)
             elif not files:
                 logger.info("image %s: %s; further ones are only counted", name, what)
             files.add(name)
         return unreadable
+
+    def files(self) -> dict[str, list[str]]:
+        """Names of the files of each kind, sorted."""
+        return {kind: sorted(files) for kind, files in self._kinds.items()}
+
+    def merge(self, others: Sequence[dict[str, list[str]]]) -> None:
+        """Take in what other workers' :meth:`files` hold."""
+        for other in others:
+            for kind, files in other.items():
+                self._kinds.setdefault(kind, set()).update(files)
 
     def counts(self) -> dict[str, int]:
         """Files by kind."""

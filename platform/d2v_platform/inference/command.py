@@ -107,6 +107,7 @@ _HELP = """usage: %(prog)s [--config-dir DIR] [--config-name infer] group.key=va
   d2v sweep decoding ...                      # weights of the language model, tuned on a dev subset
 
   %(prog)s task.data=/images common_eval.path=models:/NAME@ALIAS dataset.gen_subset=val   # an image model
+  %(prog)s task.data=/photos common_eval.path=models:/NAME@ALIAS task.labels=null    # folders, no classes
 
   %(prog)s task.data=/clips common_eval.path=models:/NAME@ALIAS dataset.gen_subset=eval     # audio events
 

@@ -27,12 +27,15 @@ def embed_command(
     layer: Annotated[int, typer.Option(help="Block whose output is taken; -1 = last, 0 = first.")] = -1,
     pooling: Annotated[
         Pooling,
-        typer.Option(help="Mean, class token (images), or none: a row for each 20 ms frame (recordings)."),
+        typer.Option(help="Mean, class token (images), or none: every patch, or a row for each 20 ms frame."),
     ] = "mean",
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="Images at any depth; folders are no classes.")
+    ] = False,
 ) -> None:
     """Embeddings to Parquet.
 
-    Images: columns file, label (class folders) and embedding. Recordings of any format, rate and length:
+    Images: columns file, label (class folders) and embedding, with --pooling none a list of patches. Recordings of any format, rate and length:
     file, seconds and embedding, or with --pooling none file, start_s and embedding of every frame. A
     recording that cannot be read is reported at the end; the others are done.
     """
@@ -46,7 +49,8 @@ def embed_command(
     loaded = data2vec.load(model_folder(model)[0])
     place = Path(local_data(data))
     if isinstance(loaded, ImageModel):
-        _images(loaded, place, dest, subset, layer, pooling)
+        labelled = False if unlabelled else None  # else what the folders say
+        _images(loaded, place, dest, subset, labelled, layer, pooling)
     elif isinstance(loaded, SpeechModel):
         _recordings(loaded, place, dest, subset, layer, pooling)
     else:
@@ -54,19 +58,24 @@ def embed_command(
 
 
 def _images(
-    model: ImageModel, place: Path, dest: Path, subset: str | None, layer: int, pooling: Pooling
+    model: ImageModel,
+    place: Path,
+    dest: Path,
+    subset: str | None,
+    labelled: bool | None,
+    layer: int,
+    pooling: Pooling,
 ) -> None:
-    from .images import open_any, run_model, write_embeddings
+    from .image_rows import on_best_device, open_any, run_model, write_embeddings
 
-    if pooling == "none":
-        raise DataError("--pooling none is for recordings; images have mean and cls")
-    rows = run_model(model, open_any(str(place), subset), "features", pooling, layer)
+    source = open_any(place, subset, labelled)
+    rows = run_model(on_best_device(model), source, "features", pooling, layer)
     write_embeddings(rows, dest)
     console = Console()
     for line in rows.odd:
         console.print(line, style="yellow", markup=False)
     console.print(
-        f"{dest}: {len(rows.names):,} embeddings of {rows.values.shape[1]} values",
+        f"{dest}: {len(rows.names):,} embeddings of {' x '.join(map(str, rows.values.shape[1:]))} values",
         highlight=False,
         markup=False,
     )

@@ -28,7 +28,7 @@ app.command("audio-labels")(audio_labels)
 app.command("audio-events")(audio_events)
 app.command("audio-subsets")(audio_subsets)
 app.command("language-model")(language_model)
-app.command("images")(images)
+app.command("images", epilog="Example: d2v prepare images /imagenet --dest /shards --resize 256")(images)
 
 Dest = Annotated[Path, typer.Option("--dest", help="Folder to write.")]
 Dict = Annotated[Path | None, typer.Option("--dict", help="dict.txt to use; needed for released models.")]

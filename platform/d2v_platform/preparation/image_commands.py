@@ -12,7 +12,7 @@ from data2vec.errors import DataError
 
 
 def images(
-    root: Annotated[Path, typer.Argument(help="Folder with train/CLASS/..., val/CLASS/....")],
+    root: Annotated[str, typer.Argument(help="Folder with train/CLASS/..., val/CLASS/...; local or a URI.")],
     dest: Annotated[Path, typer.Option("--dest", help="Folder to write.")],
     splits: Annotated[str, typer.Option(help="Subsets, separated by commas; default: all found.")] = "",
     images_per_shard: Annotated[int, typer.Option(help="Images in a shard.")] = 1000,
@@ -28,6 +28,7 @@ def images(
 
     Every image is decoded; unreadable ones are left out and listed in bad_images.tsv. A killed run continues.
     """
+    from ..storage.cache import local_data
     from .images import ImageOptions, prepare_images, summary
 
     if images_per_shard < 1:
@@ -44,7 +45,7 @@ def images(
         workers=workers,
     )
     wanted = [name.strip() for name in splits.split(",") if name.strip()]
-    reports = prepare_images(root, dest, wanted, options, console)
+    reports = prepare_images(Path(local_data(root)), dest, wanted, options, console)
     for line in summary(reports, dest):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     console.print(f"task.data={dest}", highlight=False, soft_wrap=True)

@@ -11,8 +11,9 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,8 +24,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from data2vec.data.batching import permutation
 from data2vec.data.image_files import UnreadableImageError, read_image
-from data2vec.data.image_sources import INDEX_NAME, FolderSource
+from data2vec.data.image_shards import INDEX_NAME
+from data2vec.data.image_sources import FolderSource
 from data2vec.errors import DataError
+
+from .sole_writer import sole_writer
 
 BAD_NAME = "bad_images.tsv"
 
@@ -68,7 +72,7 @@ def prepare_images(
 
     Args:
         root: holds ``<split>/<class>/...``.
-        dest: made if missing.
+        dest: made if missing; what it holds of other subsets stays.
         splits: subsets; empty: all of train, val, test that are there.
         options: see there.
         console: shows progress.
@@ -89,20 +93,54 @@ def prepare_images(
         if source.classes != classes:
             differ = sorted(set(source.classes) ^ set(classes))
             raise DataError(f"{root}: {name} has other classes than {names[0]}, such as {differ[0]!r}")
-    reports = {
-        name: _split(root / name, name, source, dest, options, console) for name, source in sources.items()
-    }
-    bad = [(name, path, reason) for name, report in reports.items() for path, reason in report.bad]
     dest.mkdir(parents=True, exist_ok=True)
-    _write(dest / BAD_NAME, "".join(f"{split}\t{path}\t{reason}\n" for split, path, reason in bad))
-    if bad and options.strict:
-        raise DataError(f"{len(bad)} images cannot be read, listed in {dest / BAD_NAME} (--strict)")
-    index = {
-        "classes": classes,
-        "splits": {name: {"images": r.images, "shards": r.shards} for name, r in reports.items()},
-    }
-    _write(dest / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+    with sole_writer(dest):
+        index = _index_with(dest, classes)
+        reports = {
+            name: _split(root / name, name, source, dest, options, console)
+            for name, source in sources.items()
+        }
+        bad = [(name, path, reason) for name, report in reports.items() for path, reason in report.bad]
+        _write(
+            dest / BAD_NAME,
+            _bad_of_others(dest, names)
+            + "".join(f"{split}\t{path}\t{reason}\n" for split, path, reason in bad),
+        )
+        if bad and options.strict:
+            raise DataError(f"{len(bad)} images cannot be read, listed in {dest / BAD_NAME} (--strict)")
+        index["splits"] |= {name: {"images": r.images, "shards": r.shards} for name, r in reports.items()}
+        _write(dest / INDEX_NAME, json.dumps(index, indent=2) + "\n")
     return reports
+
+
+def _index_with(dest: Path, classes: list[str]) -> dict[str, Any]:
+    """The folder's index with what earlier runs wrote of other subsets; all labelled ones share the classes.
+
+    Raises:
+        DataError: the folder holds subsets of other classes.
+    """
+    path = dest / INDEX_NAME
+    if not path.is_file():
+        return {"classes": classes, "splits": {}}
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        known, splits = list(before["classes"]), dict(before["splits"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no index of prepared shards: {error}; choose another --dest") from None
+    if known and classes and known != classes:
+        differ = sorted(set(known) ^ set(classes))
+        raise DataError(
+            f"{dest} holds {', '.join(sorted(splits))} with other classes ({len(differ)} differ, such as "
+            f"{differ[0]!r}); choose another --dest, or --unlabelled for images without classes"
+        )
+    return {"classes": classes or known, "splits": splits}
+
+
+def _bad_of_others(dest: Path, names: Sequence[str]) -> str:
+    """Lines of the list of bad images that are of other subsets than these."""
+    path = dest / BAD_NAME
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return "".join(line for line in lines if line.partition("\t")[0] not in names)
 
 
 def _split(
@@ -114,33 +152,51 @@ def _split(
     rows = [
         (number, str(folder / source.name(at)), int(source.labels[at])) for number, at in enumerate(order)
     ]
-    size = options.images_per_shard
-    jobs = [_job(place, name, i // size, rows[i : i + size], options) for i in range(0, len(rows), size)]
+    sizes, count = [source.size(at) for at in order], options.images_per_shard
+    jobs = [
+        _job(place, name, i // count, rows[i : i + count], sizes[i : i + count], options)
+        for i in range(0, len(rows), count)
+    ]
+    for left in place.glob("*.tmp"):
+        left.unlink()  # of a run that was killed while it wrote
     for stale in set(place.glob(f"{name}-*.tar")) - {Path(job.path) for job in jobs}:
         stale.unlink()  # of an earlier run with other settings: it would be read as data
     report = SplitReport(shards=len(jobs))
-    columns = (TextColumn(f"{name}: shards"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(f"{name}: images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     workers = min(options.workers or os.cpu_count() or 1, len(jobs))
-    with (
-        Progress(*columns, console=console) as progress,
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-    ):
-        task = progress.add_task(name, total=len(jobs))
-        for record in pool.map(_make_shard, jobs):
+    with Progress(*columns, console=console) as progress, _mapper(workers) as mapped:
+        bar = progress.add_task(name, total=len(rows))
+        for job, record in zip(jobs, mapped(_make_shard, jobs), strict=True):
             report.images += record["images"]
             report.reused += record["reused"]
             report.bad += [(path, reason) for path, reason in record["bad"]]
             for kind, count in record["odd"].items():
                 report.odd[kind] = report.odd.get(kind, 0) + count
-            progress.advance(task)
+            progress.advance(bar, len(job.files))
     return report
 
 
+@contextmanager
+def _mapper(workers: int) -> Iterator[Any]:
+    """``map`` over so many processes; one alone is this process."""
+    if workers == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield pool.map
+
+
 def _job(
-    place: Path, name: str, number: int, rows: list[tuple[int, str, int]], options: ImageOptions
+    place: Path,
+    name: str,
+    number: int,
+    rows: list[tuple[int, str, int]],
+    sizes: list[int],
+    options: ImageOptions,
 ) -> _Job:
+    """A shard; its key changes with the files' sizes too, so that a repaired image is taken in."""
     path = place / f"{name}-{number:06d}.tar"
-    digest = hashlib.sha256(json.dumps([rows, options.resize]).encode())
+    digest = hashlib.sha256(json.dumps([rows, sizes, options.resize]).encode())
     return _Job(str(path), str(place / f".{path.stem}.json"), digest.hexdigest(), rows, options.resize)
 
 

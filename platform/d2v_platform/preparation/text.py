@@ -8,14 +8,12 @@ parent's main module: they never load torch.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,8 @@ from data2vec.data.prepared import fingerprint_files, read_card, split_files, wr
 from data2vec.data.text_chunks import ChunkJob, ChunkResult, encode_chunk, read_chunk
 from data2vec.data.tokenizer import DICTIONARY_NAME, TextTokenizer
 from data2vec.errors import DataError
+
+from .sole_writer import sole_writer
 
 CHUNK_BYTES = 4 << 20
 WORK_FOLDER = ".prepare"
@@ -111,7 +111,7 @@ def prepare_text(
     begin = time.monotonic()
     check_sources(sources, options)
     dest.mkdir(parents=True, exist_ok=True)
-    with lock_folder(dest):
+    with sole_writer(dest):
         return _Run(dict(sources), dest, options, console or Console(quiet=True)).run(begin)
 
 
@@ -347,16 +347,3 @@ def progress_bars(console: Console) -> Progress:
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
         TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console,
     )  # fmt: skip
-
-
-@contextmanager
-def lock_folder(dest: Path) -> Iterator[None]:
-    """One run a folder; the lock goes with the process, however it ends."""
-    with (dest / ".prepare.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(
-                f"another d2v prepare is writing to {dest}; wait for it or choose another --dest"
-            ) from error
-        yield

@@ -26,7 +26,8 @@ from data2vec.data.tokenizer import DICTIONARY_NAME
 from data2vec.data.units import Units, unit_symbols
 from data2vec.errors import DataError
 
-from .text import TextOptions, TextReport, TextSplitReport, check_sources, lock_folder, progress_bars
+from .sole_writer import sole_writer
+from .text import TextOptions, TextReport, TextSplitReport, check_sources, progress_bars
 
 
 def prepare_units(
@@ -57,7 +58,7 @@ def prepare_units(
         problems.append(f"--units {units} needs --build-dict, or --dict with an existing dict.txt")
     check_sources(sources, options, problems)
     dest.mkdir(parents=True, exist_ok=True)
-    with lock_folder(dest), progress_bars(console or Console(quiet=True)) as progress:
+    with sole_writer(dest), progress_bars(console or Console(quiet=True)) as progress:
         dictionary = _dictionary(sources, dest, units, options, progress)
         card = read_card(dest) or {}
         reports: dict[str, TextSplitReport] = {}

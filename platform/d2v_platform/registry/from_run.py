@@ -20,6 +20,8 @@ from data2vec.errors import Data2VecError
 from ..home import home_folder
 from ..recipe.compose import Composed
 from ..recipe.schema import Recipe
+from .card_pictures import PICTURE_FOLDER
+from .data_pictures import draw_data
 from .model_card import model_card
 from .model_versions import PARENT_TAG, ModelVersion
 from .register import register
@@ -142,6 +144,7 @@ def add_from_run(
         tags=lineage,
         card_markdown=model_card(facts),
         alias=alias,
+        pictures=draw_data(recipe, exported, place / PICTURE_FOLDER),
     )
 
 

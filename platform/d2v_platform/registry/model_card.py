@@ -153,6 +153,24 @@ import data2vec
 print(data2vec.load("FOLDER").{use})
 ```
 """
+    if facts.modality == "image":
+        pretrained = facts.kind == "pretrained"
+        call = '{"output": "embedding", "pooling": "mean"}' if pretrained else '{"output": "scores"}'
+        use = 'embed(["picture.jpg"])' if pretrained else 'classify(["picture.jpg"])'
+        text = f"""```python
+import mlflow, pandas as pd
+model = mlflow.pyfunc.load_model("{named}"){remark}
+files = pd.DataFrame({{"file": [open("picture.jpg", "rb").read()]}})  # or "image": height x width x 3 values
+print(model.predict(files, params={call}))
+```
+
+Without MLflow, from the model folder inside the version:
+
+```python
+import data2vec
+print(data2vec.load("FOLDER").{use})
+```
+"""
     return f"{text}\nNothing in the version is pickled: weights are safetensors, the rest is JSON and text."
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import data2vec
 
 from ..tracking.mlflow_access import configure_environment
 from . import audio_models, image_models, language_models
+from .card_pictures import PICTURE_FOLDER
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -53,6 +54,7 @@ def package_model(
     card_markdown: str,
     lineage: Mapping[str, str],
     results_table: Path | None = None,
+    pictures: Sequence[Path] = (),
 ) -> Path:
     """Write an MLflow model folder.
 
@@ -65,6 +67,7 @@ def package_model(
         card_markdown: the model card.
         lineage: all lineage tags, whatever their length.
         results_table: a CSV or Markdown file to keep beside the card.
+        pictures: of the card, kept in a folder beside it.
 
     Returns:
         ``destination``.
@@ -91,6 +94,9 @@ def package_model(
     (destination / LINEAGE_FILE).write_text(json.dumps(dict(lineage), indent=2, sort_keys=True) + "\n")
     if results_table is not None:
         shutil.copyfile(results_table, destination / f"results{results_table.suffix}")
+    for picture in pictures:
+        (destination / PICTURE_FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(picture, destination / PICTURE_FOLDER / picture.name)
     return destination
 
 

@@ -12,7 +12,7 @@ import json
 import re
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from data2vec.errors import CheckpointError, ConfigError, Data2VecError, Problem
 from ..home import home_folder
 from ..tracking.mlflow_access import error_code, is_server
 from ..tracking.redaction import redact, redact_text
+from .card_pictures import PICTURE_FOLDER, draw_curves, with_pictures
 from .model_package import CARD_FILE, LINEAGE_FILE, package_model
 from .model_source import ResolvedModel, resolve
 from .model_versions import (
@@ -78,6 +79,7 @@ def register(
     card_markdown: str,
     alias: str | None = None,
     results_table: Path | str | None = None,
+    pictures: Sequence[Path] = (),
 ) -> ModelVersion:
     """Log a model folder as an MLflow model of a run and register it as a new version.
 
@@ -94,6 +96,8 @@ def register(
         card_markdown: the model card; also the version's description.
         alias: alias to take if the gate lets it; see ``ModelVersion.refusal``.
         results_table: CSV or Markdown to keep beside the card.
+        pictures: PNG files for the card (``card_pictures.TITLES`` says of what); the run's curves are drawn
+            here.
 
     Raises:
         ConfigError: lineage is incomplete or the name is not allowed; all problems at once.
@@ -110,7 +114,15 @@ def register(
         if not (folder / CHECK_FILE).is_file():
             record_check(folder)
         version = _register_new(
-            tracker, folder, config, name, run_id, all_tags, redact_text(card_markdown), results_table
+            tracker,
+            folder,
+            config,
+            name,
+            run_id,
+            all_tags,
+            redact_text(card_markdown),
+            results_table,
+            pictures,
         )
     if alias is None:
         return version
@@ -130,6 +142,7 @@ def _register_new(
     tags: Mapping[str, str],
     card: str,
     results_table: Path | str | None,
+    pictures: Sequence[Path],
 ) -> ModelVersion:
     client = tracker.client
     experiment_id = client.get_run(run_id).info.experiment_id
@@ -140,15 +153,20 @@ def _register_new(
         # One at a time: MLflow finds the model that a code file sets through a module-wide variable.
         # Beside the cache and not in /tmp: weights may be larger than a memory file system.
         with _PACKAGING, tempfile.TemporaryDirectory(dir=home_folder("cache", tracker.home)) as place:
+            curves = draw_curves(tracker, run_id, Path(place))
+            pictures = [*([curves] if curves else []), *pictures]
             package = package_model(
                 folder,
                 Path(place) / "package",
                 run_id=run_id,
                 model_id=logged.model_id,
                 config=config,
-                card_markdown=card,
+                card_markdown=with_pictures(
+                    card, {file.stem: f"{PICTURE_FOLDER}/{file.name}" for file in pictures}
+                ),
                 lineage=tags,
                 results_table=Path(results_table) if results_table else None,
+                pictures=pictures,
             )
             client.log_model_artifacts(logged.model_id, str(package))
         client.finalize_logged_model(logged.model_id, "READY")
@@ -168,10 +186,21 @@ def _register_new(
         run_id=run_id,
         model_id=logged.model_id,
         tags={key: _fitting_tag(value) for key, value in tags.items()} | {MODEL_ID_TAG: logged.model_id},
-        description=_fitting_card(card),
+        description=_fitting_card(with_pictures(card, _addresses(logged.model_id, pictures))),
     )
     tracker.set_tags(run_id, {f"registered.{name}": str(created.version)})
     return get_version(tracker, name, created.version)
+
+
+def _addresses(model_id: str, pictures: Sequence[Path]) -> dict[str, str]:
+    """Where MLflow's pages find the pictures: relative, so that a server's name and prefix do not matter.
+
+    Pages show no ``data:`` images, and a description has room for 5000 characters.
+    """
+    files = (
+        f"ajax-api/2.0/mlflow/logged-models/{model_id}/artifacts/files?artifact_file_path={PICTURE_FOLDER}"
+    )
+    return {file.stem: f"{files}/{file.name}" for file in pictures}
 
 
 def _already_there(tracker: Tracker, name: str, run_id: str, weights: str) -> ModelVersion | None:

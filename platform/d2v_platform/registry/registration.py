@@ -18,6 +18,8 @@ from ..tasks.pretraining import COLLAPSE_GUARD_AFTER
 from ..tracking.tracker_actor import AnyTracker
 from ..training.collapse import collapsed_stages
 from ..training.loop_state import Summary
+from .card_pictures import PICTURE_FOLDER
+from .data_pictures import draw_data
 from .model_card import CardFacts, model_card
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ def register_summary(
     facts = card_facts(name, composed, summary, tags, folder / "model", parent_uri, protocol, seeds)
     facts = dataclasses.replace(facts, alias=alias or platform.alias)
     version = tracker.register(
+        pictures=draw_data(composed.recipe, folder / "model", folder / PICTURE_FOLDER),
         folder=folder / "model",
         name=name,
         run_id=run_id,

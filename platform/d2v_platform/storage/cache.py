@@ -5,11 +5,11 @@
     <D2V_HOME>/cache/data/
       <key>/                 one folder of data; the key names the URI and what lies there (sizes, ETags)
       <key>.used             touched whenever it is used
-      .<key>.<random>/       being fetched
+      .<key>.partial/        being fetched
 
-A folder is fetched beside its place and renamed, so it is complete or not there; when the files at the URI
-change, so does the key. The cache is bounded (``D2V_CACHE_GB``, default 100): what was used longest ago goes
-first, never what a living process uses.
+A folder is fetched beside its place and renamed, so it is complete or not there; a fetch that was killed goes
+on from the files that it has. When the files at the URI change, so does the key. The cache is bounded
+(``D2V_CACHE_GB``, default 100): what was used longest ago goes first, never what a living process uses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import json
 import logging
 import os
 import shutil
-import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +41,9 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_GB = 100.0
 _IN_USE: dict[Path, BinaryIO] = {}  # held by this process until it ends
-_PARALLEL = 4  # downloads at a time
+_PARALLEL = 8  # downloads at a time
+_TELL_EVERY_S = 10.0
+_ABANDONED_S = 86_400.0
 
 
 def limit_bytes() -> int:
@@ -111,7 +114,7 @@ def cached_folder(uri: str, root: Path | None = None, patience: Patience | None 
             needed = sum(stamp[0] for stamp in stamps.values())
             _make_room(cache, needed, uri)
             logger.info("fetching %s (%.2f GB, %d files) into %s", uri, needed / 1e9, len(stamps), done)
-            _fetch(location, list(stamps), done, patience)
+            _fetch(location, {name: int(stamp[0]) for name, stamp in stamps.items()}, done, patience)
         _hold(done)
     return done
 
@@ -125,31 +128,63 @@ def _is_port(before: str, part: str) -> bool:
     return is_uri(before) and "/" not in before.split("://", 1)[1] and part[:1].isdigit()
 
 
-def _fetch(location: Location, names: list[str], done: Path, patience: Patience | None) -> None:
-    beside = Path(tempfile.mkdtemp(prefix=f".{done.name}.", dir=done.parent))
+def _fetch(location: Location, sizes: dict[str, int], done: Path, patience: Patience | None) -> None:
+    """Bring every file to ``done``; those that an earlier, killed fetch brought are kept."""
+    beside = _partial(done)
+    progress = _FetchProgress(location.uri, sum(sizes.values()))
 
     def get(name: str) -> None:
         target = beside / name
         if not target.resolve().is_relative_to(beside.resolve()):
             raise DataError(f"{location.uri}: the name {name!r} leaves its folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        location.download(name, target, patience)
+        if not target.is_file() or target.stat().st_size != sizes[name]:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            half = target.with_name(f"{target.name}.part")
+            location.download(name, half, patience)
+            half.replace(target)
+        progress.add(sizes[name])
 
     try:
+        beside.mkdir(exist_ok=True)
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            list(pool.map(get, names))
+            list(pool.map(get, sizes))
         beside.rename(done)
     except FileNotFoundError as error:
         raise StorageError(f"{location.uri}: {error} vanished while it was fetched; try again") from error
     except OSError as error:
         if isinstance(error, ConnectionError):
             raise
+        shutil.rmtree(beside, ignore_errors=True)  # the disk is full, most likely
         raise StorageError(
             f"{location.uri} cannot be kept in {done.parent}: {error}; free space there, or set D2V_HOME to "
             "a larger disk"
         ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+
+
+class _FetchProgress:
+    """A line now and then: how much is there, how fast it comes, how long it will take."""
+
+    def __init__(self, uri: str, total: int) -> None:
+        self.uri, self.total, self.there = uri, total, 0
+        self.begin = self.told = time.monotonic()
+        self.lock = threading.Lock()
+
+    def add(self, size: int) -> None:
+        with self.lock:
+            self.there += size
+            now = time.monotonic()
+            if now - self.told < _TELL_EVERY_S:
+                return
+            self.told, rate = now, self.there / (now - self.begin)
+            left = (self.total - self.there) / max(rate, 1.0)
+            logger.info(
+                "fetching %s: %.2f of %.2f GB, %.1f MB/s, %d:%02d to go",
+                self.uri, self.there / 1e9, self.total / 1e9, rate / 1e6, left // 60, left % 60,
+            )  # fmt: skip
+
+
+def _partial(done: Path) -> Path:
+    return done.with_name(f".{done.name}.partial")
 
 
 @contextlib.contextmanager
@@ -192,6 +227,14 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def _drop_abandoned(cache: Path) -> None:
+    """Delete what killed fetches of other data left and nobody has touched for a day."""
+    for partial in cache.glob(".*.partial"):
+        newest = max((p.stat().st_mtime for p in [partial, *partial.rglob("*")]), default=0.0)
+        if time.time() - newest > _ABANDONED_S:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
 def _make_room(cache: Path, needed: int, uri: str) -> None:
     """Delete what was used longest ago until ``needed`` bytes fit."""
     limit = limit_bytes()
@@ -200,6 +243,7 @@ def _make_room(cache: Path, needed: int, uri: str) -> None:
             f"task.data = {uri!r} holds {needed / 1e9:.1f} GB, and the cache may hold {limit / 1e9:.1f}; "
             "raise D2V_CACHE_GB, or copy the data to a disk that all workers see"
         )
+    _drop_abandoned(cache)
     sizes = {path: _size(path) for path in cache.iterdir() if path.is_dir() and path.name[0] != "."}
     total = sum(sizes.values())
     for folder in sorted(sizes, key=_last_used):

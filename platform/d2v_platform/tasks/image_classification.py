@@ -33,8 +33,9 @@ from ..recipe.image_components import (
     MaeImageClassification,
 )
 from ..recipe.schema import Recipe
+from ..training.reduction import rank_and_size
 from ..training.statistics import Layout, Sums
-from .image_data import check_subsets, never_empty, normalisation, open_subset
+from .image_data import check_subsets, never_empty, normalisation, open_subset, report_oddities
 from .task import MicroBatch, TrainingTask, batches_of
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class ImageClassification(TrainingTask):
         self.parent = parent.config.get("origin", {})
         _check_fit(recipe, parent)
         self._datasets: dict[str, ImageDataset] = {}
-        self.oddities = Oddities()
+        self.oddities = Oddities(speaks=rank_and_size()[0] == 0)
         self.classes = self.dataset(recipe.dataset.train_subset).source.classes
         trunk = trunk_config(recipe, parent)
         self.model = ImageClassifier(trunk, _head(recipe.model), seed=recipe.common.seed)
@@ -201,8 +202,6 @@ class ImageClassification(TrainingTask):
 
     def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
         """Network, head and class names: needs no pretrained file to be used."""
-        for line in self.oddities.lines():
-            logger.warning("images of this run: %s", line)
         return save_artifact(
             folder,
             kind="image_classifier",
@@ -217,6 +216,10 @@ class ImageClassification(TrainingTask):
             },
             origin=origin,
         )
+
+    def close(self) -> None:
+        """Say what was odd about images, whichever worker met them."""
+        report_oddities(self.oddities)
 
     def facts(self) -> dict[str, str]:
         """Fingerprints of what it was judged and trained on, and the parent's run."""

@@ -15,7 +15,7 @@ from data2vec.data.image_transforms import (
     finetuning_transform,
     pretraining_transform,
 )
-from data2vec.data.vision import ImageDataset
+from data2vec.data.vision import ImageDataset, Oddities
 from data2vec.errors import DataError
 
 from ..recipe.image_components import (
@@ -23,9 +23,9 @@ from ..recipe.image_components import (
     ImageClassificationTask,
     ImagePretraining,
     ImagePretrainingTask,
-    MaeImagePretrainingTask,
 )
 from ..recipe.schema import Recipe
+from ..training.reduction import gather_objects
 
 logger = logging.getLogger(__name__)
 V1_CROPS, JITTER = (0.08, 1.0), 0.4  # of data2vec 1 and of the BEiT option
@@ -52,7 +52,10 @@ def training_transform(recipe: Recipe) -> Transform:
 
 
 def open_subset(recipe: Recipe, subset: str, *, training: bool, augmented: bool) -> ImageDataset:
-    """The images of one subset.
+    """The images of one subset; with classes where they matter: in classification, and for probes.
+
+    Pretraining itself takes images at any depth and of any classes, so ``train`` may hold more than the
+    labelled subsets that a probe compares.
 
     Args:
         recipe: an image recipe.
@@ -62,10 +65,8 @@ def open_subset(recipe: Recipe, subset: str, *, training: bool, augmented: bool)
     """
     task = recipe.task
     assert isinstance(task, ImagePretraining | ImageClassificationData)
-    labelled = isinstance(task, ImageClassificationData) or (
-        isinstance(task, MaeImagePretrainingTask) and not training
-    )
-    source = _open(recipe, subset, labelled or task_has_probe(recipe))
+    labelled = isinstance(task, ImageClassificationData) or (task_has_probe(recipe) and not training)
+    source = _open(recipe, subset, labelled)
     transform = (
         training_transform(recipe)
         if augmented
@@ -96,26 +97,46 @@ def task_has_probe(recipe: Recipe) -> bool:
 
 
 def check_subsets(recipe: Recipe, subsets: list[str]) -> dict[str, ImageSource]:
-    """Open every subset; classification needs the same classes in each.
+    """Open every subset; those whose classes are used need the same ones.
+
+    Args:
+        recipe: an image recipe.
+        subsets: all that training will use; the bank of a probe may be the training subset.
 
     Raises:
         DataError: a subset is missing or empty, or the classes differ.
     """
-    labelled = isinstance(recipe.task, ImageClassificationData) or task_has_probe(recipe)
-    sources = {subset: _open(recipe, subset, labelled) for subset in subsets}
+    task, train = recipe.task, recipe.dataset.train_subset
+    classification = isinstance(task, ImageClassificationData)
+    probed = task_has_probe(recipe)
+    bank = task.probe_bank if isinstance(task, ImagePretraining) else None
+    sources = {
+        subset: _open(recipe, subset, classification or (probed and (subset != train or bank == train)))
+        for subset in subsets
+    }
     for source in sources.values():
         for note in source.notes:
             logger.warning("%s", note)
-    if labelled:
-        first, classes = subsets[0], sources[subsets[0]].classes
-        for subset, source in sources.items():
-            if source.classes != classes:
-                only = sorted(set(source.classes) ^ set(classes))
+    compared = {name: source for name, source in sources.items() if source.classes}
+    if compared:
+        first = train if train in compared else str(bank)
+        for subset, source in compared.items():
+            if source.classes != compared[first].classes:
+                only = sorted(set(source.classes) ^ set(compared[first].classes))
+                advice = "; a probe needs a bank of the same classes" if not classification else ""
                 raise DataError(
                     f"task.data = {recipe.task.data!r}: {subset} has other classes than {first}: "
-                    f"{len(only)} differ, such as {', '.join(only[:3])}"
+                    f"{len(only)} differ, such as {', '.join(only[:3])}{advice}"
                 )
     return sources
+
+
+def report_oddities(oddities: Oddities) -> None:
+    """Bring the workers' notes together and say each kind once, with its count; every worker calls it."""
+    oddities.merge(gather_objects(oddities.files()))
+    if oddities.speaks:
+        for line in oddities.lines():
+            logger.warning("images of this run: %s", line)
 
 
 def _open(recipe: Recipe, subset: str, labelled: bool) -> ImageSource:

@@ -22,9 +22,9 @@ from data2vec.v1.vision_config import Data2VecVisionConfig
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.schema import Recipe
 from ..training.loading import Share
-from ..training.reduction import gather_objects
+from ..training.reduction import gather_objects, rank_and_size
 from ..training.statistics import Layout, Sums
-from .image_data import check_subsets, never_empty, normalisation, open_subset
+from .image_data import check_subsets, never_empty, normalisation, open_subset, report_oddities
 from .pretraining import PretrainingTask
 from .task import MicroBatch, batches_of, part_of
 
@@ -39,7 +39,7 @@ class ImagePretraining(PretrainingTask):
         assert isinstance(recipe.model, Data2VecMultiConfig | Data2VecVisionConfig)
         self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
         self._datasets: dict[tuple[str, bool], ImageDataset] = {}
-        self.oddities = Oddities()
+        self.oddities = Oddities(speaks=rank_and_size()[0] == 0)
         self.model: Data2VecPretraining | Data2VecVisionPretraining
         if isinstance(self.config, Data2VecVisionConfig):
             self.model = Data2VecVisionPretraining(self.config, seed=recipe.common.seed)
@@ -137,8 +137,6 @@ class ImagePretraining(PretrainingTask):
 
     def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
         """The student with its decoder and the teacher, so that training can start from it."""
-        for line in self.oddities.lines():
-            logger.warning("images of this run: %s", line)
         return save_artifact(
             folder,
             kind="pretrained",
@@ -148,6 +146,10 @@ class ImagePretraining(PretrainingTask):
             task={"input_size": self.task.input_size, **normalisation(self.recipe)},
             origin=origin,
         )
+
+    def close(self) -> None:
+        """Say what was odd about images, whichever worker met them."""
+        report_oddities(self.oddities)
 
     def facts(self) -> dict[str, str]:
         """Data fingerprint."""
@@ -172,7 +174,7 @@ class ImagePretraining(PretrainingTask):
         """Features and classes of the bank; the workers share its images."""
         dataset = open_subset(self.recipe, subset, training=False, augmented=False)
         device = next(self.model.parameters()).device
-        rank, size = _rank_and_size()
+        rank, size = rank_and_size()
         self.model.eval()
         mine: list[tuple[int, np.ndarray, int]] = []
         batch_size = self.recipe.dataset.batch_size_valid or 16
@@ -192,9 +194,3 @@ class ImagePretraining(PretrainingTask):
         everyone = sorted((row for part in gather_objects(mine) for row in part), key=lambda row: row[0])
         features = torch.from_numpy(np.stack([row[1] for row in everyone]))
         return features, torch.tensor([row[2] for row in everyone])
-
-
-def _rank_and_size() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

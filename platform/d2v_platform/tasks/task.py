@@ -124,6 +124,10 @@ class TrainingTask(ABC):
     def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
         """Metrics of a subset from the results of all its samples, ordered by id."""
 
+    def close(self) -> None:
+        """Called on every worker when training is over, before the export: what is left to be said."""
+        return None
+
     @abstractmethod
     def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
         """Write the model folder that is registered and served.

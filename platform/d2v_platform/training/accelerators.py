@@ -91,6 +91,11 @@ def gpu_at_hand(ray_type: str | None) -> Accelerator:
     return known or Accelerator(ray_type or "gpu", {}, None, GPU_UTILISATION)
 
 
+def local_gpus(local_mode: bool) -> int:
+    """GPUs that a training in this process may take; none where Ray hands them out."""
+    return torch.cuda.device_count() if local_mode and torch.cuda.is_available() else 0
+
+
 def cpu_at_hand(threads: int, memory_bytes: float | None = None) -> Accelerator:
     """This machine's processor with so many threads, measured."""
     rate = measured_rate(threads)

@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from ..recipe.compose import Composed
@@ -28,6 +30,7 @@ from ..storage.locations import is_uri
 from ..tracking.redaction import redact
 from ..tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
 from . import ray_session
+from .accelerators import local_gpus
 from .forecast import Forecast, forecast_as_stated, forecast_at_hand, placed
 from .loop_state import Summary, TrainingStopped, Worker
 from .plan import Plan, make_plan
@@ -84,7 +87,7 @@ def launch(composed: Composed) -> RunResult:
         if recipe.platform.num_workers != 0:
             cluster = stack.enter_context(ray_session.connected())
             reached("cluster connected")
-        plan = make_plan(recipe, cluster)
+        plan = make_plan(recipe, cluster, local_gpus(cluster is None))
         refuse_node_local(recipe, cluster)
         costs = _forecasts(local, plan, cluster, models)
         plan = placed(plan, costs[0] if costs else None)
@@ -262,7 +265,8 @@ def _train(recipe: Recipe, plan: Plan, tracker: AnyTracker, run: _Run, models: R
     if plan.num_workers == 0:
         from .train_loop import train
 
-        worker = Worker(threads=plan.threads, loader_processes=plan.loader_processes)
+        device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
+        worker = Worker(device=device, threads=plan.threads, loader_processes=plan.loader_processes)
         reporter = TrackingReporter(tracker, run.run_id)
         return train(
             recipe,
@@ -463,7 +467,7 @@ def show_plan(composed: Composed) -> None:
     with contextlib.ExitStack() as stack:
         if recipe.platform.num_workers != 0:
             cluster = stack.enter_context(ray_session.connected())
-        plan, local = make_plan(recipe, cluster), with_local_data(recipe)
+        plan, local = make_plan(recipe, cluster, local_gpus(cluster is None)), with_local_data(recipe)
         costs = _forecasts(local, plan, cluster, resolve_models(local), plan_only=True)
         for line in [*plan.lines(), *_forecast_lines(costs)]:
             logger.info("%s", line)

@@ -68,12 +68,13 @@ class Plan:
         return [first, second, *(f"      {note}" for note in self.notes)]
 
 
-def make_plan(recipe: Recipe, cluster: ClusterInfo | None) -> Plan:
+def make_plan(recipe: Recipe, cluster: ClusterInfo | None, local_gpus: int = 0) -> Plan:
     """Deal a recipe to the workers at hand.
 
     Args:
         recipe: a checked recipe.
         cluster: resources, or ``None`` in local mode.
+        local_gpus: GPUs of this machine, of which local mode takes the first.
 
     Raises:
         ConfigError: it cannot be placed, with what would help.
@@ -81,7 +82,11 @@ def make_plan(recipe: Recipe, cluster: ClusterInfo | None) -> Plan:
     platform, micro = recipe.platform, recipe.micro_batches(1)
     notes: list[str] = []
     if platform.num_workers == 0 or cluster is None:
-        workers, gpus = 0, 0.0
+        asked = platform.gpus_per_worker
+        if asked and cluster is None and platform.num_workers == 0 and not local_gpus:
+            rule = "this machine has no GPU that PyTorch can use; leave it out to compute on the CPU"
+            raise ConfigError([Problem("platform.gpus_per_worker", asked, rule)])
+        workers, gpus = 0, float(local_gpus > 0 and asked != 0)
     else:
         gpus = platform.gpus_per_worker if platform.gpus_per_worker is not None else float(cluster.gpus > 0)
         room = math.floor(cluster.gpus / gpus if gpus else cluster.cpus / max(platform.cpus_per_worker, 1e-9))

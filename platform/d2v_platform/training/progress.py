@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..recipe.image_components import ImageClassificationData, ImagePretraining
 from ..recipe.schema import Recipe
 from .statistics import Sums
 
@@ -45,6 +46,8 @@ class Progress:
         self._interval_cpu = time.process_time()
         self._first_update = self._interval_update = 0
         self._speed: dict[str, float] = {}
+        images = isinstance(recipe.task, ImagePretraining | ImageClassificationData)
+        self._unit = "images" if images else "tokens"
 
     def start(self, state: LoopState) -> None:
         """The first update of this attempt is about to run."""
@@ -61,7 +64,7 @@ class Progress:
         seconds = max(time.perf_counter() - self._interval_begin, 1e-9)
         updates = max(state.update - self._interval_update, 1)
         self._speed = {
-            "speed/tokens_per_s": sums["ntokens"] / seconds,
+            f"speed/{self._unit}_per_s": sums["ntokens"] / seconds,
             "speed/s_per_update": seconds / updates,
             "speed/cpu_s_per_update": (time.process_time() - self._interval_cpu) / updates,
             "speed/data_wait_pct": 100.0 * self.data_wait_s / seconds,
@@ -80,17 +83,27 @@ class Progress:
             f"{name} {value:.4g}" for name, value in metrics.items() if name not in ("lr", "epoch")
         )
         logger.info(
-            "update %s  epoch %.2f  %s  lr %.3g  %.0f tokens/s%s  wait %.0f%%  mem %.1f GB  eta %s",
+            "update %s  epoch %.2f  %s  lr %.3g  %.0f %s/s%s  wait %.0f%%  mem %.1f GB  eta %s",
             f"{state.update}/{self.recipe.optimization.max_update or '-'}",
             metrics["epoch"],
             shown,
             metrics["lr"],
-            self._speed["speed/tokens_per_s"],
+            self._speed[f"speed/{self._unit}_per_s"],
+            self._unit,
             share,
             self._speed["speed/data_wait_pct"],
             self._speed["speed/memory_gb"],
             self._eta(state),
         )
+
+    def clock(self) -> tuple[float, float]:
+        """Now, in seconds and CPU-seconds: what comes after it may be left out of the speed."""
+        return time.perf_counter(), time.process_time()
+
+    def leave_out(self, since: tuple[float, float]) -> None:
+        """What happened since that clock (a validation) is no part of this interval's speed."""
+        self._interval_begin += time.perf_counter() - since[0]
+        self._interval_cpu += time.process_time() - since[1]
 
     def validation(self, state: LoopState, scores: Mapping[str, float]) -> None:
         """Print the figures of a validation."""

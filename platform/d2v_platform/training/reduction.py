@@ -59,6 +59,11 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+def rank_and_size() -> tuple[int, int]:
+    """This worker's number, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+
+
 def barrier() -> None:
     """Wait for all workers."""
     if _distributed():

@@ -358,9 +358,11 @@ class TrainingLoop:
             and (at_end or state.update >= data.validate_after_updates)
         ):
             subsets = [name.strip() for name in data.valid_subset.split(",") if name.strip()]
+            before = self.progress.clock()
             for subset in subsets:
                 found = self.evaluate(subset)
                 scores |= {f"{subset}/{name}": value for name, value in found.items()}
+            self.progress.leave_out(before)
             metric = scores[f"{subsets[0]}/{rules.best_checkpoint_metric}"]
             improved = self._note_best(metric)
             scores[f"{subsets[0]}/best_{rules.best_checkpoint_metric}"] = (
@@ -445,6 +447,7 @@ class TrainingLoop:
     def finish(self, reason: str, origin: dict[str, Any]) -> Summary:
         """Export the best weights (the last ones of pretraining or without validation) and sum up."""
         state, export = self.state, None
+        self.task.close()
         comparable = self.task.exports_best and not self.recipe.checkpoint.no_save
         best = state.best_update if comparable else None
         weights = self.placement.snapshot(self.task.module.state_dict(), keep=self.worker.rank == 0)

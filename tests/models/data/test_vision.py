@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from data2vec.data.image_files import UnreadableImageError, read_image
-from data2vec.data.image_sources import FolderSource, ShardSource, open_images
+from data2vec.data.image_shards import ShardSource
+from data2vec.data.image_sources import FolderSource, open_images
 from data2vec.data.image_transforms import evaluation_transform, finetuning_transform, pretraining_transform
 from data2vec.data.vision import ImageDataset, Oddities
 from data2vec.errors import DataError
@@ -92,6 +93,9 @@ def test_class_ids_are_ranks_of_names(folder: Path) -> None:
 def test_missing_and_empty_folders_are_named(folder: Path) -> None:
     with pytest.raises(DataError, match=r"no folder 'trian'.*did you mean 'train'"):
         open_images(folder, "trian")
+    with pytest.raises(DataError, match="no folder 'test'"):
+        open_images(folder, "test", labelled=False)  # not the whole folder with train and val in it
+    assert len(open_images(folder / "train", "train", labelled=False)) == 12, "an album is taken as it is"
     (folder / "train" / "yak").mkdir()
     with pytest.raises(DataError, match="1 of 4 class folders hold no image: yak"):
         open_images(folder, "train")

@@ -1,0 +1,163 @@
+"""Images in tar shards in the WebDataset layout, read in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from .image_files import EXTENSIONS
+from .names import Names
+
+INDEX_NAME = "index.json"  # beside prepared shards: class names and counts
+_LABEL = "cls"
+
+
+class ShardSource:
+    """Tar shards: files that share a name up to the first dot of their last part are one sample.
+
+    An image has one of the known extensions; ``.cls`` holds its class, as a number or a name. Offsets are
+    read from the headers once; images are then read by seeking, in any order.
+    """
+
+    def __init__(self, shards: Sequence[Path], *, labelled: bool | None = True) -> None:
+        self.shards, self.notes = list(shards), []
+        names: list[str] = []
+        rows: list[tuple[int, int, int]] = []
+        raw_labels: list[str | None] = []
+        for number, shard in enumerate(self.shards):
+            samples, cut = _index_shard(shard)
+            if cut:
+                self.notes.append(f"{shard}: cut off after {len(samples)} whole images; the rest is lost")
+            bare = [key for key, sample in samples.items() if sample.label is None]
+            if labelled and bare:
+                self.notes.append(
+                    f"{shard}: {len(bare)} images without .{_LABEL} are not used, first {bare[0]}"
+                )
+            for key, sample in samples.items():
+                if labelled and sample.label is None:
+                    continue
+                names.append(f"{shard.name}:{key}")
+                rows.append((number, sample.offset, sample.size))
+                raw_labels.append(sample.label)
+        if labelled is None:
+            labelled = all(label is not None for label in raw_labels)
+            with_label = sum(label is not None for label in raw_labels)
+            if not labelled and with_label:
+                self.notes.append(
+                    f"{self.shards[0].parent}: {with_label} of {len(rows)} images have a "
+                    f".{_LABEL}; it is not used"
+                )
+        if not rows:
+            raise DataError(f"{self.shards[0].parent}: {len(self.shards)} shards hold no usable image")
+        self._names, self._rows = Names(names), np.array(rows, dtype=np.int64)
+        self.classes: list[str] = []
+        self.labels = np.full(len(rows), -1)
+        if labelled:
+            found = [label or "" for label in raw_labels]
+            self.classes = _class_names(self.shards[0].parent, found)
+            self.labels = _class_ids(found, self.classes)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def name(self, index: int) -> str:
+        """Shard and key."""
+        return self._names[index]
+
+    def read(self, index: int) -> bytes:
+        """The member's content, read from its place in the shard."""
+        number, offset, size = (int(v) for v in self._rows[index])
+        try:
+            with self.shards[number].open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        except OSError as error:
+            raise DataError(f"{self.shards[number]}: {error.strerror or error}") from error
+
+    def fingerprint(self) -> str:
+        """Hash of keys, sizes and classes."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            key = self._names[index].partition(":")[2]
+            digest.update(f"{key}\0{self._rows[index, 2]}\0{self.labels[index]}\n".encode())
+        return digest.hexdigest()
+
+
+class _Sample:
+    """Place of an image in its shard, and the text of its label."""
+
+    def __init__(self) -> None:
+        self.offset, self.size = -1, 0
+        self.label: str | None = None
+
+
+def _index_shard(shard: Path) -> tuple[dict[str, _Sample], bool]:
+    """The whole samples of a shard by key, in order, and whether the file ends too early."""
+    samples: dict[str, _Sample] = {}
+    length = shard.stat().st_size
+    cut = False
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            ended = False
+            while (member := tar.next()) is not None:
+                if not member.isfile():
+                    continue
+                if member.offset_data + member.size > length:
+                    cut = ended = True
+                    break
+                stem, _, extension = Path(member.name).name.partition(".")
+                key = str(Path(member.name).parent / stem)
+                if f".{extension.lower()}" in EXTENSIONS:
+                    sample = samples.setdefault(key, _Sample())
+                    sample.offset, sample.size = member.offset_data, member.size
+                elif extension == _LABEL:
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    samples.setdefault(key, _Sample()).label = (
+                        file.read(1000).decode(errors="replace").strip()
+                    )
+            if not ended:
+                with shard.open("rb") as file:  # a whole archive ends in zeros
+                    file.seek(max(length - 1024, 0))
+                    cut = file.read(1024).strip(b"\0") != b""
+    except tarfile.TarError as error:
+        if not samples:
+            raise DataError(f"{shard}: no tar archive ({error})") from None
+        cut = True
+    return {key: sample for key, sample in samples.items() if sample.offset >= 0}, cut
+
+
+def _class_names(folder: Path, labels: Sequence[str]) -> list[str]:
+    """Class names by id: those that ``d2v prepare images`` wrote, else what the labels themselves say."""
+    for place in (folder, folder.parent):
+        path = place / INDEX_NAME
+        if path.is_file():
+            try:
+                return list(json.loads(path.read_text(encoding="utf-8"))["classes"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{path} is no index of prepared shards: {error}") from None
+    if all(label.isdecimal() for label in labels):
+        return [str(i) for i in range(max(int(label) for label in labels) + 1)]
+    return sorted(set(labels))
+
+
+def _class_ids(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    """Ids of labels: numbers if all of them are, else class names."""
+    if all(label.isdecimal() for label in labels):
+        numbers = np.array([int(label) for label in labels], dtype=np.int64)
+        if len(numbers) and numbers.max() >= len(classes):
+            raise DataError(
+                f"class {numbers.max()} of a shard is not among the {len(classes)} of {INDEX_NAME}"
+            )
+        return numbers
+    ids = {name: index for index, name in enumerate(classes)}
+    unknown = sorted({label for label in labels if label not in ids})
+    if unknown:
+        raise DataError(f"class {unknown[0]!r} of a shard is not among the {len(classes)} of {INDEX_NAME}")
+    return np.array([ids[label] for label in labels], dtype=np.int64)

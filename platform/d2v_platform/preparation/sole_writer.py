@@ -1,0 +1,23 @@
+"""One preparation a folder at a time."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data2vec.errors import DataError
+
+
+@contextmanager
+def sole_writer(dest: Path) -> Iterator[None]:
+    """One run a folder; the lock goes with the process, however it ends."""
+    with (dest / ".prepare.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(
+                f"another d2v prepare is writing to {dest}; wait for it or choose another --dest"
+            ) from error
+        yield

@@ -1,0 +1,58 @@
+"""Pictures on a model card: where they go, and the curves of a run, drawn from what it logged.
+
+Those that need the data are drawn where it is: see :mod:`data_pictures`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..tracking.tracker import Tracker
+
+PICTURE_FOLDER = "card"  # beside the card, in the version
+TITLES = {
+    "curves": "What the run logged",
+    "masks": "Masks of the first update on training images; grey is what the student does not see",
+    "verdicts": "The model on images of the validation subset, drawn evenly",
+}
+_CURVES = ("loss", "variance", "lr")  # panels of the report that belong on a card, besides the scores
+_SCORES = ("accuracy", "knn", "linear_probe", "mcc", "wer", "pearson_and_spearman", "acc_and_f1")
+
+
+def draw_curves(tracker: Tracker, run_id: str, folder: Path) -> Path | None:
+    """Loss, variance, learning rate and scores of a run as one picture; ``None`` if it logged none."""
+    from ..reports.drawing import png
+    from ..reports.panels import run_panels
+    from ..reports.run_history import load_run
+
+    tracker.flush(run_id)
+    run = tracker.client.get_run(run_id)
+    scores = tuple(f"-{score}" for score in _SCORES)
+    panels = [
+        panel
+        for panel in run_panels([load_run(tracker.client, run)])
+        if panel.name in _CURVES or panel.name.endswith(scores)
+    ]
+    if not panels:
+        return None
+    path = folder / "curves.png"
+    png(panels, run.info.run_name or run_id, path)
+    return path
+
+
+def with_pictures(card: str, pictures: Mapping[str, str]) -> str:
+    """A card with a section of pictures before its first section.
+
+    Args:
+        card: Markdown.
+        pictures: name (see :data:`TITLES`) -> address.
+    """
+    if not pictures:
+        return card
+    lines = [f"{TITLES[name]}:\n\n![{name}]({address})" for name, address in pictures.items()]
+    section = "\n\n## Pictures\n\n" + "\n\n".join(lines)
+    head, mark, rest = card.partition("\n\n## ")
+    return head.rstrip() + section + (mark + rest if mark else "\n")
