@@ -35,9 +35,10 @@ def embed_command(
 ) -> None:
     """Embeddings to Parquet.
 
-    Images: columns file, label (class folders) and embedding, with --pooling none a list of patches. Recordings of any format, rate and length:
-    file, seconds and embedding, or with --pooling none file, start_s and embedding of every frame. A
-    recording that cannot be read is reported at the end; the others are done.
+    Images: columns file, label (class folders) and embedding, with --pooling none that of every patch.
+    Recordings of any format, rate and length: file, seconds and embedding, or with --pooling none file,
+    start_s and embedding of every frame. A recording that cannot be read is reported at the end; the others
+    are done.
     """
     import data2vec
     from data2vec.image_model import ImageModel
