@@ -24,6 +24,7 @@ from d2v_platform.preparation.images import ImageOptions, prepare_images
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.registry.image_models import check_images, check_outputs, image_signature, is_image
 from d2v_platform.tasks import check_data
+from d2v_platform.training.checkpoint import CheckpointStore
 from data2vec.data.image_sources import open_images
 from data2vec.errors import DataError
 
@@ -65,7 +66,7 @@ def test_a_run_killed_in_the_middle_ends_with_the_same_bits(
     )
     victim.start()
     deadline = time.monotonic() + 200
-    while not list((tmp_path / "killed").glob("checkpoints/update_*/manifest.json")):
+    while not CheckpointStore(tmp_path / "killed").updates():
         assert victim.is_alive() and time.monotonic() < deadline
         time.sleep(0.005)
     victim.kill()
