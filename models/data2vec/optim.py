@@ -6,6 +6,7 @@ Decoupled weight decay applies to *every* parameter by default, norms and biases
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,11 +84,18 @@ class Adam(torch.optim.AdamW):
 
     PyTorch corrects the second moment before adding epsilon, which is the same step with
     ``eps / sqrt(1 - beta2 ** t)``; so PyTorch's fused kernel is used with that value at step t.
+
+    PyTorch wraps its optimizers' methods in calls of its compiler, whose import takes seconds and 150 MB; the
+    methods inside the wrappers are called instead.
     """
 
     def __init__(self, groups: Iterable[dict[str, object]]) -> None:
         super().__init__(groups, lr=0.0, fused=True)  # pyright: ignore[reportArgumentType]
         self._steps: dict[torch.Tensor, int] = {}
+
+    def add_param_group(self, param_group: dict[str, object]) -> None:
+        """As PyTorch's."""
+        inspect.unwrap(torch.optim.AdamW.add_param_group)(self, param_group)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -104,7 +112,7 @@ class Adam(torch.optim.AdamW):
                 split.append({**group, "params": params, "eps": eps})
         self.param_groups = split
         try:
-            super().step(closure)
+            inspect.unwrap(torch.optim.AdamW.step)(self)
         finally:
             self.param_groups = original
         for group in split:

@@ -161,11 +161,9 @@ class Data2VecPretraining(nn.Module):
             rows = chunk.rows(len(source), source.device)
             masks, row_ids_R = masks.rows(rows), row_ids_R[rows]
             noise_RJD = None if noise_RJD is None else noise_RJD[rows]
-        if noise_RJD is None:
-            gaps = length - masks.num_kept
-            noise_RJD = row_noise(
-                row_ids_R, gaps, config.embed_dim, modality.mask_noise_std, source.device, seed, update
-            )
+        if shared.targets_BTD is None:  # before the student: working memory on top of nothing that is kept
+            shared.targets_BTD = self._targets(source, local_BTD, padding_mask, tap)
+        targets_BTD = shared.targets_BTD
 
         kept_padding = None if padding_mask is None else masks.gather_kept_flags(padding_mask)
         if tap and kept_padding is not None:
@@ -175,10 +173,13 @@ class Data2VecPretraining(nn.Module):
         if tap:
             _tap_alibi(tap, "student_alibi_bias", encoder, kept_at)
         x_RKD = self.student.encode(kept_RKD, kept_padding, seed, update, positions_RK=kept_at, tap=tap)
+        if noise_RJD is None:
+            gaps = length - masks.num_kept
+            noise_RJD = row_noise(
+                row_ids_R, gaps, config.embed_dim, modality.mask_noise_std, source.device, seed, update
+            )
         prediction_ND = self._decode(x_RKD, masks, noise_RJD, tap)
-        if shared.targets_BTD is None:
-            shared.targets_BTD = self._targets(source, local_BTD, padding_mask, tap)
-        targets_BTD = shared.targets_BTD
+        del noise_RJD
         target_ND = masks.gather_masked_targets(targets_BTD)
 
         sample_size = masks.masked_N.numel()

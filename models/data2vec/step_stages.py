@@ -288,7 +288,8 @@ def _audio_front(
         layer = 2.0 * frames * kernel * channels * out
         work, backward = work + layer, backward + layer * (1 if index == 0 else 2)
         kept += frames * out * storage.matrix_bytes
-        working = max(working, 4.0 * frames * out * FLOAT)  # norm, GELU and their gradients, made again
+        # The gradient; norm, GELU and their gradients are made again for a clip at a time.
+        working = max(working, (frames + 4.0 * length) * out * FLOAT)
         size += kernel * channels * out
         if audio.extractor_mode == "layer_norm" or index == 0:
             size += 2 * out

@@ -112,17 +112,23 @@ class _StridedConvolution(torch.autograd.Function):
                 x, weight, grads[0], ctx.stride, ctx.needs_input_grad[0]
             )
             return grad, None, None, weight_grad, None
-        wide = x.to(gain.dtype)
-        normed, mean, deviation = torch.native_layer_norm(wide, x.shape[-1:], gain, offset, EPS)
-        active = torch.nn.functional.gelu(normed).to(weight.dtype)
-        grad, weight_grad = _convolution_backward(active, weight, grads[0], ctx.stride, True)
-        assert grad is not None
-        del active
-        torch.ops.aten.gelu_backward.grad_input(grad.to(normed.dtype), normed, grad_input=normed)
-        grad, gain_grad, offset_grad = torch.ops.aten.native_layer_norm_backward(
-            normed, wide, x.shape[-1:], mean, deviation, gain, offset, list(ctx.needs_input_grad[:3])
-        )
-        return None if grad is None else grad.to(x.dtype), gain_grad, offset_grad, weight_grad, None
+        x_grad, weight_grad = torch.empty_like(x), torch.zeros_like(weight)
+        gain_grad, offset_grad = torch.zeros_like(gain), torch.zeros_like(offset)
+        for clip, clip_grad, out_grad in zip(x.split(1), x_grad.split(1), grads[0].split(1), strict=True):
+            wide = clip.to(gain.dtype)
+            normed, mean, deviation = torch.native_layer_norm(wide, x.shape[-1:], gain, offset, EPS)
+            active = F.gelu(normed).to(weight.dtype)
+            grad, part = _convolution_backward(active, weight, out_grad, ctx.stride, True)
+            assert grad is not None
+            weight_grad += part
+            torch.ops.aten.gelu_backward.grad_input(grad.to(normed.dtype), normed, grad_input=normed)
+            grad, *parts = torch.ops.aten.native_layer_norm_backward(
+                normed, wide, x.shape[-1:], mean, deviation, gain, offset, [True, True, True]
+            )
+            clip_grad.copy_(grad)
+            gain_grad += parts[0]
+            offset_grad += parts[1]
+        return x_grad, gain_grad, offset_grad, weight_grad, None
 
 
 def _convolution_backward(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,3 +191,19 @@ def test_a_norm_that_is_not_a_number_is_passed_on() -> None:
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([float("nan"), 1.0])
     assert math.isnan(scale_and_clip([parameter], 1.0, 1.0))
+
+
+def test_a_step_does_not_import_the_compiler() -> None:
+    code = """
+import sys, torch
+from data2vec.optim import Adam
+parameter = torch.nn.Parameter(torch.ones(3))
+adam = Adam([{"params": [parameter], "weight_decay": 0.0}])
+adam.param_groups[0]["lr"] = 0.1
+parameter.grad = torch.ones(3)
+adam.step()
+assert parameter.max() < 0.95, parameter
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
