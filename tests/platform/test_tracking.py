@@ -436,3 +436,13 @@ def test_a_server_that_never_answers_is_a_clear_error(mlflow_home: Path) -> None
         Data2VecError, match=r"MLflow at http://\*\*\*@127.0.0.1:9 cannot be used.*start the server"
     ):
         open_one(tracker)
+
+
+def test_a_run_that_another_process_left_open_can_be_ended(new_tracker: Callable[..., Tracker]) -> None:
+    """A sweep ends the trials that were over when its driver was killed; no later start is needed for it."""
+    first, second = new_tracker(), new_tracker()
+    run_id = first.open_run(experiment="left", name="trial", params={}, tags={"status": "running"}).run_id
+    first.close()
+    assert second.finish(run_id, "FINISHED", tags={"status": "finished"}) == 0
+    run = second.client.get_run(run_id)
+    assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "finished")

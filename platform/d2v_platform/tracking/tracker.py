@@ -296,6 +296,8 @@ class Tracker:
         if dropped:
             self.set_tags(run_id, {"d2v.metrics_dropped": str(dropped)})
         self.outbox.put(run_id, "finish", {"status": status, "end_time_ms": now_ms()})
+        if run_id not in self._open:  # a run that another process left open
+            self.sender.add_run(run_id)
         self._open.discard(run_id)
         _OPEN_HERE.discard(run_id)
         waiting = self.flush(run_id, timeout_s)
