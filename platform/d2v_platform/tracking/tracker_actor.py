@@ -82,7 +82,7 @@ class TrackerService:
 def _was_restarted() -> bool:
     import ray
 
-    return ray.get_runtime_context().was_current_actor_reconstructed
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 class RemoteTracker:
