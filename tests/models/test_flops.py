@@ -235,6 +235,8 @@ def update(model, adam, vocab, micro_batches=1):
 
 warm = make({**values, "depth": 1, "average_top_k_layers": 1}, 50)
 update(*warm, 50)
+recompute_activations(warm[0], True)  # its first use imports the compiler
+update(*warm, 50)
 del warm
 before = memory("VmRSS")
 model, adam = make(values, vocab)
