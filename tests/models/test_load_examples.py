@@ -23,6 +23,9 @@ from data2vec.heads import make_text_trunk
 from data2vec.image_heads import ImageClassifier
 
 
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
 def config(modality: str, **front: Any) -> Data2VecMultiConfig:
     return Data2VecMultiConfig.from_dict(
         {
@@ -88,6 +91,7 @@ def test_the_example_runs(
     block = (data2vec.__doc__ or "").split(f"{name}::\n\n")[1].split("\n\n")[0]
     lines = textwrap.dedent(block).strip().splitlines()
     assert len(lines) <= 5
+    assert "\n".join(lines) in README.read_text(encoding="utf-8")
     {"Text": text, "Speech": speech, "Images": images}[name](tmp_path)
     (tmp_path / "example.py").write_text("\n".join(lines) + "\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
