@@ -22,7 +22,6 @@ from data2vec.data.tokenizer import TextTokenizer
 from data2vec.heads import make_text_trunk
 from data2vec.image_heads import ImageClassifier
 
-
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
