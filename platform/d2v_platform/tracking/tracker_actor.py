@@ -80,9 +80,13 @@ class TrackerService:
 
 
 def _was_restarted() -> bool:
+    import warnings
+
     import ray
 
-    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own property calls one that it calls deprecated
+        return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
 class RemoteTracker:
