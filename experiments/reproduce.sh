@@ -16,6 +16,7 @@ mkdir -p "$PREPARED"
 
 d2v() { echo "[$(date +%T)] d2v $*" >&2; "${D2V[@]}" "$@"; }
 updates() { awk -v n="$1" -v share="$SHARE" 'BEGIN { n = int(n * share + 0.5); print n < 6 ? 6 : n }'; }
+warmup() { awk -v n="$1" -v share="$SHARE" 'BEGIN { n = int(n * share); print n < 1 ? 1 : n }'; }
 report() { for run in "$@"; do d2v report "$run" --out "$WORK/reports/$run"; done; }
 random_weights() { [ "$1" = random ] && echo model.no_pretrained_weights=true || echo model.no_pretrained_weights=false; }
 
@@ -24,7 +25,7 @@ text() {
     --valid "$DATA/text/gutenberg_books/valid.txt" --build-dict --dest "$PREPARED/text"
   d2v train tiny/text_pretraining task.data="$PREPARED/text" platform.num_workers=2 \
     optimization.max_update="$(updates 600)" model.ema_anneal_end_step="$(updates 300)" \
-    optimizer.groups.default.lr_scheduler.warmup_updates="$(updates 60)" checkpoint.save_interval_updates=50 \
+    optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 60)" checkpoint.save_interval_updates=50 \
     platform.run_name=text-small platform.register_as=data2vec2-text-small platform.alias=champion
   local weights grid
   for weights in pretrained random; do
@@ -48,9 +49,9 @@ images() {
   ln -sfn "$sets/clothing10_160/train" "$tree/bank"
   ln -sfn "$sets/clothing10_160/val" "$tree/val"
   for generation in 2 1; do
-    recipe=tiny/image_pretraining length=3600 own=(lr_scheduler.warmup_updates="$(updates 200)")
+    recipe=tiny/image_pretraining length=3600 own=(lr_scheduler.warmup_updates="$(warmup 200)")
     if [ $generation = 2 ]; then
-      length=9000 own=(optimizer.groups.default.lr_scheduler.warmup_updates="$(updates 200)" \
+      length=9000 own=(optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 200)" \
         model.ema_anneal_end_step="$(updates 3000)")
     else
       recipe=${recipe}_v1
@@ -68,7 +69,7 @@ images() {
       d2v sweep small_images "grid.task=[$recipe]" task.data="$sets/clothing10_160" "$(random_weights $weights)" \
         model.model_path=models:/data2vec$generation-image-small@champion dataset.num_workers=0 \
         optimization.max_update="$(updates 300)" dataset.validate_interval_updates="$(updates 100)" \
-        platform.run_name=$run
+        optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 30)" platform.run_name=$run
       report $run
     done
     report image-small-v$generation
@@ -91,7 +92,7 @@ speech() {
   fi
   # Every clip of fsdd is shorter than the 2 s that the recipes ask for.
   d2v train tiny/audio_pretraining task.data="$ready/pretrain" task.min_sample_size=3200 platform.num_workers=0 \
-    optimization.max_update="$(updates 3000)" lr_scheduler.warmup_updates="$(updates 300)" \
+    optimization.max_update="$(updates 3000)" lr_scheduler.warmup_updates="$(warmup 300)" \
     model.ema_anneal_end_step="$(updates 1000)" checkpoint.save_interval_updates=200 \
     platform.run_name=speech-small platform.register_as=data2vec2-speech-small platform.alias=champion
   for weights in pretrained random; do
