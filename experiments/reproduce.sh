@@ -17,13 +17,19 @@ mkdir -p "$PREPARED"
 d2v() { echo "[$(date +%T)] d2v $*" >&2; "${D2V[@]}" "$@"; }
 updates() { awk -v n="$1" -v share="$SHARE" 'BEGIN { n = int(n * share + 0.5); print n < 6 ? 6 : n }'; }
 warmup() { awk -v n="$1" -v share="$SHARE" 'BEGIN { n = int(n * share); print n < 1 ? 1 : n }'; }
+# once NAME COMMAND...: a training that has finished is refused under its name; here it is passed over.
+once() {
+  local mark=$WORK/done/$1
+  shift
+  [ -f "$mark" ] || { "$@"; mkdir -p "$WORK/done"; touch "$mark"; }
+}
 report() { for run in "$@"; do d2v report "$run" --out "$WORK/reports/$run"; done; }
 random_weights() { [ "$1" = random ] && echo model.no_pretrained_weights=true || echo model.no_pretrained_weights=false; }
 
 text() {
   [ -f "$PREPARED/text/valid.idx" ] || d2v prepare text --train "$DATA/text/gutenberg_books/train.txt" \
     --valid "$DATA/text/gutenberg_books/valid.txt" --build-dict --dest "$PREPARED/text"
-  d2v train tiny/text_pretraining task.data="$PREPARED/text" platform.num_workers=2 \
+  once text-small d2v train tiny/text_pretraining task.data="$PREPARED/text" platform.num_workers=2 \
     optimization.max_update="$(updates 600)" model.ema_anneal_end_step="$(updates 300)" \
     optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 60)" checkpoint.save_interval_updates=50 \
     platform.run_name=text-small platform.register_as=data2vec2-text-small platform.alias=champion
@@ -56,7 +62,7 @@ images() {
     else
       recipe=${recipe}_v1
     fi
-    d2v train $recipe task.data="$tree" platform.num_workers=0 optimization.max_update="$(updates $length)" \
+    once image-small-v$generation d2v train $recipe task.data="$tree" platform.num_workers=0 optimization.max_update="$(updates $length)" \
       "${own[@]}" dataset.disable_validation=false dataset.valid_subset=val task.probe_bank=bank \
       dataset.validate_interval=1000000 dataset.validate_interval_updates="$(updates $((length / 6)))" \
       checkpoint.save_interval_updates=200 platform.run_name=image-small-v$generation \
@@ -91,7 +97,7 @@ speech() {
     d2v prepare audio-subsets "$ready/fsdd/train.tsv" --dest "$ready/fsdd-minutes" --minutes 1,3,10
   fi
   # Every clip of fsdd is shorter than the 2 s that the recipes ask for.
-  d2v train tiny/audio_pretraining task.data="$ready/pretrain" task.min_sample_size=3200 platform.num_workers=0 \
+  once speech-small d2v train tiny/audio_pretraining task.data="$ready/pretrain" task.min_sample_size=3200 platform.num_workers=0 \
     optimization.max_update="$(updates 3000)" lr_scheduler.warmup_updates="$(warmup 300)" \
     model.ema_anneal_end_step="$(updates 1000)" checkpoint.save_interval_updates=200 \
     platform.run_name=speech-small platform.register_as=data2vec2-speech-small platform.alias=champion
