@@ -23,7 +23,6 @@ import torch
 from ..errors import ConfigError, DataError, Problem
 from .dictionary import NUM_SPECIALS, Dictionary, is_padding_word
 from .indexed import TokenLines, open_tokens
-from .masked_lm import crop_starts, pad_right
 from .prepared import (
     ShortenMethod,
     check_ids,
@@ -34,6 +33,7 @@ from .prepared import (
     sentence_files,
     shortens,
 )
+from .prepared_blocks import crop_starts, pad_right
 from .tokenizer import DICTIONARY_NAME
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,10 @@ import numpy as np
 
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.indexed import IndexedTokensWriter
+from data2vec.data.masked_lm import TextBlocksDataset
 
 from ..tasks.task import batches_of
-from ..tasks.text_pretraining import open_subset
+from ..tasks.text_blocks import open_blocks
 from ..training.loading import Share, make_loader
 from ..training.loop_state import Worker
 from .measure import Case
@@ -47,7 +48,7 @@ def build_epoch(recipe_name: str, samples: int, length: int) -> Callable[[int], 
     write_tokens(data, {"train": _BATCHES * samples}, length, _WORDS)
     overrides = [f"dataset.batch_size={samples}", f"task.tokens_per_sample={length}"]
     recipe = load(recipe_name, overrides, str(data))
-    dataset = open_subset(recipe, recipe.dataset.train_subset)
+    dataset = open_blocks(TextBlocksDataset, recipe, recipe.dataset.train_subset)
 
     def read(passes: int) -> None:
         assert folder

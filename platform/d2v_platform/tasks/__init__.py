@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data2vec.data.masked_lm import TextBlocksDataset
+from data2vec.data.next_token import NextTokenDataset
+
 from ..recipe.audio_components import AudioClassificationTask, AudioFinetuningTask, AudioPretrainingTask
 from ..recipe.components import MaskedLMTask
 from ..recipe.image_components import ImageClassificationData
@@ -16,9 +19,7 @@ from . import (
     audio_finetuning,
     audio_pretraining,
     image_data,
-    language_modeling,
     sentence_prediction,
-    text_pretraining,
 )
 from .audio_classification import AudioClassification
 from .audio_finetuning import AudioFinetuning
@@ -28,6 +29,7 @@ from .image_pretraining import ImagePretraining
 from .language_modeling import LanguageModeling
 from .sentence_prediction import SentencePrediction
 from .task import MicroBatch, TrainingTask
+from .text_blocks import open_blocks
 from .text_pretraining import TextPretraining
 
 __all__ = ["MicroBatch", "TrainingTask", "check_data", "make_task", "open_subset"]
@@ -61,7 +63,7 @@ def open_subset(recipe: Recipe, subset: str) -> Any:
     """The data set of one subset as a recipe asks for it, with its ``fingerprint()``; nothing is built."""
     task, training = recipe.task, subset == recipe.dataset.train_subset
     if isinstance(task, MaskedLMTask):
-        return text_pretraining.open_subset(recipe, subset)
+        return open_blocks(TextBlocksDataset, recipe, subset)
     if isinstance(task, AudioPretrainingTask):
         return audio_pretraining.open_subset(recipe, subset)
     if isinstance(task, AudioFinetuningTask):
@@ -71,7 +73,7 @@ def open_subset(recipe: Recipe, subset: str) -> Any:
     if isinstance(task, ImagePretrainingRecipe | ImageClassificationData):
         return image_data.open_subset(recipe, subset, training=training, augmented=False)
     if isinstance(task, LanguageModelingTask):
-        return language_modeling.open_subset(recipe, subset)
+        return open_blocks(NextTokenDataset, recipe, subset)
     return sentence_prediction.open_subset(recipe, subset)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from data2vec.artifact import load_strictly, read_artifact, save_artifact
 from data2vec.audio_events import AudioEventConfig, AudioEventModel, AudioEventOptions
@@ -26,10 +25,10 @@ from ..recipe.components import ModelCriterion
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
 from .audio_parent import block_lr_scales, check_parent
-from .task import MicroBatch, TrainingTask, batches_of
+from .task import MicroBatch, OneModelTask, batches_of
 
 
-class AudioClassification(TrainingTask):
+class AudioClassification(OneModelTask[AudioEventModel]):
     """The ``audio_classification`` task with the model of the same name."""
 
     def __init__(self, recipe: Recipe, model_folder: Path | None) -> None:
@@ -50,16 +49,6 @@ class AudioClassification(TrainingTask):
         if not recipe.model.no_pretrained_weights:
             load_strictly(self.model.trunk, parent.trunk_state, parent.folder)
         self.layout = Layout(("loss", "sample_size", "nsentences", "ntokens", "micro_batches"))
-
-    @property
-    def module(self) -> nn.Module:
-        """Trunk and projection."""
-        return self.model
-
-    @property
-    def trained(self) -> nn.Module:
-        """Trunk and projection."""
-        return self.model
 
     @property
     def lr_scales(self) -> Mapping[str, float] | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from data2vec.artifact import load_strictly, read_artifact, save_artifact
 from data2vec.ctc import BLANK, CTCConfig, CTCModel
@@ -27,13 +26,13 @@ from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2Vec
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
 from .audio_parent import block_lr_scales, check_parent
-from .task import MicroBatch, TrainingTask, batches_of
+from .task import MicroBatch, OneModelTask, batches_of
 
 logger = logging.getLogger(__name__)
 ONLY_BLANKS_AFTER = 500  # updates after which output that is all blank deserves a hint
 
 
-class AudioFinetuning(TrainingTask):
+class AudioFinetuning(OneModelTask[CTCModel]):
     """The ``audio_finetuning`` task with the ``wav2vec_ctc`` model."""
 
     def __init__(self, recipe: Recipe, model_folder: Path | None) -> None:
@@ -61,16 +60,6 @@ class AudioFinetuning(TrainingTask):
         )
         self._hinted = False
         self._beam: Any = None
-
-    @property
-    def module(self) -> nn.Module:
-        """Trunk and projection."""
-        return self.model
-
-    @property
-    def trained(self) -> nn.Module:
-        """Trunk and projection."""
-        return self.model
 
     @property
     def lr_scales(self) -> Mapping[str, float] | None:

@@ -36,12 +36,12 @@ from ..recipe.schema import Recipe
 from ..training.reduction import rank_and_size
 from ..training.statistics import Layout, Sums
 from .image_data import check_subsets, never_empty, normalisation, open_subset, report_oddities
-from .task import MicroBatch, TrainingTask, batches_of
+from .task import MicroBatch, OneModelTask, batches_of
 
 logger = logging.getLogger(__name__)
 
 
-class ImageClassification(TrainingTask):
+class ImageClassification(OneModelTask[ImageClassifier]):
     """``mae_image_classification`` and ``image_classification`` with the model of each generation."""
 
     def __init__(self, recipe: Recipe, model_folder: Path | None) -> None:
@@ -73,16 +73,6 @@ class ImageClassification(TrainingTask):
             )
         )
         self._mixup = _make_mixup(recipe.model)
-
-    @property
-    def module(self) -> nn.Module:
-        """Network and head."""
-        return self.model
-
-    @property
-    def trained(self) -> nn.Module:
-        """Network and head."""
-        return self.model
 
     @property
     def lr_scales(self) -> Mapping[str, float] | None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from data2vec.artifact import load_strictly, read_artifact, save_artifact
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.next_token import NextTokenDataset
-from data2vec.errors import CheckpointError, ConfigError, DataError
+from data2vec.errors import CheckpointError, ConfigError
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.lm.loaded import units_of
 from data2vec.lm.transformer import TransformerLM
@@ -22,10 +21,11 @@ from data2vec.lm.transformer import TransformerLM
 from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
-from .task import MicroBatch, TrainingTask, batches_of
+from .task import MicroBatch, OneModelTask, batches_of
+from .text_blocks import check_blocks, open_blocks
 
 
-class LanguageModeling(TrainingTask):
+class LanguageModeling(OneModelTask[TransformerLM]):
     """The ``language_modeling`` task with the ``transformer_lm`` model."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -38,30 +38,14 @@ class LanguageModeling(TrainingTask):
         self.model = TransformerLM(recipe.model, len(self.dictionary), seed=recipe.common.seed)
         self.layout = Layout(("loss", "sample_size", "nsentences", "ntokens", "micro_batches"))
 
-    @property
-    def module(self) -> nn.Module:
-        """The model."""
-        return self.model
-
-    @property
-    def trained(self) -> nn.Module:
-        """The model."""
-        return self.model
-
     @staticmethod
     def check_data(recipe: Recipe) -> None:
         """Open every subset that training will use, and compare dictionaries and bands."""
-        dictionary = open_subset(recipe, recipe.dataset.train_subset).dictionary
-        _check_vocabulary(recipe, dictionary)
-        for subset in recipe.valid_subsets():
-            if open_subset(recipe, subset).dictionary.digest() != dictionary.digest():
-                raise DataError(
-                    f"task.data = {recipe.task.data!r}: {subset} has another dictionary than training"
-                )
+        _check_vocabulary(recipe, check_blocks(NextTokenDataset, recipe).dictionary)
 
     def dataset(self, subset: str, epoch: int = 1) -> NextTokenDataset:
         """Token blocks; with several folders in ``task.data`` each epoch takes the next one."""
-        found = self._datasets.get(subset) or open_subset(self.recipe, subset)
+        found = self._datasets.get(subset) or open_blocks(NextTokenDataset, self.recipe, subset)
         self._datasets[subset] = found.for_epoch(epoch)
         return self._datasets[subset]
 
@@ -137,24 +121,6 @@ class LanguageModeling(TrainingTask):
             "data.train_fingerprint": self.dataset(train).fingerprint(),
             "dictionary.hash": self.dictionary.digest(),
         }
-
-
-def open_subset(recipe: Recipe, subset: str) -> NextTokenDataset:
-    """The token blocks of one subset as the recipe asks for them."""
-    task, settings = recipe.task, recipe.dataset
-    assert isinstance(task, LanguageModelingTask)
-    training = subset == settings.train_subset
-    return NextTokenDataset(
-        task.data,
-        subset,
-        tokens_per_sample=task.tokens_per_sample,
-        sample_break_mode=task.sample_break_mode,
-        shorten_method=task.shorten_method,
-        shorten_data_split_list=task.shorten_data_split_list,
-        seed=recipe.common.seed,
-        max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
-        skip_invalid=settings.skip_invalid_size_inputs_valid_test,
-    )
 
 
 def _check_vocabulary(recipe: Recipe, dictionary: Dictionary) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from data2vec.artifact import Artifact, load_strictly, read_artifact, save_artifact
 from data2vec.config import SentenceHeadConfig
@@ -31,10 +30,10 @@ from ..recipe.components import (
 )
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
-from .task import MicroBatch, TrainingTask, batches_of
+from .task import MicroBatch, OneModelTask, batches_of
 
 
-class SentencePrediction(TrainingTask):
+class SentencePrediction(OneModelTask[SentenceClassifier]):
     """The ``sentence_prediction`` task with the ``data2vec_text_classification`` or ``roberta`` model."""
 
     def __init__(self, recipe: Recipe, model_folder: Path | None) -> None:
@@ -63,16 +62,6 @@ class SentencePrediction(TrainingTask):
         if not getattr(recipe.model, "no_pretrained_weights", False):
             load_strictly(self.model.trunk, parent.trunk_state, parent.folder)
         self.layout = Layout(("loss", "sample_size", "nsentences", "ntokens", "micro_batches", "correct"))
-
-    @property
-    def module(self) -> nn.Module:
-        """Network and head."""
-        return self.model
-
-    @property
-    def trained(self) -> nn.Module:
-        """Network and head."""
-        return self.model
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from data2vec.pretraining import Moments
 
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,22 @@ class TrainingTask(ABC):
     @abstractmethod
     def facts(self) -> dict[str, str]:
         """Lineage: data fingerprint, dictionary hash, parent model."""
+
+
+class OneModelTask(TrainingTask, Generic[Network]):
+    """A task whose ``model`` is at once what checkpoints hold and what the optimizer steps: no teacher."""
+
+    model: Network
+
+    @property
+    def module(self) -> nn.Module:
+        """The model."""
+        return self.model
+
+    @property
+    def trained(self) -> nn.Module:
+        """The model."""
+        return self.model
 
 
 def part_of(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

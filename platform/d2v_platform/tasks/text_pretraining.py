@@ -14,7 +14,6 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.data.bpe import GPT2BPE
 from data2vec.data.masked_lm import TextBlocksDataset
 from data2vec.data.tokenizer import TextTokenizer
-from data2vec.errors import DataError
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.v1.text import Data2VecTextPretraining, SpanMasking
 from data2vec.v1.text_config import Data2VecTextConfig
@@ -23,6 +22,7 @@ from ..recipe.components import MaskedLMTask, ModelCriterion
 from ..recipe.schema import Recipe
 from .pretraining import PretrainingTask
 from .task import batches_of, part_of
+from .text_blocks import check_blocks, open_blocks
 
 
 class TextPretraining(PretrainingTask):
@@ -51,16 +51,11 @@ class TextPretraining(PretrainingTask):
     @staticmethod
     def check_data(recipe: Recipe) -> None:
         """Open every subset that training will use."""
-        dictionary = open_subset(recipe, recipe.dataset.train_subset).dictionary
-        for subset in recipe.valid_subsets():
-            if open_subset(recipe, subset).dictionary.digest() != dictionary.digest():
-                raise DataError(
-                    f"task.data = {recipe.task.data!r}: {subset} has another dictionary than training"
-                )
+        check_blocks(TextBlocksDataset, recipe)
 
     def dataset(self, subset: str, epoch: int = 1) -> TextBlocksDataset:
         """Token blocks; with several folders in ``task.data`` each epoch takes the next one."""
-        dataset = self._datasets.get(subset) or open_subset(self.recipe, subset)
+        dataset = self._datasets.get(subset) or open_blocks(TextBlocksDataset, self.recipe, subset)
         self._datasets[subset] = dataset if dataset.epoch == epoch else dataset.for_epoch(epoch)
         return self._datasets[subset]
 
@@ -85,21 +80,3 @@ class TextPretraining(PretrainingTask):
         """Data fingerprint and dictionary hash."""
         train = self.dataset(self.recipe.dataset.train_subset)
         return {"data.fingerprint": train.fingerprint(), "dictionary.hash": self.dictionary.digest()}
-
-
-def open_subset(recipe: Recipe, subset: str) -> TextBlocksDataset:
-    """The token blocks of one subset as the recipe asks for them."""
-    task, settings = recipe.task, recipe.dataset
-    assert isinstance(task, MaskedLMTask)
-    training = subset == settings.train_subset
-    return TextBlocksDataset(
-        task.data,
-        subset,
-        tokens_per_sample=task.tokens_per_sample,
-        sample_break_mode=task.sample_break_mode,
-        shorten_method=task.shorten_method,
-        shorten_data_split_list=task.shorten_data_split_list,
-        seed=recipe.common.seed,
-        max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
-        skip_invalid=settings.skip_invalid_size_inputs_valid_test,
-    )
