@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.multiprocessing as mp
-
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.training.loop_state import Summary, Worker
 from d2v_platform.training.train_loop import train
+from tests.platform.process_group import together
 
 
 class Recorder:
@@ -100,16 +98,12 @@ def run(
 
 def shared_curve(recipe: dict[str, Any], folder: Path, workers: int) -> list[float]:
     """The loss curve of so many processes; ``log.RANK`` holds what each said."""
-    folder.mkdir()
-    mp.spawn(_one_of, args=(workers, recipe, str(folder)), nprocs=workers)  # pyright: ignore
+    together(_one_of, folder, recipe, str(folder), size=workers)
     return json.loads((folder / "curve.json").read_text())
 
 
 def _one_of(rank: int, workers: int, recipe: dict[str, Any], folder: str) -> None:
     logging.basicConfig(filename=f"{folder}/log.{rank}", level=logging.INFO, format="%(message)s")
-    store = torch.distributed.FileStore(f"{folder}/rendezvous", workers)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=workers)
     _, recorder = run(recipe, Path(folder), worker=Worker(rank=rank, size=workers, threads=1))
     if rank == 0:
         Path(folder, "curve.json").write_text(json.dumps(recorder.curve()))
-    torch.distributed.destroy_process_group()

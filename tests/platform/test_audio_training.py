@@ -22,6 +22,7 @@ from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
 from data2vec.data.letters import letter_line, released_letters
 from data2vec.data.manifest import manifest_text
+from tests.platform.process_group import together
 
 MODEL = {
     "_name": "data2vec_multi", "supported_modality": "AUDIO", "embed_dim": 32, "num_heads": 2, "depth": 2,
@@ -127,17 +128,14 @@ def recipes(clips: Path) -> dict[str, dict[str, Any]]:
     return {"v2": pretraining(clips), "v1": first, "ctc": tuned, "events": events}
 
 
-def _as_one_of_two(rank: int, kinds: dict[str, dict[str, Any]], folder: str, model: str) -> None:
-    store = torch.distributed.FileStore(f"{folder}/rendezvous", 2)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+def _as_one_of_two(rank: int, size: int, kinds: dict[str, dict[str, Any]], folder: str, model: str) -> None:
     curves = {}
     for kind, recipe in kinds.items():
-        recorder, worker = Recorder(), Worker(rank=rank, size=2, threads=1)
+        recorder, worker = Recorder(), Worker(rank=rank, size=size, threads=1)
         train(Recipe.from_dict(recipe), Path(folder, kind), recorder, worker, model_folder=Path(model))
         curves[kind] = recorder.curve
     if rank == 0:
         Path(folder, "curves.json").write_text(json.dumps(curves))
-    torch.distributed.destroy_process_group()
 
 
 class Killer(Recorder):
@@ -167,8 +165,7 @@ def test_the_number_of_workers_changes_nothing(
     clips: Path, alone: tuple[Path, dict[str, list[float]]], tmp_path: Path
 ) -> None:
     folder, curves = alone
-    given = (recipes(clips), str(tmp_path), str(folder / "v2" / "model"))
-    mp.start_processes(_as_one_of_two, given, nprocs=2, start_method="spawn")
+    together(_as_one_of_two, tmp_path, recipes(clips), str(tmp_path), str(folder / "v2" / "model"))
     found = json.loads((tmp_path / "curves.json").read_text())
     for kind, curve in curves.items():
         assert found[kind] == pytest.approx(curve, rel=1e-5), kind

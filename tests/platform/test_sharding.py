@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-import torch.multiprocessing as mp
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +24,7 @@ from d2v_platform.training.loading import Share
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import TrainingLoop, _optimizer_tensors, train
 from data2vec.data.manifest import manifest_text
+from tests.platform.process_group import together
 
 pytestmark = pytest.mark.timeout(900)  # one fixture does the runs that most tests look at
 NAMES = ("image", "image v1", "text", "text v1", "audio", "classes")
@@ -76,18 +76,9 @@ class Job:
             (self.folder / "points.json").write_text(json.dumps(seen))
 
 
-def _obey(rank: int, size: int, place: str, jobs: list[Job]) -> None:
-    store = torch.distributed.FileStore(f"{place}/rendezvous", size)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
+def _obey(rank: int, size: int, jobs: list[Job]) -> None:
     for job in jobs:
         job.do(Worker(rank=rank, size=size, threads=1, sharded=job.sharded))
-    torch.distributed.destroy_process_group()
-
-
-def together(place: Path, jobs: list[Job], size: int = 2) -> None:
-    """Do the jobs in ``size`` processes."""
-    place.mkdir(parents=True, exist_ok=True)
-    mp.start_processes(_obey, (size, str(place), jobs), nprocs=size, start_method="spawn")
 
 
 def points(folder: Path, name: str) -> list[float]:
@@ -258,7 +249,7 @@ def runs(data: Path, tiny_recipe: dict[str, Any], tmp_path_factory: pytest.TempP
     Job(still, root / "chunked" / "whole").do(Worker(threads=1))
     Job(in_chunks, root / "chunked" / "alone").do(Worker(threads=1))
     both.append(Job(in_chunks, root / "chunked" / "sharded", sharded=True))
-    together(root / "first", both)
+    together(_obey, root / "first", both)
     # A run goes on the other way from the checkpoint of update 3.
     others: list[Job] = []
     for first, then in (("sharded", "replicated"), ("replicated", "sharded"), ("alone", "sharded")):
@@ -270,7 +261,7 @@ def runs(data: Path, tiny_recipe: dict[str, Any], tmp_path_factory: pytest.TempP
         load = Path(f"{job.folder} loaded")
         shutil.copytree(job.folder, load)
         others.append(Job(job.recipe, load, job.sharded, only_load=True))
-    together(root / "second", others)
+    together(_obey, root / "second", others)
     return root
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.sharding import Sharded
@@ -18,6 +17,7 @@ from data2vec.flops import StepShape, pretraining_step
 from data2vec.optim import GroupSettings, ScheduledAdam, parameter_groups
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.schedules import Fixed
+from tests.platform.process_group import together
 
 WIDE = {"embed_dim": 384, "num_heads": 6, "depth": 6, "average_top_k_layers": 6, "clone_batch": 4,
         "ema_encoder_only": False, "supported_modality": "IMAGE", "modalities": {"text": None, "image": {
@@ -35,8 +35,6 @@ def status(key: str) -> int:
 
 def _measure(rank: int, size: int, place: str) -> None:
     """Peak memory of an update of one and of two micro-batches, of a worker that shares a model."""
-    store = torch.distributed.FileStore(f"{place}/rendezvous", size)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
     torch.set_num_threads(1)
     images = torch.randn(4, 3, 64, 64)
 
@@ -74,7 +72,6 @@ def _measure(rank: int, size: int, place: str) -> None:
         update(*made, passes=passes, step=1 + passes)
         peaks.append(status("VmHWM") - before)
     Path(place, f"peaks-{rank}.json").write_text(json.dumps(peaks))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.timeout(400)  # three processes import PyTorch
@@ -83,7 +80,7 @@ def test_peak_memory_of_a_shared_model(tmp_path: Path, monkeypatch: pytest.Monke
     # The allocator gives every tensor back at once, so that tensors are measured and not its holes.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "65536")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
-    mp.start_processes(_measure, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    together(_measure, tmp_path, str(tmp_path))
     config, shape = Data2VecMultiConfig.from_dict(WIDE), StepShape(samples=4, positions=64, kept=16, clones=4)
     measured = [json.loads((tmp_path / f"peaks-{rank}.json").read_text()) for rank in (0, 1)]
     for index, accumulates in enumerate((False, True)):

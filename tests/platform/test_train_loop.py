@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
 from d2v_platform.recipe.schema import Recipe
@@ -21,6 +20,7 @@ from d2v_platform.training.loading import Share
 from d2v_platform.training.loop_state import Summary, TrainingStopped, Worker
 from d2v_platform.training.train_loop import train
 from data2vec.collapse import STAGES
+from tests.platform.process_group import together
 
 WATCHED = [f"train/{stage}_{kind}" for stage in STAGES for kind in ("var", "rank")]
 
@@ -62,14 +62,11 @@ def changed(recipe: dict[str, Any], **values: Any) -> dict[str, Any]:
 
 
 def _as_one_of_many(rank: int, size: int, recipe: dict[str, Any], folder: str) -> None:
-    store = torch.distributed.FileStore(f"{folder}/rendezvous", size)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
     recorder = Recorder()
     train(Recipe.from_dict(recipe), Path(folder), recorder, Worker(rank=rank, size=size, threads=1))
     if rank == 0:
         curves = {key: recorder.curve(key) for key in ("train/loss", *WATCHED)}
         Path(folder, "curve.json").write_text(json.dumps(curves))
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.timeout(400)  # five processes import PyTorch
@@ -80,10 +77,7 @@ def test_the_number_of_workers_does_not_change_the_losses(
     assert len(alone.curve()) == 20
     for size in (2, 3):  # 3 do not divide the 4 micro-batches of an update
         folder = tmp_path / str(size)
-        folder.mkdir()
-        mp.start_processes(
-            _as_one_of_many, (size, tiny_recipe, str(folder)), nprocs=size, start_method="spawn"
-        )
+        together(_as_one_of_many, folder, tiny_recipe, str(folder), size=size)
         curves = json.loads((folder / "curve.json").read_text())
         assert curves["train/loss"] == pytest.approx(alone.curve(), rel=1e-5)
         for key in WATCHED:  # the collapse watch
