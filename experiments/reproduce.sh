@@ -65,7 +65,7 @@ images() {
     once image-small-v$generation d2v train $recipe task.data="$tree" platform.num_workers=0 optimization.max_update="$(updates $length)" \
       "${own[@]}" dataset.disable_validation=false dataset.valid_subset=val task.probe_bank=bank \
       dataset.validate_interval=1000000 dataset.validate_interval_updates="$(updates $((length / 6)))" \
-      checkpoint.save_interval_updates=200 platform.run_name=image-small-v$generation \
+      checkpoint.save_interval_updates="$(updates $((length / 6)))" platform.run_name=image-small-v$generation \
       platform.register_as=data2vec$generation-image-small platform.alias=champion
     d2v probe "$tree" --bank bank --subset val --model models:/data2vec$generation-image-small@champion \
       --random-weights 3

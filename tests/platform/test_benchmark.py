@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -12,12 +11,10 @@ from typer.testing import CliRunner
 
 from d2v_platform.benchmark import audio_input, audio_parts, command, ctc_speed, image_input, text_input
 from d2v_platform.benchmark.measure import Case, Timing, measure
-from d2v_platform.training.ray_session import MEMORY_SWITCHES, worker_environment
 
 
 def fill(megabytes: int) -> Callable[[int], None]:
-    """A step that holds so much memory, in a process with the workers' switches."""
-    assert all(os.environ[name] for name in MEMORY_SWITCHES)
+    """A step that holds so much memory."""
 
     def step(index: int) -> None:
         assert np.ones(megabytes * 1_000_000, dtype=np.uint8).sum() > index
@@ -128,11 +125,3 @@ def test_table_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = json.loads(printed.stdout)
     assert [row["name"] for row in rows] == ["step", "step", "input pipeline"]  # 2 and 8 clones
     assert rows[0]["share"] == pytest.approx(0.88)
-
-
-def test_workers_get_the_switches_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    (name,) = MEMORY_SWITCHES
-    monkeypatch.delenv(name, raising=False)
-    assert worker_environment()[name] == "1"
-    monkeypatch.setenv(name, "0")
-    assert worker_environment()[name] == "0"

@@ -20,8 +20,6 @@ from typing import Any
 
 import torch
 
-from ..training.ray_session import MEMORY_SWITCHES
-
 MATRIX_SHAPES = ((2048, 768, 3072), (2048, 3072, 768), (2048, 768, 768))
 """(rows, inner, columns) of the products that set the rate: a base model's linear layers."""
 
@@ -93,8 +91,6 @@ def measure(case: Case, steps: int, threads: int) -> Timing | str:
     Returns:
         Its timing; or, if the process was killed, what that means.
     """
-    for name, value in MEMORY_SWITCHES.items():
-        os.environ.setdefault(name, value)  # as workers have them; the process below inherits them
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
         try:

@@ -17,12 +17,6 @@ from ..home import home_folder
 
 logger = logging.getLogger(__name__)
 
-MEMORY_SWITCHES = {"THP_MEM_ALLOC_ENABLE": "1"}
-"""PyTorch asks the kernel for large pages: 3 % less processor time and memory for a text base step on a CPU.
-
-They are read when a process makes its first tensor; the user's own values win.
-"""
-
 # Values that workers and actors need from the driver. An allow-list: runtime environments are visible in the
 # dashboard, so credentials must come from the nodes' own environment.
 _PASSED_ON = ("D2V_HOME", "D2V_LOG_LEVEL", "HF_HUB_OFFLINE", "CUDA_DEVICE_ORDER")
@@ -114,13 +108,12 @@ def in_job() -> bool:
 
 
 def worker_environment() -> dict[str, str]:
-    """Environment variables that workers need to import us, and a few switches.
+    """Environment variables that workers need to import us, and those passed on to them.
 
     Under ``ray job submit --working-dir .`` only the uploaded folder's root is importable; the source roots
     one level down are given relative to the working directory, which differs on every node.
     """
     variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    variables |= {name: os.environ.get(name, value) for name, value in MEMORY_SWITCHES.items()}
     root = Path(__file__).resolve().parents[3]
     if (root / "models" / "data2vec").is_dir():
         roots = ["platform", "models"] if in_job() else [str(root / "platform"), str(root / "models")]
