@@ -145,7 +145,10 @@ def run(command: Callable[[], object]) -> None:
 
     Exit codes: 0 done, 1 a bug of ours (with its trace), 2 the user's mistake, 130 Ctrl-C, 143 SIGTERM.
     """
+    from .training.process_settings import limit_memory
+
     configure_logging()
+    limit_memory()
     try:
         command()
     except Data2VecError as error:

@@ -14,12 +14,13 @@ from typing import Any
 from data2vec.errors import Data2VecError
 
 from ..home import home_folder
+from .process_settings import CACHE_LIMIT
 
 logger = logging.getLogger(__name__)
 
 # Values that workers and actors need from the driver. An allow-list: runtime environments are visible in the
 # dashboard, so credentials must come from the nodes' own environment.
-_PASSED_ON = ("D2V_HOME", "D2V_LOG_LEVEL", "HF_HUB_OFFLINE", "CUDA_DEVICE_ORDER")
+_PASSED_ON = ("D2V_HOME", "D2V_LOG_LEVEL", "HF_HUB_OFFLINE", "CUDA_DEVICE_ORDER", CACHE_LIMIT)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -36,6 +35,7 @@ from .collapse import CollapseWatch
 from .loading import make_loader, to_device
 from .loop_state import LoopState, MetricCarrier, Reporter, Summary, TrainingStopped, Worker
 from .optimizer import LossScale, Precision, choose_precision, make_optimizer
+from .process_settings import be_deterministic
 from .progress import Progress
 from .reduction import barrier, gather_objects, reduce_vector
 from .sharding import place
@@ -80,12 +80,7 @@ def train(
     recipe = with_local_data(recipe)
     task = make_task(recipe, model_folder)
     if recipe.platform.deterministic:
-        # Attention kernels of a GPU are deterministic only where an operation that is not would be an error.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        strict = task.deterministic and worker.device.type == "cuda"
-        torch.use_deterministic_algorithms(True, warn_only=not strict)
-        # Every tensor here is written before it is read.
-        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - missing in the types
+        be_deterministic(strict=task.deterministic and worker.device.type == "cuda")
     if init_from is not None:
         task.initialise_from(init_from)
     loop = TrainingLoop(recipe, task, run_folder, reporter, worker)
