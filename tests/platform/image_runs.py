@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,7 @@ from d2v_platform.recipe.schema import Recipe
 from d2v_platform.training.loop_state import Summary, Worker
 from d2v_platform.training.train_loop import train
 from tests.platform.process_group import together
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.points: list[tuple[int, str, float]] = []
-
-    def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        self.points += [(update, key, value) for key, value in metrics.items()]
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
-        return False
-
-    def curve(self, key: str = "train/loss") -> list[float]:
-        return [value for _, name, value in sorted(self.points) if name == key]
+from tests.platform.recorder import Recorder
 
 
 def pretraining(data: Path, generation: int = 2, **groups: Any) -> dict[str, Any]:

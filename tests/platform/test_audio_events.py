@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,6 +33,7 @@ from data2vec.data.manifest import read_manifest
 from data2vec.errors import CheckpointError, ConfigError, DataError
 from data2vec.speech_model import SpeechModel
 from data2vec.student import Data2VecMulti
+from tests.platform.recorder import Recorder
 
 MODEL = {
     "supported_modality": "AUDIO", "embed_dim": 32, "num_heads": 2, "depth": 2, "average_top_k_layers": 2,
@@ -41,24 +41,6 @@ MODEL = {
         "feature_encoder_spec": "[(16, 10, 5)] + [(16, 3, 2)] * 4 + [(16,2,2)] * 2", "prenet_depth": 1,
         "conv_pos_width": 15, "conv_pos_depth": 3, "conv_pos_groups": 2, "decoder": None}},
 }  # fmt: skip
-
-
-class Recorder:
-    """A reporter that keeps the losses."""
-
-    def __init__(self) -> None:
-        self.curve: list[float] = []
-        self.last: dict[str, float] = {}
-
-    def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        self.last |= metrics
-        if "train/loss" in metrics:
-            self.curve.append(metrics["train/loss"])
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
-        return False
 
 
 def run(recipe: dict[str, Any], folder: Path, model_folder: Path) -> Recorder:
@@ -118,7 +100,7 @@ def recipe(clips: Path, **model: Any) -> dict[str, Any]:
 def trained(clips: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     recorder = run(recipe(clips), folder, model_folder=pretrained)
-    assert recorder.curve[-1] < 0.9 * recorder.curve[0]
+    assert recorder.curve()[-1] < 0.9 * recorder.curve()[0]
     assert recorder.last["valid/mAP"] > 60, "three tones: a third would be chance"
     assert {"valid/mAUC", "valid/top1", "valid/loss"} <= recorder.last.keys()
     return folder / "model"
@@ -146,9 +128,9 @@ def test_one_seed_one_run_and_pretrained_weights_are_used(
     short["common"] = {"log_interval": 1}
     first = run(short, tmp_path / "a", model_folder=pretrained)
     again = run(short, tmp_path / "b", model_folder=pretrained)
-    assert first.curve == again.curve and len(first.curve) == 2
+    assert first.curve() == again.curve() and len(first.curve()) == 2
     random = short | {"model": short["model"] | {"no_pretrained_weights": True, "source_mixup": -1.0}}
-    assert run(random, tmp_path / "c", model_folder=pretrained).curve != first.curve
+    assert run(random, tmp_path / "c", model_folder=pretrained).curve() != first.curve()
 
 
 def test_subsets_are_classified_with_tables(trained: Path, clips: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from d2v_platform.training.train_loop import train
 from data2vec.data.letters import letter_line, released_letters
 from data2vec.data.manifest import manifest_text
 from tests.platform.process_group import together
+from tests.platform.recorder import Recorder
 
 MODEL = {
     "_name": "data2vec_multi", "supported_modality": "AUDIO", "embed_dim": 32, "num_heads": 2, "depth": 2,
@@ -35,24 +36,6 @@ MODEL = {
         "learned_alibi_scale_per_head": True,
         "decoder": {"decoder_dim": 16, "decoder_groups": 2, "decoder_layers": 2}}},
 }  # fmt: skip
-
-
-class Recorder:
-    """A reporter that keeps the losses."""
-
-    def __init__(self) -> None:
-        self.curve: list[float] = []
-        self.last: dict[str, float] = {}
-
-    def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        self.last |= metrics
-        if "train/loss" in metrics:
-            self.curve.append(metrics["train/loss"])
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +116,7 @@ def _as_one_of_two(rank: int, size: int, kinds: dict[str, dict[str, Any]], folde
     for kind, recipe in kinds.items():
         recorder, worker = Recorder(), Worker(rank=rank, size=size, threads=1)
         train(Recipe.from_dict(recipe), Path(folder, kind), recorder, worker, model_folder=Path(model))
-        curves[kind] = recorder.curve
+        curves[kind] = recorder.curve()
     if rank == 0:
         Path(folder, "curves.json").write_text(json.dumps(curves))
 
@@ -155,7 +138,7 @@ def alone(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     """Every kind of recipe on one worker: folder and loss curves."""
     folder, curves = tmp_path_factory.mktemp("alone"), {}
     for kind, recipe in recipes(clips).items():
-        curves[kind] = run(recipe, folder / kind, model_folder=folder / "v2" / "model").curve
+        curves[kind] = run(recipe, folder / kind, model_folder=folder / "v2" / "model").curve()
         assert len(curves[kind]) == 6 and all(np.isfinite(curves[kind]))
     return folder, curves
 
@@ -187,7 +170,7 @@ def test_a_killed_run_ends_with_the_same_bits(
         assert process.exitcode == -signal.SIGKILL
         assert (tmp_path / kind / "checkpoints").is_dir() and not (tmp_path / kind / "model").exists()
         resumed = run(recipe, tmp_path / kind, model_folder=model)
-        assert len(resumed.curve) == 3, "from the checkpoint of update 3 on"
+        assert len(resumed.curve()) == 3, "from the checkpoint of update 3 on"
         for name in ("model.safetensors", *(["teacher.safetensors"] if kind == "v2" else [])):
             whole, again = (load_file(place / kind / "model" / name) for place in (folder, tmp_path))
             assert whole.keys() == again.keys() and all(torch.equal(whole[k], again[k]) for k in whole)
@@ -196,7 +179,7 @@ def test_a_killed_run_ends_with_the_same_bits(
 def test_masks_as_the_references_loader_makes_them(clips: Path, tmp_path: Path) -> None:
     recipe = pretraining(clips, masks_before_crop=True)
     recipe["optimization"] = {"max_update": 2, "lr": [1e-3]}
-    assert len(run(recipe, tmp_path).curve) == 2
+    assert len(run(recipe, tmp_path).curve()) == 2
 
 
 def test_from_pretraining_to_a_recogniser(clips: Path, tmp_path: Path) -> None:
@@ -216,7 +199,7 @@ def test_from_pretraining_to_a_recogniser(clips: Path, tmp_path: Path) -> None:
         "common": {"log_interval": 20},
     }  # fmt: skip
     recorder = run(tuned, tmp_path / "tuned", model_folder=tmp_path / "pretrained" / "model")
-    assert recorder.curve[-1] < 0.5 * recorder.curve[0]
+    assert recorder.curve()[-1] < 0.5 * recorder.curve()[0]
     assert {"valid/wer", "valid/raw_wer", "valid/uer", "valid/blank_rate", "valid/label_coverage"} <= set(
         recorder.last
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +25,7 @@ from data2vec.data.letters import letter_line, released_letters
 from data2vec.data.manifest import manifest_text, read_manifest
 from data2vec.errors import DataError
 from data2vec.student import Data2VecMulti
+from tests.platform.recorder import Recorder
 
 MODEL = {
     "supported_modality": "AUDIO", "embed_dim": 16, "num_heads": 2, "depth": 1, "average_top_k_layers": 1,
@@ -148,21 +148,6 @@ def test_a_model_of_other_audio_is_refused(data: Path, pretrained: Path) -> None
     refused(finetuning(data, pretrained, "task.sample_rate=8000"), "task.sample_rate", "must be 16000")
 
 
-class Recorder:
-    """A reporter that keeps the losses."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, float] = {}
-
-    def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        self.seen |= metrics
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
-        return False
-
-
 def recipe(data: Path, model: dict[str, Any], task: dict[str, Any], criterion: str) -> dict[str, Any]:
     return {
         "task": {"data": str(data), "normalize": True, **task},
@@ -191,7 +176,7 @@ def test_files_that_break_off_are_all_named_or_skipped(data: Path, tmp_path: Pat
     assert "2.flac" in text and "4.flac" in text and "line 4 of" in text and "Traceback" not in text
     recorder = Recorder()
     train(Recipe.from_dict(plain(data, skip_broken=True)), tmp_path / "skips", recorder, worker)
-    assert np.isfinite(recorder.seen["train/loss"])
+    assert np.isfinite(recorder.last["train/loss"])
 
 
 def test_silent_and_stereo_clips_train(data: Path, tmp_path: Path) -> None:
@@ -200,7 +185,7 @@ def test_silent_and_stereo_clips_train(data: Path, tmp_path: Path) -> None:
     wave(data / "4.flac", 9600, subtype="PCM_24")
     recorder = Recorder()
     train(Recipe.from_dict(plain(data)), tmp_path / "run", recorder, Worker(threads=1))
-    assert np.isfinite(recorder.seen["train/loss"]) and not recorder.seen.get("train/bad_updates")
+    assert np.isfinite(recorder.last["train/loss"]) and not recorder.last.get("train/bad_updates")
 
 
 def test_utterances_too_short_for_ctc_are_counted_everywhere(
@@ -219,8 +204,8 @@ def test_utterances_too_short_for_ctc_are_counted_everywhere(
             Recipe.from_dict(values), tmp_path / "run", recorder, Worker(threads=1), model_folder=pretrained
         )
     assert "1 of 8 utterances left out: 1 fewer frames than labels need" in caplog.text
-    assert recorder.seen["valid/too_short"] == 1.0 and np.isfinite(recorder.seen["valid/loss"])
-    assert {"train/blank_rate", "valid/blank_rate", "valid/label_coverage"} <= recorder.seen.keys()
+    assert recorder.last["valid/too_short"] == 1.0 and np.isfinite(recorder.last["valid/loss"])
+    assert {"train/blank_rate", "valid/blank_rate", "valid/label_coverage"} <= recorder.last.keys()
 
 
 def test_output_that_is_all_blank_gets_one_hint(caplog: pytest.LogCaptureFixture) -> None:

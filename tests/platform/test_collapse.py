@@ -20,21 +20,7 @@ from d2v_platform.training.loop_state import LoopState, TrainingStopped, Worker
 from d2v_platform.training.train_loop import train
 from data2vec.collapse import STAGES, Scatter, watched_channels
 from data2vec.pretraining import Data2VecPretraining
-
-
-class Recorder:
-    """Keeps the points that training logs."""
-
-    def __init__(self) -> None:
-        self.points: dict[int, dict[str, float]] = {}
-
-    def log(self, update: int, metrics: Any) -> None:
-        self.points.setdefault(update, {}).update(metrics)
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Any) -> bool:
-        return False
+from tests.platform.recorder import Recorder
 
 
 @torch.no_grad()
@@ -108,7 +94,7 @@ def test_a_planted_collapse_warns_and_then_stops(
     assert [text.split(":")[0] for text in warned] == ["update 3", "update 4"]
     assert words in warned[0] and "line 1 of 3" in warned[0]
     assert "optimization.lr" in warned[0]  # advice
-    rank, var = (recorder.points[5][f"train/{stage}_{kind}"] for kind in ("rank", "var"))
+    rank, var = (recorder.points[f"train/{stage}_{kind}"][5] for kind in ("rank", "var"))
     assert rank < 1.01 or var < 0.01
 
 
@@ -121,7 +107,7 @@ def test_a_healthy_run_and_a_recipe_that_only_warns(
     recorder = Recorder()
     train(still(tiny_recipe, collapse_min_var=1e-5), tmp_path / "healthy", recorder, Worker(threads=1))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
-    assert all(recorder.points[12][f"train/{stage}_rank"] > 2 for stage in STAGES)
+    assert all(recorder.points[f"train/{stage}_rank"][12] > 2 for stage in STAGES)
     plant(monkeypatch, constant_encoder)
     summary = train(
         still(tiny_recipe, collapse_patience=0), tmp_path / "warned", Recorder(), Worker(threads=1)
@@ -138,7 +124,7 @@ def test_only_updates_with_a_log_line_are_looked_at(tiny_recipe: dict[str, Any],
     values["optimization"]["max_update"] = 10
     recorder = Recorder()
     train(Recipe.from_dict(values), tmp_path, recorder, Worker(threads=1))
-    seen = [update for update, point in recorder.points.items() if "train/encoder_rank" in point]
+    seen = list(recorder.points["train/encoder_rank"])
     assert seen == [4, 8]  # the line at the end, update 10, has no sums of its own
 
 

@@ -27,6 +27,7 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.ctc import CTCConfig, CTCModel, CTCOutput
 from data2vec.data.letters import letter_line, released_letters
 from data2vec.data.manifest import manifest_text
+from tests.platform.recorder import Recorder
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,22 +41,6 @@ RECIPES = {  # and where the schedule of the learning rate is
     "image": ("tiny/image_pretraining", "optimizer.groups.default.lr_scheduler"),
     "image_v1": ("tiny/image_pretraining_v1", "lr_scheduler"),
 }
-
-
-class Recorder:
-    """A reporter that keeps the points."""
-
-    def __init__(self) -> None:
-        self.points: dict[str, list[float]] = {}
-
-    def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        for key, value in metrics.items():
-            self.points.setdefault(key, []).append(value)
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +98,11 @@ def test_mixed_precision_starts_with_the_losses_of_the_cpu(
     summary, on_gpu = run(mixed, tmp_path / "gpu")
     assert torch.cuda.max_memory_allocated() > 0
     _, on_cpu = run(recipe_of(kind, data, "optimization.max_update=2"), tmp_path / "cpu", "cpu")
-    losses = on_gpu.points["train/loss"]
+    losses = on_gpu.curve("train/loss")
     assert summary.update == len(losses) == 6 and all(map(math.isfinite, losses))
-    assert losses[0] == pytest.approx(on_cpu.points["train/loss"][0], rel=0.05)
-    assert on_gpu.points["train/target_var"][0] == pytest.approx(
-        on_cpu.points["train/target_var"][0], rel=0.05
-    )
-    assert all(0.0 < share < 100.0 for share in on_gpu.points["speed/matrix_rate_pct"])
+    assert losses[0] == pytest.approx(on_cpu.curve("train/loss")[0], rel=0.05)
+    assert on_gpu.curve("train/target_var")[0] == pytest.approx(on_cpu.curve("train/target_var")[0], rel=0.05)
+    assert all(0.0 < share < 100.0 for share in on_gpu.curve("speed/matrix_rate_pct"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -146,7 +129,7 @@ def test_from_pretraining_to_a_recogniser(data: dict[str, Path], tmp_path: Path)
          "optimization.max_update=60", "dataset.validate_interval_updates=30", "optimization.lr=[2e-3]"],
     ).recipe  # fmt: skip
     summary, recorder = run(tuned, tmp_path / "ctc", model_folder=tmp_path / "pretrained" / "model")
-    losses = recorder.points["train/loss"]
+    losses = recorder.curve("train/loss")
     assert summary.update == 60 and all(map(math.isfinite, losses)) and losses[-1] < losses[0] / 2
     assert summary.best is not None and summary.best < 100.0
     model = data2vec.load(tmp_path / "ctc" / "model")  # what a GPU wrote, a CPU reads

@@ -10,7 +10,6 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from d2v_platform.tracking.tracker import Tracker
 from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
+from tests.platform.recorder import Recorder
 
 SCRIPT = Path(__file__).with_name("forked_runs.py")
 UPDATES = 20
@@ -76,7 +76,7 @@ class Runs:
         with Tracker(home=self.home) as tracker:
             for key in ("train/loss", "valid/loss"):
                 points = tracker.client.get_metric_history(run.info.run_id, key)
-                assert sorted((p.step, p.value) for p in points) == straight.points[key]
+                assert sorted((p.step, p.value) for p in points) == sorted(straight.points[key].items())
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:
@@ -89,21 +89,7 @@ class Straight:
     """What an undisturbed run ends with."""
 
     weights: dict[str, torch.Tensor]
-    points: dict[str, list[tuple[int, float]]]
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.points: dict[str, list[tuple[int, float]]] = {}
-
-    def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        for key, value in metrics.items():
-            self.points.setdefault(key, []).append((update, value))
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
-        return False
+    points: dict[str, dict[int, float]]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +103,7 @@ def recipe(tiny_recipe: dict[str, Any]) -> dict[str, Any]:
 def straight(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Straight:
     folder, recorder = tmp_path_factory.mktemp("straight"), Recorder()
     train(Recipe.from_dict(recipe), folder, recorder, Worker(threads=1))
-    assert [step for step, _ in recorder.points["train/loss"]] == list(range(1, UPDATES + 1))
+    assert list(recorder.points["train/loss"]) == list(range(1, UPDATES + 1))
     return Straight(weights(folder / "model"), recorder.points)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -25,23 +24,13 @@ from data2vec.data.indexed import IndexedTokens
 from data2vec.errors import ConfigError, Data2VecError, DataError
 from data2vec.flops import Storage
 from data2vec.lm.loaded import LanguageModel
+from tests.platform.recorder import Recorder
 
 SENTENCES = [f"{who} {what} {where}" for who in ("ANN", "BOB", "EVE") for what in ("SAW", "MET")
              for where in ("IT", "US", "ME", "HER")]  # fmt: skip
 SMALL = ["model.decoder_embed_dim=16", "model.decoder_ffn_embed_dim=32", "model.decoder_layers=1",
          "model.decoder_attention_heads=2", "dataset.max_tokens=64", "task.tokens_per_sample=16",
          "platform.num_workers=0", "common.log_interval=5", "lr_scheduler.warmup_updates=1"]  # fmt: skip
-
-
-class Quiet:
-    """A reporter that keeps nothing."""
-
-    def log(self, update: int, metrics: Mapping[str, float]) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
-        return False
 
 
 @pytest.fixture
@@ -60,7 +49,7 @@ def data(text: Path) -> Path:
 
 def run(data: Path, folder: Path, *overrides: str, name: str = "tiny/language_model") -> tuple[dict, Path]:
     composed = compose(name, [f"task.data={data}", *SMALL, *overrides])
-    summary = train(composed.recipe, folder, Quiet())
+    summary = train(composed.recipe, folder, Recorder())
     assert summary.export is not None
     return dict(summary.metrics), Path(summary.export)
 
@@ -132,7 +121,7 @@ def test_bands_and_the_reference_s_keys(data: Path, tmp_path: Path) -> None:
     ends = ["model.adaptive_softmax_cutoff=6,100", "model.adaptive_input_cutoff=6,100"]
     recipe = compose("tiny/language_model", [f"task.data={data}", *SMALL, *bands, *ends]).recipe
     with pytest.raises(ConfigError, match="beyond the vocabulary of 16"):
-        train(recipe, tmp_path / "b", Quiet())
+        train(recipe, tmp_path / "b", Recorder())
 
 
 def test_another_dictionary_cannot_be_trained_on(text: Path, data: Path, tmp_path: Path) -> None:
@@ -142,7 +131,7 @@ def test_another_dictionary_cannot_be_trained_on(text: Path, data: Path, tmp_pat
     prepare_units(other, text / "other", "words", TextOptions(build_dict=True))
     recipe = compose("tiny/language_model", [f"task.data={text / 'other'}", *SMALL]).recipe
     with pytest.raises(Data2VecError, match="another dictionary"):
-        train(recipe, tmp_path / "b", Quiet(), init_from=folder)
+        train(recipe, tmp_path / "b", Recorder(), init_from=folder)
 
 
 def test_the_plan_counts_what_torch_counts(data: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,25 +25,10 @@ from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import TrainingLoop, _optimizer_tensors, train
 from data2vec.data.manifest import manifest_text
 from tests.platform.process_group import together
+from tests.platform.recorder import Recorder
 
 pytestmark = pytest.mark.timeout(900)  # one fixture does the runs that most tests look at
 NAMES = ("image", "image v1", "text", "text v1", "audio", "classes")
-
-
-class Recorder:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.points: dict[str, dict[int, float]] = {}
-
-    def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self.points.setdefault(name, {})[update] = value
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
-        return False
 
 
 @dataclass(frozen=True)
@@ -353,7 +338,7 @@ def test_a_sharded_run_goes_on_alone(runs: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_of_two_goes_on_with_three(runs: Path, tmp_path: Path) -> None:
     recipe = from_the_third_update(runs, tmp_path / "run")
-    together(tmp_path / "three", [Job(recipe, tmp_path / "run", sharded=True)], 3)
+    together(_obey, tmp_path / "three", [Job(recipe, tmp_path / "run", sharded=True)], size=3)
     assert_near(tensors(runs / "image" / "alone"), tensors(tmp_path / "run"), 2e-5)
 
 

@@ -6,7 +6,6 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +20,9 @@ from d2v_platform.training.loop_state import Summary, TrainingStopped, Worker
 from d2v_platform.training.train_loop import train
 from data2vec.collapse import STAGES
 from tests.platform.process_group import together
+from tests.platform.recorder import Recorder
 
 WATCHED = [f"train/{stage}_{kind}" for stage in STAGES for kind in ("var", "rank")]
-
-
-class Recorder:
-    """A reporter that keeps what it is told."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.points: list[tuple[int, str, float]] = []
-        self.evaluations: list[int] = []
-        self.stop_at = stop_at
-
-    def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        self.points += [(update, key, value) for key, value in metrics.items()]
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
-        self.evaluations.append(update)
-        return self.stop_at is not None and update >= self.stop_at
-
-    def curve(self, key: str = "train/loss") -> list[float]:
-        return [value for _, name, value in sorted(self.points) if name == key]
 
 
 def run(recipe: dict[str, Any], folder: Path, worker: Worker | None = None) -> tuple[Summary, Recorder]:
@@ -125,7 +104,7 @@ def test_figures_are_durable_before_their_checkpoint_is_visible(
         safe = 0
 
         def flush(self) -> None:
-            self.safe = max(update for update, _, _ in self.points)
+            self.safe = max(max(points) for points in self.points.values())
 
     recorder, honest, published = Durable(), CheckpointStore.publish, []
 
@@ -168,7 +147,7 @@ def test_first_subset_decides_and_ties_count_as_best(tiny_recipe: dict[str, Any]
         checkpoint__keep_interval_updates=1,
     )
     summary, recorder = run(recipe, tmp_path)
-    losses = {step: value for step, key, value in recorder.points if key == "valid/loss"}
+    losses = recorder.points["valid/loss"]
     assert list(losses) == [5, 10, 15, 16, 20]  # the first epoch ends at 16
     assert summary.best == min(losses.values())
     assert losses[summary.best_update or 0] == summary.best

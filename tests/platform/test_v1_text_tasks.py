@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +21,13 @@ from data2vec.artifact import load, read_artifact, save_artifact
 from data2vec.errors import ConfigError
 from data2vec.v1.text import Data2VecText
 from data2vec.v1.text_config import Data2VecTextConfig
+from tests.platform.recorder import Recorder
 
 TRANSFORMER = {
     "activation_fn": "gelu", "dropout": 0.1, "attention_dropout": 0.1, "max_source_positions": 64,
     "layernorm_embedding": True, "no_scale_embedding": True,
     "encoder": {"embed_dim": 32, "ffn_embed_dim": 64, "layers": 2, "attention_heads": 2, "learned_pos": True},
 }  # fmt: skip
-
-
-class Losses:
-    """A reporter that keeps the losses."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        self.values += [metrics["train/loss"]] if "train/loss" in metrics else []
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
-        return False
 
 
 def v1(tiny_recipe: dict[str, Any]) -> dict[str, Any]:
@@ -60,23 +45,23 @@ def v1(tiny_recipe: dict[str, Any]) -> dict[str, Any]:
 def test_pretraining_learns_resumes_and_leaves_a_model(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     recipe = v1(tiny_recipe)
     assert problems(Recipe.from_dict(recipe)) == []
-    losses = Losses()
+    losses = Recorder()
     summary = train(Recipe.from_dict(recipe), tmp_path / "whole", losses, Worker(threads=1))
-    assert len(losses.values) == 20 and losses.values[-1] < losses.values[0]
+    assert len(losses.curve()) == 20 and losses.curve()[-1] < losses.curve()[0]
     half = copy.deepcopy(recipe)
     half["optimization"]["max_update"] = 10
     half["model"]["max_update"] = 20
     half["lr_scheduler"]["max_update"] = 20
-    train(Recipe.from_dict(half), tmp_path / "parts", Losses(), Worker(threads=1))
-    rest = Losses()
+    train(Recipe.from_dict(half), tmp_path / "parts", Recorder(), Worker(threads=1))
+    rest = Recorder()
     train(Recipe.from_dict(recipe), tmp_path / "parts", rest, Worker(threads=1))
-    assert rest.values == losses.values[10:]
+    assert rest.curve() == losses.curve()[10:]
     artifact = read_artifact(tmp_path / "whole" / "model")
     assert isinstance(artifact.model_config, Data2VecTextConfig) and summary.update == 20
     assert (artifact.folder / "teacher.safetensors").is_file()
-    again = Losses()
+    again = Recorder()
     train(Recipe.from_dict(recipe), tmp_path / "more", again, Worker(threads=1), init_from=artifact.folder)
-    assert again.values[0] < losses.values[0]
+    assert again.curve()[0] < losses.curve()[0]
 
 
 def test_masking_follows_the_task_and_zero_masking_is_refused(tiny_recipe: dict[str, Any]) -> None:
@@ -125,9 +110,9 @@ def test_glue_fine_tuning_starts_from_the_restore_file(
     assert started.keys() == expected.keys()
     assert all(torch.equal(started[name], expected[name]) for name in started)
     assert task.model.trunk.config.transformer.dropout == 0.2  # the recipe's, not pretraining's
-    losses = Losses()
+    losses = Recorder()
     summary = train(recipe, tmp_path / "run", losses, Worker(threads=1), model_folder=models.pretrained)
-    assert summary.update == 40 and sum(losses.values[-10:]) < sum(losses.values[:10])
+    assert summary.update == 40 and sum(losses.curve()[-10:]) < sum(losses.curve()[:10])
     model = load(tmp_path / "run" / "model")
     names, scores = model.classify(["the old mill", "the river turned not"])
     assert sorted(names) == ["0", "1"] and scores.shape == (2, 2)

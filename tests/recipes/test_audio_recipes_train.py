@@ -23,6 +23,7 @@ from data2vec.data.letters import letter_line, released_letters
 from data2vec.data.manifest import manifest_text
 from data2vec.flops import Storage
 from data2vec.student import Data2VecMulti
+from tests.platform.recorder import Recorder
 
 CTC = [name for name in recipe_names() if name.startswith("wav2vec/finetuning/")]
 PRETRAINING = ["v2/base_audio_only_task", "v2/large_audio_only_task", "audio/pretraining/base_librispeech",
@@ -39,22 +40,13 @@ class TwoUpdates(Exception):
     """Enough was seen."""
 
 
-class Recorder:
-    """Stops the run after two updates, so that schedules keep their length."""
-
-    def __init__(self) -> None:
-        self.curve: list[float] = []
+class StopsAfterTwo(Recorder):
+    """So that schedules keep their length."""
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
-        if "train/loss" in metrics:
-            self.curve.append(metrics["train/loss"])
+        super().log(update, metrics)
         if update >= 2:
             raise TwoUpdates
-
-    def flush(self) -> None: ...
-
-    def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +82,12 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def two_updates(recipe: Recipe, folder: Path, model: Path | None = None) -> list[float]:
-    recorder = Recorder()
+    recorder = StopsAfterTwo()
     with pytest.raises(TwoUpdates):
         train(recipe, folder, recorder, Worker(threads=1), model_folder=model)
-    assert len(recorder.curve) == 2 and all(np.isfinite(recorder.curve))
-    return recorder.curve
+    losses = recorder.curve()
+    assert len(losses) == 2 and all(np.isfinite(losses))
+    return losses
 
 
 def one_worker(name: str, clips: Path, *words: str) -> Recipe:
