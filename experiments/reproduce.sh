@@ -33,21 +33,19 @@ text() {
     optimization.max_update="$(updates 600)" model.ema_anneal_end_step="$(updates 300)" \
     optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 60)" checkpoint.save_interval_updates=50 \
     platform.run_name=text-small platform.register_as=data2vec2-text-small platform.alias=champion
+  # Rates for a network that has a thirtieth of the base model's parameters.
   local weights common
   for weights in pretrained random; do
     common=(task.data="$DATA/glue" model.model_path=models:/data2vec2-text-small@champion
-      "$(random_weights $weights)" fixed.task.max_positions=128 fixed.task.shorten_method=truncate
-      fixed.dataset.num_workers=0 test_files=false register.name=null register.alias=null)
-    d2v sweep glue "${common[@]}" 'grid.task=[cola,sst_2,sts_b]' max_updates="$(updates 300)" \
-      fixed.dataset.validate_interval_updates="$(updates 100)" platform.run_name=glue-$weights
-    # RTE's pairs of paragraphs cost five times as much an update.
-    d2v sweep glue "${common[@]}" 'grid.task=[rte]' max_updates="$(updates 100)" \
-      fixed.dataset.validate_interval_updates="$(updates 50)" platform.run_name=glue-rte-$weights
-    # The readme's rates are meant for a network thirty times as large.
-    d2v sweep glue "${common[@]}" 'grid.task=[cola,sst_2,sts_b]' 'grid.lr=[5.0e-4]' max_updates="$(updates 300)" \
-      fixed.dataset.validate_interval_updates="$(updates 100)" platform.run_name=glue-large-rate-$weights
+      "$(random_weights $weights)" 'grid.lr=[1.0e-4,2.0e-4,5.0e-4,1.0e-3]' fixed.task.max_positions=128
+      fixed.task.shorten_method=truncate fixed.dataset.num_workers=0 test_files=false register.name=null register.alias=null)
+    d2v sweep glue "${common[@]}" 'grid.task=[cola,sst_2,sts_b]' max_updates="$(updates 120)" \
+      fixed.dataset.validate_interval_updates="$(updates 60)" platform.run_name=small-glue-$weights
+    # RTE's pairs of paragraphs cost several times as much an update.
+    d2v sweep glue "${common[@]}" 'grid.task=[rte]' max_updates="$(updates 60)" \
+      fixed.dataset.validate_interval_updates="$(updates 30)" platform.run_name=small-rte-$weights
   done
-  report text-small {glue,glue-rte,glue-large-rate}-{pretrained,random}
+  report text-small small-{glue,rte}-{pretrained,random}
 }
 
 images() {
@@ -58,7 +56,7 @@ images() {
   ln -sfn "$sets/clothing10_160/train" "$tree/bank"
   ln -sfn "$sets/clothing10_160/val" "$tree/val"
   for generation in 2 1; do
-    recipe=tiny/image_pretraining length=1800 own=(lr_scheduler.warmup_updates="$(warmup 200)")
+    recipe=tiny/image_pretraining length=1200 own=(lr_scheduler.warmup_updates="$(warmup 200)")
     if [ $generation = 2 ]; then
       length=9000 own=(optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 200)" \
         model.ema_anneal_end_step="$(updates 3000)")
@@ -75,7 +73,7 @@ images() {
     [ $generation = 2 ] && recipe=image_finetuning || recipe=image_finetuning_v1
     for weights in pretrained random; do
       run=image-small-v$generation-$weights
-      d2v sweep small_images "grid.task=[$recipe]" task.data="$sets/clothing10_160" "$(random_weights $weights)" \
+      d2v sweep small_images "grid.task=[$recipe]" grid.lr=[1.0e-3] task.data="$sets/clothing10_160" "$(random_weights $weights)" \
         model.model_path=models:/data2vec$generation-image-small@champion dataset.num_workers=0 \
         optimization.max_update="$(updates 300)" dataset.validate_interval_updates="$(updates 100)" \
         optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 30)" platform.run_name=$run
