@@ -150,6 +150,14 @@ def test_other_runs_and_earlier_tables_are_laid_over(tracker: Tracker, tmp_path:
         write_report(["first"], curves=[broken])
 
 
+def test_only_the_curves_asked_for_are_drawn(tracker: Tracker, tmp_path: Path) -> None:
+    log_run(tracker, "text-1")
+    page = write_report(["text-1"], out=tmp_path, only=["lr", "loss"]).html.read_text()
+    assert list(drawings(page)) == ["lr", "loss"]
+    with pytest.raises(Data2VecError, match="--only = los, var: no such curves; there are loss, variance"):
+        write_report(["text-1"], out=tmp_path, only=["los", "loss", "var"])
+
+
 def test_names_that_are_not_there_are_answered_with_those_that_are(tracker: Tracker) -> None:
     with pytest.raises(Data2VecError, match="MLflow holds none"):
         write_report(["text-1"])

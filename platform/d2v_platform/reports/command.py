@@ -23,6 +23,10 @@ def report_command(
         list[Path] | None,
         typer.Option("--with", help="curves.csv of another report, laid over too; may be repeated"),
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help='draw these curves only ("loss", "variance", "val-knn", ...); may be repeated'),
+    ] = None,
     experiment: Annotated[str | None, typer.Option(help="look in this MLflow experiment only")] = None,
     tracking_uri: Annotated[
         str | None, typer.Option("--tracking-uri", help="MLflow server; default MLFLOW_TRACKING_URI.")
@@ -36,7 +40,12 @@ def report_command(
     from .report import write_report
 
     written = write_report(
-        names, out=out, curves=curves or (), experiment=experiment, tracking_uri=tracking_uri
+        names,
+        out=out,
+        curves=curves or (),
+        experiment=experiment,
+        tracking_uri=tracking_uri,
+        only=only or (),
     )
     for path in (written.html, written.png, *written.tables):
         if path is not None:

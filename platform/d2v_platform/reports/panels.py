@@ -8,6 +8,8 @@ from typing import Literal
 
 import numpy as np
 
+from data2vec.errors import Data2VecError
+
 from .run_history import RunHistory
 
 # Never drawn: a counter of the x axis, and best-so-far values that repeat the validation curve.
@@ -154,6 +156,21 @@ def run_panels(histories: Sequence[RunHistory]) -> list[Panel]:
         kind = _Kind(name=key.replace("/", "-"), title=f"{where}: {name}", takes=lambda *_: False)
         panels.append(_panel(kind, [key], histories))
     return panels
+
+
+def choose(panels: Sequence[Panel], names: Sequence[str]) -> list[Panel]:
+    """The panels of those names, in that order; all of them if no name is given.
+
+    Raises:
+        Data2VecError: there is no such panel.
+    """
+    by_name = {panel.name: panel for panel in panels}
+    wrong = [name for name in names if name not in by_name]
+    if wrong:
+        raise Data2VecError(
+            f"--only = {', '.join(wrong)}: no such curves; there are {', '.join(by_name) or 'none'}"
+        )
+    return [by_name[name] for name in names] or list(panels)
 
 
 def _panel(kind: _Kind, keys: Sequence[str], histories: Sequence[RunHistory]) -> Panel:

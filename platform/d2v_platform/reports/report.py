@@ -16,7 +16,7 @@ from ..home import absolute_tracking_uri, default_tracking_uri, home_folder
 from ..tracking.mlflow_access import open_client
 from .drawing import png
 from .page import run_page, sweep_page
-from .panels import run_panels
+from .panels import choose, run_panels
 from .run_history import SWEEP_TAG, RunHistory, find_run, load_run, read_curves, write_curves
 from .sweep_history import SweepHistory, load_sweep_history
 from .sweep_panels import sweep_panels
@@ -46,6 +46,7 @@ def write_report(
     curves: Sequence[Path] = (),
     experiment: str | None = None,
     tracking_uri: str | None = None,
+    only: Sequence[str] = (),
 ) -> Report:
     """Write the report of a run or of a sweep.
 
@@ -55,9 +56,10 @@ def write_report(
         curves: files of earlier reports (``curves.csv``), laid over too.
         experiment: look in this MLflow experiment only.
         tracking_uri: default ``MLFLOW_TRACKING_URI``, else SQLite under the home.
+        only: names of the panels to draw, such as "loss" or "val-knn"; by default all.
 
     Raises:
-        Data2VecError: no such run; a sweep among several runs; a file that is no report's.
+        Data2VecError: no such run; no such panel; a sweep among several runs; a file that is no report's.
         TrackingUnavailableError: MLflow does not answer.
     """
     uri = absolute_tracking_uri(tracking_uri) if tracking_uri else default_tracking_uri()
@@ -73,13 +75,13 @@ def write_report(
         )
     folder = _folder(runs[0].info.run_name or runs[0].info.run_id, out)
     if sweeps:
-        return _write_sweep(load_sweep_history(client, runs[0]), folder, uri)
+        return _write_sweep(load_sweep_history(client, runs[0]), folder, uri, only)
     histories = _told_apart([*(load_run(client, run) for run in runs), *beside])
-    return _write_run(histories, folder, uri)
+    return _write_run(histories, folder, uri, only)
 
 
-def _write_run(histories: Sequence[RunHistory], folder: Path, uri: str) -> Report:
-    panels = run_panels(histories)
+def _write_run(histories: Sequence[RunHistory], folder: Path, uri: str, only: Sequence[str]) -> Report:
+    panels = choose(run_panels(histories), only)
     page = folder / "report.html"
     page.write_text(run_page(histories, panels, uri), encoding="utf-8")
     table = folder / "curves.csv"
@@ -90,8 +92,8 @@ def _write_run(histories: Sequence[RunHistory], folder: Path, uri: str) -> Repor
     return Report(page, picture, (table,), histories[0].run_id)
 
 
-def _write_sweep(sweep: SweepHistory, folder: Path, uri: str) -> Report:
-    panels = sweep_panels(sweep)
+def _write_sweep(sweep: SweepHistory, folder: Path, uri: str, only: Sequence[str]) -> Report:
+    panels = choose(sweep_panels(sweep), only)
     page = folder / "report.html"
     page.write_text(sweep_page(sweep, panels, uri), encoding="utf-8")
     tables = [folder / name for name in sweep.tables]
