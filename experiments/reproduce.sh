@@ -105,9 +105,8 @@ speech() {
   for weights in pretrained random; do
     common=(model.w2v_path=models:/data2vec2-speech-small@champion "$(random_weights $weights)" dataset.num_workers=0)
     for set in fsdd asterisk_prompts_en; do
-      [ $set = fsdd ] && length=600 || length=1200
       d2v sweep small_speech "grid.task=[$set]" task.data="$ready" "${common[@]}" \
-        optimization.max_update="$(updates $length)" dataset.validate_interval_updates="$(updates $((length / 4)))" \
+        optimization.max_update="$(updates 1200)" dataset.validate_interval_updates="$(updates 300)" \
         evaluate.lexicon="$ready/$set/lm/lexicon.txt" evaluate.lmpath="$ready/$set/lm/lm.arpa" \
         platform.run_name=$set-$weights
     done
