@@ -108,14 +108,12 @@ def block_parameters(config: Data2VecMultiConfig) -> int:
     return 4 * width * width + 4 * width + 2 * width * hidden + hidden + width + norms
 
 
-def _block_kept(
-    config: Data2VecMultiConfig, rows: int, length: int, storage: Storage, branch_scales: bool
-) -> float:
+def _block_kept(config: Data2VecMultiConfig, rows: int, length: int, storage: Storage) -> float:
     """Inputs of qkv, output projection and feed-forward network, its hidden layer, q, k and v, norms, dropout
-    masks; the branches where they are scaled.
+    masks. Drop path may keep less.
     """
     width, hidden, tokens = config.embed_dim, hidden_width(config), rows * length
-    matrix = ((6 + 2 * branch_scales) * width + hidden) * storage.matrix_bytes
+    matrix = (6 * width + hidden) * storage.matrix_bytes
     norms = (2 * width + 4) * FLOAT
     rates = (config.encoder_dropout, config.post_mlp_drop, config.activation_dropout)
     flags = width * sum(rate > 0 for rate in rates) + hidden * (config.activation_dropout > 0)
@@ -137,7 +135,7 @@ def block_stage(
     """One transformer block, of the prenet or shared."""
     width, tokens = config.embed_dim, rows * length
     work, size = block_work(config, rows, length), block_parameters(config) + 2 * width * branch_scales
-    kept = _block_kept(config, rows, length, storage, branch_scales)
+    kept = _block_kept(config, rows, length, storage)
     working = float(tokens * (2 * hidden_width(config) + 2 * width) * storage.matrix_bytes)
     if storage.attention_maps:
         part = max(PART_ENTRIES, config.num_heads * length * length)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import Attention
 from .config import Data2VecMultiConfig
+from .drop_path import ALL_ROWS, KeptRows, draw_kept_rows
 from .dropout import Dropout
 from .feed_forward import feed_forward
 from .randomness import stable_key
@@ -40,12 +41,14 @@ class TransformerBlock(nn.Module):
     candidate.
 
     Attributes:
+        drop_path: probability of dropping a branch of a row while training.
         recompute: keep the input only and run again in the backward pass, with equal dropout.
         in_step: where layer drop spares the block, run it and multiply its effect by zero, because its
             parameters are spread over workers that must all take part.
         took_part: the block was not dropped since this was last set to false.
     """
 
+    drop_path = 0.0
     recompute = False
     in_step = False
     took_part = False
@@ -60,6 +63,10 @@ class TransformerBlock(nn.Module):
 
     def _run(self, x_RTD: torch.Tensor, bias: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
         raise NotImplementedError
+
+    def _kept_rows(self, x_RTD: torch.Tensor) -> KeptRows:
+        """The rows whose next branch runs: all, but for drop path while training."""
+        return draw_kept_rows(len(x_RTD), self.drop_path, x_RTD.device) if self.training else ALL_ROWS
 
     def without_effect(
         self, x_RTD: torch.Tensor, bias: torch.Tensor | None = None
@@ -105,26 +112,22 @@ class Block(TransformerBlock):
 
         Returns:
             The block's output (R, T, D), and the target candidate (R, T, D): the feed-forward output before
-            dropout, residual and norm, or the output itself with ``end_of_block_targets``.
+            dropout, residual and norm, or the output itself with ``end_of_block_targets``. Drop path leaves
+            the rows out of the former whose feed-forward network did not run.
         """
-        if self.pre_norm:
-            h = x_RTD + self._drop_path(self.attn(self.norm1(x_RTD), bias))
-            f = self.mlp(self.norm2(h))
-            y = h + self._drop_path(self.post_mlp_dropout(f))
-        else:
-            h = self.norm1(x_RTD + self._drop_path(self.attn(x_RTD, bias)))
-            f = self.mlp(h)
-            y = self.norm2(h + self._drop_path(self.post_mlp_dropout(f)))
+        kept = self._kept_rows(x_RTD)
+        x = kept.of(x_RTD)
+        bias = None if bias is None else kept.of(bias)
+        h = kept.add(x_RTD, self.attn(self.norm1(x) if self.pre_norm else x, bias))
+        if not self.pre_norm:
+            h = self.norm1(h)
+        kept = self._kept_rows(h)
+        x = kept.of(h)
+        f = self.mlp(self.norm2(x) if self.pre_norm else x)
+        y = kept.add(h, self.post_mlp_dropout(f))
+        if not self.pre_norm:
+            y = self.norm2(y)
         return y, (y if self.end_of_block_targets else f)
-
-    def _drop_path(self, branch: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.drop_path == 0.0:
-            return branch
-        keep = 1.0 - self.drop_path
-        kept_R11 = torch.empty(branch.shape[0], 1, 1, device=branch.device, dtype=branch.dtype).bernoulli_(
-            keep
-        )
-        return branch * (kept_R11 / keep)
 
 
 def make_norm(config: Data2VecMultiConfig) -> nn.LayerNorm:

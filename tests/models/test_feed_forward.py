@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data2vec.dropout import keep_flags
-from data2vec.feed_forward import ACTIVATIONS, feed_forward
+from data2vec.feed_forward import ACTIVATIONS, feed_forward, scaled_product
 from data2vec.randomness import seed_dropout
 
 PLAIN = {"gelu": F.gelu, "relu": F.relu}
@@ -37,6 +37,40 @@ def test_values_and_gradients_are_those_of_the_plain_formula(activation: str, ra
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("frozen", ["", "weights", "scale"])
+def test_a_scaled_output(frozen: str) -> None:
+    widen, narrow = nn.Linear(8, 32).double(), nn.Linear(32, 8).double()
+    narrow.requires_grad_(frozen != "weights")
+    scale = torch.randn(8, dtype=torch.float64, requires_grad=frozen != "scale")
+    x = torch.randn(5, 3, 8, dtype=torch.float64, requires_grad=True)
+    wide = torch.randn(5, 3, 32, dtype=torch.float64, requires_grad=True)
+    for ours, plain, entered in (
+        (feed_forward(x, widen, narrow, scale=scale), scale * narrow(F.gelu(widen(x))), x),
+        (scaled_product(wide, narrow, scale), scale * narrow(wide), wide),
+    ):
+        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+        wanted = [t for t in (entered, scale, *narrow.parameters()) if t.requires_grad]
+        for mine, theirs in zip(
+            torch.autograd.grad(ours.square().sum(), wanted),
+            torch.autograd.grad(plain.square().sum(), wanted),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-11)
+
+
+def test_the_output_before_its_scale_is_not_kept() -> None:
+    linear, scale = nn.Linear(6, 8), nn.Parameter(torch.randn(8))
+    x, kept = torch.randn(10, 6), []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        scaled_product(x, linear, scale)
+    assert (10, 6) in kept and (10, 8) not in kept
+
+
 def test_it_keeps_one_wide_tensor_and_multiplies_no_more_than_it_must() -> None:
     widen, narrow = nn.Linear(8, 64), nn.Linear(64, 8)
     x = torch.randn(10, 8, requires_grad=True)
@@ -62,19 +96,21 @@ def test_it_keeps_one_wide_tensor_and_multiplies_no_more_than_it_must() -> None:
         torch.testing.assert_close(feed_forward(x, widen, narrow), y)
 
 
-def test_lower_precision() -> None:
+@pytest.mark.parametrize("scaled", [False, True])
+def test_lower_precision(scaled: bool) -> None:
     """Under autocast as PyTorch's own layers, whatever ran without gradients before in the same region."""
     widen, narrow = nn.Linear(16, 64), nn.Linear(64, 16)
+    scale = nn.Parameter(torch.rand(16) + 0.5) if scaled else None
     x = torch.randn(6, 16)
-    parameters = [*widen.parameters(), *narrow.parameters()]
+    parameters = [*widen.parameters(), *narrow.parameters(), *([] if scale is None else [scale])]
     sides = []
     for compute in (
-        lambda: feed_forward(x, widen, narrow),
-        lambda: narrow(F.gelu(widen(x))),
+        lambda: feed_forward(x, widen, narrow, scale=scale),
+        lambda: narrow(F.gelu(widen(x))) * (1.0 if scale is None else scale),
     ):
         with torch.autocast("cpu", torch.bfloat16):
             y = compute()
-        assert y.dtype == torch.bfloat16
+        assert y.dtype == (torch.float32 if scaled else torch.bfloat16)
         sides.append((y, *torch.autograd.grad(y.float().square().sum(), parameters)))
     for ours, plain in zip(*sides, strict=True):
         assert ours.dtype == plain.dtype

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..attention import attend_jointly
 from ..errors import DataError
-from ..feed_forward import feed_forward
+from ..feed_forward import feed_forward, scaled_product
 from ..pretraining import PretrainOutput
 from ..randomness import generator
 from ..student import Features, Tap
@@ -104,8 +104,10 @@ class BiasedAttention(nn.Module):
             self.relative_position_bias_table = nn.Parameter(torch.zeros(*bias_table_shape(config)))
             self.register_buffer("relative_position_index", relative_position_index(config.grid))
 
-    def forward(self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor | None) -> torch.Tensor:
-        """Shape is kept; without a given bias the block's own is used."""
+    def forward(
+        self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor | None, scale_D: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Shape is kept; without a given bias the block's own is used; ``scale`` multiplies the output."""
         if bias_1HTT is None:
             index = self.relative_position_index
             assert isinstance(index, torch.Tensor)
@@ -115,7 +117,7 @@ class BiasedAttention(nn.Module):
         qkv_BT3HC = F.linear(x_BTD, self.qkv.weight, bias_3D).view(rows, length, 3, self.num_heads, -1)
         dropout = self.dropout if self.training else 0.0
         out = attend_jointly(qkv_BT3HC, bias_1HTT, dropout)
-        return self.proj(out.transpose(1, 2).reshape(rows, length, dim))
+        return scaled_product(out.transpose(1, 2).reshape(rows, length, dim), self.proj, scale_D)
 
 
 class VisionBlock(TransformerBlock):
@@ -134,20 +136,14 @@ class VisionBlock(TransformerBlock):
         self.gamma_2 = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
 
     def _run(self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T, D) to the block's output and its feed-forward branch, after scale and drop path."""
-        x = x_BTD + self._branch(self.attn(self.norm1(x_BTD), bias_1HTT), self.gamma_1)
+        """(B, T, D) to the block's output and its scaled feed-forward branch, of the rows that drop path keeps."""
+        kept = self._kept_rows(x_BTD)
+        x = kept.add(x_BTD, self.attn(self.norm1(kept.of(x_BTD)), bias_1HTT, self.gamma_1))
         widen, _, narrow = self.mlp
         assert isinstance(widen, nn.Linear) and isinstance(narrow, nn.Linear)
-        f = self._branch(feed_forward(self.norm2(x), widen, narrow), self.gamma_2)
-        return x + f, f
-
-    def _branch(self, x_BTD: torch.Tensor, gamma_D: torch.Tensor | None) -> torch.Tensor:
-        factor = gamma_D
-        if self.training and self.drop_path > 0.0:
-            keep = 1.0 - self.drop_path
-            kept = torch.empty(len(x_BTD), 1, 1, device=x_BTD.device, dtype=x_BTD.dtype).bernoulli_(keep)
-            factor = kept / keep if gamma_D is None else gamma_D * (kept / keep)
-        return x_BTD if factor is None else x_BTD * factor
+        kept = self._kept_rows(x)
+        f = feed_forward(self.norm2(kept.of(x)), widen, narrow, scale=self.gamma_2)
+        return kept.add(x, f), f
 
 
 class VisionTransformer(nn.Module):
