@@ -30,7 +30,8 @@ class KeptRows:
         """(R, ...) plus the scaled branch (K, ...) of these rows."""
         if self.index is None:
             return torch.add(x_R, branch_K, alpha=self.scale)
-        return x_R.index_add(0, self.index, branch_K.to(x_R.dtype), alpha=self.scale)
+        dtype = torch.promote_types(x_R.dtype, branch_K.dtype)
+        return x_R.to(dtype).index_add(0, self.index, branch_K.to(dtype), alpha=self.scale)
 
 
 ALL_ROWS = KeptRows()

@@ -64,7 +64,11 @@ def scaled_product(x_RTD: torch.Tensor, linear: nn.Linear, scale_D: torch.Tensor
 
 
 def _product(
-    hidden: torch.Tensor, linear: nn.Linear, activation: Activation, dropout: float, scale: torch.Tensor | None
+    hidden: torch.Tensor,
+    linear: nn.Linear,
+    activation: Activation,
+    dropout: float,
+    scale: torch.Tensor | None,
 ) -> torch.Tensor:
     # Cast here and not by autocast, whose cache would hold what is cast below without its gradient.
     weight, bias = linear.weight.to(hidden.dtype), linear.bias.to(hidden.dtype)
@@ -93,9 +97,9 @@ class _ActivatedProduct(torch.autograd.Function):
         if bias_needed or scale_needed:
             bias_grad = out_grad.sum(dim=0)
         if scale is not None:
-            # With y = scale * (h @ W.t() + b): the gradient of scale sums dy * (h @ W.t() + b) over rows, which
-            # is W times the gradient that W would have without scale, summed over its columns; b likewise.
-            if scale_needed:
+            # y = scale * (h @ W.t() + b): the gradient of scale sums dy * (h @ W.t() + b) over rows, which is
+            # W times the gradient that W would have without scale, summed over its columns; b likewise.
+            if weight_grad is not None and bias_grad is not None:
                 products = weight_grad.to(scale.dtype) * weight
                 scale_grad = products.sum(dim=1) + bias_grad * bias
             if weight_grad is not None:

@@ -33,17 +33,18 @@ def factors(kept: KeptRows, rows: int) -> torch.Tensor:
 
 
 def first_generation() -> tuple[VisionBlock, torch.Tensor, torch.Tensor]:
-    config = Data2VecVisionConfig.from_dict(
-        {"depth": 1, "embed_dim": 16, "num_heads": 2, "image_size": 8, "patch_size": 4, "drop_path": RATE,
-         "layer_scale_init_value": 0.3, "attention_dropout": 0.0}  # fmt: skip
-    )
+    values = {"depth": 1, "embed_dim": 16, "num_heads": 2, "image_size": 8, "patch_size": 4,
+              "drop_path": RATE, "layer_scale_init_value": 0.3, "attention_dropout": 0.0}  # fmt: skip
+    config = Data2VecVisionConfig.from_dict(values)
     positions = RelativePositionBias(2, 2)
     nn.init.normal_(positions.relative_position_bias_table)
     block = VisionBlock(config, RATE)
     return block, torch.randn(6, 5, 16), positions().detach()
 
 
-def by_multiplying(block: TransformerBlock, x: torch.Tensor, bias: torch.Tensor, first, second) -> torch.Tensor:
+def by_multiplying(
+    block: TransformerBlock, x: torch.Tensor, bias: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+) -> torch.Tensor:
     """The usual form, of either generation's block."""
     if isinstance(block, VisionBlock):
         assert block.gamma_1 is not None and block.gamma_2 is not None
@@ -85,7 +86,8 @@ def test_outputs_and_gradients_are_those_of_multiplying(kind: str, make_config: 
     assert len(sizes) > 2
     block.eval()
     one = torch.ones(1).double()
-    torch.testing.assert_close(block(x, bias)[0], by_multiplying(block, x, bias, one, one), rtol=0, atol=1e-12)
+    plain = by_multiplying(block, x, bias, one, one)
+    torch.testing.assert_close(block(x, bias)[0], plain, rtol=0, atol=1e-12)
 
 
 def test_rows_are_kept_with_the_probability_asked_for_and_the_mean_stays() -> None:
@@ -94,6 +96,14 @@ def test_rows_are_kept_with_the_probability_asked_for_and_the_mean_stays() -> No
     assert sorted(set(drawn.tolist())) == pytest.approx([0.0, 1 / (1 - RATE)])
     assert float(drawn.mean()) == pytest.approx(1.0, abs=0.05)
     assert draw_kept_rows(8, 0.0, CPU) is ALL_ROWS
+
+
+def test_the_type_does_not_depend_on_the_draw() -> None:
+    index = torch.tensor([1])
+    for x, branch in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
+        whole, half = torch.ones(2, 3, dtype=x), torch.ones(1, 3, dtype=branch)
+        assert KeptRows(index).add(whole, half).dtype == torch.float32
+        assert ALL_ROWS.add(whole, whole.to(branch)).dtype == torch.float32
 
 
 def test_where_no_row_is_kept_parameters_still_have_gradients() -> None:

@@ -77,7 +77,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pretraining(data: Path, *words: str) -> list[str]:
-    return ["train", "tiny/audio_pretraining", f"task.data={data}", "platform.num_workers=0", *words]
+    own = [f"task.data={data}", "task.min_sample_size=3200", "platform.num_workers=0"]
+    return ["train", "tiny/audio_pretraining", *own, *words]
 
 
 def finetuning(data: Path, model: Path, *words: str) -> list[str]:

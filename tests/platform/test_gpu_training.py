@@ -74,6 +74,8 @@ def recipe_of(kind: str, data: Mapping[str, Path], *overrides: str) -> Recipe:
     """A tiny recipe of six updates with two checkpoints."""
     name, schedule = RECIPES[kind]
     short = [f"task.data={data[kind]}", "optimization.max_update=6", f"{schedule}.warmup_updates=1"]
+    if kind == "audio":
+        short.append("task.min_sample_size=3200")
     return compose(
         name, [*short, "common.log_interval=1", "checkpoint.save_interval_updates=3", *overrides]
     ).recipe

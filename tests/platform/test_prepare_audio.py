@@ -55,6 +55,17 @@ def test_manifests_are_the_references(corpus: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "all/valid.tsv").exists()
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(corpus: Path, tmp_path: Path) -> None:
+    root = tmp_path / "linked"
+    write(root / "own.flac")
+    (root / "theirs").symlink_to(corpus / "2")
+    (root / "here").symlink_to(root)
+    prepare_manifests(root, tmp_path / "out", AudioOptions(valid_percent=0.0))
+    lines = (tmp_path / "out/train.tsv").read_text().splitlines()
+    assert lines == [str(root), "own.flac\t1600", "../corpus/2/7/2-7-0000.flac\t1600"]
+    assert len(read_manifest(tmp_path / "out/train.tsv")) == 2
+
+
 def test_labels_are_the_references(corpus: Path, tmp_path: Path) -> None:
     prepare_manifests(corpus, tmp_path, AudioOptions(valid_percent=0.0))
     report = prepare_labels(tmp_path / "train.tsv", tmp_path, "train")

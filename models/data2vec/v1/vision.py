@@ -136,7 +136,7 @@ class VisionBlock(TransformerBlock):
         self.gamma_2 = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
 
     def _run(self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T, D) to the block's output and its scaled feed-forward branch, of the rows that drop path keeps."""
+        """(B, T, D) to the block's output and its scaled feed-forward branch, of rows drop path keeps."""
         kept = self._kept_rows(x_BTD)
         x = kept.add(x_BTD, self.attn(self.norm1(kept.of(x_BTD)), bias_1HTT, self.gamma_1))
         widen, _, narrow = self.mlp

@@ -132,13 +132,20 @@ def prepare_manifests(
 
 
 def _files(root: Path, ext: str) -> list[Path]:
-    """Files below a folder by name, links resolved, hidden ones skipped, sorted by path."""
+    """Files below a folder by name, links followed and resolved, hidden ones skipped, sorted by path."""
     found: list[Path] = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and not _leads_back(folder, name)
+        )
         found += [Path(folder) / name for name in names
                   if name.endswith(f".{ext}") and not name.startswith(".")]  # fmt: skip
     return [Path(os.path.realpath(path)) for path in sorted(found, key=str)]
+
+
+def _leads_back(folder: str, name: str) -> bool:
+    """Whether a folder below ``folder`` is a link to one that it lies in."""
+    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(os.path.join(folder, name)))
 
 
 def _wanted(path: Path, part: str | None) -> bool:
