@@ -2,7 +2,7 @@
 
 A wall time alone says nothing where other programs run. Each step is put between two measurements of the
 sgemm rate, and what is reported is the step's matrix work over its wall time over that rate. Every case runs
-in a fresh process, so that its peak memory is its own.
+in a fresh process and the rate in another, so that a case's peak memory is its own.
 """
 
 from __future__ import annotations
@@ -91,29 +91,32 @@ def measure(case: Case, steps: int, threads: int) -> Timing | str:
     Returns:
         Its timing; or, if the process was killed, what that means.
     """
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context) as pool:
+    with _process(threads) as pool:
         try:
             return pool.submit(_run, case, steps, threads).result()
         except BrokenProcessPool:
             return "the process was killed, most likely for want of memory"
 
 
+def _process(threads: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
+
+
 def _run(case: Case, steps: int, threads: int) -> Timing:
-    torch.set_num_threads(threads)
     step = case.build(**case.options)
     step(0)  # allocations, and the optimizer's state
     walls, cpus, shares, rates = [], [], [], []
-    before = matrix_rate()
-    for index in range(1, steps + 1):
-        wall, cpu = time.perf_counter(), _cpu_seconds()
-        step(index)
-        walls.append(time.perf_counter() - wall)
-        cpus.append(_cpu_seconds() - cpu)
-        after = matrix_rate()
-        rates.append((before + after) / 2)
-        shares.append(case.matrix_flops / walls[-1] / rates[-1])
-        before = after
+    with _process(threads) as meter:
+        before = meter.submit(matrix_rate).result()
+        for index in range(1, steps + 1):
+            wall, cpu = time.perf_counter(), _cpu_seconds()
+            step(index)
+            walls.append(time.perf_counter() - wall)
+            cpus.append(_cpu_seconds() - cpu)
+            after = meter.submit(matrix_rate).result()
+            rates.append((before + after) / 2)
+            shares.append(case.matrix_flops / walls[-1] / rates[-1])
+            before = after
     seconds = statistics.median(walls)
     return Timing(
         name=case.name,
