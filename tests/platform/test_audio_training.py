@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 import data2vec
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
 from data2vec.data.letters import letter_line, released_letters
@@ -122,15 +124,22 @@ def _as_one_of_two(rank: int, size: int, kinds: dict[str, dict[str, Any]], folde
 
 
 class Killer(Recorder):
-    """Kills its own process at an update, as the kernel or a cluster would."""
+    """Kills its own process at an update, as the kernel or a cluster would, once a checkpoint is written."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.store = CheckpointStore(folder)
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
         if update == 5:
+            while not self.store.updates():  # written in the background
+                time.sleep(0.005)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _until_killed(kind: str, recipe: dict[str, Any], folder: str, model: str) -> None:
-    train(Recipe.from_dict(recipe), Path(folder, kind), Killer(), Worker(threads=1), model_folder=Path(model))
+    place = Path(folder, kind)
+    train(Recipe.from_dict(recipe), place, Killer(place), Worker(threads=1), model_folder=Path(model))
 
 
 @pytest.fixture(scope="module")
