@@ -29,12 +29,8 @@ def test_values_and_gradients_are_those_of_the_plain_formula(activation: str, ra
         inner = inner * keep_flags(inner.shape, 1 - rate, inner.device) / (1 - rate)
     plain = narrow(inner)
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
-    for mine, theirs in zip(
-        torch.autograd.grad(ours.square().sum(), wanted),
-        torch.autograd.grad(plain.square().sum(), wanted),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+    gradients = (torch.autograd.grad(y.square().sum(), wanted) for y in (ours, plain))
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("frozen", ["", "weights", "scale"])
@@ -50,12 +46,8 @@ def test_a_scaled_output(frozen: str) -> None:
     ):
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
         wanted = [t for t in (entered, scale, *narrow.parameters()) if t.requires_grad]
-        for mine, theirs in zip(
-            torch.autograd.grad(ours.square().sum(), wanted),
-            torch.autograd.grad(plain.square().sum(), wanted),
-            strict=True,
-        ):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-11)
+        gradients = (torch.autograd.grad(y.square().sum(), wanted) for y in (ours, plain))
+        torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
 
 
 def test_the_output_before_its_scale_is_not_kept() -> None:
