@@ -24,11 +24,11 @@ def fill(megabytes: int) -> Callable[[int], None]:
 
 def test_a_case_is_measured_in_a_fresh_process() -> None:
     case = Case("filling", fill, {"megabytes": 700}, matrix_flops=1e9, units=10, unit="things")
-    timing = measure(case, steps=2, threads=1)
+    timing = measure(case, steps=1, threads=1)  # medians of one: equal however busy the machine is
     assert isinstance(timing, Timing)
     assert 0.9 < timing.peak_gb < 3.0
     assert timing.units_per_second == pytest.approx(10 / timing.seconds)
-    assert timing.share == pytest.approx(1 / timing.seconds / timing.matrix_rate, rel=0.5)
+    assert timing.share == pytest.approx(1 / timing.seconds / timing.matrix_rate)
     assert timing.cpu_seconds > 0
 
 
