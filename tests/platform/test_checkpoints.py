@@ -203,7 +203,7 @@ def test_a_server_that_is_away_delays_uploads_and_nothing_else(
         for update in (2, 3, 4):
             checkpoints.save(update, tensors(update), {})
         checkpoints.wait()
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 15  # an upload tried to its end takes a minute
         assert store.updates() == [3, 4]
         _until(lambda: "are uploaded later" in caplog.text)
         assert str(store.folder) in caplog.text
