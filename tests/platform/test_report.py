@@ -18,7 +18,7 @@ from d2v_platform.cli import app
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.sweep_definition import Select, Trial
 from d2v_platform.reports.report import write_report
-from d2v_platform.reports.run_history import read_curves
+from d2v_platform.reports.run_history import find_run, read_curves
 from d2v_platform.sweeps.results import Record, StoredTrial, TrialResult
 from d2v_platform.sweeps.selection import grid_points
 from d2v_platform.sweeps.table import result_table, trials_csv
@@ -297,3 +297,16 @@ def test_a_sweep_that_has_not_ended_is_shown_as_far_as_its_runs_are(
         write_report(["first", "first/cola_lr=1e-05_seed=1"])
     trial = write_report(["first/cola_lr=1e-05_seed=1"], out=tmp_path / "trial")
     assert "panel-valid-mcc" in trial.html.read_text()
+
+
+def test_an_interrupted_trial_shows_its_value_so_far_and_does_not_count(
+    sweep: Callable[..., str], tracker: Tracker, tmp_path: Path
+) -> None:
+    sweep(ended=False)
+    trial = find_run(tracker.client, "first/cola_lr=1e-05_seed=2")
+    tracker.client.set_tag(trial.info.run_id, "status", "interrupted")
+    page = write_report(["first"], out=tmp_path).html.read_text()
+    assert table_rows(page)[1][4:10] == ["4.00", "6.00 (interrupted)", "5.00", "4.50", "4.00", "5.00"]
+    over_lr = drawings(page)["cola-lr"]
+    assert len(drawn_dots(over_lr, "cola-lr:cola_seed_1")) == 2
+    assert len(drawn_dots(over_lr, "cola-lr:cola_seed_2")) == 1

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _TRIALS, _SUMMARY = "trials.csv", "summary.csv"
+_COUNTED = ("finished", "stopped")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class TrialFacts:
         seed: its seed.
         status: finished, stopped, diverged, failed, or what MLflow says of one without a result.
         metric: what decides.
-        value: of the run; ``None`` if it has none.
+        value: of the run, so far if it goes on; ``None`` if it has none.
         run_id: its MLflow run, empty if it has none.
         error: what went wrong.
         curve: validations of the deciding metric, ``None`` if there are none.
@@ -49,6 +50,11 @@ class TrialFacts:
     def lr(self) -> float:
         """Peak learning rate."""
         return float(dict(self.setting)["lr"])
+
+    @property
+    def counted(self) -> float | None:
+        """The value as the sweep's own table counts it: only of a run that finished or was stopped early."""
+        return self.value if self.status in _COUNTED else None
 
     @property
     def others(self) -> str:
@@ -76,8 +82,8 @@ class Setting:
 
     @property
     def values(self) -> list[float]:
-        """Of the trials that have one."""
-        return [trial.value for trial in self.trials if trial.value is not None]
+        """Of the trials that count."""
+        return [trial.counted for trial in self.trials if trial.counted is not None]
 
     @property
     def median(self) -> float | None:

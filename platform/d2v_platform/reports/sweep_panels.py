@@ -49,7 +49,7 @@ def _over_lr(task: str, settings: Sequence[Setting]) -> Panel | None:
                 trial
                 for setting in members
                 for trial in setting.trials
-                if trial.seed == seed and trial.value is not None
+                if trial.seed == seed and trial.counted is not None
             ]
             if shown:
                 lines.append(
@@ -57,7 +57,7 @@ def _over_lr(task: str, settings: Sequence[Setting]) -> Panel | None:
                         key=f"{task} seed {seed}{suffix}",
                         label=f"seed {seed}{suffix}",
                         x=np.array([trial.lr for trial in shown]),
-                        y=np.array([trial.value for trial in shown], dtype=np.float64),
+                        y=np.array([trial.counted for trial in shown], dtype=np.float64),
                         style="dots",
                         colour=len(groups) + seeds.index(seed),
                     )
