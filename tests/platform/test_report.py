@@ -79,7 +79,8 @@ def words_of(page: str) -> str:
 
 def log_run(tracker: Tracker, name: str, scale: float = 1.0, **more: Any) -> str:
     tags = {"d2v.recipe": "v2/base", "d2v.recipe_difference": '{"optimization.lr": [[1e-4], ["<b>"]]}'}
-    run = tracker.open_run(experiment="e", name=name, params=PARAMS, tags=tags, resume_key=name, **more)
+    key = more.pop("resume_key", name)
+    run = tracker.open_run(experiment="e", name=name, params=PARAMS, tags=tags, resume_key=key, **more)
     points = [
         MetricPoint(key, update, value * scale, 1_700_000_000_000 + update)
         for key, values in CURVES.items()
@@ -148,6 +149,14 @@ def test_other_runs_and_earlier_tables_are_laid_over(tracker: Tracker, tmp_path:
     broken.write_text(earlier.read_text() + "first,train/loss,soon,1,1\n")
     with pytest.raises(Data2VecError, match=r"broken\.csv: line 122 is not a point"):
         write_report(["first"], curves=[broken])
+
+
+def test_trials_of_one_name_are_told_apart_by_their_sweeps(tracker: Tracker, tmp_path: Path) -> None:
+    for name in ("a/lr=1", "b/lr=1"):
+        log_run(tracker, "lr=1", resume_key=name)
+    report = write_report(["a/lr=1", "b/lr=1"], out=tmp_path)
+    assert [history.name for history in read_curves(report.tables[0])] == ["a/lr=1", "b/lr=1"]
+    drawn_line(drawings(report.html.read_text())["loss"], "loss:train/loss_b/lr=1")
 
 
 def test_only_the_curves_asked_for_are_drawn(tracker: Tracker, tmp_path: Path) -> None:

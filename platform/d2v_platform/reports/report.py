@@ -14,6 +14,7 @@ from data2vec.errors import Data2VecError
 
 from ..home import absolute_tracking_uri, default_tracking_uri, home_folder
 from ..tracking.mlflow_access import open_client
+from ..tracking.tracker import RESUME_TAG
 from .drawing import png
 from .page import run_page, sweep_page
 from .panels import choose, run_panels
@@ -134,13 +135,17 @@ def _validation_histories(sweep: SweepHistory) -> list[RunHistory]:
 
 
 def _told_apart(histories: Sequence[RunHistory]) -> list[RunHistory]:
-    """Runs of one name get numbers, so that every line of a drawing has a label of its own."""
+    """Runs of one name get their sweep's name too, and numbers where that is not enough: every label is another."""
     names = [history.name for history in histories]
+    longer = [
+        history.tags.get(RESUME_TAG, history.name) if names.count(history.name) > 1 else history.name
+        for history in histories
+    ]
     return [
-        dataclasses.replace(history, name=f"{history.name} ({names[:index].count(history.name) + 1})")
-        if names.count(history.name) > 1
-        else history
-        for index, history in enumerate(histories)
+        dataclasses.replace(
+            history, name=f"{name} ({longer[:index].count(name) + 1})" if longer.count(name) > 1 else name
+        )
+        for index, (history, name) in enumerate(zip(histories, longer, strict=True))
     ]
 
 
