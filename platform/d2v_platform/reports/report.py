@@ -135,7 +135,7 @@ def _validation_histories(sweep: SweepHistory) -> list[RunHistory]:
 
 
 def _told_apart(histories: Sequence[RunHistory]) -> list[RunHistory]:
-    """Runs of one name get their sweep's name too, and numbers where that is not enough: every label is another."""
+    """Runs of one name get their sweeps too, and numbers where those are the same."""
     names = [history.name for history in histories]
     longer = [
         history.tags.get(RESUME_TAG, history.name) if names.count(history.name) > 1 else history.name
