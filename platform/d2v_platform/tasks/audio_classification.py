@@ -14,7 +14,6 @@ from data2vec.audio_events import AudioEventConfig, AudioEventModel, AudioEventO
 from data2vec.audio_mixup import mix_clips
 from data2vec.data.audio_events import EventDataset
 from data2vec.data.event_labels import read_classes
-from data2vec.data.speech import SpeechOptions
 from data2vec.errors import ConfigError, Problem
 from data2vec.metrics import event_metrics
 from data2vec.v1.config import Data2VecAudioConfig
@@ -24,8 +23,9 @@ from ..recipe.audio_components import AudioClassificationTask
 from ..recipe.components import ModelCriterion
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
+from .audio_data import speech_options
 from .audio_parent import block_lr_scales, check_parent
-from .task import MicroBatch, OneModelTask, batches_of
+from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 
 class AudioClassification(OneModelTask[AudioEventModel]):
@@ -156,13 +156,10 @@ class AudioClassification(OneModelTask[AudioEventModel]):
 
     def facts(self) -> dict[str, str]:
         """Fingerprints of what it was judged and trained on, and the parent's run."""
-        judged_on = (self.recipe.valid_subsets() or [self.recipe.dataset.train_subset])[0]
         return {
-            "data.fingerprint": self.dataset(judged_on).fingerprint(),
-            "data.train_fingerprint": self.dataset(self.recipe.dataset.train_subset).fingerprint(),
+            **data_facts(self.recipe, lambda subset: self.dataset(subset).fingerprint()),
             "dictionary.hash": "none",
-            "parent.run": str(self.parent.get("run_id", "none")),
-            "parent.update": str(self.parent.get("update", "none")),
+            **parent_facts(self.parent),
         }
 
 
@@ -173,19 +170,7 @@ def load_classes(task: AudioClassificationTask) -> list[str]:
 
 def open_subset(recipe: Recipe, subset: str, classes: Sequence[str]) -> EventDataset:
     """The clips of one subset; training leaves out what is longer than a batch, and says how many."""
-    task, settings = recipe.task, recipe.dataset
+    task = recipe.task
     assert isinstance(task, AudioClassificationTask)
-    training = subset == settings.train_subset
-    options = SpeechOptions(
-        sample_rate=task.sample_rate,
-        normalize=task.normalize,
-        pad=True,
-        max_sample_size=task.max_sample_size,
-        min_sample_size=task.min_sample_size,
-        subsample=task.subsample if training else 1.0,
-        num_batch_buckets=task.num_batch_buckets,
-        skip_broken=task.skip_broken,
-        max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
-        drop_longer=training and task.max_sample_size is None,
-    )
+    options = speech_options(recipe, subset, pad=True, drop_longer=task.max_sample_size is None)
     return EventDataset(task.data, subset, options, task.labels, classes, seed=recipe.common.seed)

@@ -15,7 +15,7 @@ from data2vec.artifact import load_strictly, read_artifact, save_artifact
 from data2vec.ctc import BLANK, CTCConfig, CTCModel
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import WORD_END, greedy_ids, words_of_ids
-from data2vec.data.speech import SpeechDataset, SpeechOptions
+from data2vec.data.speech import SpeechDataset
 from data2vec.errors import ConfigError, DataError, Problem
 from data2vec.speech_metrics import ErrorCount, count_errors, total, word_errors
 from data2vec.speech_model import conv_layers
@@ -25,8 +25,9 @@ from ..recipe.audio_checks import language_model
 from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2VecCTC
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
+from .audio_data import speech_options
 from .audio_parent import block_lr_scales, check_parent
-from .task import MicroBatch, OneModelTask, batches_of
+from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 logger = logging.getLogger(__name__)
 ONLY_BLANKS_AFTER = 500  # updates after which output that is all blank deserves a hint
@@ -230,13 +231,10 @@ class AudioFinetuning(OneModelTask[CTCModel]):
 
     def facts(self) -> dict[str, str]:
         """Fingerprints of what it was judged and trained on, hash of the letters, the parent's run."""
-        judged_on = (self.recipe.valid_subsets() or [self.recipe.dataset.train_subset])[0]
         return {
-            "data.fingerprint": self.dataset(judged_on).fingerprint(),
-            "data.train_fingerprint": self.dataset(self.recipe.dataset.train_subset).fingerprint(),
+            **data_facts(self.recipe, lambda subset: self.dataset(subset).fingerprint()),
             "dictionary.hash": self.letters.digest(),
-            "parent.run": str(self.parent.get("run_id", "none")),
-            "parent.update": str(self.parent.get("update", "none")),
+            **parent_facts(self.parent),
         }
 
 
@@ -273,22 +271,9 @@ def open_subset(
     recipe: Recipe, subset: str, letters: Dictionary, layers: tuple[tuple[int, int, int], ...] | None
 ) -> SpeechDataset:
     """The utterances of one subset; training leaves out what cannot be learned from, and says how many."""
-    task, settings = recipe.task, recipe.dataset
+    task = recipe.task
     assert isinstance(task, AudioFinetuningTask)
-    training = subset == settings.train_subset
-    options = SpeechOptions(
-        sample_rate=task.sample_rate,
-        normalize=task.normalize,
-        pad=True,
-        max_sample_size=task.max_sample_size,
-        min_sample_size=task.min_sample_size,
-        labels=task.labels,
-        subsample=task.subsample if training else 1.0,
-        num_batch_buckets=task.num_batch_buckets,
-        skip_broken=task.skip_broken,
-        max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
-        drop_longer=training,
-    )
+    options = speech_options(recipe, subset, pad=True, drop_longer=True, labels=task.labels)
     return SpeechDataset(
         task.data, subset, options, dictionary=letters, convolutions=layers, seed=recipe.common.seed
     )

@@ -13,7 +13,7 @@ from data2vec.artifact import save_artifact
 from data2vec.audio_masking import block_masks_1d, mask_set
 from data2vec.config import Data2VecMultiConfig
 from data2vec.conv_spec import frame_count, parse_conv_layers
-from data2vec.data.speech import SpeechDataset, SpeechOptions
+from data2vec.data.speech import SpeechDataset
 from data2vec.masking import MaskSet, clone_ids
 from data2vec.pretraining import Data2VecPretraining, PretrainOutput
 from data2vec.randomness import stable_key
@@ -23,6 +23,7 @@ from data2vec.v1.speech import Data2VecAudioPretraining
 
 from ..recipe.audio_components import AudioPretrainingTask
 from ..recipe.schema import Recipe
+from .audio_data import speech_options
 from .pretraining import PretrainingTask
 from .task import batches_of, part_of
 
@@ -144,20 +145,8 @@ _OF_THE_MODEL = ("feature_encoder_spec", "mask_prob", "mask_prob_adjust", "mask_
 
 def open_subset(recipe: Recipe, subset: str) -> SpeechDataset:
     """The clips of one subset as the recipe asks for them."""
-    task, settings = recipe.task, recipe.dataset
+    task = recipe.task
     assert isinstance(task, AudioPretrainingTask)
-    training = subset == settings.train_subset
-    options = SpeechOptions(
-        sample_rate=task.sample_rate,
-        normalize=task.normalize,
-        pad=task.enable_padding,
-        max_sample_size=task.max_sample_size,
-        min_sample_size=task.min_sample_size,
-        subsample=task.subsample if training else 1.0,
-        num_batch_buckets=task.num_batch_buckets,
-        skip_broken=task.skip_broken,
-        max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
-        drop_longer=training and task.enable_padding,
-    )
+    options = speech_options(recipe, subset, pad=task.enable_padding, drop_longer=task.enable_padding)
     layers = conv_layers(recipe.model)
     return SpeechDataset(task.data, subset, options, convolutions=layers, seed=recipe.common.seed)

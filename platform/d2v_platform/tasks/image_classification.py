@@ -36,7 +36,7 @@ from ..recipe.schema import Recipe
 from ..training.reduction import rank_and_size
 from ..training.statistics import Layout, Sums
 from .image_data import check_subsets, never_empty, normalisation, open_subset, report_oddities
-from .task import MicroBatch, OneModelTask, batches_of
+from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 logger = logging.getLogger(__name__)
 
@@ -213,14 +213,10 @@ class ImageClassification(OneModelTask[ImageClassifier]):
 
     def facts(self) -> dict[str, str]:
         """Fingerprints of what it was judged and trained on, and the parent's run."""
-        judged_on = (self.recipe.valid_subsets() or [self.recipe.dataset.train_subset])[0]
-        train = self.recipe.dataset.train_subset
         return {
-            "data.fingerprint": self.dataset(judged_on).source.fingerprint(),
-            "data.train_fingerprint": self.dataset(train).source.fingerprint(),
+            **data_facts(self.recipe, lambda subset: self.dataset(subset).source.fingerprint()),
             "dictionary.hash": "none",
-            "parent.run": str(self.parent.get("run_id", "none")),
-            "parent.update": str(self.parent.get("update", "none")),
+            **parent_facts(self.parent),
         }
 
 

@@ -21,7 +21,7 @@ from data2vec.lm.transformer import TransformerLM
 from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
-from .task import MicroBatch, OneModelTask, batches_of
+from .task import MicroBatch, OneModelTask, batches_of, data_facts
 from .text_blocks import check_blocks, open_blocks
 
 
@@ -114,11 +114,8 @@ class LanguageModeling(OneModelTask[TransformerLM]):
 
     def facts(self) -> dict[str, str]:
         """Fingerprints of what it was judged and trained on, and the dictionary's hash."""
-        train = self.recipe.dataset.train_subset
-        judged_on = (self.recipe.valid_subsets() or [train])[0]
         return {
-            "data.fingerprint": self.dataset(judged_on).fingerprint(),
-            "data.train_fingerprint": self.dataset(train).fingerprint(),
+            **data_facts(self.recipe, lambda subset: self.dataset(subset).fingerprint()),
             "dictionary.hash": self.dictionary.digest(),
         }
 

@@ -30,7 +30,7 @@ from ..recipe.components import (
 )
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
-from .task import MicroBatch, OneModelTask, batches_of
+from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 
 class SentencePrediction(OneModelTask[SentenceClassifier]):
@@ -158,13 +158,10 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
 
     def facts(self) -> dict[str, str]:
         """Fingerprints of what it was judged and trained on, dictionary hash, the parent's run."""
-        judged_on = (self.recipe.valid_subsets() or [self.recipe.dataset.train_subset])[0]
         return {
-            "data.fingerprint": self.dataset(judged_on).fingerprint(),
-            "data.train_fingerprint": self.dataset(self.recipe.dataset.train_subset).fingerprint(),
+            **data_facts(self.recipe, lambda subset: self.dataset(subset).fingerprint()),
             "dictionary.hash": self.dictionary.digest(),
-            "parent.run": str(self.parent.get("run_id", "none")),
-            "parent.update": str(self.parent.get("update", "none")),
+            **parent_facts(self.parent),
         }
 
     def _wanted(self) -> list[str]:

@@ -161,6 +161,26 @@ class OneModelTask(TrainingTask, Generic[Network]):
         return self.model
 
 
+def data_facts(recipe: Recipe, fingerprint: Callable[[str], str]) -> dict[str, str]:
+    """Fingerprints of the subset that judges a model and of the one that it is trained on.
+
+    Args:
+        recipe: names the subsets; without a validation subset the training subset judges.
+        fingerprint: of a subset's data.
+    """
+    train = recipe.dataset.train_subset
+    judged_on = (recipe.valid_subsets() or [train])[0]
+    return {"data.fingerprint": fingerprint(judged_on), "data.train_fingerprint": fingerprint(train)}
+
+
+def parent_facts(origin: Mapping[str, Any]) -> dict[str, str]:
+    """The run and the update that a pretrained model, of this origin, came from."""
+    return {
+        "parent.run": str(origin.get("run_id", "none")),
+        "parent.update": str(origin.get("update", "none")),
+    }
+
+
 def part_of(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """The tensors of a submodule, under its own names."""
     return {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
