@@ -84,7 +84,7 @@ images() {
 }
 
 speech() {
-  local sets=$DATA/speech ready=$PREPARED/speech set split order length seeds weights common
+  local sets=$DATA/speech ready=$PREPARED/speech set split order length weights common
   if [ ! -d "$ready/fsdd-minutes/10m" ]; then
     for set in fsdd asterisk_prompts_en; do
       for split in train valid test; do
@@ -111,8 +111,8 @@ speech() {
     common=(model.w2v_path=models:/data2vec2-speech-small@champion "$(random_weights $weights)" dataset.num_workers=0)
     for set in fsdd asterisk_prompts_en; do
       # Whole sentences leave CTC's phase of blanks later than single words.
-      [ $set = fsdd ] && length=1200 seeds=1,2,3 || length=3000 seeds=1
-      d2v sweep small_speech "grid.task=[$set]" "grid.seed=[$seeds]" task.data="$ready" "${common[@]}" \
+      [ $set = fsdd ] && length=1200 || length=3000
+      d2v sweep small_speech "grid.task=[$set]" 'grid.seed=[1,2,3]' task.data="$ready" "${common[@]}" \
         optimization.max_update="$(updates $length)" dataset.validate_interval_updates="$(updates $((length / 4)))" \
         evaluate.lexicon="$ready/$set/lm/lexicon.txt" evaluate.lmpath="$ready/$set/lm/lm.arpa" \
         platform.run_name=$set-$weights
