@@ -6,17 +6,19 @@ import csv
 import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.recipe.sweep_definition import Sweep, load_sweep
+from d2v_platform.sweeps import tune_run
 from d2v_platform.sweeps.baselines import majority
-from d2v_platform.sweeps.capacity import capacity
+from d2v_platform.sweeps.capacity import Capacity, capacity
 from d2v_platform.sweeps.command import plan_lines, read_command
 from d2v_platform.sweeps.preparation import prepare_trials
-from d2v_platform.sweeps.results import ChildRun, Record, StoredTrial, TrialResult
+from d2v_platform.sweeps.results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
 from d2v_platform.sweeps.selection import grid_points
 from d2v_platform.sweeps.sweep_folder import SweepFolder, delete_weights, identity, refuse_changes, sweep_root
 from d2v_platform.sweeps.table import protocol, result_table, trials_csv
@@ -182,12 +184,40 @@ def test_validations_survive_a_cut_line_and_repeats(tmp_path: Path) -> None:
     log = EvaluationLog(tmp_path / "e.jsonl")
     log.add(1, {"train/loss": 1.0, "speed/x": 2.0})
     assert not log.path.exists()
+    assert log.newest() == 1
     log.add(2, {"valid/mcc": 5.0})
     with log.path.open("a") as file:
         file.write('{"update": 3, "met')
     log.add(2, {"valid/mcc": 5.0})
     log.add(4, {"valid/mcc": 6.0})
     assert log.read() == {2: {"valid/mcc": 5.0}, 4: {"valid/mcc": 6.0}}
+    assert log.newest() == 4 and EvaluationLog(tmp_path / "none.jsonl").newest() == 0
+
+
+def test_a_silent_sweep_says_how_far_its_trials_are(
+    tiny_glue: Any, home: Path, tmp_path: Path, caplog: Any, monkeypatch: Any
+) -> None:
+    caplog.set_level("INFO", "d2v_platform")
+    folder, room = (
+        SweepFolder(tmp_path / "s"),
+        Capacity(slots=2, workers=1, cpus=1, gpus=0, threads=1, loaders=0),
+    )
+    todo = {stored.name: stored for stored in prepared(sweep_on(tiny_glue))[:3]}
+    launch = SimpleNamespace(folder=folder, capacity=room, quiet=False)
+    watch = tune_run._Watch(launch, todo, lambda name: None)  # pyright: ignore[reportArgumentType]
+    caplog.clear()
+    watch.on_step_end(0, [])
+    for name in list(todo)[:2]:
+        folder.of(name).mkdir(parents=True)
+        watch.on_trial_start(0, [], SimpleNamespace(config={"trial": name}))
+    assert [line.partition(" ")[2] for line in caplog.messages] == ["started (0/3 done)"] * 2
+    evaluation_log(folder.of(next(iter(todo)))).add(5, {"train/loss": 1.0})
+    watch.on_step_end(1, [])
+    assert len(caplog.messages) == 2  # something was said just now
+    monkeypatch.setattr(tune_run, "_STATUS_S", 0.0)
+    watch.on_step_end(2, [])
+    first, second = list(todo)[:2]
+    assert caplog.messages[2].startswith(f"running: {first} 5/20, {second} 0/20; 0/3 done, eta 0:00:0")
 
 
 # ---- the table ----------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.sweep_definition import Select, Trial
 from d2v_platform.sweeps.results import Record, StoredTrial, TrialResult
-from d2v_platform.sweeps.schedule import clock, ideal_seconds
+from d2v_platform.sweeps.schedule import Progress, clock, ideal_seconds
 from d2v_platform.sweeps.selection import choose, choose_all, grid_points, score
 
 
@@ -190,3 +190,17 @@ def test_a_trial_waits_for_a_tracking_server_that_is_away() -> None:
             while_away(raising(lasting), pause_s=0.01)
     with pytest.raises(ServerError):
         while_away(raising(*[ServerError("no answer")] * 9), wait_s=0.05, pause_s=0.03)
+
+
+def test_what_is_left_of_a_sweep() -> None:
+    progress = Progress({"a": 100, "b": 100, "c": 100, "d": 0}, slots=2)
+    progress.started, progress.before = {"a": 0.0, "b": 0.0}, {"a": 0, "b": 40}
+    assert progress.left_s({}, 10.0) is None  # nobody shows a speed
+    # a: 2 s an update; b went on from 40: 2 s too; c and d wait and take the mean of 200 s.
+    assert progress.left_s({"a": 10, "b": 50}, 20.0) == pytest.approx((180 + 100 + 2 * 200) / 2)
+    progress.seconds = {"a": 200.0, "b": 120.0}
+    progress.started |= {"c": 200.0, "d": 200.0}
+    progress.before |= {"c": 0, "d": 0}
+    # c: 3 s an update, and the last to end; without a speed of its own it takes as long as the others.
+    assert progress.left_s({"c": 10, "d": 7}, 230.0) == pytest.approx(270.0)
+    assert progress.left_s({"d": 7}, 230.0) == pytest.approx(160 - 30)

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,14 @@ from ..tracking.tracker_actor import RemoteTracker
 from .asha import PerTaskASHA, Race
 from .capacity import Capacity
 from .results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
-from .schedule import clock
+from .schedule import Progress, clock
 from .selection import score
 from .sweep_folder import SweepFolder, delete_weights
 from .trial import run_trial
 
 logger = logging.getLogger(__name__)
+
+_STATUS_S = 60.0  # after so long a silence it is said how far the trials are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,30 +52,6 @@ class Launch:
     parent: str
     capacity: Capacity
     quiet: bool = False
-
-
-@dataclass
-class Progress:
-    """What a launch has done so far.
-
-    Attributes:
-        total: trials to run.
-        begin: seconds when Ray Tune was started.
-        first_start: seconds when the first trial began, on the same clock.
-        end: seconds when the last one ended.
-        seconds: own seconds of each ended trial, in the order in which they started.
-        slots: trials at a time.
-        interrupted: trials were left when Ray Tune returned.
-    """
-
-    total: int = 0
-    begin: float = 0.0
-    first_start: float | None = None
-    end: float = 0.0
-    started: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    slots: int = 1
-    interrupted: bool = False
 
 
 def run_trials(
@@ -188,7 +166,9 @@ class _Watch(Callback):
         self, launch: Launch, todo: Mapping[str, StoredTrial], on_ended: Callable[[str], None]
     ) -> None:
         self.launch, self.todo, self.on_ended = launch, todo, on_ended
-        self.progress = Progress(total=len(todo), slots=launch.capacity.slots)
+        lengths = {name: stored.trial.recipe.optimization.max_update for name, stored in todo.items()}
+        self.progress = Progress(lengths, launch.capacity.slots)
+        self._said = time.perf_counter()
         self._best: dict[str, float] = {}
         self._closed: list[Path] = []
 
@@ -204,7 +184,17 @@ class _Watch(Callback):
             self.progress.first_start = now
         if name not in self.progress.started:
             self.progress.started[name] = now
+            self.progress.before[name] = self._newest(name)
             self._say("%s started (%s)", name, self._count())
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Ray Tune has looked at its trials, as it does several times a second."""
+        if time.perf_counter() - self._said < _STATUS_S or not self.progress.running:
+            return
+        running = self.progress.running
+        shown = [f"{name} {self._newest(name)}/{self.progress.lengths[name] or '-'}" for name in running[:4]]
+        more = f" and {len(running) - 4} more" if len(running) > 4 else ""
+        self._say("running: %s%s; %s", ", ".join(shown), more, self._count())
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Its process was lost, and it goes on from its newest checkpoint."""
@@ -298,14 +288,18 @@ class _Watch(Callback):
         )
 
     def _count(self) -> str:
-        done, total = len(self.progress.seconds), self.progress.total
-        text = f"{done}/{total} done"
-        if done and done < total:
-            each = sum(self.progress.seconds.values()) / done
-            text += f", eta {clock(each * (total - done) / self.progress.slots)}"
-        return text
+        done, total = len(self.progress.seconds), len(self.progress.lengths)
+        left = None
+        if done < total:
+            newest = {name: self._newest(name) for name in self.progress.running}
+            left = self.progress.left_s(newest, time.perf_counter())
+        return f"{done}/{total} done" + ("" if left is None else f", eta {clock(left)}")
+
+    def _newest(self, name: str) -> int:
+        return evaluation_log(self.launch.folder.of(name)).newest()
 
     def _say(self, text: str, *values: object) -> None:
+        self._said = time.perf_counter()
         if not self.launch.quiet:
             logger.info(text, *values)
 

@@ -1,4 +1,4 @@
-"""The validations of a run in a small file of its own: what a sweep compares its trials by."""
+"""The validations of a run, and how far it has come, in small files: what a sweep compares its trials by."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ class EvaluationLog:
     A run that resumes may validate an update again; the later line counts, and it is equal.
 
     Args:
-        path: the file; made when the first validation comes.
+        path: the file; made when the first validation comes. Beside it lies one with the newest update.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._newest = path.with_suffix(".newest")
 
     def add(self, update: int, metrics: Mapping[str, float]) -> None:
-        """Keep the figures if they are a validation's."""
+        """Keep the update, and the figures if they are a validation's."""
+        draft = self._newest.with_suffix(".draft")
+        draft.write_text(str(update), encoding="utf-8")
+        draft.replace(self._newest)
         kept = {key: value for key, value in metrics.items() if not key.startswith(_NOT_EVALUATION)}
         if not kept:
             return
@@ -32,6 +36,13 @@ class EvaluationLog:
             file.write("\n" + json.dumps({"update": update, "metrics": kept}) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def newest(self) -> int:
+        """The newest update that anything was logged of; 0 before that."""
+        try:
+            return int(self._newest.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return 0
 
     def read(self) -> dict[int, dict[str, float]]:
         """Metrics by update, ascending; a line that a kill cut short is passed over."""
