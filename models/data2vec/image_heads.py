@@ -23,8 +23,7 @@ from .v1.vision import Data2VecVision, relative_position_index
 from .v1.vision_config import Data2VecVisionConfig
 
 ImageConfig = Data2VecMultiConfig | Data2VecVisionConfig
-BIAS_TABLE = "encoder.rel_pos_bias.relative_position_bias_table"
-BIAS_INDEX = "encoder.rel_pos_bias.relative_position_index"
+BIAS_TABLE, BIAS_INDEX = "relative_position_bias_table", "relative_position_index"  # shared, or of each block
 POSITIONS = "modality_encoders.IMAGE.fixed_positional_encoder.positions"
 
 
@@ -203,9 +202,10 @@ def fit_positions(state: Mapping[str, torch.Tensor], config: ImageConfig) -> dic
     """
     fitted = dict(state)
     if isinstance(config, Data2VecVisionConfig):
-        if (table := fitted.get(BIAS_TABLE)) is not None:
-            fitted[BIAS_TABLE] = interpolate_bias_table(table, config.grid)
-            fitted[BIAS_INDEX] = relative_position_index(config.grid)
+        for name, table in state.items():
+            if name.endswith(BIAS_TABLE):
+                fitted[name] = interpolate_bias_table(table, config.grid)
+                fitted[name.replace(BIAS_TABLE, BIAS_INDEX)] = relative_position_index(config.grid)
         return fitted
     image = config.modalities.image
     assert image is not None

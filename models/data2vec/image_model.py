@@ -64,6 +64,7 @@ class ImageModel:
         self.input_size = image_size(config)
         self.transform = evaluation_transform(
             self.input_size,
+            generation=1 if isinstance(config, Data2VecVisionConfig) else 2,
             mean=tuple(task.get("mean") or IMAGENET_MEAN),
             std=tuple(task.get("std") or IMAGENET_STD),
         )

@@ -17,6 +17,8 @@ from torch import nn
 from .schedules import Schedule
 from .shards import own_part
 
+_EXEMPT = (".bias", "cls_emb")  # BEiT spares its class token too, which is not 1-D
+
 
 @dataclass(kw_only=True)
 class GroupSettings:
@@ -34,7 +36,8 @@ class ParameterGroup:
     Attributes:
         name: the recipe's group ("default", "decoder").
         lr_scale: factor of the group's learning rate (layer decay).
-        exempt: 1-D parameters, biases and ALiBi scales, which the recipe may exempt from weight decay.
+        exempt: 1-D parameters, biases, data2vec 1's class token and ALiBi scales, which the recipe may exempt
+            from weight decay.
         names: parameter names.
         params: the parameters.
     """
@@ -69,7 +72,7 @@ def parameter_groups(
             continue
         group = "decoder" if decoder_group and "decoder" in name else "default"
         scale = (lr_scales or {}).get(name, 1.0)
-        exempt = dynamic and (parameter.ndim <= 1 or name.endswith(".bias") or "alibi_scale" in name)
+        exempt = dynamic and (parameter.ndim <= 1 or name.endswith(_EXEMPT) or "alibi_scale" in name)
         listed = dynamic and not exempt and name in (lr_scales or {})
         key = (group, scale, exempt, listed)
         if key not in groups:

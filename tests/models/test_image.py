@@ -18,10 +18,13 @@ from data2vec.image_heads import (
     finetuning_lr_scales,
     fit_positions,
     linear_softmax,
+    make_trunk,
 )
 from data2vec.interop import key_tables
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.student import Data2VecMulti
+from data2vec.v1.positions import interpolate_bias_table
+from data2vec.v1.vision_config import Data2VecVisionConfig
 
 
 def image_config(
@@ -214,6 +217,28 @@ def test_another_input_size_keeps_the_weights() -> None:
     classifier = ImageClassifier(tuned, ImageHeadConfig(num_classes=3))
     classifier.model.load_state_dict(fit_positions(state, tuned))
     assert classifier(torch.randn(2, 3, 40, 40)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_another_input_size_stretches_relative_positions_shared_or_of_each_block(shared: bool) -> None:
+    config = Data2VecVisionConfig(
+        image_size=24, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_mask_patches=9,
+        min_mask_patches_per_block=4, max_mask_patches_per_block=9, average_top_k_layers=2,
+        shared_rel_pos_bias=shared,
+    )  # fmt: skip
+    trunk = make_trunk(config, seed=1)
+    for name, parameter in trunk.named_parameters():
+        if name.endswith("relative_position_bias_table"):
+            torch.nn.init.normal_(parameter)
+    tuned = finetuning_config(config, TrunkRegularisation(), input_size=36)
+    classifier = ImageClassifier(tuned, ImageHeadConfig(num_classes=3))
+    fitted = fit_positions(trunk.state_dict(), tuned)
+    classifier.model.load_state_dict(fitted)
+    tables = {name: t for name, t in fitted.items() if name.endswith("relative_position_bias_table")}
+    assert len(tables) == (1 if shared else 2)
+    for name, table in tables.items():
+        assert torch.equal(table, interpolate_bias_table(trunk.state_dict()[name], 9))
+    assert classifier(torch.randn(2, 3, 36, 36)).shape == (2, 3)
 
 
 def test_a_linear_classifier_trains_its_head_alone() -> None:

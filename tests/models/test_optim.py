@@ -18,6 +18,8 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.optim import Adam, GroupSettings, ScheduledAdam, parameter_groups, scale_and_clip
 from data2vec.schedules import Fixed
 from data2vec.student import Data2VecMulti
+from data2vec.v1.vision import Data2VecVision
+from data2vec.v1.vision_config import Data2VecVisionConfig
 
 MakeConfig = Callable[..., Data2VecMultiConfig]
 
@@ -135,6 +137,18 @@ def test_norms_and_biases_decay_unless_exempted(make_config: MakeConfig, exempt:
     assert decays.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
         assert decays[name] == (0.0 if exempt and parameter.ndim == 1 else 0.01), name
+
+
+def test_beit_spares_its_class_token() -> None:
+    config = Data2VecVisionConfig(image_size=24, patch_size=4, embed_dim=16, depth=1, num_heads=2,
+                                  num_mask_patches=9, average_top_k_layers=1)  # fmt: skip
+    exempt = {
+        name
+        for group in parameter_groups(Data2VecVision(config), dynamic=True)
+        if group.exempt
+        for name in group.names
+    }
+    assert "cls_emb" in exempt and "mask_emb" not in exempt and "patch_embed.conv.bias" in exempt
 
 
 def test_frozen_parameters_are_in_no_group_and_layer_decay_splits() -> None:

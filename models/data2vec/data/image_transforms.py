@@ -55,16 +55,18 @@ def finetuning_transform(
     scale: tuple[float, float] = (0.08, 1.0),
     auto_augment: str | None = "rand-m9-mstd0.5-inc1",
     erasing: float = 0.25,
+    generation: int = 2,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Transform:
     """timm's training pipeline as the recipes configure it.
 
     Args:
-        size: S; up to 32 the crop is a padded random crop, as in the reference.
+        size: S.
         scale: range of the crop's share of the area.
         auto_augment: timm's name of the augmentation policy; ``None`` = none.
         erasing: probability of random erasing with per-pixel noise.
+        generation: of data2vec; for images up to 32 pixels the first one's crop is a padded random crop.
         mean: channel means, also the fill colour of the augmentations.
         std: channel deviations.
     """
@@ -85,7 +87,7 @@ def finetuning_transform(
         std=std,
     )
     assert isinstance(transform.transforms, list)  # pyright: ignore[reportAttributeAccessIssue]
-    if size <= 32:
+    if generation == 1 and size <= 32:
         transform.transforms[0] = v2.RandomCrop(size, padding=4, pad_if_needed=True)  # pyright: ignore
     return transform  # pyright: ignore[reportReturnType]
 
@@ -93,23 +95,24 @@ def finetuning_transform(
 def evaluation_transform(
     size: int,
     *,
-    crop: float | None = None,
+    generation: int = 2,
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Transform:
-    """Resize the shorter side to ``int(S / crop)`` and cut S x S from the centre.
+    """Resize the shorter side to ``int(S / 0.875)`` and cut S x S from the centre.
 
     Args:
         size: S.
-        crop: share of the shorter side that is kept; by default 0.875 up to 224 pixels, else 1; 1 up to 32.
+        generation: of data2vec: the second one keeps the whole shorter side above 224 pixels, the first one
+            from 384 and up to 32.
         mean: channel means.
         std: channel deviations.
     """
     from torchvision.transforms import InterpolationMode as Mode
     from torchvision.transforms import v2
 
-    if crop is None:
-        crop = 1.0 if size <= 32 or size > 224 else 224 / 256
+    whole = size > 224 if generation == 2 else size >= 384 or size <= 32
+    crop = 1.0 if whole else 224 / 256
     steps = [v2.Resize(int(size / crop), interpolation=Mode.BICUBIC), v2.CenterCrop(size)]
     return v2.Compose([*steps, *_to_tensor(mean, std)])
 

@@ -31,6 +31,11 @@ logger = logging.getLogger(__name__)
 V1_CROPS, JITTER = (0.08, 1.0), 0.4  # of data2vec 1 and of the BEiT option
 
 
+def generation(recipe: Recipe) -> int:
+    """Of data2vec: their transforms differ in small things."""
+    return 1 if isinstance(recipe.task, ImagePretrainingTask | ImageClassificationTask) else 2
+
+
 def normalisation(recipe: Recipe) -> dict[str, Any]:
     """Keyword arguments ``mean`` and ``std`` of transforms: the task's, or ImageNet's."""
     task = recipe.task
@@ -43,8 +48,10 @@ def training_transform(recipe: Recipe) -> Transform:
     """The augmentations of training."""
     task, constants = recipe.task, normalisation(recipe)
     if isinstance(task, ImageClassificationData):
-        augment, erasing = task.auto_augment, task.erasing_prob
-        return finetuning_transform(task.input_size, auto_augment=augment, erasing=erasing, **constants)
+        return finetuning_transform(
+            task.input_size, auto_augment=task.auto_augment, erasing=task.erasing_prob,
+            generation=generation(recipe), **constants,
+        )  # fmt: skip
     assert isinstance(task, ImagePretraining)
     if isinstance(task, ImagePretrainingTask) or task.beit_transforms:
         return pretraining_transform(task.input_size, scale=V1_CROPS, jitter=JITTER, **constants)
@@ -70,7 +77,7 @@ def open_subset(recipe: Recipe, subset: str, *, training: bool, augmented: bool)
     transform = (
         training_transform(recipe)
         if augmented
-        else evaluation_transform(task.input_size, **normalisation(recipe))
+        else evaluation_transform(task.input_size, generation=generation(recipe), **normalisation(recipe))
     )
     return ImageDataset(
         source, transform, seed=recipe.common.seed, replace=training, strict=task.strict_images

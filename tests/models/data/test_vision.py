@@ -177,3 +177,22 @@ def test_evaluation_resizes_the_shorter_side_and_cuts_the_centre() -> None:
     assert tensor.shape == (3, 224, 224)
     assert float(tensor[0, 100, 112]) == pytest.approx(0.5, abs=0.01)
     assert float(tensor[0, 0, 0]) == pytest.approx((512 - 224) / 2 / 511, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("generation", "size", "shorter"),
+    [(2, 24, 27), (2, 32, 36), (2, 224, 256), (2, 256, 256),
+     (1, 32, 32), (1, 64, 73), (1, 288, 329), (1, 384, 384)],
+)  # fmt: skip
+def test_how_much_of_an_image_evaluation_sees(generation: int, size: int, shorter: int) -> None:
+    steps = evaluation_transform(size, generation=generation).transforms  # type: ignore[attr-defined]
+    assert (steps[0].size, steps[1].size) == ([shorter], (size, size))
+
+
+def test_only_the_first_generation_pads_small_images(folder: Path) -> None:
+    ramp = Image.fromarray(np.tile(np.linspace(0, 255, 1000, dtype=np.uint8)[None, :, None], (1000, 1, 3)))
+    for generation, least, most in ((1, 0.0, 0.1), (2, 0.2, 1.0)):
+        crop = finetuning_transform(32, generation=generation).transforms[0]  # type: ignore[attr-defined]
+        torch.manual_seed(1)
+        seen = np.asarray(crop(ramp))[:, :, 0].astype(float)
+        assert least <= (seen.max() - seen[seen > 0].min()) / 255 <= most
