@@ -19,11 +19,12 @@ from PIL import Image
 from rich.console import Console
 
 from d2v_platform.cli import app, run
-from d2v_platform.preparation.images import ImageOptions, prepare_images
+from d2v_platform.preparation.images import ImageOptions, prepare_images, summary
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.storage.cache import cached_folder
 from d2v_platform.storage.locations import open_location
 from d2v_platform.tasks import check_data
+from data2vec.data.image_sources import open_images
 
 
 @pytest.fixture
@@ -108,6 +109,28 @@ def test_a_cut_shard_trains_with_what_is_whole(
     _, recorder = image_runs.run(recipe, tmp_path / "run")
     assert np.isfinite(recorder.curve()).all() and not recorder.curve("train/unreadable_images")
     assert caplog.text.count("train-000001.tar: cut off after") == 1
+    found = len(open_images(data, "train"))
+    counted = json.loads((data / "index.json").read_text())["splits"]["train"]["images"]
+    assert caplog.text.count(f"{counted - found} of {counted} images of train that index.json counts") == 1
+
+
+def test_missing_shards_and_links_that_lead_nowhere_are_counted(spoilt: Path, tmp_path: Path) -> None:
+    data = tmp_path / "shards"
+    (spoilt / "train" / "red" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (spoilt / "train" / "note.txt").write_text("nothing")
+    console = Console(quiet=True)
+    reports = prepare_images(spoilt, data, ["train"], ImageOptions(images_per_shard=6, workers=1), console)
+    told = summary(reports, data)
+    assert any("1 images cannot be opened and are not used, first" in line for line in told), told
+    before = open_images(data, "train")
+    assert not before.notes
+    for shard in sorted((data / "train").glob("*.tar"))[1:3]:
+        shard.unlink()
+    (note,) = open_images(data, "train").notes
+    assert note.endswith(
+        f"12 of {len(before)} images of train that index.json counts are not used; "
+        f"2 of {reports['train'].shards} shards are missing"
+    )
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,7 @@ class ShardSource:
         if not rows:
             raise DataError(f"{self.shards[0].parent}: {len(self.shards)} shards hold no usable image")
         self._names, self._rows = Names(names), np.array(rows, dtype=np.int64)
+        self.notes += _missing(self.shards, len(rows))
         self.classes: list[str] = []
         self.labels = np.full(len(rows), -1)
         if labelled:
@@ -133,15 +135,36 @@ def _index_shard(shard: Path) -> tuple[dict[str, _Sample], bool]:
     return {key: sample for key, sample in samples.items() if sample.offset >= 0}, cut
 
 
-def _class_names(folder: Path, labels: Sequence[str]) -> list[str]:
-    """Class names by id: those that ``d2v prepare images`` wrote, else what the labels themselves say."""
+def _missing(shards: Sequence[Path], images: int) -> list[str]:
+    """One line if there are fewer shards or images than were prepared."""
+    folder = shards[0].parent
+    index = _read_index(folder) or {}
+    name = shards[0].name.rpartition("-")[0]
+    written = index.get("splits", {}).get(name)
+    if not written or (len(shards) >= written["shards"] and images >= written["images"]):
+        return []
+    lost, absent = written["images"] - images, written["shards"] - len(shards)
+    told = f"{folder}: {lost} of {written['images']} images of {name} that {INDEX_NAME} counts are not used"
+    return [told + (f"; {absent} of {written['shards']} shards are missing" if absent > 0 else "")]
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """What ``d2v prepare images`` wrote beside its shards, or a folder above them."""
     for place in (folder, folder.parent):
         path = place / INDEX_NAME
         if path.is_file():
             try:
-                return list(json.loads(path.read_text(encoding="utf-8"))["classes"])
+                index = json.loads(path.read_text(encoding="utf-8"))
+                return {"classes": list(index["classes"]), "splits": dict(index.get("splits", {}))}
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is no index of prepared shards: {error}") from None
+    return None
+
+
+def _class_names(folder: Path, labels: Sequence[str]) -> list[str]:
+    """Class names by id: those that ``d2v prepare images`` wrote, else what the labels themselves say."""
+    if (index := _read_index(folder)) is not None:
+        return index["classes"]
     if all(label.isdecimal() for label in labels):
         return [str(i) for i in range(max(int(label) for label in labels) + 1)]
     return sorted(set(labels))

@@ -92,6 +92,7 @@ class FolderSource:
     def __init__(self, folder: Path, *, labelled: bool | None = True) -> None:
         self.folder, self.notes = folder, []
         self._ignored: Counter[str] = Counter()
+        self._broken: list[str] = []
         found: list[tuple[str, int]] = []
         strict, labelled = labelled is True, self._has_classes() if labelled is None else labelled
         self.classes = sorted(e.name for e in os.scandir(folder) if e.is_dir()) if labelled else []
@@ -117,6 +118,11 @@ class FolderSource:
         else:
             found = self._files(folder)
             self.labels = np.full(len(found), -1)
+        if self._broken:
+            self.notes.append(
+                f"{folder}: {len(self._broken)} images cannot be opened and are not used, "
+                f"first {self._broken[0]}"
+            )
         if not found:
             raise DataError(f"{folder} holds no image ({', '.join(EXTENSIONS)}), at any depth")
         if self._ignored:
@@ -136,7 +142,10 @@ class FolderSource:
             for name in files:
                 if _is_image(name):
                     path = os.path.join(place, name)
-                    found.append((os.path.relpath(path, folder), os.stat(path).st_size))
+                    try:
+                        found.append((os.path.relpath(path, folder), os.stat(path).st_size))
+                    except OSError as error:  # most often a link that leads nowhere
+                        self._broken.append(f"{path} ({error.strerror})")
                 elif not name.startswith("."):
                     self._ignored[Path(name).suffix.lower() or "without extension"] += 1
         return sorted(found)

@@ -15,6 +15,7 @@ from rich.table import Table
 from data2vec.errors import CheckpointError, ConfigError, Problem
 
 from ..home import home_folder
+from ..storage.local_places import folder_to_write
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -28,7 +29,10 @@ def import_command(
     dict_: Annotated[
         Path | None, typer.Option("--dict", help="dict.txt (text) or dict.ltr.txt (CTC) that belongs to it.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Model folder to write; default: under D2V_HOME.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Model folder to write; default: under D2V_HOME.", parser=folder_to_write),
+    ] = None,
     weights: Annotated[str, typer.Option(help="student, or teacher: the averaged weights.")] = "student",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is inside and write nothing.")] = False,
     list_: Annotated[bool, typer.Option("--list", help="The published files.")] = False,

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from data2vec.errors import ConfigError, Problem
 
+from ..storage.local_places import path_to_write
+
 _FORMATS = ("fairseq", "huggingface", "safetensors")
 
 
@@ -18,7 +20,10 @@ def export_command(
         str, typer.Argument(help="models:/NAME@ALIAS, a folder, s3://..., or a fairseq .pt file")
     ],
     to: Annotated[str, typer.Option("--to", help="fairseq, huggingface or safetensors")],
-    out: Annotated[Path, typer.Option(help="What to write: a .pt file for fairseq, else a new folder.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="What to write: a .pt file for fairseq, else a new folder.", parser=path_to_write),
+    ],
     half: Annotated[
         bool, typer.Option("--half", help="fairseq: the student in fp16, as its own files.")
     ] = False,

@@ -11,10 +11,11 @@ from typing import Literal
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from data2vec.errors import DataError
 from data2vec.speech_model import SAMPLE_RATE, SpeechModel
+
+from ..bars import Bars
 
 _ROWS = 4096  # rows of a row group: memory stays small whatever the corpus
 
@@ -106,4 +107,5 @@ def embed_recordings(
 
 
 def _shown(files: Sequence[Path], console: Console | None) -> Iterator[Path]:
-    yield from track(files, "embedding", console=console, transient=True, disable=console is None)
+    with Bars(*Bars.get_default_columns(), console=console, transient=True, disable=console is None) as bars:
+        yield from bars.track(files, description="embedding recordings")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from data2vec.data.audio_events import EventDataset
@@ -25,13 +24,16 @@ from data2vec.errors import DataError
 from data2vec.metrics import event_metrics, event_scores_by_class
 from data2vec.speech_model import SAMPLE_RATE, SpeechModel
 
+from ..bars import Bars
 from ..preparation.audio_events import DESCRIPTORS
 from ..storage.cache import local_data
-from .options import InferOptions
+from .options import InferOptions, note_unused
 
 logger = logging.getLogger(__name__)
 LABELS = "lbl"
 TOP = 5
+_USED = ("task.data", "task.max_sample_size", "task.min_sample_size", "dataset.gen_subset",
+         "dataset.max_tokens", "dataset.batch_size")  # fmt: skip
 
 
 def infer_events(
@@ -45,6 +47,7 @@ def infer_events(
     """
     import data2vec
 
+    note_unused(options, _USED, "audio events")
     model = data2vec.load(folder)
     assert isinstance(model, SpeechModel) and model.classifier is not None
     data, subsets = Path(local_data(options.task.data)), options.subsets()
@@ -110,13 +113,13 @@ def probabilities(
         order="longest",
     )
     scores_NC = np.zeros((len(dataset), len(model.classes)))
-    shown = track(batches, "classifying", console=console, transient=True, disable=console is None)
-    for batch in shown:
-        samples: list[Any] = [dataset[int(index)] for index in batch]
-        collated = dataset.collate(samples)
-        with torch.inference_mode():
-            output = model.classifier(collated["source"], collated["padding_mask"])
-        scores_NC[batch] = output.probabilities().double().numpy()
+    with Bars(*Bars.get_default_columns(), console=console, transient=True, disable=console is None) as bars:
+        for batch in bars.track(batches, description="classifying batches"):
+            samples: list[Any] = [dataset[int(index)] for index in batch]
+            collated = dataset.collate(samples)
+            with torch.inference_mode():
+                output = model.classifier(collated["source"], collated["padding_mask"])
+            scores_NC[batch] = output.probabilities().double().numpy()
     return scores_NC
 
 

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from data2vec.errors import DataError
 
+from ..storage.local_places import file_to_write
+
 if TYPE_CHECKING:
     from data2vec.image_model import ImageModel
     from data2vec.speech_model import SpeechModel
@@ -22,7 +24,7 @@ def embed_command(
         str, typer.Argument(help="Folder of images or recordings, a recording, a .tsv; or a URI.")
     ],
     model: Annotated[str, typer.Option("--model", help="Any model name: models:/NAME@ALIAS, a folder.")],
-    dest: Annotated[Path, typer.Option("--dest", help="Parquet file to write.")],
+    dest: Annotated[Path, typer.Option("--dest", help="Parquet file to write.", parser=file_to_write)],
     subset: Annotated[str | None, typer.Option(help="Subset of the folder, such as val.")] = None,
     layer: Annotated[int, typer.Option(help="Block whose output is taken; -1 = last, 0 = first.")] = -1,
     pooling: Annotated[

@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from data2vec.data.letters import words_of_ids
 from data2vec.errors import DataError
 
+from ..bars import Bars
 from ..home import home_folder
 from .decoding import Job, batches, compute_emissions, load_acoustic, open_dataset
 
@@ -110,7 +111,7 @@ def _compute(job: Job, folder: Path, console: Console) -> None:
     beside.mkdir(parents=True)
     found: dict[int, tuple[dict[str, Any], np.ndarray]] = {}
     dataset = open_dataset(job)
-    bar = Progress(
+    bar = Bars(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("utterances"),
         TimeRemainingColumn(), console=console, transient=True,
     )  # fmt: skip

@@ -6,7 +6,6 @@ N images, C classes, T patches, D width.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from data2vec.data.image_sources import SUBSETS, ImageSource, open_images
 from data2vec.data.vision import ImageDataset, Oddities
 from data2vec.errors import DataError
 from data2vec.image_model import ImageModel, Pooling
 
+from ..bars import Bars
 from ..training.loading import make_loader
 from ..training.loop_state import Worker
 
@@ -49,8 +50,8 @@ class ImageRows:
     unreadable: int = 0
 
 
-def load_image_model(folder: Path) -> ImageModel:
-    """The model of a folder, on the first GPU where there is one.
+def load_image_model(folder: Path, device: str | None = None) -> ImageModel:
+    """The model of a folder, by default on the first GPU where there is one.
 
     Raises:
         DataError: it reads something else than images.
@@ -60,7 +61,7 @@ def load_image_model(folder: Path) -> ImageModel:
     model = data2vec.load(folder)
     if not isinstance(model, ImageModel):
         raise DataError(f"{folder} holds no image model")
-    return on_best_device(model)
+    return on_best_device(model) if device is None else model.to(device)
 
 
 def on_best_device(model: ImageModel) -> ImageModel:
@@ -94,6 +95,8 @@ def run_model(
     mode: Literal["scores", "features"],
     pooling: Pooling = "mean",
     layer: int = -1,
+    *,
+    batch_size: int = BATCH,
 ) -> ImageRows:
     """Logits ("scores") or features ("features") of every readable image of a source.
 
@@ -101,7 +104,7 @@ def run_model(
         DataError: no image can be read, or the model has no such layer or token.
     """
     oddities, names, labels, values = Oddities(), [], [], []
-    for batch in _batches(model, source):
+    for batch in _batches(model, source, batch_size):
         oddities.note(batch["notes"])
         if not len(batch["id"]):
             continue
@@ -127,18 +130,18 @@ def run_model(
     )
 
 
-def _batches(model: ImageModel, source: ImageSource) -> Iterator[dict[str, Any]]:
+def _batches(model: ImageModel, source: ImageSource, size: int) -> Iterator[dict[str, Any]]:
     """All images in order, decoded ahead; a bar shows how many are done where somebody looks."""
     dataset = ImageDataset(source, model.transform)
-    parts = [list(range(i, min(i + BATCH, len(dataset)))) for i in range(0, len(dataset), BATCH)]
+    parts = [list(range(i, min(i + size, len(dataset)))) for i in range(0, len(dataset), size)]
     ahead = min(os.cpu_count() or 1, 8) if len(dataset) >= _MANY else 0
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task("images", total=len(dataset))
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        bar = bars.add_task("images", total=len(dataset))
         worker = Worker(device=torch.device(model.device), loader_processes=ahead)
         for part, batch in zip(parts, make_loader(dataset, parts, worker), strict=True):
             yield batch
-            progress.advance(bar, len(part))
+            bars.advance(bar, len(part))
 
 
 def write_embeddings(rows: ImageRows, path: Path) -> None:

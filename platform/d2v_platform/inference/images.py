@@ -21,18 +21,21 @@ from data2vec.errors import DataError, nearest_names
 from data2vec.image_model import ImageModel
 
 from ..storage.cache import local_data
-from .image_rows import load_image_model, open_any, run_model
-from .options import InferOptions
+from .image_rows import BATCH, load_image_model, open_any, run_model
+from .options import InferOptions, note_unused
 
 if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
 TOP = 5
+_USED = ("task.data", "task.labels", "dataset.gen_subset", "dataset.batch_size", "platform.device")
 _SHOWN_CLASSES = 30  # rows of the table by class on the screen; all of them are in per_class.csv
 
 
-def classify_folder(model: ImageModel, source: ImageSource, results: Path) -> dict[str, float]:
+def classify_folder(
+    model: ImageModel, source: ImageSource, results: Path, batch_size: int = BATCH
+) -> dict[str, float]:
     """Class scores of every image, with tables and (where classes are known) accuracy.
 
     Writes ``predictions.parquet`` and ``.csv``, ``per_class.csv``, ``confusion.csv`` and ``confusion.png``,
@@ -45,26 +48,19 @@ def classify_folder(model: ImageModel, source: ImageSource, results: Path) -> di
 
     if model.classifier is None:
         raise DataError("this is a pretrained model without classes; fine-tune it, or use d2v embed")
-    unknown = sorted(set(source.classes) - set(model.classes))
-    if unknown:
-        raise DataError(
-            f"{len(unknown)} of {len(source.classes)} classes of the data are unknown to the model, such as "
-            f"{unknown[0]!r}; it has {', '.join(model.classes[:5])}"
-            f"{', ...' if len(model.classes) > 5 else ''}. If these folders are no classes, say "
-            "task.labels=null"
-        )
-    rows = run_model(model, source, "scores")
-    to_model = np.array([model.classes.index(name) for name in rows.classes] or [-1])
+    classes = class_names(model.classes, source.classes)
+    rows = run_model(model, source, "scores", batch_size=batch_size)
+    to_model = np.array([classes.index(name) for name in rows.classes] or [-1])
     labels = np.where(rows.labels >= 0, to_model[rows.labels], -1)
     scores = torch.from_numpy(rows.values).double().softmax(-1).numpy()
     order = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
     table = pd.DataFrame(
         {
             "file": rows.names,
-            "label": [model.classes[i] if i >= 0 else None for i in labels],
-            "predicted": [model.classes[i] for i in order[:, 0]],
+            "label": [classes[i] if i >= 0 else None for i in labels],
+            "predicted": [classes[i] for i in order[:, 0]],
             "score": scores.max(axis=1),
-            "top5": [[model.classes[i] for i in row] for row in order],
+            "top5": [[classes[i] for i in row] for row in order],
         }
     )
     results.mkdir(parents=True, exist_ok=True)
@@ -76,15 +72,43 @@ def classify_folder(model: ImageModel, source: ImageSource, results: Path) -> di
             "top1": 100.0 * float((order[:, 0] == labels).mean()),
             "top5": 100.0 * float((order == labels[:, None]).any(axis=1).mean()),
         }
-        confusion = np.zeros((len(model.classes), len(model.classes)), dtype=np.int64)
+        confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
         np.add.at(confusion, (labels, order[:, 0]), 1)
-        class_table(model.classes, confusion).to_csv(results / "per_class.csv", index=False)
-        pd.DataFrame(confusion, index=model.classes, columns=model.classes).to_csv(results / "confusion.csv")
-        draw_confusion(model.classes, confusion, results / "confusion.png")
+        class_table(classes, confusion).to_csv(results / "per_class.csv", index=False)
+        pd.DataFrame(confusion, index=classes, columns=classes).to_csv(results / "confusion.csv")
+        draw_confusion(classes, confusion, results / "confusion.png")
     (results / "summary.json").write_text(json.dumps(summary | {"odd": rows.odd}, indent=2) + "\n")
     for line in rows.odd:
         logger.warning("%s", line)
     return summary
+
+
+def class_names(of_model: list[str], of_data: list[str]) -> list[str]:
+    """Names of the model's classes, as the data calls them.
+
+    A model that came without names, from a fairseq file, has numbers: those are the ranks of the sorted
+    folder names that it was trained on, so folders of as many classes name them.
+
+    Raises:
+        DataError: the data has classes that the model does not have.
+    """
+    unknown = sorted(set(of_data) - set(of_model))
+    if not unknown:
+        return of_model
+    unnamed = of_model == [str(number) for number in range(len(of_model))]
+    if unnamed and len(of_data) == len(of_model):
+        logger.info(
+            "note: the model's classes have no names; they are taken to be the %d folders in sorted order",
+            len(of_data),
+        )
+        return of_data
+    told = (
+        f"{len(unknown)} of {len(of_data)} classes of the data are unknown to the model, such as "
+        f"{unknown[0]!r}; it has {', '.join(of_model[:5])}{', ...' if len(of_model) > 5 else ''}. "
+    )
+    if unnamed:
+        told += f"Its classes have no names: give all {len(of_model)} class folders (empty ones count). "
+    raise DataError(f"{told}If these folders are no classes, say task.labels=null")
 
 
 def class_table(classes: list[str], confusion_CC: np.ndarray) -> pd.DataFrame:
@@ -138,6 +162,7 @@ def infer_images(
     Raises:
         DataError: a subset is missing, or its classes are not the model's.
     """
+    note_unused(options, _USED, "images")
     data = Path(local_data(options.task.data))
     # The default of task.labels names the label files of speech; null says that there are none.
     labelled = False if options.task.labels is None else None
@@ -145,12 +170,12 @@ def infer_images(
         subset: open_any(data, _subset_of(data, subset, options.task.data), labelled)
         for subset in options.subsets()
     }
-    model = load_image_model(folder)
+    model = load_image_model(folder, options.platform.chosen_device())
     table = Table("subset", "images", "unreadable", "top-1 %", "top-5 %")
     found: dict[str, float | None] = {}
     for subset, source in sources.items():
         place = results / subset if len(sources) > 1 else results
-        summary = classify_folder(model, source, place)
+        summary = classify_folder(model, source, place, options.dataset.batch_size or BATCH)
         found[subset] = summary.get("top1")
         shown = [f"{summary[key]:.2f}" if key in summary else "-" for key in ("top1", "top5")]
         counts = [f"{int(summary[key]):,}" for key in ("images", "unreadable")]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,9 @@ from ..recipe.groups import MISSING
 from ..recipe.locate import config_root
 from ..recipe.overrides import parse_overrides
 from ..recipe.schema import split_names
+from ..storage.local_places import folder_to_write
+
+logger = logging.getLogger(__name__)
 
 # Accepted without effect, with the reason that is told once.
 _IGNORED = {
@@ -158,12 +162,21 @@ class InferOptions:
         for name, value in (("task.data", self.task.data), ("common_eval.path", self.common_eval.path)):
             if value == MISSING:
                 found.append(Problem(name, value, f"is required; give {name}=..."))
+        if self.common_eval.results_path is not None:
+            try:
+                folder_to_write(self.common_eval.results_path)
+            except DataError as error:
+                path = self.common_eval.results_path
+                found.append(Problem("common_eval.results_path", path, str(error)))
         if not self.subsets():
             found.append(Problem("dataset.gen_subset", self.dataset.gen_subset, "names no subset"))
         if self.dataset.max_tokens < 1:
             found.append(Problem("dataset.max_tokens", self.dataset.max_tokens, "must be > 0"))
-        if self.platform.num_workers < 0:
-            found.append(Problem("platform.num_workers", self.platform.num_workers, "must be >= 0"))
+        if self.dataset.batch_size is not None and self.dataset.batch_size < 1:
+            found.append(Problem("dataset.batch_size", self.dataset.batch_size, "must be > 0, or null"))
+        for name in ("num_workers", "worst"):
+            if getattr(self.platform, name) < 0:
+                found.append(Problem(f"platform.{name}", getattr(self.platform, name), "must be >= 0"))
         found += self.decoding.problems()
         if found:
             raise ConfigError(found, "the inference")
@@ -221,6 +234,22 @@ def read_options(arguments: Sequence[str]) -> tuple[InferOptions, list[str]]:
         f"{key}; {reason}" if ": " in key else f"{key}: no effect here; {reason}"
         for key, reason in notes.items()
     ]
+
+
+def note_unused(options: InferOptions, used: Sequence[str], what: str) -> None:
+    """Say which given options a model of this kind has no use for.
+
+    Args:
+        options: of the call.
+        used: names of those that matter, besides the model and the folder of results.
+        what: what the model is given.
+    """
+    given, usual = asdict(options), asdict(InferOptions())
+    for group, values in given.items():
+        for name, value in values.items():
+            key = f"{group}.{name}"
+            if value != usual[group][name] and group != "common_eval" and key not in used:
+                logger.info("note: %s = %s: no effect on %s", key, value, what)
 
 
 def _meant(key: str, value: Any) -> Any:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from data2vec.errors import DataError
 
+from ..bars import Bars
 from .decoding import Job, all_records, batches, decode_batch, open_dataset
 
 Record = dict[str, Any]
@@ -32,7 +33,7 @@ def decode_subset(job: Job, num_workers: int, console: Console | None = None) ->
     else:
         stream = _over_ray(job, parts, min(num_workers, len(parts)))
     records: list[Record] = []
-    bar = Progress(
+    bar = Bars(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("utterances"),
         TimeRemainingColumn(), console=console or Console(quiet=True), transient=True,
     )  # fmt: skip

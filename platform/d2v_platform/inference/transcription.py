@@ -13,13 +13,16 @@ import typer
 
 from data2vec.errors import DataError
 
+from ..storage.local_places import folder_to_write
 from .recordings import find_recordings, report_unreadable
 
 
 def transcribe_command(
     source: Annotated[Path, typer.Argument(help="A recording, a folder of recordings, or a .tsv.")],
     model: Annotated[str, typer.Option("--model", help="Any model name; it must be fine-tuned for CTC.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for NAME.txt and NAME.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for NAME.txt and NAME.json.", parser=folder_to_write)
+    ] = None,
     lexicon: Annotated[Path | None, typer.Option(help="Lexicon, for a language model.")] = None,
     lm: Annotated[Path | None, typer.Option("--lm", help="Language model (ARPA or KenLM binary).")] = None,
     beam: Annotated[int, typer.Option(help="Hypotheses kept a frame, with --lm.")] = 100,

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from data2vec.data.audio_files import read_audio, read_header
 from data2vec.data.manifest import manifest_text
 from data2vec.errors import DataError
+
+from ..bars import Bars
 
 TAIL = 1600  # samples read at the end of each file, which finds files that break off
 
@@ -283,6 +285,6 @@ def _dropped_text(dropped: Sequence[Looked], head: str) -> str:
     return "\n".join([head, *lines, *more])
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: Console) -> Bars:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
+    return Bars(*columns, console=console, transient=True)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from data2vec.errors import DataError
 
+from ..storage.local_places import folder_to_write
 from .audio import LAYOUTS, AudioOptions, ManifestReport, prepare_manifests
 from .audio_events import prepare_events
 from .audio_labels import prepare_labels
@@ -20,7 +21,9 @@ from .audio_subsets import prepare_subsets
 
 def audio_manifest(
     root: Annotated[Path, typer.Argument(help="Folder that is searched recursively.")],
-    dest: Annotated[Path, typer.Option("--dest", help="Folder to write.")] = Path("."),
+    dest: Annotated[Path, typer.Option("--dest", help="Folder to write.", parser=folder_to_write)] = Path(
+        "."
+    ),
     ext: Annotated[str, typer.Option(help="Extension of the files, without dot.")] = "flac",
     valid_percent: Annotated[float, typer.Option(help="Fraction (0 to 1) for valid.tsv.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
@@ -31,10 +34,12 @@ def audio_manifest(
     ] = None,
     sample_rate: Annotated[int, typer.Option(help="Rate that files must have.")] = 16_000,
     min_samples: Annotated[int, typer.Option(help="Leave shorter files out.")] = 1,
-    resample: Annotated[Path | None, typer.Option(help="Write converted copies here.")] = None,
+    resample: Annotated[
+        Path | None, typer.Option(help="Write converted copies here.", parser=folder_to_write)
+    ] = None,
     decode: Annotated[bool, typer.Option("--decode", help="Decode every file: finds silent ones.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Stop if a file cannot be used.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Threads; default: all cores.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: all cores.")] = None,
 ) -> None:
     """A folder of audio to train.tsv and valid.tsv, as the reference's script writes them."""
     if layout is not None and layout not in LAYOUTS:
@@ -59,7 +64,9 @@ def audio_manifest(
 
 def audio_labels(
     tsv: Annotated[Path, typer.Argument(help="Manifest whose files have transcripts beside them.")],
-    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder to write.")],
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", help="Folder to write.", parser=folder_to_write)
+    ],
     output_name: Annotated[str, typer.Option("--output-name", help="Name of the label files.")],
     build_dict: Annotated[
         bool, typer.Option("--build-dict", help="Make dict.ltr.txt from these transcripts.")
@@ -85,7 +92,9 @@ def audio_labels(
 
 def audio_events(
     tsv: Annotated[Path, typer.Argument(help="Manifest of the clips.")],
-    output_dir: Annotated[Path, typer.Option("--output-dir", help="Folder to write.")],
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", help="Folder to write.", parser=folder_to_write)
+    ],
     output_name: Annotated[str, typer.Option("--output-name", help="Name of the label file.")],
     segments: Annotated[
         Path | None, typer.Option(help='AudioSet\'s table: id, start, end, "label,label" a line.')
@@ -111,7 +120,9 @@ def audio_events(
 
 def audio_subsets(
     tsv: Annotated[Path, typer.Argument(help="Training manifest; its label files go along.")],
-    dest: Annotated[Path, typer.Option("--dest", help="Folder that gets 1m/, 3m/, ....")],
+    dest: Annotated[
+        Path, typer.Option("--dest", help="Folder that gets 1m/, 3m/, ....", parser=folder_to_write)
+    ],
     minutes: Annotated[str, typer.Option(help="Amounts, separated by commas.")] = "1,3,10",
     sample_rate: Annotated[int, typer.Option(help="Rate of the files.")] = 16_000,
     seed: Annotated[int, typer.Option(help="Seed of the draw, one for all amounts.")] = 42,
@@ -136,7 +147,9 @@ def audio_subsets(
 
 def language_model(
     text: Annotated[Path, typer.Argument(help="Transcripts, a sentence a line (such as train.wrd).")],
-    dest: Annotated[Path, typer.Option("--dest", help="Folder for lm.arpa and lexicon.txt.")],
+    dest: Annotated[
+        Path, typer.Option("--dest", help="Folder for lm.arpa and lexicon.txt.", parser=folder_to_write)
+    ],
     order: Annotated[int, typer.Option(help="n of the n-grams.")] = 3,
     words: Annotated[
         list[Path] | None, typer.Option(help="Further texts whose words the lexicon has.")

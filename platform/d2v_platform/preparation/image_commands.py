@@ -10,10 +10,12 @@ from rich.console import Console
 
 from data2vec.errors import DataError
 
+from ..storage.local_places import folder_to_write
+
 
 def images(
     root: Annotated[str, typer.Argument(help="Folder with train/CLASS/..., val/CLASS/...; local or a URI.")],
-    dest: Annotated[Path, typer.Option("--dest", help="Folder to write.")],
+    dest: Annotated[Path, typer.Option("--dest", help="Folder to write.", parser=folder_to_write)],
     splits: Annotated[str, typer.Option(help="Subsets, separated by commas; default: all found.")] = "",
     images_per_shard: Annotated[int, typer.Option(help="Images in a shard.")] = 1000,
     resize: Annotated[int | None, typer.Option(help="Shrink to this shorter side, in pixels.")] = None,
@@ -22,7 +24,7 @@ def images(
         bool, typer.Option("--unlabelled", help="Images at any depth, no classes.")
     ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail if an image cannot be read.")] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes; default: all cores.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
 ) -> None:
     """Image folders to verified tar shards (WebDataset layout) and index.json.
 

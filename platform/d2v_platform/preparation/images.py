@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from data2vec.data.batching import permutation
 from data2vec.data.image_files import UnreadableImageError, read_image
@@ -28,6 +28,7 @@ from data2vec.data.image_shards import INDEX_NAME
 from data2vec.data.image_sources import FolderSource
 from data2vec.errors import DataError
 
+from ..bars import Bars
 from .sole_writer import sole_writer
 
 BAD_NAME = "bad_images.tsv"
@@ -54,6 +55,7 @@ class SplitReport:
     reused: int = 0  # shards of an earlier run
     bad: list[tuple[str, str]] = field(default_factory=list)  # path and reason
     odd: dict[str, int] = field(default_factory=dict)  # images by oddity; they are kept
+    notes: list[str] = field(default_factory=list)  # what the folder holds beside its images
 
 
 @dataclass(frozen=True)
@@ -161,18 +163,18 @@ def _split(
         left.unlink()  # of a run that was killed while it wrote
     for stale in set(place.glob(f"{name}-*.tar")) - {Path(job.path) for job in jobs}:
         stale.unlink()  # of an earlier run with other settings: it would be read as data
-    report = SplitReport(shards=len(jobs))
-    columns = (TextColumn(f"{name}: images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    report = SplitReport(shards=len(jobs), notes=source.notes)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     workers = min(options.workers or os.cpu_count() or 1, len(jobs))
-    with Progress(*columns, console=console) as progress, _mapper(workers) as mapped:
-        bar = progress.add_task(name, total=len(rows))
+    with Bars(*columns, console=console) as bars, _mapper(workers) as mapped:
+        bar = bars.add_task(f"{name}: images", total=len(rows))
         for job, record in zip(jobs, mapped(_make_shard, jobs), strict=True):
             report.images += record["images"]
             report.reused += record["reused"]
             report.bad += [(path, reason) for path, reason in record["bad"]]
             for kind, count in record["odd"].items():
                 report.odd[kind] = report.odd.get(kind, 0) + count
-            progress.advance(bar, len(job.files))
+            bars.advance(bar, len(job.files))
     return report
 
 
@@ -259,6 +261,7 @@ def summary(reports: Mapping[str, SplitReport], dest: Path) -> list[str]:
         reused = f", {report.reused} of them from an earlier run" if report.reused else ""
         lines.append(f"{name}: {report.images:,} images in {report.shards} shards{reused}")
         lines += [f"  {count} {kind}" for kind, count in report.odd.items()]
+        lines += [f"  {note}" for note in report.notes]
         if report.bad:
             lines.append(f"  {len(report.bad)} unreadable, left out: see {dest / BAD_NAME}")
             lines += [f"    {path}: {reason}" for path, reason in report.bad[:5]]

@@ -22,7 +22,7 @@ import joblib
 import numpy as np
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from data2vec.data.bpe import shared_bpe
 from data2vec.data.dictionary import Dictionary
@@ -33,6 +33,7 @@ from data2vec.data.text_chunks import ChunkJob, ChunkResult, encode_chunk, read_
 from data2vec.data.tokenizer import DICTIONARY_NAME, TextTokenizer
 from data2vec.errors import DataError
 
+from ..bars import Bars
 from .sole_writer import sole_writer
 
 CHUNK_BYTES = 4 << 20
@@ -341,9 +342,9 @@ def check_sources(sources: Mapping[str, Path], options: TextOptions, problems: S
         raise DataError("text cannot be prepared:\n  " + "\n  ".join(problems))
 
 
-def progress_bars(console: Console) -> Progress:
+def progress_bars(console: Console) -> Bars:
     """One bar a file, with the speed and the time that is left."""
-    return Progress(
+    return Bars(
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
         TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=console,
     )  # fmt: skip

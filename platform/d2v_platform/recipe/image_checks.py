@@ -88,6 +88,9 @@ def _pretraining(recipe: Recipe, task: ImagePretraining) -> Iterator[Problem]:
             yield Problem("task.probe_bank", task.probe_bank, "must not be validated itself: it is the bank")
     if task.probe_neighbours < 1:
         yield Problem("task.probe_neighbours", task.probe_neighbours, "must be >= 1")
+    depth = getattr(model, "depth", None)
+    if depth is not None and not -depth <= task.probe_layer < depth:
+        yield Problem("task.probe_layer", task.probe_layer, f"must lie in {-depth} ... {depth - 1}")
 
 
 def _classification(recipe: Recipe, task: ImageClassificationData) -> Iterator[Problem]:
@@ -96,6 +99,7 @@ def _classification(recipe: Recipe, task: ImageClassificationData) -> Iterator[P
         return
     if task.input_size < 1:
         yield Problem("task.input_size", task.input_size, "must be >= 1")
+    yield from _augmentation(task.auto_augment)
     if not 0.0 <= task.erasing_prob <= 1.0:
         yield Problem("task.erasing_prob", task.erasing_prob, "must lie in 0 ... 1")
     if model.num_classes < 2:
@@ -115,6 +119,19 @@ def _classification(recipe: Recipe, task: ImageClassificationData) -> Iterator[P
     for name in names:
         if not 0.0 <= getattr(model, name) < 1.0:
             yield Problem(f"model.{name}", getattr(model, name), "must lie in 0 <= p < 1")
+
+
+def _augmentation(policy: str | None) -> Iterator[Problem]:
+    """Whether timm knows the policy; it is imported only for another one than the recipes'."""
+    if policy is None or policy == MaeImageClassificationTask.auto_augment:
+        return
+    from data2vec.data.image_transforms import finetuning_transform
+
+    try:
+        finetuning_transform(224, auto_augment=policy)
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        rule = f"timm does not know this policy ({error}); give such as rand-m9-mstd0.5-inc1, original, null"
+        yield Problem("task.auto_augment", policy, rule)
 
 
 def _normalisation(task: ImagePretrainingTask | ImageClassificationTask) -> Iterator[Problem]:

@@ -48,6 +48,8 @@ class AudioModel(PythonModel):
         output = params.get("output") or outputs[0]
         if output not in outputs:
             raise DataError(f"output = {output!r}: this model gives {', '.join(outputs)}")
+        if "audio" not in model_input and "file" not in model_input:  # MLflow passes over unknown columns
+            raise DataError("give a column audio (arrays of samples) or file (bytes); there is neither")
         recordings = [_recording(row) for row in model_input.to_dict("records")]
         if output == "transcript":
             found = self._model.transcribe(recordings)

@@ -5,6 +5,8 @@ It is copied into every version beside a copy of ``data2vec``, so it imports not
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlflow
@@ -43,10 +45,12 @@ class ImageModel(PythonModel):
             pooling, layer = params.get("pooling", "mean"), int(params.get("layer", -1))
             if pooling not in ("mean", "cls"):
                 raise DataError(f"pooling = {pooling!r} must be one of mean, cls")
-            rows = self._model.embed(images, pooling=pooling, layer=layer)
+            with _naming_the_row(images):
+                rows = self._model.embed(images, pooling=pooling, layer=layer)
             values = [[float(x) for x in row] for row in rows]
             return pd.DataFrame({"embedding": values}, index=model_input.index)
-        names, scores = self._model.classify(images)
+        with _naming_the_row(images):
+            names, scores = self._model.classify(images)
         best = scores.argmax(axis=1)
         columns: dict[str, Any] = {
             "label": [names[index] for index in best],
@@ -62,6 +66,8 @@ def _images(table: pd.DataFrame) -> list[Any]:
 
     from data2vec.errors import DataError
 
+    if "file" not in table and "image" not in table:  # MLflow passes over columns that it does not know
+        raise DataError("give a column file (bytes) or image (height x width x 3 values); there is neither")
     found: list[Any] = []
     for row in range(len(table)):
         file = table["file"].iloc[row] if "file" in table else None
@@ -76,6 +82,24 @@ def _images(table: pd.DataFrame) -> list[Any]:
             raise DataError(f"row {row}: values of an image must lie in 0 ... 255")
         found.append(array.astype(np.uint8))
     return found
+
+
+@contextmanager
+def _naming_the_row(images: list[Any]) -> Iterator[None]:
+    """An image that cannot be read is told by its row."""
+    from data2vec.data.image_files import UnreadableImageError, read_image
+    from data2vec.errors import DataError
+
+    try:
+        yield
+    except UnreadableImageError:
+        for row, image in enumerate(images):
+            if isinstance(image, bytes):
+                try:
+                    read_image(image)
+                except UnreadableImageError as error:
+                    raise DataError(f"row {row}: {error}") from None
+        raise
 
 
 mlflow.models.set_model(ImageModel())

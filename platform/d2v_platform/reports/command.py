@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..storage.local_places import folder_to_write
+
 
 def report_command(
     names: Annotated[
@@ -17,7 +19,8 @@ def report_command(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="folder to write to; default D2V_HOME/reports/NAME")
+        Path | None,
+        typer.Option(help="folder to write to; default D2V_HOME/reports/NAME", parser=folder_to_write),
     ] = None,
     curves: Annotated[
         list[Path] | None,
