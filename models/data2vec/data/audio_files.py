@@ -74,13 +74,15 @@ def read_audio(path: str, sample_rate: int, *, resample: bool = False) -> np.nda
         (S,) float32; several channels are averaged.
 
     Raises:
-        DataError: missing, unreadable after three attempts, empty, or of another rate.
+        DataError: missing, unreadable after three attempts, empty, of another rate, or not finite.
     """
     samples, rate = _decoded(path)
     if samples.ndim == 2:
         samples = samples.mean(axis=1)
     if not len(samples):
         raise DataError(f"{path}: no samples")
+    if not np.isfinite(samples).all():
+        raise DataError(f"{path}: has samples that are not finite numbers")
     if rate is not None and rate != sample_rate:
         if not resample:
             raise DataError(

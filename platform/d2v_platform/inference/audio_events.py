@@ -27,6 +27,7 @@ from data2vec.speech_model import SAMPLE_RATE, SpeechModel
 from ..bars import Bars
 from ..preparation.audio_events import DESCRIPTORS
 from ..storage.cache import local_data
+from .decoding import refuse_longer
 from .options import InferOptions, note_unused
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def infer_events(
     opened = {subset: open_clips(model, data, subset, options) for subset in subsets}
     for dataset in opened.values():
         dataset.verify()  # all subsets before the first one is classified
+        refuse_longer(dataset.manifest, options.task.max_sample_size)
     table = Table("subset", "clips", "hours", "mAP %", "mAUC %", "top-1 %")
     found: dict[str, float | None] = {}
     for subset, dataset in opened.items():
@@ -77,7 +79,6 @@ def open_clips(
         sample_rate=SAMPLE_RATE,
         normalize=model.normalize,
         pad=True,
-        max_sample_size=options.task.max_sample_size,
         min_sample_size=options.task.min_sample_size,
         max_tokens=options.dataset.max_tokens,
     )

@@ -16,7 +16,7 @@ from data2vec.artifact import read_artifact
 from ..home import home_folder
 from ..storage.cache import local_data
 from ..training.preflight import model_folder
-from .decoding import load_search, make_job, make_search, open_dataset
+from .decoding import check_utterances, load_search, make_job, make_search
 from .options import InferOptions, read_options
 from .outputs import errors_of, write_outputs
 from .spread import decode_subset
@@ -61,7 +61,7 @@ def infer(options: InferOptions, console: Console | None = None) -> dict[str, fl
     jobs = {subset: make_job(options, folder, data, subset, search) for subset in options.subsets()}
     results = _results(options)
     for job in jobs.values():
-        open_dataset(job).verify()  # all subsets before the first one is decoded
+        check_utterances(job)  # all subsets before the first one is decoded
     load_search(str(folder), search)  # what is wrong with lexicon and language model is said here, once
     table = Table("subset", "utterances", "hours", "WER %", "S", "D", "I", "real-time factor")
     rates: dict[str, float | None] = {}

@@ -6,6 +6,7 @@ Everything crosses into Ray workers as plain values, and each worker keeps the m
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,14 +20,18 @@ from data2vec.artifact import read_artifact
 from data2vec.ctc_decoding import BeamOptions, LetterBeam, LexiconBeam
 from data2vec.data.batching import epoch_batches
 from data2vec.data.letters import greedy_ids, words_of_ids
+from data2vec.data.manifest import Manifest
 from data2vec.data.speech import SpeechDataset, SpeechOptions
-from data2vec.errors import CheckpointError
+from data2vec.errors import CheckpointError, DataError
 from data2vec.lm.loaded import LanguageModel
 from data2vec.speech_metrics import word_errors
 from data2vec.speech_model import SAMPLE_RATE, SpeechModel
 
+from ..tasks.audio_data import check_symbols
 from ..training.preflight import model_folder
-from .options import DecodingOptions, InferOptions
+from .options import DecodingOptions, InferOptions, TaskOptions
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,15 @@ def make_job(options: InferOptions, model: Path, data: str, subset: str, search:
     """The job of one subset; labels are read where the subset has them."""
     labels = options.task.labels
     if labels is not None and not (Path(data) / f"{subset}.{labels}").is_file():
+        if labels != TaskOptions().labels:
+            there = (
+                ", ".join(sorted(p.name for p in Path(data).glob(f"{subset}.*"))) or "nothing of this name"
+            )
+            raise DataError(
+                f"task.labels = {labels!r}: {data} has no {subset}.{labels} (there is {there}); null decodes "
+                "without error rates"
+            )
+        logger.info("note: %s has no %s.%s: no error rates", data, subset, labels)
         labels = None
     return Job(
         model=str(model),
@@ -133,12 +147,37 @@ def open_dataset(job: Job) -> SpeechDataset:
         sample_rate=SAMPLE_RATE,
         normalize=speech.normalize,
         pad=True,
-        max_sample_size=job.max_sample_size,
         min_sample_size=job.min_sample_size,
         labels=job.labels,
         max_tokens=job.max_tokens,
     )
     return SpeechDataset(job.data, job.subset, options, dictionary=speech.letters)
+
+
+def check_utterances(job: Job) -> None:
+    """What is wrong with the utterances of a subset, before any of them is decoded.
+
+    Raises:
+        DataError: files that are missing or damaged, recordings that are too long, labels of other letters.
+    """
+    dataset, letters = open_dataset(job), load_acoustic(job.model).letters
+    dataset.verify()
+    refuse_longer(dataset.manifest, job.max_sample_size)
+    if job.labels is not None and letters is not None:
+        told = check_symbols(dataset, letters, "task.labels must name the labels in this model's letters")
+        if told:
+            logger.warning("%s", told)
+
+
+def refuse_longer(manifest: Manifest, limit: int | None) -> None:
+    """Raise if recordings are longer than ``task.max_sample_size``: a part would be judged as the whole."""
+    longer = np.flatnonzero(manifest.frames > limit) if limit is not None else []
+    if len(longer):
+        raise DataError(
+            f"{manifest.path}: {len(longer)} of {len(manifest)} recordings are longer than "
+            f"task.max_sample_size {limit}, first {manifest.name(int(longer[0]))}; leave them out, or give "
+            "null for any length"
+        )
 
 
 def batches(dataset: SpeechDataset, job: Job) -> list[list[int]]:

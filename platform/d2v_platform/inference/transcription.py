@@ -47,7 +47,7 @@ def transcribe_command(
     search = None
     if lexicon is not None:
         search = LexiconBeam(loaded.letters, lexicon, lm, BeamOptions(beam=beam))
-    failed: list[str] = []
+    failed, frame_s = list[str](), loaded.frame_s
     for path, stem in zip(files, output_stems(files, source), strict=True):
         try:
             emissions = loaded.emissions(path)
@@ -60,11 +60,9 @@ def transcribe_command(
         if search is not None:
             best = search.decode(emissions)[0]
             text, score = best.text, best.score
-            ends = [round(frame * loaded.frame_s, 3) for frame in best.word_ends]
-            starts = [0.0, *ends[:-1]]
             words = [
-                {"text": word, "start_s": start, "end_s": end}
-                for word, start, end in zip(text.split(), starts, ends, strict=True)
+                {"text": word, "start_s": round(start * frame_s, 3), "end_s": round(end * frame_s, 3)}
+                for word, start, end in best.spans(loaded.letters)
             ]
         print(f"{path}\t{text}" if len(files) > 1 else text)
         if out is not None:

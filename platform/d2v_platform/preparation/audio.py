@@ -98,9 +98,21 @@ def prepare_manifests(
     options = options or AudioOptions()
     if not 0.0 <= options.valid_percent <= 1.0:
         raise DataError(f"--valid-percent {options.valid_percent} must be a fraction, 0 to 1")
+    if options.name == "valid" and options.layout is None and options.valid_percent not in (0.0, 1.0):
+        raise DataError(
+            f"--name valid: valid.tsv takes the share --valid-percent {options.valid_percent}; "
+            "for all files in it say --valid-percent 0"
+        )
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
+    if options.layout is not None and (options.name, options.valid_percent) != (
+        AudioOptions.name,
+        AudioOptions.valid_percent,
+    ):
+        raise DataError("--layout decides what is in which manifest: leave out --name and --valid-percent")
     files = [path for path in _files(root, options.ext) if _wanted(path, options.path_must_contain)]
+    if options.resample is not None:  # copies of an earlier run are no sources
+        files = [path for path in files if not path.is_relative_to(os.path.realpath(options.resample))]
     if not files:
         others = sorted({p.suffix for p in root.rglob("*") if p.is_file() and p.suffix})[:6]
         hint = f"; there are files with {', '.join(others)} (--ext)" if others else ""
@@ -180,6 +192,8 @@ def look_at(path: Path, options: AudioOptions) -> Looked:
         return Looked(path, 0, str(error).removeprefix(f"{path}: "))
     if len(tail) == 0:
         return Looked(path, header.frames, "breaks off: the end cannot be decoded")
+    if not np.isfinite(tail).all():
+        return Looked(path, header.frames, "has samples that are not finite numbers")
     if options.decode and not np.abs(tail).max() > 0:
         return Looked(path, header.frames, "silent: every sample is 0")
     if header.rate != options.sample_rate:
@@ -187,9 +201,13 @@ def look_at(path: Path, options: AudioOptions) -> Looked:
             path, header.frames, f"{header.rate} Hz, not {options.sample_rate}; --resample converts it"
         )
     if header.frames < options.min_samples:
-        return Looked(path, header.frames, f"{header.frames} samples, fewer than {options.min_samples}")
+        return Looked(path, header.frames, _too_short(header.frames, options.min_samples))
     remark = f"{header.channels} channels, averaged when read" if header.channels > 1 else None
     return Looked(path, header.frames, None, remark)
+
+
+def _too_short(samples: int, shortest: int) -> str:
+    return f"{samples} samples, fewer than {shortest}"
 
 
 def _decoded_part(path: Path, frames: int, whole: bool) -> np.ndarray:
@@ -212,9 +230,7 @@ def _converted(
     assert options.resample is not None
     target = options.resample
     todo = [entry for entry in looked if entry.problem is not None and "--resample" in entry.problem]
-    jobs = [
-        (entry.path, target / f"{os.path.relpath(entry.path, os.path.realpath(root))}.flac") for entry in todo
-    ]
+    jobs = [(entry.path, target / f"{_below(entry.path, root)}.flac") for entry in todo]
     results: dict[Path, Looked] = {}
     workers = min(options.workers or os.cpu_count() or 1, max(len(jobs), 1))
     with (
@@ -223,7 +239,9 @@ def _converted(
     ):
         task = progress.add_task("resampling", total=len(jobs))
         for (source, _), result in zip(
-            jobs, pool.map(_convert, [(a, b, options.sample_rate) for a, b in jobs]), strict=True
+            jobs,
+            pool.map(_convert, [(a, b, options.sample_rate, options.min_samples) for a, b in jobs]),
+            strict=True,
         ):
             results[source] = result
             progress.advance(task)
@@ -231,10 +249,18 @@ def _converted(
     return [results.get(entry.path, entry) for entry in looked]
 
 
-def _convert(job: tuple[Path, Path, int]) -> Looked:
-    source, copy, rate = job
+def _below(path: Path, root: Path) -> Path:
+    """Where a file lies below the root; one that a link brought in, under its whole path."""
+    real = Path(os.path.realpath(root))
+    return path.relative_to(real) if path.is_relative_to(real) else Path("linked", *path.parts[1:])
+
+
+def _convert(job: tuple[Path, Path, int, int]) -> Looked:
+    source, copy, rate, shortest = job
     try:
         samples = read_audio(str(source), rate, resample=True)
+        if len(samples) < shortest:
+            return Looked(source, len(samples), _too_short(len(samples), shortest))
         copy.parent.mkdir(parents=True, exist_ok=True)
         partial = copy.with_name(f".{copy.name}.partial")
         sf.write(str(partial), np.clip(samples, -1.0, 1.0), rate, format="FLAC", subtype="PCM_16")
@@ -263,7 +289,7 @@ def _official(root: Path, usable: list[Looked], layout: str) -> Mapping[str, lis
         present = [folder for folder in folders if (root / folder).is_dir()]
         if present and len(present) < len(folders):
             continue  # a union of which a part is missing would have the wrong name
-        inside = tuple(f"{root / folder}{os.sep}" for folder in present)
+        inside = tuple(f"{os.path.realpath(root / folder)}{os.sep}" for folder in present)
         members = [entry for entry in usable if inside and str(entry.path).startswith(inside)]
         if members:
             splits[name] = members

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data2vec.audio_checks import audio_problems as front_end_problems
 from data2vec.config import Data2VecMultiConfig
 from data2vec.conv_spec import parse_conv_layers, samples_needed
 from data2vec.errors import Data2VecError, Problem, nearest_names
 from data2vec.metrics import EVENT_METRICS
+from data2vec.typed import build, to_dict
 from data2vec.v1.config import Data2VecAudioConfig
 
 from .audio_components import (
@@ -95,6 +97,8 @@ def _pretraining(recipe: Recipe, task: AudioPretrainingTask) -> Iterator[Problem
         yield Problem("task.precompute_mask_config", given, "data2vec 1 masks by itself; leave it out")
     if given is not None and task.enable_padding:
         yield Problem("task.precompute_mask_config", given, "needs cropping; set task.enable_padding=false")
+    if given is not None and isinstance(model, Data2VecMultiConfig):
+        yield from _mask_values(model, given)
     for name, value in (given or {}).items():
         if name not in MASK_FIELDS:
             rule = f"unknown key{nearest_names(name, MASK_FIELDS)}"
@@ -108,6 +112,25 @@ def _pretraining(recipe: Recipe, task: AudioPretrainingTask) -> Iterator[Problem
         rule = "every data2vec model was trained on normalised audio; set task.normalize=true"
         yield Problem("task.normalize", task.normalize, rule)
     yield from _frames(task, model)
+
+
+def _mask_values(model: Data2VecMultiConfig, given: Mapping[str, Any]) -> Iterator[Problem]:
+    """What the model would say of these values if they were its own."""
+    place, of_model = "task.precompute_mask_config", "model.modalities.audio"
+    audio = model.modalities.audio
+    if audio is None:
+        return
+    own = {name: value for name, value in given.items() if name in MASK_FIELDS and hasattr(audio, name)}
+    found: list[Problem] = []
+    changed = build(type(audio), to_dict(audio) | own, of_model, found)
+    for problem in [*found, *front_end_problems(model, changed, "model")]:
+        name = problem.field.removeprefix(f"{of_model}.")
+        if name in own:
+            yield Problem(f"{place}.{name}", problem.value, problem.rule)
+    clones = given.get("clone_batch", model.clone_batch)
+    if clones != model.clone_batch:
+        rule = f"must equal model.clone_batch {model.clone_batch}; leave it out"
+        yield Problem(f"{place}.clone_batch", clones, rule)
 
 
 def _frames(task: AudioTask, model: object) -> Iterator[Problem]:
@@ -137,6 +160,8 @@ def _finetuning(recipe: Recipe) -> Iterator[Problem]:
     if criterion.post_process != "letter":
         yield Problem("criterion.post_process", criterion.post_process, "only letter is built")
     found = language_model(criterion)
+    if found is None and criterion.wer_lexicon is not None:
+        yield Problem("criterion.wer_lexicon", criterion.wer_lexicon, "needs criterion.wer_kenlm_model")
     if found is not None:
         for text in found.problems:
             yield Problem("criterion.wer_args", criterion.wer_args or criterion.wer_kenlm_model, text)
@@ -154,18 +179,20 @@ def _events(recipe: Recipe) -> Iterator[Problem]:
 def language_model(criterion: CTCCriterion) -> LanguageModel | None:
     """The language model of a criterion, from its single fields or from ``wer_args``; ``None`` without one.
 
-    ``wer_args`` is a list in text, as the reference's command line has it; the names inside may be bare.
+    ``wer_args`` is a list, or one in text, whose names may be bare: a shell takes the quotes off the
+    reference's command line.
     """
     problems: list[str] = []
     if criterion.wer_args is not None:
-        values = _list(criterion.wer_args)
+        given = criterion.wer_args
+        values = _list(given) if isinstance(given, str) else given
         if values is None or len(values) != 4:
             text = "must be a list of four: [language model, lexicon, weight, word score]"
             return LanguageModel("", "", problems=(text,))
         path, lexicon = str(values[0]), str(values[1])
         try:
             weight, score = float(values[2]), float(values[3])
-        except ValueError:
+        except (TypeError, ValueError):
             return LanguageModel(path, lexicon, problems=("weight and word score must be numbers",))
     elif criterion.wer_kenlm_model is not None:
         path, lexicon = criterion.wer_kenlm_model, criterion.wer_lexicon or ""

@@ -87,7 +87,7 @@ class CTCCriterion:
     wer_lm_weight: float = 2.0  # weight of the language model
     wer_word_score: float = -1.0  # added for each word
     wer_sil_weight: float = 0.0  # without effect, as in the reference
-    wer_args: str | None = None  # the four as one list: [language model, lexicon, weight, word score]
+    wer_args: list[Any] | str | None = None  # the four as one: [language model, lexicon, weight, word score]
 
 
 @dataclass(frozen=True)

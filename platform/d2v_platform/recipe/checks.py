@@ -46,7 +46,8 @@ _EXAMPLES = {
 }
 # Values of the model that can be logged: data2vec2's monitors (spec: data2vec 2.0, section 10).
 _MODEL_LOGS = ("ema_decay", "target_var", "pred_var", "model_norm", "ema_norm", "masked_pct", "sample_size")
-_REGISTRY_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*$")
+REGISTRY_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*$")
+REGISTRY_NAME_RULE = "may have letters, digits, '.', '_' and '-' only, and starts with a letter or digit"
 # lowest allowed value of plain fields
 _AT_LEAST: dict[str, float] = {
     "common.seed": 0, "common.log_interval": 1, "common.min_loss_scale": 0, "common.fp16_init_scale": 1,
@@ -416,9 +417,8 @@ def _platform(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("platform.alias", p.alias, "needs platform.register_as")
     for name in ("run_name", "register_as", "alias"):
         value = getattr(p, name)
-        if value is not None and not _REGISTRY_NAME.match(value):
-            rule = "may have letters, digits, '.', '_' and '-' only, and starts with a letter or digit"
-            yield Problem(f"platform.{name}", value, rule)
+        if value is not None and not REGISTRY_NAME.match(value):
+            yield Problem(f"platform.{name}", value, REGISTRY_NAME_RULE)
     if not p.experiment.strip():
         yield Problem("platform.experiment", p.experiment, "must not be empty")
 

@@ -147,7 +147,11 @@ def _register_new(
     client = tracker.client
     experiment_id = client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(
-        experiment_id, name=name, source_run_id=run_id, model_type=config["kind"]
+        # Unlike a registered name, this one may not have a dot.
+        experiment_id,
+        name=name.replace(".", "_"),
+        source_run_id=run_id,
+        model_type=config["kind"],
     )
     try:
         # One at a time: MLflow finds the model that a code file sets through a module-wide variable.

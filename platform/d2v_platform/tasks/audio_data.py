@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from data2vec.data.speech import SpeechOptions
+from data2vec.data.dictionary import Dictionary
+from data2vec.data.letters import WORD_END
+from data2vec.data.speech import SpeechDataset, SpeechOptions
+from data2vec.errors import DataError
 
 from ..recipe.audio_components import AudioClassificationTask, AudioFinetuningTask, AudioPretrainingTask
 from ..recipe.schema import Recipe
@@ -36,3 +39,36 @@ def speech_options(
         max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
         drop_longer=training and drop_longer,
     )
+
+
+def check_symbols(dataset: SpeechDataset, letters: Dictionary, remedy: str) -> str | None:
+    """Labels of another alphabet must not turn into ``<unk>`` in silence.
+
+    Args:
+        dataset: with labels.
+        letters: the model's.
+        remedy: against a dictionary of other labels.
+
+    Returns:
+        One line if a few labels are unknown.
+
+    Raises:
+        DataError: most labels are unknown.
+    """
+    symbols: dict[str, int] = {}
+    for index in range(len(dataset)):
+        for symbol in dataset.label_line(index).split():
+            symbols[symbol] = symbols.get(symbol, 0) + 1
+    unknown = {symbol: n for symbol, n in symbols.items() if letters.index(symbol) == Dictionary.unk}
+    # Every dictionary of letters has the delimiter, so it says nothing about the others.
+    share = sum(unknown.values()) / max(sum(n for symbol, n in symbols.items() if symbol != WORD_END), 1)
+    if not unknown:
+        return None
+    shown = ", ".join(f"{symbol!r} x {n}" for symbol, n in sorted(unknown.items(), key=lambda x: -x[1])[:8])
+    where = f"{dataset.folder / dataset.split}.{dataset.options.labels}"
+    if share > 0.5:
+        raise DataError(
+            f"{where}: {share:.0%} of the labels are not in the dictionary ({shown}); it belongs to other "
+            f"labels: {remedy}, or make labels in its letters (upper case)"
+        )
+    return f"{where}: {100 * share:.2f} % of the labels become <unk>: {shown}"

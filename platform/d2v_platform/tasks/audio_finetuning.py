@@ -14,9 +14,9 @@ import torch
 from data2vec.artifact import load_strictly, read_artifact, save_artifact
 from data2vec.ctc import BLANK, CTCConfig, CTCModel
 from data2vec.data.dictionary import Dictionary
-from data2vec.data.letters import WORD_END, greedy_ids, words_of_ids
+from data2vec.data.letters import greedy_ids, words_of_ids
 from data2vec.data.speech import SpeechDataset
-from data2vec.errors import ConfigError, DataError, Problem
+from data2vec.errors import ConfigError, Problem
 from data2vec.speech_metrics import ErrorCount, count_errors, total, word_errors
 from data2vec.speech_model import conv_layers
 from data2vec.v1.config import Data2VecAudioConfig
@@ -25,7 +25,7 @@ from ..recipe.audio_checks import language_model
 from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2VecCTC
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
-from .audio_data import speech_options
+from .audio_data import check_symbols, speech_options
 from .audio_parent import block_lr_scales, check_parent
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
@@ -83,7 +83,9 @@ class AudioFinetuning(OneModelTask[CTCModel]):
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
             dataset = open_subset(recipe, subset, letters, layers)
             dataset.verify()
-            _check_symbols(dataset, letters, training=subset == recipe.dataset.train_subset)
+            told = check_symbols(dataset, letters, "give task.target_dictionary")
+            if told and subset == recipe.dataset.train_subset:
+                logger.warning("%s", told)
 
     def dataset(self, subset: str, epoch: int = 1) -> SpeechDataset:
         """Utterances of one subset."""
@@ -277,28 +279,6 @@ def open_subset(
     return SpeechDataset(
         task.data, subset, options, dictionary=letters, convolutions=layers, seed=recipe.common.seed
     )
-
-
-def _check_symbols(dataset: SpeechDataset, letters: Dictionary, training: bool) -> None:
-    """Labels of another alphabet must not turn into ``<unk>`` in silence."""
-    symbols: dict[str, int] = {}
-    for index in range(len(dataset)):
-        for symbol in dataset.label_line(index).split():
-            symbols[symbol] = symbols.get(symbol, 0) + 1
-    unknown = {symbol: n for symbol, n in symbols.items() if letters.index(symbol) == Dictionary.unk}
-    # Every dictionary of letters has the delimiter, so it says nothing about the others.
-    share = sum(unknown.values()) / max(sum(n for symbol, n in symbols.items() if symbol != WORD_END), 1)
-    if not unknown:
-        return
-    shown = ", ".join(f"{symbol!r} x {n}" for symbol, n in sorted(unknown.items(), key=lambda x: -x[1])[:8])
-    where = f"{dataset.folder / dataset.split}.{dataset.options.labels}"
-    if share > 0.5:
-        raise DataError(
-            f"{where}: {share:.0%} of the labels are not in the dictionary ({shown}); it belongs to other "
-            "labels: give task.target_dictionary, or make labels in its letters (upper case)"
-        )
-    if training:
-        logger.warning("%s: %.2f %% of the labels become <unk>: %s", where, 100 * share, shown)
 
 
 def _blanks(logits_BTV: torch.Tensor, padding_mask_BT: torch.Tensor | None) -> tuple[torch.Tensor, int]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data2vec.errors import Data2VecError
 from data2vec.randomness import seed_dropout
 from data2vec.transformer import recompute_activations
 
@@ -107,6 +108,8 @@ class TrainingLoop:
         task.module.train()
         recompute_activations(task.module, recipe.platform.checkpoint_activations)
         self.parameters = [p for p in task.trained.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise Data2VecError("nothing is left to learn: all parameters are frozen (model.freeze_regex)")
         self.optimizer = make_optimizer(recipe, task.trained, task.lr_scales)
         self.loss_scale = LossScale(recipe, recipe.micro_batches(1), enabled=self.precision.name == "fp16")
         self.store = CheckpointStore(run_folder, Retention.of(recipe.checkpoint))

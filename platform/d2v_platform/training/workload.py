@@ -259,6 +259,9 @@ def smaller_batches(recipe: Recipe, factor: int) -> tuple[Recipe, str] | None:
             if value % factor:
                 return None
             changed[name] = value // factor
+    longest = getattr(recipe.task, "max_sample_size", None)
+    if longest is not None and changed.get("max_tokens", longest) < longest:
+        return None  # one clip would not fit such a batch
     size, model = world.distributed_world_size * factor, recipe.model
     words = [f"dataset.{name}={value}" for name, value in changed.items()]
     words.append(f"distributed_training.distributed_world_size={size}")
