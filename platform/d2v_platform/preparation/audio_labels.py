@@ -100,7 +100,7 @@ def _read_transcripts(path: Path, wrong: list[str]) -> dict[str, str]:
         return {}
     found: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
-        key, _, words = line.strip().partition(" ")
+        key, _, words = line.strip().replace("\t", " ").partition(" ")
         if not words.strip():
             if key:
                 wrong.append(f"{path}, line {number}: {line[:60]!r} has no words")
