@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,7 +62,12 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
         "log_to_driver": True,
         "configure_logging": False,
     }
-    if not ("RAY_ADDRESS" in os.environ or in_job()):
+    ours = not ("RAY_ADDRESS" in os.environ or in_job())
+    if ours:
+        port = _free_port()
+        os.environ["RAY_GCS_SERVER_PORT"] = str(port)
+        # Ray Train's own actors ask "the" cluster of the machine for their controller: this one, not another.
+        options["runtime_env"]["env_vars"]["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
         options |= {
             "address": "local",  # not the cluster of somebody else on this machine
             "num_cpus": num_cpus,
@@ -76,10 +82,19 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
         raise Data2VecError(
             f"no Ray cluster at {where}: {error}; start one with: ray start --head"
         ) from error
+    finally:
+        if ours:
+            os.environ.pop("RAY_GCS_SERVER_PORT", None)
     try:
         yield cluster_info()
     finally:
         ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def cluster_info() -> ClusterInfo:
