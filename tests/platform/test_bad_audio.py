@@ -231,6 +231,14 @@ def test_decoding_and_embedding_tell_what_is_wrong(data: Path, tmp_path: Path) -
     infer = ["infer", f"task.data={data}", f"common_eval.path={model}", "dataset.gen_subset=valid"]
     refused(infer, "have 7 lines, but the manifest lists 8")
     refused([*infer[:-1], "dataset.gen_subset=nothing"], "nothing.tsv does not exist", "has train, valid")
+    refused([*infer, "task.labels=ltrr"], "has no valid.ltrr (there is valid.ltr, valid.tsv)")
+    (data / "valid.wrd").write_text("AB CD\n" * 8)
+    refused([*infer, "task.labels=wrd"], "100% of the labels are not in the dictionary", "'AB' x 8")
+    (data / "valid.ltr").write_text(f"{letter_line('A B')}\n" * 8)
+    refused(
+        [*infer, "task.max_sample_size=9000"], "5 of 8 recordings are longer than task.max_sample_size 9000"
+    )
+    refused([*infer, "platform.worst=-1", "dataset.batch_size=0", "decoding.beam=0"], "3 problems")
     (data / "1.flac").unlink()
     refused([*infer[:-1], "dataset.gen_subset=train"], "(1 of 8 checked are wrong)", "1.flac: no such file")
     refused(["transcribe", str(data / "none.wav"), "--model", str(model)], "no such file or folder")
@@ -238,3 +246,8 @@ def test_decoding_and_embedding_tell_what_is_wrong(data: Path, tmp_path: Path) -
     code, said = call(["transcribe", str(data), "--model", str(model), "--out", str(tmp_path / "text")])
     assert code == 2 and "1 of 7 recordings could not be read" in said and "Traceback" not in said
     assert len(list((tmp_path / "text").glob("*.json"))) == 6, "the others are done"
+    sf.write(str(data / "2.flac").replace("flac", "wav"), np.full(8000, np.nan, dtype=np.float32), 16_000,
+             subtype="FLOAT")  # fmt: skip
+    code, said = call(["embed", str(data), "--model", str(model), "--dest", str(tmp_path / "e.parquet")])
+    assert code == 2 and "2.wav: has samples that are not finite" in said
+    assert (tmp_path / "e.parquet").is_file(), "the others are done"

@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import data2vec
 from d2v_platform.cli import app, run
 from d2v_platform.inference.image_rows import open_any, run_model
+from d2v_platform.inference.images import class_names
 from data2vec.errors import DataError
 
 
@@ -88,6 +90,59 @@ def test_wrong_data_is_said_and_not_taken_for_unlabelled(
     )
     assert code == 2 and "Traceback" not in said
     assert all(part in said for part in says), said
+
+
+def test_folders_name_the_classes_of_a_model_that_came_without_names(caplog: Any) -> None:
+    caplog.set_level("INFO", "d2v_platform")
+    assert class_names(["0", "1"], ["ape", "bee"]) == ["ape", "bee"]
+    assert "2 folders in sorted order" in caplog.text
+    assert class_names(["ape", "bee"], ["bee"]) == ["ape", "bee"]
+    assert class_names(["0", "1", "10"], ["0", "10"]) == ["0", "1", "10"], "these are its names"
+    with pytest.raises(DataError, match="give all 3 class folders"):
+        class_names(["0", "1", "2"], ["ape", "bee"])
+    with pytest.raises(DataError, match="unknown to the model, such as 'bee'"):
+        class_names(["ape", "cow"], ["ape", "bee"])
+
+
+def test_options_that_images_have_no_use_for_are_named(
+    pictures: Path, classifier: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    caplog.set_level("INFO", "d2v_platform")
+    words = ["infer", f"task.data={pictures}", f"common_eval.path={classifier}", "dataset.gen_subset=val",
+             f"common_eval.results_path={tmp_path / 'out'}", "dataset.batch_size=5"]  # fmt: skip
+    assert called([*words, "platform.num_workers=2", "decoding.beam=5"], monkeypatch)[0] == 0
+    assert "platform.num_workers = 2: no effect on images" in caplog.text
+    assert "decoding.beam = 5: no effect on images" in caplog.text and "batch_size" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["prepare", "images", "{data}", "--dest", "s3://bucket/x"], "s3://bucket/x is an address"),
+        (["prepare", "images", "{data}", "--dest", "{file}"], "is a file"),
+        (["prepare", "images", "{data}", "--dest", "{data}/x", "--workers", "-3"], "--workers"),
+        (["embed", "{data}/val", "--model", "{model}", "--dest", "s3://b/e.parquet"], "is an address"),
+        (["embed", "{data}/val", "--model", "{model}", "--dest", "{data}"], "is a folder"),
+        (
+            ["embed", "{file}", "--model", "{model}", "--dest", "{data}/e.parquet"],
+            "takes the images of a folder",
+        ),
+    ],
+)
+def test_places_to_write_are_checked_before_the_work(
+    pictures: Path, classifier: Path, tmp_path: Path, home: Path, words: list[str], says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "file.jpg"
+    file.write_bytes(b"here")
+    monkeypatch.setenv("COLUMNS", "300")
+    result = CliRunner().invoke(
+        app, [word.format(data=pictures, model=classifier, file=file) for word in words]
+    )
+    assert result.exit_code != 0 and isinstance(result.exception, SystemExit | DataError)
+    assert says in f"{result.output} {result.exception}"
+    assert [path.name for path in tmp_path.iterdir() if path.name != "d2v_home"] == ["file.jpg"]
 
 
 def test_plain_folders_are_classified_without_labels(

@@ -13,6 +13,7 @@ from d2v_platform.preparation.audio import AudioOptions, prepare_manifests
 from d2v_platform.preparation.audio_labels import prepare_labels
 from d2v_platform.preparation.audio_subsets import prepare_subsets
 from d2v_platform.recipe.sweep_definition import load_sweep
+from data2vec.data.audio_files import read_audio
 from data2vec.data.letters import released_letters
 from data2vec.data.manifest import read_manifest
 from data2vec.errors import ConfigError, DataError
@@ -129,6 +130,50 @@ def test_official_layouts_and_impossible_options(corpus: Path, tmp_path: Path) -
         prepare_manifests(corpus, tmp_path / "x", AudioOptions(valid_percent=5))
     with pytest.raises(DataError, match=r"no \*\.wav files; there are files with \.flac"):
         prepare_manifests(corpus, tmp_path / "x", AudioOptions(ext="wav"))
+
+
+def test_no_manifest_is_lost_to_another_name(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--valid-percent 0"):
+        prepare_manifests(corpus, tmp_path / "out", AudioOptions(name="valid"))
+    prepare_manifests(corpus, tmp_path / "out", AudioOptions(name="valid", valid_percent=0.0))
+    assert len(read_manifest(tmp_path / "out" / "valid.tsv")) == 3
+    with pytest.raises(DataError, match="leave out --name"):
+        prepare_manifests(corpus, tmp_path / "out", AudioOptions(layout="librispeech", name="dev"))
+
+
+def test_official_folders_may_be_links(corpus: Path, tmp_path: Path) -> None:
+    root = tmp_path / "official"
+    root.mkdir()
+    (root / "dev-clean").symlink_to(corpus)
+    report = prepare_manifests(root, tmp_path / "out", AudioOptions(layout="librispeech"))
+    assert {name: files for name, (files, _) in report.splits.items()} == {"dev_clean": 3}
+
+
+def test_converted_copies_stay_in_their_folder_and_are_no_sources(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write(root / "a.flac", samples=8000, rate=8000)
+    write(root / "short.flac", samples=100, rate=8000)
+    write(tmp_path / "elsewhere" / "b.flac", samples=8000, rate=8000)
+    (root / "b.flac").symlink_to(tmp_path / "elsewhere" / "b.flac")
+    options = AudioOptions(resample=root / "converted", valid_percent=0.0, min_samples=1000)
+    for _ in range(2):
+        report = prepare_manifests(root, tmp_path / "out", options)
+        assert [entry.problem for entry in report.dropped] == ["200 samples, fewer than 1000"]
+        manifest = read_manifest(tmp_path / "out" / "train.tsv")
+        assert len(manifest) == 2 and set(manifest.frames) == {16_000}
+        made = [Path(manifest.file(index)) for index in range(2)]
+        assert all(path.is_file() and path.is_relative_to(root / "converted") for path in made)
+
+
+def test_samples_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    wave = np.zeros(3200, dtype=np.float32)
+    wave[-5] = np.nan
+    (tmp_path / "in").mkdir()
+    sf.write(str(tmp_path / "in" / "nan.wav"), wave, 16_000, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"nan\.wav: has samples that are not finite"):
+        prepare_manifests(tmp_path / "in", tmp_path / "out", AudioOptions(ext="wav"))
+    with pytest.raises(DataError, match=r"nan\.wav: has samples that are not finite"):
+        read_audio(str(tmp_path / "in" / "nan.wav"), 16_000)
 
 
 def test_minutes_of_a_manifest_lie_inside_each_other(tmp_path: Path) -> None:

@@ -159,3 +159,18 @@ def test_language_model_arguments(tmp_path: Path) -> None:
     assert isinstance(made.criterion, CTCCriterion) and problems(made) == []
     found = language_model(made.criterion)
     assert found is not None and (found.weight, found.word_score) == (3.0, -0.5)
+    # What a shell passes on of the reference's command line: its quotes are gone.
+    bare = recipe(name, f"+criterion.wer_args=[{tmp_path}/lm.bin, {tmp_path}/lexicon.txt, 3, -0.5]")
+    assert isinstance(bare.criterion, CTCCriterion) and problems(bare) == []
+    assert language_model(bare.criterion) == found
+    with pytest.raises(ConfigError, match=r"criterion\.wer_lexicon"):
+        recipe(name, f"criterion.wer_lexicon={tmp_path}/lexicon.txt")
+
+
+def test_mask_values_are_checked_as_the_models_own() -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe("v2/base_audio_only_task", "task.precompute_mask_config={clone_batch: 2, mask_prob: 2.0, "
+               "mask_length: 0, mask_dropout: abc}")  # fmt: skip
+    told = {problem.field.rpartition(".")[2] for problem in caught.value.problems}
+    assert told == {"clone_batch", "mask_prob", "mask_length", "mask_dropout"}
+    assert problems(recipe("v2/base_audio_only_task", "task.precompute_mask_config={mask_length: 7}")) == []

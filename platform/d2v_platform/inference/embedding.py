@@ -71,6 +71,8 @@ def _images(
 ) -> None:
     from .image_rows import on_best_device, open_any, run_model, write_embeddings
 
+    if place.is_file():
+        raise DataError(f"{place} is a file; d2v embed takes the images of a folder")
     source = open_any(place, subset, labelled)
     rows = run_model(on_best_device(model), source, "features", pooling, layer)
     write_embeddings(rows, dest)

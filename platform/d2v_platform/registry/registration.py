@@ -147,7 +147,11 @@ def card_facts(
         key: value for key, value in summary.metrics.items() if not key.startswith("train/") or "loss" in key
     }
     update = summary.best_update if summary.best_update is not None else summary.update
-    note = protocol or f"validation subset {composed.recipe.dataset.valid_subset}, weights of update {update}"
+    subsets = ", ".join(composed.recipe.valid_subsets())
+    note = (
+        protocol
+        or f"{f'validation subset {subsets}' if subsets else 'no validation'}, weights of update {update}"
+    )
     return CardFacts(
         name=name,
         kind=config["kind"],

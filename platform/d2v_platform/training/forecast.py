@@ -115,6 +115,8 @@ class Forecast:
         unread = (
             "" if self.workload.epoch_micro_batches is not None else " (data not read: full size assumed)"
         )
+        if self.device.name == self.recipe.platform.plan_accelerator:
+            yield f"below: {self.count} x {self.device.name}; above: this cluster"
         yield f"micro-batch: up to {samples} samples of {shape.positions} positions{seen}{unread}"
         teacher = f", teacher {_count(cost.teacher_parameters)}" if cost.teacher_parameters else ""
         yield f"model: {_count(cost.parameters)} parameters{teacher}; computes in {self.precision}"
