@@ -188,6 +188,8 @@ def test_the_registry_serves_scores(trained: Path, clips: Path) -> None:
     assert len(entry.predict(None, content, {"output": "embedding"})["embedding"][0]) == 32
     with pytest.raises(DataError, match="this model gives scores, embedding"):
         entry.predict(None, content, {"output": "transcript"})
+    with pytest.raises(DataError, match="there is neither"):
+        entry.predict(None, pd.DataFrame())  # what MLflow makes of columns that it does not know
 
 
 def test_the_references_recipe_with_its_own_keys(tmp_path: Path) -> None:

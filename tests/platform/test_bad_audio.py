@@ -180,6 +180,10 @@ def test_files_that_break_off_are_all_named_or_skipped(data: Path, tmp_path: Pat
     assert np.isfinite(recorder.last["train/loss"])
 
 
+def test_a_network_that_is_frozen_whole_is_refused(data: Path, pretrained: Path) -> None:
+    refused(finetuning(data, pretrained, "model.freeze_regex='.*'"), "nothing is left to learn")
+
+
 def test_silent_and_stereo_clips_train(data: Path, tmp_path: Path) -> None:
     sf.write(str(data / "2.flac"), np.zeros(8800), 16_000)
     wave(data / "3.flac", 9200, channels=2)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,6 +168,17 @@ def test_plain_folders_are_classified_without_labels(
     code, _, said = called(base, monkeypatch)
     assert code == 2 and "'2026'" in said
     assert called([*base, "task.labels=null"], monkeypatch)[0] == 0
+
+
+def test_the_served_model_names_the_row_that_is_wrong(pictures: Path, classifier: Path) -> None:
+    entry = importlib.import_module("d2v_platform.registry.pyfunc_image_entry").ImageModel()
+    entry.load_context(SimpleNamespace(artifacts={"model": str(classifier)}))
+    good = next((pictures / "val" / "red").glob("*.png")).read_bytes()
+    assert len(entry.predict(None, pd.DataFrame({"file": [good, good]}))) == 2
+    with pytest.raises(DataError, match="row 1: "):
+        entry.predict(None, pd.DataFrame({"file": [good, good[:100]]}))
+    with pytest.raises(DataError, match="there is neither"):
+        entry.predict(None, pd.DataFrame())  # what MLflow makes of columns that it does not know
 
 
 def test_embed_takes_any_layer_and_pooling(

@@ -10,15 +10,18 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
+import data2vec
 from d2v_platform.inference.command import infer
 from d2v_platform.inference.options import read_options
 from d2v_platform.inference.transcription import transcribe_command
 from data2vec.artifact import save_artifact
 from data2vec.data.dictionary import Dictionary
+from data2vec.data.letters import released_letters
 from data2vec.errors import ConfigError, Data2VecError
 from data2vec.language_model import NgramModel, lexicon_text
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.lm.transformer import TransformerLM
+from data2vec.speech_model import SpeechModel
 
 
 def test_every_utterance_is_decoded_and_the_files_are_the_references(
@@ -63,6 +66,30 @@ def test_a_language_model_forces_its_words(ctc_model: Path, utterances: Path, tm
         word for text in pd.read_csv(tmp_path / "out/utterances.csv")["hypothesis"] for word in text.split()
     }
     assert said and said <= {"ONE", "TWO"}
+
+
+def test_words_of_a_language_model_stand_where_their_letters_are(
+    ctc_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("flashlight.lib.text.decoder")
+    (tmp_path / "lm.arpa").write_text(NgramModel.estimate([["ONE", "TWO"]], 2).arpa())
+    (tmp_path / "lexicon").write_text(lexicon_text(["ONE", "TWO"]))
+    sf.write(str(tmp_path / "a.wav"), 0.1 * np.random.default_rng(1).normal(size=16000), 16_000)
+    letters = released_letters()
+    said = {50: "O", 52: "N", 54: "E", 56: "|", 150: "T", 152: "W", 154: "O", 156: "|"}  # frame -> letter
+    emissions_TV = np.full((200, len(letters)), -20.0, dtype=np.float32)
+    for frame in range(200):
+        emissions_TV[frame, letters.index(said[frame]) if frame in said else 0] = -0.01
+    monkeypatch.setattr(SpeechModel, "emissions", lambda *_: emissions_TV)
+    transcribe_command(tmp_path / "a.wav", str(ctc_model), tmp_path / "out", tmp_path / "lexicon",
+                       tmp_path / "lm.arpa", beam=20)  # fmt: skip
+    words = json.loads((tmp_path / "out" / "a.json").read_text())["words"]
+    assert [word["text"] for word in words] == ["ONE", "TWO"]
+    loaded = data2vec.load(ctc_model)
+    assert isinstance(loaded, SpeechModel)
+    step = loaded.frame_s
+    assert [word["start_s"] for word in words] == pytest.approx([50 * step, 150 * step], abs=2 * step)
+    assert [word["end_s"] for word in words] == pytest.approx([55 * step, 155 * step], abs=2 * step)
 
 
 def language_model(folder: Path, symbols: list[str]) -> Path:

@@ -103,6 +103,7 @@ def test_the_sweep_of_the_m_flag() -> None:
         ("select.over_seeds=mean", "select.over_seeds", "one of median, max"),
         ("register.name=one", "register.name", "needs {task}"),
         ("register.name=null", "register.alias", "needs register.name"),
+        ("register.name='x/{task}'", "register.name", "letters, digits"),
         ("resources_per_trial.cpu=0", "resources_per_trial.cpu", "> 0"),
         ("max_updates=0", "max_updates", ">= 1"),
         ("max_updates=1,2", "max_updates", "takes one value"),

@@ -10,6 +10,7 @@ from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.image_components import Data2VecImageClassification, MaeImageClassification
 from d2v_platform.recipe.schema import Recipe
 from data2vec.config import Data2VecMultiConfig
+from data2vec.errors import ConfigError
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
 
@@ -158,3 +159,14 @@ def test_the_readmes_vision_commands() -> None:
         "model.no_decay_blocks=true",
     )
     assert isinstance(recipe.model, MaeImageClassification)
+
+
+def test_what_would_fail_hours_later_is_said_before_the_start() -> None:
+    words = ["task.probe_bank=bank", "dataset.disable_validation=false", "task.probe_layer=9"]
+    with pytest.raises(ConfigError, match=r"task\.probe_layer = 9 .*-3 \.\.\. 2"):
+        recipe_of("tiny/image_pretraining", *words)
+    for policy in ("foo", "rand-m9-foo1"):
+        with pytest.raises(ConfigError, match=r"task\.auto_augment"):
+            recipe_of("tiny/image_finetuning", "model.model_path=/m", f"task.auto_augment={policy}")
+    for policy in ("augmix-m3-w3", "original", "null"):
+        recipe_of("tiny/image_finetuning", "model.model_path=/m", f"task.auto_augment={policy}")
