@@ -26,7 +26,9 @@ def embed_command(
     model: Annotated[str, typer.Option("--model", help="Any model name: models:/NAME@ALIAS, a folder.")],
     dest: Annotated[Path, typer.Option("--dest", help="Parquet file to write.", parser=file_to_write)],
     subset: Annotated[str | None, typer.Option(help="Subset of the folder, such as val.")] = None,
-    layer: Annotated[int, typer.Option(help="Block whose output is taken; -1 = last, 0 = first.")] = -1,
+    layer: Annotated[
+        int, typer.Option(help="Shared block whose output is taken; -1 = last, 0 = first.")
+    ] = -1,
     pooling: Annotated[
         Pooling,
         typer.Option(help="Mean, class token (images), or none: every patch, or a row for each 20 ms frame."),

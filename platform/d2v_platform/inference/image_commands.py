@@ -11,7 +11,7 @@ from rich.table import Table
 from data2vec.errors import DataError
 
 Model = Annotated[str, typer.Option("--model", help="Any model name: models:/NAME@ALIAS, a folder, a .pt.")]
-Layer = Annotated[int, typer.Option(help="Block whose output is taken; -1 = the last, 0 = the first.")]
+Layer = Annotated[int, typer.Option(help="Shared block whose output is taken; -1 = the last, 0 = the first.")]
 Pooling = Literal["mean", "cls"]
 PoolingOption = Annotated[Pooling, typer.Option(help="Mean over patches, or the class token.")]
 
