@@ -138,14 +138,15 @@ def _index_shard(shard: Path) -> tuple[dict[str, _Sample], bool]:
 def _missing(shards: Sequence[Path], images: int) -> list[str]:
     """One line if there are fewer shards or images than were prepared."""
     folder = shards[0].parent
-    index = _read_index(folder) or {}
     name = shards[0].name.rpartition("-")[0]
-    written = index.get("splits", {}).get(name)
-    if not written or (len(shards) >= written["shards"] and images >= written["images"]):
+    counts = ((_read_index(folder) or {}).get("splits") or {}).get(name) or {}
+    all_images, all_shards = counts.get("images", 0), counts.get("shards", 0)
+    absent = all_shards - len(shards)
+    if images >= all_images and absent <= 0:
         return []
-    lost, absent = written["images"] - images, written["shards"] - len(shards)
-    told = f"{folder}: {lost} of {written['images']} images of {name} that {INDEX_NAME} counts are not used"
-    return [told + (f"; {absent} of {written['shards']} shards are missing" if absent > 0 else "")]
+    lost = all_images - images
+    told = f"{folder}: {lost} of {all_images} images of {name} that {INDEX_NAME} counts are not used"
+    return [told + (f"; {absent} of {all_shards} shards are missing" if absent > 0 else "")]
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
@@ -155,7 +156,7 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
         if path.is_file():
             try:
                 index = json.loads(path.read_text(encoding="utf-8"))
-                return {"classes": list(index["classes"]), "splits": dict(index.get("splits", {}))}
+                return {"classes": list(index["classes"]), "splits": index.get("splits")}
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is no index of prepared shards: {error}") from None
     return None
