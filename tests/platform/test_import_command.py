@@ -24,14 +24,16 @@ import data2vec
 from d2v_platform.cli import app
 from d2v_platform.home import default_tracking_uri
 from d2v_platform.importing.command import downloads_folder
+from d2v_platform.importing.importing import import_model
 from d2v_platform.registry.register import get_version
 from d2v_platform.tracking.tracker import Tracker
 from data2vec.artifact import read_artifact, save_artifact
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig
 from data2vec.ctc import CTCConfig, CTCModel
 from data2vec.data.dictionary import Dictionary
-from data2vec.errors import ConfigError, Data2VecError
+from data2vec.errors import ConfigError, Data2VecError, DataError
 from data2vec.image_heads import ImageClassifier
+from data2vec.image_model import ImageModel
 from data2vec.interop.export import export_fairseq
 
 
@@ -246,6 +248,22 @@ def heard(model: Any, content: bytes) -> tuple[str, float]:
 def seen(model: Any, content: bytes) -> tuple[str, float]:
     names, scores = model.classify([content])
     return names[scores[0].argmax()], scores[0].max()
+
+
+def test_classes_of_a_fairseq_file_get_names(tmp_path: Path, home: Path) -> None:
+    file, names = tmp_path / "tuned.pt", tmp_path / "names.txt"
+    export_fairseq(read_artifact(small_classifier(tmp_path / "ours")), file)
+    names.write_text("red\n\ngreen\nblue\n")
+    d2v("import", file, "--out", tmp_path / "named", "--classes", names)
+    model = data2vec.load(tmp_path / "named")
+    assert isinstance(model, ImageModel) and model.classes == ["red", "green", "blue"]
+    names.write_text("red\nred\nblue\n")
+    with pytest.raises(DataError, match="2 different classes in 3 lines; the model has 3"):
+        import_model(file, classes=names)
+    speech = tmp_path / "speech.pt"
+    export_fairseq(read_artifact(small_recogniser(tmp_path / "speech")), speech)
+    with pytest.raises(DataError, match="a model of this kind has no classes"):
+        import_model(speech, classes=names)
 
 
 @pytest.mark.timeout(400)  # clean processes import torch and mlflow: slow beside other work

@@ -59,6 +59,7 @@ class ImportedModel:
     normalize: bool = False  # audio: each waveform gets zero mean and unit variance
     pixel_norm: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean, deviation; ImageNet's
     dictionary: Dictionary | None = None  # the given one; with <mask> for encoders of text
+    classes: tuple[str, ...] | None = None  # names of a classifier's classes, which no fairseq file holds
 
 
 @dataclass

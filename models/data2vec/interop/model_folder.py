@@ -75,7 +75,7 @@ def save_imported(
 def task_of(imported: ImportedModel) -> dict[str, Any]:
     """What is needed to use the model: labels, normalisation, number of symbols.
 
-    Class names are not part of fairseq's files: classes are called by their numbers.
+    Class names are not part of fairseq's files: unless they are given, classes are called by their numbers.
     """
     modality, task = modality_of(imported.model_config), dict[str, Any]()
     if modality == "AUDIO":
@@ -89,7 +89,7 @@ def task_of(imported: ImportedModel) -> dict[str, Any]:
     classifiers = ("sentence_classifier", "image_classifier", "audio_classifier")
     if imported.kind in classifiers and imported.head_config is not None:
         classes = int(getattr(imported.head_config, "num_classes", 0))
-        task["labels"] = [str(index) for index in range(classes)]
+        task["labels"] = list(imported.classes or map(str, range(classes)))
     return task
 
 

@@ -29,6 +29,9 @@ def import_command(
     dict_: Annotated[
         Path | None, typer.Option("--dict", help="dict.txt (text) or dict.ltr.txt (CTC) that belongs to it.")
     ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Names of a classifier's classes by number, one a line.")
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Model folder to write; default: under D2V_HOME.", parser=folder_to_write),
@@ -67,7 +70,7 @@ def import_command(
     from .importing import import_model
 
     done = import_model(
-        file, dict_path=dict_, out=out, weights=weights, register=register, alias=alias,
+        file, dict_path=dict_, classes=classes, out=out, weights=weights, register=register, alias=alias,
         expected_sha256=sha256 if not download else None, tracking_uri=tracking_uri,
     )  # fmt: skip
     for line in done.lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -45,6 +46,7 @@ def import_model(
     file: Path,
     *,
     dict_path: Path | None = None,
+    classes: Path | None = None,
     out: Path | None = None,
     weights: str = "student",
     register: str | None = None,
@@ -57,6 +59,7 @@ def import_model(
     Args:
         file: what to import.
         dict_path: the dictionary that belongs to it; default: the one inside, or beside the file.
+        classes: file with the names of a classifier's classes, by number, one a line.
         out: model folder to write; default: ``cache/imported`` of the home.
         weights: "student" or "teacher".
         register: name in the registry; needs MLflow.
@@ -66,7 +69,7 @@ def import_model(
 
     Raises:
         CheckpointError: the file cannot be read or does not fit its own configuration.
-        DataError: a wrong checksum or dictionary.
+        DataError: a wrong checksum or dictionary; another number of classes.
     """
     from data2vec.interop.fairseq_file import read_checkpoint
     from data2vec.interop.model_folder import save_imported, sha256_of
@@ -83,11 +86,15 @@ def import_model(
         imported = _with_dictionary(checkpoint, dict_path)
     if expected_sha256 is not None and digest != expected_sha256.lower():
         raise DataError(f"{file} has SHA-256 {digest}, expected {expected_sha256.lower()}")
+    if classes is not None:
+        imported = _with_classes(imported, classes)
     if weights == "teacher":
         imported = with_teacher_weights(imported)
     found, recipe = candidates(imported), recipe_of(imported, cfg)
     origin = origin_of(file, digest, imported, found, recipe, weights)
-    key = hashlib.sha256(json.dumps([digest, weights, str(dict_path)]).encode()).hexdigest()[:8]
+    key = hashlib.sha256(
+        json.dumps([digest, weights, str(dict_path), imported.classes]).encode()
+    ).hexdigest()[:8]
     stem = re.sub(r"[^\w.-]+", "_", file.stem) or "model"
     folder = out or home_folder("cache") / "imported" / f"{stem}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +167,23 @@ def _with_dictionary(checkpoint: FairseqCheckpoint, dict_path: Path | None) -> I
         return imported
     beside = checkpoint.path.parent / ("dict.ltr.txt" if imported.kind == "ctc" else "dict.txt")
     return import_checkpoint(checkpoint, Dictionary.load(beside)) if beside.is_file() else imported
+
+
+def _with_classes(imported: ImportedModel, path: Path) -> ImportedModel:
+    """The classifier with the names of its classes."""
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--classes {path} cannot be read: {error}") from None
+    wanted = getattr(imported.head_config, "num_classes", None)
+    if wanted is None or imported.regression:
+        raise DataError(f"--classes {path}: a model of this kind has no classes; leave it out")
+    if len(names) != wanted or len(set(names)) != wanted:
+        raise DataError(
+            f"--classes {path} names {len(set(names))} different classes in {len(names)} lines; "
+            f"the model has {wanted}"
+        )
+    return dataclasses.replace(imported, classes=tuple(names))
 
 
 def _register(
