@@ -120,8 +120,8 @@ def _awkward(*more: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {"at": "in_write", "update": 5},  # nothing is whole yet
         {"at": "in_backward", "update": steps.randint(6, 9)},
-        {"at": "in_prune", "update": 1},
         *more,
+        {"at": "in_prune", "update": 1},  # nothing is deleted before update 15 is whole
         {"at": "in_backward", "update": steps.randint(16, 19)},
     ]
 
