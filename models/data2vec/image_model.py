@@ -19,6 +19,7 @@ from .config import IMAGENET_MEAN, IMAGENET_STD, ImageHeadConfig
 from .data.image_files import read_image
 from .data.image_transforms import evaluation_transform
 from .errors import CheckpointError, DataError
+from .families import generation_of
 from .image_heads import ImageClassifier, TrunkRegularisation, finetuning_config, make_trunk
 from .student import Data2VecMulti, Features
 from .v1.vision import Data2VecVision
@@ -64,7 +65,7 @@ class ImageModel:
         self.input_size = image_size(config)
         self.transform = evaluation_transform(
             self.input_size,
-            generation=1 if isinstance(config, Data2VecVisionConfig) else 2,
+            generation=generation_of(config),
             mean=tuple(task.get("mean") or IMAGENET_MEAN),
             std=tuple(task.get("std") or IMAGENET_STD),
         )

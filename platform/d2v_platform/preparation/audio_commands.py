@@ -17,13 +17,12 @@ from .audio import LAYOUTS, AudioOptions, ManifestReport, prepare_manifests
 from .audio_events import prepare_events
 from .audio_labels import prepare_labels
 from .audio_subsets import prepare_subsets
+from .destination import Dest, OutputDir
 
 
 def audio_manifest(
     root: Annotated[Path, typer.Argument(help="Folder that is searched recursively.")],
-    dest: Annotated[Path, typer.Option("--dest", help="Folder to write.", parser=folder_to_write)] = Path(
-        "."
-    ),
+    dest: Dest = Path("."),
     ext: Annotated[str, typer.Option(help="Extension of the files, without dot.")] = "flac",
     valid_percent: Annotated[float, typer.Option(help="Fraction (0 to 1) for valid.tsv.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
@@ -64,9 +63,7 @@ def audio_manifest(
 
 def audio_labels(
     tsv: Annotated[Path, typer.Argument(help="Manifest whose files have transcripts beside them.")],
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", help="Folder to write.", parser=folder_to_write)
-    ],
+    output_dir: OutputDir,
     output_name: Annotated[str, typer.Option("--output-name", help="Name of the label files.")],
     build_dict: Annotated[
         bool, typer.Option("--build-dict", help="Make dict.ltr.txt from these transcripts.")
@@ -92,9 +89,7 @@ def audio_labels(
 
 def audio_events(
     tsv: Annotated[Path, typer.Argument(help="Manifest of the clips.")],
-    output_dir: Annotated[
-        Path, typer.Option("--output-dir", help="Folder to write.", parser=folder_to_write)
-    ],
+    output_dir: OutputDir,
     output_name: Annotated[str, typer.Option("--output-name", help="Name of the label file.")],
     segments: Annotated[
         Path | None, typer.Option(help='AudioSet\'s table: id, start, end, "label,label" a line.')

@@ -13,8 +13,8 @@ from rich.table import Table
 from data2vec.data.glue import GlueReport
 from data2vec.errors import DataError
 
-from ..storage.local_places import folder_to_write
 from .audio_commands import audio_events, audio_labels, audio_manifest, audio_subsets, language_model
+from .destination import Dest
 from .download import Downloaded, download, download_text, file_name
 from .glue import prepare_glue
 from .image_commands import images
@@ -31,7 +31,6 @@ app.command("audio-subsets")(audio_subsets)
 app.command("language-model")(language_model)
 app.command("images", epilog="Example: d2v prepare images /imagenet --dest /shards --resize 256")(images)
 
-Dest = Annotated[Path, typer.Option("--dest", help="Folder to write.", parser=folder_to_write)]
 Dict = Annotated[Path | None, typer.Option("--dict", help="dict.txt to use; needed for released models.")]
 Encoder = Annotated[Path | None, typer.Option(help="encoder.json; default: GPT-2's.")]
 Merges = Annotated[Path | None, typer.Option(help="vocab.bpe; default: GPT-2's.")]

@@ -10,12 +10,12 @@ from rich.console import Console
 
 from data2vec.errors import DataError
 
-from ..storage.local_places import folder_to_write
+from .destination import Dest
 
 
 def images(
     root: Annotated[str, typer.Argument(help="Folder with train/CLASS/..., val/CLASS/...; local or a URI.")],
-    dest: Annotated[Path, typer.Option("--dest", help="Folder to write.", parser=folder_to_write)],
+    dest: Dest,
     splits: Annotated[str, typer.Option(help="Subsets, separated by commas; default: all found.")] = "",
     images_per_shard: Annotated[int, typer.Option(help="Images in a shard.")] = 1000,
     resize: Annotated[int | None, typer.Option(help="Shrink to this shorter side, in pixels.")] = None,

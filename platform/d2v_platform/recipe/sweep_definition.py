@@ -280,11 +280,8 @@ def _definition_problems(d: SweepDefinition) -> Iterator[Problem]:
     if d.register.name is not None and len(tasks) > 1 and _PLACEHOLDER not in d.register.name:
         yield Problem("register.name", d.register.name, f"needs {_PLACEHOLDER}: there are several tasks")
     for name, text in (("name", d.register.name), ("alias", d.register.alias)):
-        bad = [
-            made
-            for made in (str(text).replace(_PLACEHOLDER, str(task)) for task in tasks or [_PLACEHOLDER])
-            if text is not None and not checks.REGISTRY_NAME.match(made.replace(_PLACEHOLDER, "task"))
-        ]
+        made = [text.replace(_PLACEHOLDER, str(task)) for task in tasks or ["task"]] if text else []
+        bad = [one for one in made if not checks.REGISTRY_NAME.match(one)]
         if bad:
             yield Problem(f"register.{name}", bad[0], checks.REGISTRY_NAME_RULE)
     if d.register.alias is not None and d.register.name is None:

@@ -148,10 +148,8 @@ def card_facts(
     }
     update = summary.best_update if summary.best_update is not None else summary.update
     subsets = ", ".join(composed.recipe.valid_subsets())
-    note = (
-        protocol
-        or f"{f'validation subset {subsets}' if subsets else 'no validation'}, weights of update {update}"
-    )
+    judged = f"validation subset {subsets}" if subsets else "no validation"
+    note = protocol or f"{judged}, weights of update {update}"
     return CardFacts(
         name=name,
         kind=config["kind"],
