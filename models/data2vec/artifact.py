@@ -17,8 +17,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +33,7 @@ from .data.dictionary import Dictionary
 from .data.tokenizer import TextTokenizer
 from .errors import CheckpointError
 from .families import ModelConfig, family_of, modality_of, read_model_config
+from .folders import written_folder
 from .typed import build, to_dict
 from .v1.text_config import Data2VecTextConfig
 from .v1.vision_config import Data2VecVisionConfig
@@ -97,12 +96,6 @@ def save_artifact(
         origin: where the weights come from (run, update, recipe, parent model).
     """
     folder = Path(folder)
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    save_file(_plain(state), beside / "model.safetensors")
-    if teacher is not None:
-        save_file(_plain(teacher), beside / "teacher.safetensors")
     dictionary = tokenizer.dictionary if tokenizer is not None else letters or words
     config = {
         "format": FORMAT,
@@ -115,15 +108,17 @@ def save_artifact(
         "tokenizer": tokenizer.digest() if tokenizer is not None else None,
         "origin": dict(origin or {}),
     }
-    (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    if tokenizer is not None:
-        tokenizer.save(beside / "tokenizer")
-    if letters is not None:
-        letters.save(beside / LETTERS)
-    if words is not None:
-        words.save(beside / WORDS)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    with written_folder(folder) as beside:
+        save_file(_plain(state), beside / "model.safetensors")
+        if teacher is not None:
+            save_file(_plain(teacher), beside / "teacher.safetensors")
+        (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        if tokenizer is not None:
+            tokenizer.save(beside / "tokenizer")
+        if letters is not None:
+            letters.save(beside / LETTERS)
+        if words is not None:
+            words.save(beside / WORDS)
     return folder
 
 

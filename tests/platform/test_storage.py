@@ -6,13 +6,14 @@ import itertools
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from d2v_platform.storage import cache
-from d2v_platform.storage.cache import cached_folder, local_data, split_places
+from d2v_platform.storage.cache import cached, cached_folder, local_data, split_places
 from d2v_platform.storage.locations import (
     Location,
     Patience,
@@ -167,7 +168,7 @@ def test_the_cache_is_bounded_and_spares_what_is_used(
         open_location(uri).write("data", b"x" * 1000)
     monkeypatch.setenv("D2V_CACHE_GB", "2.5e-6")  # room for two of them
     folders = [cached_folder(uris[0], tmp_path), cached_folder(uris[1], tmp_path)]
-    with pytest.raises(StorageError, match="running trainings hold"):
+    with pytest.raises(StorageError, match="what runs here holds"):
         cached_folder(uris[2], tmp_path)  # both are held by this process
     cache._IN_USE.pop(folders[0]).close()
     third = cached_folder(uris[2], tmp_path)
@@ -234,6 +235,51 @@ def test_a_killed_fetch_goes_on_from_what_it_has(
     source.write("6.jpg", b"x")
     cached_folder(uri, tmp_path)
     assert not left.exists() and not list(tmp_path.glob("**/*.part*"))
+
+
+def test_what_is_being_fetched_counts_and_what_is_being_taken_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D2V_CACHE_GB", "2.5e-6")
+
+    def fetch(size: int) -> Callable[[Path], Path]:
+        def fill(beside: Path) -> Path:
+            (beside / "data").write_bytes(b"x" * size)
+            return beside
+
+        return fill
+
+    def let_go(key: str) -> None:
+        cache._IN_USE.pop(tmp_path / key).close()
+
+    cached("old", 1000, "old", fetch(1000), tmp_path)
+    let_go("old")
+
+    def two_at_once(beside: Path) -> Path:
+        # 1000 bytes are there, 1200 are on their way: 1000 more fit only in place of the old ones, and then
+        # nothing more fits.
+        with cache._lock(tmp_path, "old"), pytest.raises(StorageError, match="or wait"):
+            cached("third", 1000, "third", fetch(1000), tmp_path)  # somebody is about to use the old ones
+        assert (tmp_path / "old").is_dir()
+        cached("third", 1000, "third", fetch(1000), tmp_path)
+        assert not (tmp_path / "old").exists()
+        with pytest.raises(StorageError, match="raise D2V_CACHE_GB or wait"):
+            cached("fourth", 1000, "fourth", fetch(1000), tmp_path)
+        return fetch(1200)(beside)
+
+    cached("second", 1200, "second", two_at_once, tmp_path)
+    # What a killed fetch left is kept for its successor, unless the room is needed.
+    let_go("second"), let_go("third")
+
+    def killed(beside: Path) -> Path:
+        fetch(900)(beside)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached("killed", 1000, "killed", killed, tmp_path)
+    assert (tmp_path / ".killed.partial" / "data").is_file()
+    cached("large", 2400, "large", fetch(2400), tmp_path)
+    assert not list(tmp_path.glob(".killed.[pn]*")) and (tmp_path / "large" / "data").is_file()
 
 
 def test_an_empty_uri_is_named(home: Path) -> None:

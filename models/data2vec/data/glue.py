@@ -8,7 +8,6 @@ frequency of the labels, and STS-B's scores are divided by 5 and written as text
 from __future__ import annotations
 
 import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
+from ..folders import written_folder
 from .dictionary import NUM_SPECIALS, Dictionary
 from .encoding import encode_lines, file_sha256, model_ids
 from .glue_rows import GlueSplit, SplitRows, read_rows
@@ -194,17 +194,8 @@ def prepare_task(
             rows[split.split] = found
     if problems:
         raise DataError(f"GLUE task {task.folder} cannot be prepared:\n  " + "\n  ".join(problems))
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        report = _write(task, rows, partial, target, tokenizer)
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
-        if target.exists():
-            os.replace(target, old)
-        os.replace(partial, target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with written_folder(target) as beside:
+        report = _write(task, rows, beside, target, tokenizer)
     return report
 
 

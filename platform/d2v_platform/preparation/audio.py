@@ -22,8 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from data2vec.data.audio_files import read_audio, read_header
 from data2vec.data.manifest import manifest_text
 from data2vec.errors import DataError
+from data2vec.folders import write_text
 
 from ..bars import Bars
+from .sole_writer import sole_writer
 
 TAIL = 1600  # samples read at the end of each file, which finds files that break off
 
@@ -117,10 +119,18 @@ def prepare_manifests(
         others = sorted({p.suffix for p in root.rglob("*") if p.is_file() and p.suffix})[:6]
         hint = f"; there are files with {', '.join(others)} (--ext)" if others else ""
         raise DataError(f"{root} has no *.{options.ext} files{hint}")
+    dest.mkdir(parents=True, exist_ok=True)
+    with sole_writer(dest):  # else a train.tsv of one run could stand beside a valid.tsv of another
+        return _prepare(root, dest, files, options, console or Console(quiet=True))
+
+
+def _prepare(
+    root: Path, dest: Path, files: list[Path], options: AudioOptions, console: Console
+) -> ManifestReport:
     report = ManifestReport(folder=dest)
-    looked = list(_look_at_all(files, options, console or Console(quiet=True)))
+    looked = list(_look_at_all(files, options, console))
     if options.resample is not None:
-        looked = _converted(root, looked, options, report, console or Console(quiet=True))
+        looked = _converted(root, looked, options, report, console)
     report.dropped = [entry for entry in looked if entry.problem is not None]
     report.remarks = [entry for entry in looked if entry.problem is None and entry.remark is not None]
     if options.strict and report.dropped:
@@ -130,18 +140,17 @@ def prepare_manifests(
     usable = [entry for entry in looked if entry.problem is None]
     if not usable:
         raise DataError(_dropped_text(report.dropped, f"none of {len(files)} files in {root} can be used"))
-    dest.mkdir(parents=True, exist_ok=True)
     real_root = Path(os.path.realpath(root))
     base = real_root if options.resample is None else Path(os.path.commonpath(
         [real_root, os.path.realpath(options.resample)]))  # fmt: skip
     entries = {entry.path: (os.path.relpath(entry.path, base), entry.frames) for entry in usable}
     for name, members in _splits(real_root, usable, options).items():
         listed = [entries[entry.path] for entry in members]
-        _write(dest / f"{name}.tsv", manifest_text(str(base), listed))
+        write_text(dest / f"{name}.tsv", manifest_text(str(base), listed))
         hours = sum(frames for _, frames in listed) / options.sample_rate / 3600
         report.splits[name] = (len(listed), hours)
     if dropped := report.dropped:
-        _write(dest / "dropped.tsv", "".join(f"{entry.path}\t{entry.problem}\n" for entry in dropped))
+        write_text(dest / "dropped.tsv", "".join(f"{entry.path}\t{entry.problem}\n" for entry in dropped))
     return report
 
 
@@ -297,12 +306,6 @@ def _official(root: Path, usable: list[Looked], layout: str) -> Mapping[str, lis
         wanted = sorted({folder for folders in LAYOUTS[layout].values() for folder in folders})
         raise DataError(f"{root} is no {layout} folder: none of {', '.join(wanted)} is there")
     return splits
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _dropped_text(dropped: Sequence[Looked], head: str) -> str:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from data2vec.data.event_labels import read_classes
 from data2vec.data.manifest import Manifest, read_manifest
 from data2vec.errors import DataError
+from data2vec.folders import write_text
 
 DESCRIPTORS = "label_descriptors.csv"
 _SHOWN = 10
@@ -89,8 +89,8 @@ def prepare_events(
     for position, row in enumerate(found):
         end = int(manifest.frames[position]) / sample_rate
         lines.append(f"0.0\t{end:.3f}\t{','.join(str(i) for i in sorted(index[name] for name in row))}\n")
-    _write(path, text)
-    _write(output_dir / f"{output_name}.lbl", "".join(lines))
+    write_text(path, text)
+    write_text(output_dir / f"{output_name}.lbl", "".join(lines))
     return EventReport(
         folder=output_dir,
         name=output_name,
@@ -153,9 +153,3 @@ def _descriptors(names: list[str]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(enumerate(names))
     return out.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

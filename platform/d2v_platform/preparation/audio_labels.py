@@ -6,7 +6,6 @@ The transcripts are LibriSpeech's: ``<speaker>-<chapter>.trans.txt`` in the fold
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import letter_dictionary, letter_line, released_letters
 from data2vec.data.manifest import read_manifest
 from data2vec.errors import DataError
+from data2vec.folders import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,9 @@ def prepare_labels(
     letters = _dictionary(output_dir, texts, build_dict, dictionary)
     lines = [letter_line(text) for text in texts]
     output_dir.mkdir(parents=True, exist_ok=True)
-    _write(output_dir / f"{output_name}.wrd", "".join(f"{' '.join(text.split())}\n" for text in texts))
-    _write(output_dir / f"{output_name}.ltr", "".join(f"{line}\n" for line in lines))
-    _write(output_dir / "dict.ltr.txt", letters.text())
+    write_text(output_dir / f"{output_name}.wrd", "".join(f"{' '.join(text.split())}\n" for text in texts))
+    write_text(output_dir / f"{output_name}.ltr", "".join(f"{line}\n" for line in lines))
+    write_text(output_dir / "dict.ltr.txt", letters.text())
     counts = Counter(symbol for line in lines for symbol in line.split(" "))
     return LabelReport(
         folder=output_dir,
@@ -125,9 +125,3 @@ def _dictionary(folder: Path, texts: list[str], build: bool, given: Path | None)
             "it, or choose another --output-dir"
         )
     return wanted
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -5,7 +5,6 @@ The smaller sets lie inside the larger ones, so that a curve over minutes compar
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from data2vec.data.letters import read_label_lines
 from data2vec.data.manifest import manifest_text, read_manifest
 from data2vec.errors import DataError
+from data2vec.folders import write_text
 
 LABELS = ("ltr", "wrd", "phn", "lbl")  # extensions of label files that go along line by line
 
@@ -68,9 +68,9 @@ def prepare_subsets(
         folder = dest / f"{amount:g}m"
         folder.mkdir(parents=True, exist_ok=True)
         entries = [(manifest.name(i), int(manifest.frames[i])) for i in chosen]
-        _write(folder / tsv.name, manifest_text(manifest.root, entries))
+        write_text(folder / tsv.name, manifest_text(manifest.root, entries))
         for name, lines in labels.items():
-            _write(folder / f"{tsv.stem}.{name}", "".join(f"{lines[i]}\n" for i in chosen))
+            write_text(folder / f"{tsv.stem}.{name}", "".join(f"{lines[i]}\n" for i in chosen))
         for path in beside:
             shutil.copyfile(path, folder / path.name)
         seconds = sum(frames for _, frames in entries) / sample_rate
@@ -87,9 +87,3 @@ def _taken(order: Sequence[int], frames: Sequence[int], limit: int) -> list[int]
             break
         chosen.append(index)
     return sorted(chosen)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from data2vec.data.dictionary import Dictionary
 from data2vec.data.glue import GLUE_TASKS, GlueReport, GlueTask, prepare_task
 from data2vec.data.tokenizer import TextTokenizer
 from data2vec.errors import DataError, nearest_names
+from data2vec.folders import written_folder
 
 from .download import download, file_name, unpack
 
@@ -176,12 +176,10 @@ def assemble_mrpc(train: Path, test: Path, dev_ids: Path, folder: Path) -> None:
     }
     if len(parts["dev.tsv"]) == 1:
         raise DataError(f"none of the pairs of {dev_ids} is in {train}; these files do not belong together")
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True, exist_ok=True)
-    for name, content in parts.items():
-        text = "".join("\t".join(row) + "\n" for row in content)
-        (partial / name).write_text(text, encoding="utf-8")
-    os.replace(partial, folder)
+    with written_folder(folder) as beside:
+        for name, content in parts.items():
+            text = "".join("\t".join(row) + "\n" for row in content)
+            (beside / name).write_text(text, encoding="utf-8")
 
 
 def _rows(path: Path, fields: int) -> list[list[str]]:

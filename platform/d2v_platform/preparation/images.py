@@ -27,6 +27,7 @@ from data2vec.data.image_files import UnreadableImageError, read_image
 from data2vec.data.image_shards import INDEX_NAME
 from data2vec.data.image_sources import FolderSource
 from data2vec.errors import DataError
+from data2vec.folders import write_text
 
 from ..bars import Bars
 from .sole_writer import sole_writer
@@ -103,7 +104,7 @@ def prepare_images(
             for name, source in sources.items()
         }
         bad = [(name, path, reason) for name, report in reports.items() for path, reason in report.bad]
-        _write(
+        write_text(
             dest / BAD_NAME,
             _bad_of_others(dest, names)
             + "".join(f"{split}\t{path}\t{reason}\n" for split, path, reason in bad),
@@ -111,7 +112,7 @@ def prepare_images(
         if bad and options.strict:
             raise DataError(f"{len(bad)} images cannot be read, listed in {dest / BAD_NAME} (--strict)")
         index["splits"] |= {name: {"images": r.images, "shards": r.shards} for name, r in reports.items()}
-        _write(dest / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+        write_text(dest / INDEX_NAME, json.dumps(index, indent=2) + "\n")
     return reports
 
 
@@ -230,7 +231,7 @@ def _make_shard(job: _Job) -> dict[str, Any]:
             record["images"] += 1
     beside.replace(path)
     record["bytes"] = path.stat().st_size
-    _write(record_path, json.dumps(record) + "\n")
+    write_text(record_path, json.dumps(record) + "\n")
     return record | {"reused": 0}
 
 
@@ -246,12 +247,6 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)  # no times or owners: the same images give the same bytes
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def summary(reports: Mapping[str, SplitReport], dest: Path) -> list[str]:

@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +17,12 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlparse
 
 from data2vec.errors import CheckpointError, Data2VecError
+from data2vec.folders import inside
 
 from ..home import home_folder
-from ..storage.locations import open_location
-from ..tracking.mlflow_access import configure_environment, error_code, short_reason
+from ..storage.cache import cached, cached_folder
+from ..storage.locations import patiently
+from ..tracking.mlflow_access import configure_environment, error_code
 from ..tracking.redaction import redact_text
 from .model_package import MODEL_FOLDER
 from .model_versions import ModelVersion, get_alias, get_version, show
@@ -167,83 +167,60 @@ def _mlflow_download(tracker: Tracker, uri: str, key: str) -> Path:
     local = _as_local(uri)
     if local:
         return local
+    configure_environment()
+    import mlflow.artifacts
+
+    shown = f"model {redact_text(uri)!r}"
 
     def fetch(into: Path) -> Path:
-        configure_environment()
-        import mlflow.artifacts
-
         # MLflow puts the last part of the path below the folder we gave, and says so.
-        got = mlflow.artifacts.download_artifacts(
-            artifact_uri=uri,
-            dst_path=str(into),
-            tracking_uri=tracker.tracking_uri,
-            registry_uri=tracker.tracking_uri,
+        got = patiently(
+            lambda: mlflow.artifacts.download_artifacts(
+                artifact_uri=uri,
+                dst_path=str(into),
+                tracking_uri=tracker.tracking_uri,
+                registry_uri=tracker.tracking_uri,
+            ),
+            shown,
         )
         return Path(got)
 
-    return _cached(
-        tracker.home, f"mlflow-{hashlib.sha256(tracker.tracking_uri.encode()).hexdigest()[:8]}-{key}", fetch
-    )
+    server = hashlib.sha256(tracker.tracking_uri.encode()).hexdigest()[:8]
+    root = home_folder("cache", tracker.home) / "data"
+    key = re.sub(r"[^A-Za-z0-9._-]", "-", key)
+    return cached(f"mlflow-{server}-{key}", _mlflow_bytes(tracker, uri, shown), shown, fetch, root)
+
+
+def _mlflow_bytes(tracker: Tracker, uri: str, shown: str) -> int:
+    """Size of what lies at an MLflow address.
+
+    Raises:
+        DataError: a name in the server's listing leads outside the folder.
+    """
+    import mlflow.artifacts
+
+    above, total, folders = uri.rstrip("/").rpartition("/")[0], 0, [uri]
+    while folders:
+        place = folders.pop()
+        for entry in patiently(
+            lambda place=place: mlflow.artifacts.list_artifacts(
+                artifact_uri=place, tracking_uri=tracker.tracking_uri
+            ),
+            shown,
+        ):
+            inside(Path("model"), entry.path)
+            if entry.is_dir:
+                folders.append(f"{above}/{entry.path}")
+            total += entry.file_size or 0
+    return total
 
 
 def _download_uri(uri: str, tracker: Tracker | None) -> Path:
     """A folder or file at any fsspec URI; the cache is keyed by what lies there, so a change is noticed."""
-    try:
-        location = open_location(uri)
-        filesystem, root = location.filesystem, location.root
-        listing = {
-            path: [
-                info.get("size"),
-                str(info.get("ETag") or info.get("mtime") or info.get("LastModified") or ""),
-            ]
-            for path, info in sorted(filesystem.find(root, detail=True).items())
-        }
-    except Exception as error:
-        raise _unreadable(uri, error) from error
-    if not listing:
-        raise Data2VecError(f"model {redact_text(uri)!r}: nothing lies there")
-
-    def fetch(into: Path) -> Path:
-        for path in listing:
-            inner = path.removeprefix(root.rstrip("/")).lstrip("/") or Path(path).name
-            (into / inner).parent.mkdir(parents=True, exist_ok=True)
-            filesystem.get_file(path, str(into / inner))
-        return into
-
-    digest = hashlib.sha256(json.dumps([uri, listing]).encode()).hexdigest()[:24]
-    try:
-        folder = _cached(tracker.home if tracker else None, f"uri-{digest}", fetch)
-    except Exception as error:
-        raise _unreadable(uri, error) from error
-    single = folder / Path(root).name
-    return single if list(listing) == [root] else folder
-
-
-def _unreadable(uri: str, error: Exception) -> Data2VecError:
-    return Data2VecError(
-        f"model {redact_text(uri)!r} cannot be read: {short_reason(error)}; credentials and endpoint come "
-        "from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...) or the usual AWS files"
-    )
-
-
-def _cached(home: Path | None, key: str, fetch: Callable[[Path], Path]) -> Path:
-    """``cache/models/KEY``, fetched beside it and renamed: complete or invisible."""
-    folder = home_folder("cache", home) / "models"
-    folder.mkdir(exist_ok=True)
-    done = folder / key
-    if done.is_dir():
-        return done
-    beside = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=folder))
-    try:
-        fetched = fetch(beside)
-        try:
-            fetched.rename(done)
-        except OSError:
-            if not done.is_dir():  # else another process brought the same meanwhile
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return done
+    home = tracker.home if tracker else None
+    folder = cached_folder(uri, home_folder("cache", home) / "data", what="model")
+    single = folder / Path(urlparse(uri).path).name
+    return single if [single] == list(folder.iterdir()) and single.is_file() else folder
 
 
 def _classify(path: Path, uri: str, version: ModelVersion | None = None) -> ResolvedModel:

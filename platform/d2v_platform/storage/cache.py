@@ -1,11 +1,13 @@
-"""Data at a URI, brought to this machine once: ``task.data=s3://bucket/prepared`` reads as a local folder.
+"""Data and models at a URI, brought to this machine once: ``task.data=s3://bucket/x`` reads as a folder.
 
 ::
 
     <D2V_HOME>/cache/data/
-      <key>/                 one folder of data; the key names the URI and what lies there (sizes, ETags)
+      <key>/                 one folder; the key names the URI and what lies there (sizes, ETags)
       <key>.used             touched whenever it is used
       .<key>.partial/        being fetched
+      .<key>.needs           how many bytes it will have
+      .<key>.lock, .lock     held by who fetches or deletes it; held by who counts and makes room
 
 A folder is fetched beside its place and renamed, so it is complete or not there; a fetch that was killed goes
 on from the files that it has. When the files at the URI change, so does the key. The cache is bounded
@@ -24,7 +26,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -32,9 +34,11 @@ from typing import BinaryIO
 import filelock
 
 from data2vec.errors import DataError
+from data2vec.folders import inside
 
 from ..home import home_folder
 from ..recipe.schema import Recipe
+from ..tracking.redaction import redact_text
 from .locations import Location, Patience, StorageError, is_uri, local_path, open_location
 
 logger = logging.getLogger(__name__)
@@ -93,28 +97,66 @@ def split_places(data: str) -> list[str]:
     return places
 
 
-def cached_folder(uri: str, root: Path | None = None, patience: Patience | None = None) -> Path:
-    """A local copy of the folder at a URI, kept for as long as this process lives.
+def cached_folder(
+    uri: str, root: Path | None = None, patience: Patience | None = None, what: str = "task.data"
+) -> Path:
+    """A local copy of the folder (or the one file) at a URI, kept for as long as this process lives.
 
     Args:
         uri: any fsspec URI.
         root: another cache folder, for tests.
         patience: how long to try when the place does not answer.
+        what: the field or option that names the URI, for messages.
+    """
+    location = open_location(uri)
+    stamps = location.stamps(patience)
+    shown = f"{what} = {redact_text(uri)!r}"
+    if not stamps:
+        raise DataError(f"{shown}: nothing lies there")
+    key = hashlib.sha256(json.dumps([uri, stamps]).encode()).hexdigest()[:24]
+    sizes = {name: int(stamp[0]) for name, stamp in stamps.items()}
+
+    def fetch(beside: Path) -> Path:
+        _fetch(location, sizes, beside, patience)
+        return beside
+
+    return cached(key, sum(sizes.values()), shown, fetch, root)
+
+
+def cached(
+    key: str, needed: int, shown: str, fetch: Callable[[Path], Path], root: Path | None = None
+) -> Path:
+    """The folder of a key, fetched unless it is there, and kept for as long as this process lives.
+
+    Args:
+        key: names the content, which never changes.
+        needed: its bytes.
+        shown: what it is, for messages.
+        fetch: fills the folder that it is given (which may hold what a killed fetch brought) and returns the
+            folder to keep: that one or one in it.
+        root: another cache folder, for tests.
+
+    Raises:
+        StorageError: it does not fit the cache or the disk.
     """
     cache = root or home_folder("cache") / "data"
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    location = open_location(uri)
-    stamps = location.stamps(patience)
-    if not stamps:
-        raise DataError(f"task.data = {uri!r}: nothing lies there")
-    key = hashlib.sha256(json.dumps([uri, stamps]).encode()).hexdigest()[:24]
     done = cache / key
-    with _sole_fetcher(cache, key):
+    with _lock(cache, key):
         if not done.is_dir():
-            needed = sum(stamp[0] for stamp in stamps.values())
-            _make_room(cache, needed, uri)
-            logger.info("fetching %s (%.2f GB, %d files) into %s", uri, needed / 1e9, len(stamps), done)
-            _fetch(location, {name: int(stamp[0]) for name, stamp in stamps.items()}, done, patience)
+            beside = _make_room(cache, key, needed, shown)
+            logger.info("fetching %s (%.2f GB) into %s", shown, needed / 1e9, done)
+            try:
+                fetch(beside).rename(done)
+            except ConnectionError:
+                raise
+            except OSError as error:
+                _drop_partial(cache, key)  # the disk is full, most likely
+                raise StorageError(
+                    f"{shown} cannot be kept in {cache}: {error}; free space there, or set D2V_HOME to a "
+                    "larger disk"
+                ) from error
+            _drop_partial(cache, key)
         _hold(done)
     return done
 
@@ -128,15 +170,12 @@ def _is_port(before: str, part: str) -> bool:
     return is_uri(before) and "/" not in before.split("://", 1)[1] and part[:1].isdigit()
 
 
-def _fetch(location: Location, sizes: dict[str, int], done: Path, patience: Patience | None) -> None:
-    """Bring every file to ``done``; those that an earlier, killed fetch brought are kept."""
-    beside = _partial(done)
+def _fetch(location: Location, sizes: dict[str, int], beside: Path, patience: Patience | None) -> None:
+    """Bring every file into ``beside``; those that an earlier, killed fetch brought are kept."""
     progress = _FetchProgress(location.uri, sum(sizes.values()))
 
     def get(name: str) -> None:
-        target = beside / name
-        if not target.resolve().is_relative_to(beside.resolve()):
-            raise DataError(f"{location.uri}: the name {name!r} leaves its folder")
+        target = inside(beside, name or Path(location.root).name)
         if not target.is_file() or target.stat().st_size != sizes[name]:
             target.parent.mkdir(parents=True, exist_ok=True)
             half = target.with_name(f"{target.name}.part")
@@ -145,20 +184,10 @@ def _fetch(location: Location, sizes: dict[str, int], done: Path, patience: Pati
         progress.add(sizes[name])
 
     try:
-        beside.mkdir(exist_ok=True)
         with ThreadPoolExecutor(_PARALLEL) as pool:
             list(pool.map(get, sizes))
-        beside.rename(done)
     except FileNotFoundError as error:
         raise StorageError(f"{location.uri}: {error} vanished while it was fetched; try again") from error
-    except OSError as error:
-        if isinstance(error, ConnectionError):
-            raise
-        shutil.rmtree(beside, ignore_errors=True)  # the disk is full, most likely
-        raise StorageError(
-            f"{location.uri} cannot be kept in {done.parent}: {error}; free space there, or set D2V_HOME to "
-            "a larger disk"
-        ) from error
 
 
 class _FetchProgress:
@@ -183,15 +212,37 @@ class _FetchProgress:
             )  # fmt: skip
 
 
-def _partial(done: Path) -> Path:
-    return done.with_name(f".{done.name}.partial")
+def _partial(cache: Path, key: str) -> Path:
+    return cache / f".{key}.partial"
+
+
+def _needs(cache: Path, key: str) -> Path:
+    return cache / f".{key}.needs"
+
+
+def _drop_partial(cache: Path, key: str) -> None:
+    shutil.rmtree(_partial(cache, key), ignore_errors=True)
+    _needs(cache, key).unlink(missing_ok=True)
+
+
+def _lock(cache: Path, key: str) -> filelock.BaseFileLock:
+    """Several workers of a machine want the same folder: one fetches, the others wait; nobody deletes it."""
+    return filelock.FileLock(cache / f".{key}.lock")
 
 
 @contextlib.contextmanager
-def _sole_fetcher(cache: Path, key: str) -> Iterator[None]:
-    """Several workers of a machine want the same data: one fetches, the others wait."""
-    with filelock.FileLock(cache / f".{key}.lock"):
-        yield
+def _free(cache: Path, key: str) -> Iterator[bool]:
+    """Whether nobody fetches, takes or deletes a folder; nobody else does inside the block then."""
+    lock = _lock(cache, key)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _hold(folder: Path) -> None:
@@ -227,36 +278,65 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _drop_abandoned(cache: Path) -> None:
-    """Delete what killed fetches of other data left and nobody has touched for a day."""
+def _drop_partials(cache: Path, older_than_s: float) -> None:
+    """Delete what killed fetches left and nobody has touched for some time."""
     for partial in cache.glob(".*.partial"):
         newest = max((p.stat().st_mtime for p in [partial, *partial.rglob("*")]), default=0.0)
-        if time.time() - newest > _ABANDONED_S:
-            shutil.rmtree(partial, ignore_errors=True)
+        key = partial.name[1:].removesuffix(".partial")
+        with _free(cache, key) as free:
+            if free and time.time() - newest > older_than_s:
+                _drop_partial(cache, key)
 
 
-def _make_room(cache: Path, needed: int, uri: str) -> None:
-    """Delete what was used longest ago until ``needed`` bytes fit."""
+def _make_room(cache: Path, key: str, needed: int, shown: str) -> Path:
+    """An empty or half-filled folder for ``needed`` bytes; what was used longest ago is deleted for it.
+
+    The caller holds the key's lock.
+    """
     limit = limit_bytes()
     if needed > limit:
         raise StorageError(
-            f"task.data = {uri!r} holds {needed / 1e9:.1f} GB, and the cache may hold {limit / 1e9:.1f}; "
-            "raise D2V_CACHE_GB, or copy the data to a disk that all workers see"
+            f"{shown} holds {needed / 1e9:.1f} GB, and the cache may hold {limit / 1e9:.1f}; raise "
+            "D2V_CACHE_GB, or copy it to a disk that all workers see"
         )
-    _drop_abandoned(cache)
-    sizes = {path: _size(path) for path in cache.iterdir() if path.is_dir() and path.name[0] != "."}
+    with filelock.FileLock(cache / ".lock"):
+        _drop_partials(cache, _ABANDONED_S)
+        held = _evict(cache, limit - needed - _reserved(cache, key)) + _reserved(cache, key)
+        if held + needed > limit:
+            _drop_partials(cache, 0.0)
+            held = sum(map(_size, _folders(cache))) + _reserved(cache, key)
+        if held + needed > limit:
+            raise StorageError(
+                f"{shown} needs {needed / 1e9:.1f} GB of cache; what runs here holds {held / 1e9:.1f} of "
+                f"{limit / 1e9:.1f} GB; raise D2V_CACHE_GB or wait"
+            )
+        beside = _partial(cache, key)
+        beside.mkdir(mode=0o700, exist_ok=True)
+        _needs(cache, key).write_text(str(needed))
+    return beside
+
+
+def _folders(cache: Path) -> list[Path]:
+    return [path for path in cache.iterdir() if path.is_dir() and path.name[0] != "."]
+
+
+def _reserved(cache: Path, key: str) -> int:
+    """Bytes that other fetches have or will have."""
+    return sum(int(path.read_text() or 0) for path in cache.glob(".*.needs") if path != _needs(cache, key))
+
+
+def _evict(cache: Path, limit: int) -> int:
+    """Delete complete folders, longest unused first, until the limit is kept; returns the bytes left."""
+    sizes = {path: _size(path) for path in _folders(cache)}
     total = sum(sizes.values())
     for folder in sorted(sizes, key=_last_used):
-        if total + needed <= limit:
-            return
-        if _in_use(folder):
-            continue
-        total -= sizes[folder]
-        logger.info("the data cache is full: deleting %s (%.2f GB)", folder, sizes[folder] / 1e9)
-        folder.with_name(f"{folder.name}.used").unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-    if total + needed > limit:
-        raise StorageError(
-            f"task.data = {uri!r} needs {needed / 1e9:.1f} GB of cache; running trainings hold "
-            f"{total / 1e9:.1f} of {limit / 1e9:.1f} GB; raise D2V_CACHE_GB or wait for them"
-        )
+        if total <= limit:
+            break
+        with _free(cache, folder.name) as free:
+            if not free or _in_use(folder):
+                continue
+            total -= sizes[folder]
+            logger.info("the cache is full: deleting %s (%.2f GB)", folder, sizes[folder] / 1e9)
+            folder.with_name(f"{folder.name}.used").unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    return total
