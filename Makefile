@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SOURCES := models platform experiments tests
 
-.PHONY: help setup demo test test-slow test-gpu parity lint format ui clean
+.PHONY: help setup demo test test-slow test-gpu parity mutation lint format ui clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,17 @@ PARITY_CASES ?= $(sort $(GOLDEN) $(filter-out $(patsubst ../shared/golden/%,test
 
 parity: setup ## Compare with the recorded numbers of the reference, and write tests/parity/table.md (PARITY_CASES='<folders>' for others)
 	@$(PY) tests/parity/check.py --markdown tests/parity/table.md $(or $(PARITY_CASES),$(error no recorded cases in tests/parity/cases or ../shared/golden: give PARITY_CASES=<folders>))
+
+# The library, and what decides on the platform: selection, gate, checkpoint, queue, forecast, checks.
+FILES ?= $(wildcard models/data2vec/*.py models/data2vec/v1/*.py) $(addprefix platform/d2v_platform/, \
+    recipe/checks.py recipe/audio_checks.py recipe/image_checks.py sweeps/selection.py sweeps/engine.py \
+    registry/promotion.py tracking/metric_queue.py tracking/metric_sender.py tracking/redaction.py \
+    training/checkpoint.py training/forecast.py training/optimizer.py training/train_loop.py)
+MUTANTS ?= 5
+SEED ?= 1
+
+mutation: setup ## Plant MUTANTS=5 mistakes in each of FILES='…' (SEED=1) and count those that tests notice; goes on where stopped
+	@nice $(PY) tests/mutation.py $(wildcard $(FILES)) --mutants $(MUTANTS) --seed $(SEED)
 
 lint: setup ## Style, types, spelling and the container files, as the reviewer runs them
 	@$(PY) -m ruff check .
