@@ -340,8 +340,9 @@ class TrainingLoop:
             raise TrainingStopped(stop)
 
     def _epoch_position(self) -> float:
-        done = self.state.cursor / max(1, self.recipe.micro_batches(self.state.epoch))
-        return self.state.epoch - 1 + min(1.0, (done + 1) / self.progress.epoch_length)
+        """Whole epochs, and the share of this one's updates that are done."""
+        done = math.ceil(self.state.cursor / self.recipe.micro_batches(self.state.epoch))
+        return self.state.epoch - 1 + done / self.progress.epoch_length
 
     def _validate_and_save(
         self, *, epoch_end: bool, validate: bool = True, save: bool = True, at_end: bool = False
@@ -371,8 +372,10 @@ class TrainingLoop:
             self.progress.validation(state, scores)
             if self.worker.rank == 0:
                 self.reporter.log(state.update, scores)
-        if (save or improved or at_end) and not rules.no_save:
-            self._save(epoch_end, metric, improved)
+        if save or improved or at_end or patience_spent:
+            if not rules.no_save:
+                self._save(epoch_end, metric, improved)
+            self.last_saved = state.update
         stop = self.reporter.evaluated(state.update, state.metrics)
         if patience_spent:
             return f"no improvement in {rules.patience} validations (checkpoint.patience)"
@@ -439,7 +442,6 @@ class TrainingLoop:
             self.checkpoints.save(
                 self.state.update, tensors, state, epoch_end=epoch_end, metric=metric, best=best, owned=True
             )
-        self.last_saved = self.state.update
         self.progress.checkpoint_s = time.perf_counter() - begin
 
     def finish(self, reason: str, origin: dict[str, Any]) -> Summary:
