@@ -34,6 +34,7 @@ from .data.tokenizer import TextTokenizer
 from .errors import CheckpointError
 from .families import ModelConfig, family_of, modality_of, read_model_config
 from .folders import written_folder
+from .in_use import device_of
 from .typed import build, to_dict
 from .v1.text_config import Data2VecTextConfig
 from .v1.vision_config import Data2VecVisionConfig
@@ -251,12 +252,17 @@ def _safetensors_errors(path: Path) -> Iterator[Path]:
         raise CheckpointError(f"{path} is damaged or truncated: {error}") from error
 
 
-def load(model: Path | str, dictionary: Path | str | None = None) -> Any:
-    """A ready model: ``data2vec.load(folder).embed(["some text"])``.
+def load(
+    model: Path | str, dictionary: Path | str | None = None, *, device: torch.device | str = "cpu"
+) -> Any:
+    """A ready model: ``data2vec.load(folder).embed("some text")``.
+
+    A model takes one item or a list: one text gives one result, a list of texts gives a list.
 
     Args:
         model: a model folder of ours, a fairseq ``.pt`` file, or a Hugging Face folder.
         dictionary: ``dict.txt`` or ``dict.ltr.txt`` of a ``.pt`` file; default: the one inside or beside.
+        device: where it computes: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"; see its ``to``.
 
     Returns:
         :class:`data2vec.text_model.TextModel`, :class:`data2vec.speech_model.SpeechModel`,
@@ -264,7 +270,9 @@ def load(model: Path | str, dictionary: Path | str | None = None) -> Any:
 
     Raises:
         CheckpointError: there is no model, it is damaged, or a text model has no dictionary.
+        DataError: this machine has no such device.
     """
+    device = device_of(device)
     if is_artifact(model) and _is_ours(Path(model)):
         artifact = read_artifact(model)
     else:
@@ -274,18 +282,18 @@ def load(model: Path | str, dictionary: Path | str | None = None) -> Any:
     if artifact.modality == "AUDIO":
         from .speech_model import SpeechModel
 
-        return SpeechModel(artifact)
+        return SpeechModel(artifact).to(device)
     if artifact.modality == "IMAGE":
         from .image_model import ImageModel
 
-        return ImageModel(artifact)
+        return ImageModel(artifact).to(device)
     if artifact.kind == "language_model":
         from .lm.loaded import LanguageModel
 
-        return LanguageModel(artifact)
+        return LanguageModel(artifact).to(device)
     from .text_model import TextModel
 
-    return TextModel(artifact)
+    return TextModel(artifact).to(device)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -16,11 +16,12 @@ from PIL import Image
 
 from .artifact import Artifact, load_strictly
 from .config import IMAGENET_MEAN, IMAGENET_STD, ImageHeadConfig
-from .data.image_files import read_image
+from .data.image_files import UnreadableImageError, read_image
 from .data.image_transforms import evaluation_transform
 from .errors import CheckpointError, DataError
 from .families import generation_of
 from .image_heads import ImageClassifier, TrunkRegularisation, finetuning_config, make_trunk
+from .in_use import ModelInUse, items_of
 from .student import Data2VecMulti, Features
 from .v1.vision import Data2VecVision
 from .v1.vision_config import Data2VecVisionConfig
@@ -28,9 +29,10 @@ from .v1.vision_config import Data2VecVisionConfig
 AnyImage = bytes | str | Path | np.ndarray | Image.Image
 """Content of an image file, its path, (H, W), (H, W, 1) or (H, W, 3) uint8, or a Pillow image."""
 Pooling = Literal["mean", "cls", "none"]
+BATCH = 32
 
 
-class ImageModel:
+class ImageModel(ModelInUse):
     """A model in evaluation mode with its preprocessing.
 
     Attributes:
@@ -56,9 +58,7 @@ class ImageModel:
             trunk = finetuning_config(config, TrunkRegularisation())  # pyright: ignore[reportArgumentType]
             self.network = make_trunk(trunk, seed=1)
             load_strictly(self.network, artifact.trunk_state, artifact.folder)
-        self.network.eval()
-        if self.classifier is not None:
-            self.classifier.eval()
+        self._module = (self.classifier or self.network).eval()
         self.classes = [str(x) for x in task.get("labels", [])]
         if self.classifier is not None and len(self.classes) != self.classifier.head_config.num_classes:
             self.classes = [str(i) for i in range(self.classifier.head_config.num_classes)]
@@ -70,16 +70,6 @@ class ImageModel:
             std=tuple(task.get("std") or IMAGENET_STD),
         )
 
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return next(self.network.parameters()).device
-
-    def to(self, device: torch.device | str) -> ImageModel:
-        """Move it; returns itself."""
-        (self.classifier or self.network).to(device)
-        return self
-
     def untrained(self, seed: int = 1) -> ImageModel:
         """The same architecture with random initial weights, without a head: the baseline of a probe.
 
@@ -88,43 +78,70 @@ class ImageModel:
         """
         other = copy.copy(self)
         other.classifier = None
-        other.network = make_trunk(self.network.config, seed).eval().to(self.device)
+        other.network = other._module = make_trunk(self.network.config, seed).eval().to(self.device)
         return other
 
+    @overload
+    def embed(
+        self, images: AnyImage, pooling: Pooling = ..., layer: int = ..., *, batch_size: int = ...
+    ) -> np.ndarray: ...
+    @overload
+    def embed(
+        self,
+        images: Sequence[AnyImage],
+        pooling: Pooling = "mean",
+        layer: int = -1,
+        *,
+        batch_size: int = BATCH,
+    ) -> list[np.ndarray]: ...
     @torch.inference_mode()
     def embed(
-        self, images: Sequence[AnyImage], pooling: Pooling = "mean", layer: int = -1
-    ) -> list[np.ndarray]:
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        pooling: Pooling = "mean",
+        layer: int = -1,
+        *,
+        batch_size: int = BATCH,
+    ) -> np.ndarray | list[np.ndarray]:
         """Features of images.
 
         Args:
-            images: B images.
+            images: one image, or B images.
             pooling: "mean" over patches, "cls" (the class token), or "none".
             layer: block whose output is taken; -1 is the last, 0 the first.
+            batch_size: images that go through the model together.
 
         Returns:
-            B arrays: (D,), or (T, D) without pooling.
+            Of one image (D,), or (T, D) without pooling; of several a list of B such arrays.
         """
+        given, single = items_of(images, _is_image, _AN_IMAGE, batch_size)
         out: list[np.ndarray] = []
-        for start in range(0, len(images), 32):
-            features = self.features(self._prepared(images[start : start + 32]), pooling, layer)
+        for start in range(0, len(given), batch_size):
+            features = self.features(self._prepared(given[start : start + batch_size]), pooling, layer)
             out += list(features.float().cpu().numpy())
-        return out
+        return out[0] if single else out
 
     @torch.inference_mode()
-    def classify(self, images: Sequence[AnyImage]) -> tuple[list[str], np.ndarray]:
+    def classify(
+        self, images: AnyImage | Sequence[AnyImage], *, batch_size: int = BATCH
+    ) -> tuple[list[str], np.ndarray]:
         """Class probabilities.
 
+        Args:
+            images: one image, or B images.
+            batch_size: images that go through the model together.
+
         Returns:
-            The class names, and (B, C) probabilities.
+            The class names, and (C,) probabilities of one image or (B, C) of a list.
         """
         if self.classifier is None:
             raise CheckpointError(f"this is a {self.config['kind']} model without a head: use embed()")
-        scores = np.zeros((len(images), len(self.classes)))
-        for start in range(0, len(images), 32):
-            logits = self.classifier(self._prepared(images[start : start + 32]))
-            scores[start : start + 32] = logits.double().softmax(-1).cpu().numpy()
-        return self.classes, scores
+        given, single = items_of(images, _is_image, _AN_IMAGE, batch_size)
+        scores = np.zeros((len(given), len(self.classes)))
+        for start in range(0, len(given), batch_size):
+            logits = self.classifier(self._prepared(given[start : start + batch_size]))
+            scores[start : start + batch_size] = logits.double().softmax(-1).cpu().numpy()
+        return self.classes, scores[0] if single else scores
 
     def features(self, images_BCSS: torch.Tensor, pooling: Pooling = "mean", layer: int = -1) -> torch.Tensor:
         """(B, C, S, S) transformed images to (B, D), or (B, T, D) without pooling."""
@@ -178,6 +195,16 @@ def image_size(config: object) -> int:
     return image.input_size
 
 
+_AN_IMAGE = "an image (its path, the content of its file, a uint8 array, or a Pillow image)"
+
+
+def _is_image(item: Any) -> bool:
+    """A path, bytes or an array of one image; an array of more dimensions holds several."""
+    if isinstance(item, np.ndarray):
+        return item.ndim in (2, 3)
+    return isinstance(item, str | Path | bytes | bytearray | memoryview | Image.Image)
+
+
 def as_image(image: AnyImage) -> Image.Image:
     """Any of the accepted forms as an RGB image.
 
@@ -188,9 +215,11 @@ def as_image(image: AnyImage) -> Image.Image:
         return image.convert("RGB")
     if isinstance(image, str | Path):
         try:
-            image = Path(image).read_bytes()
+            return read_image(Path(image).read_bytes())[0]
         except OSError as error:
             raise DataError(f"{image}: {error.strerror or error}") from error
+        except UnreadableImageError as error:
+            raise UnreadableImageError(f"{image}: {error}") from None
     if isinstance(image, bytes | bytearray | memoryview):
         return read_image(bytes(image))[0]
     array = np.asarray(image)

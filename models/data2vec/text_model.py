@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -16,15 +16,17 @@ from .artifact import Artifact, load_strictly
 from .config import Data2VecMultiConfig, SentenceHeadConfig
 from .errors import CheckpointError, DataError
 from .heads import SentenceClassifier, make_text_trunk, max_text_positions
+from .in_use import ModelInUse, items_of
 from .text import PAD
 from .v1.text_config import Data2VecTextConfig
 
 logger = logging.getLogger(__name__)
 
 Pooling = Literal["mean", "cls", "none"]
+BATCH = 32
 
 
-class TextModel:
+class TextModel(ModelInUse):
     """A text model in evaluation mode with its tokenizer."""
 
     def __init__(self, artifact: Artifact) -> None:
@@ -45,22 +47,37 @@ class TextModel:
         else:
             self.network = make_text_trunk(artifact.model_config, vocab_size=artifact.vocab_size)
             load_strictly(self.network, artifact.trunk_state, artifact.folder)
-        self.network.eval()
-        if self.classifier is not None:
-            self.classifier.eval()
+        self._module = (self.classifier or self.network).eval()
 
+    @overload
+    def embed(  # pyright: ignore[reportOverlappingOverload]  # a text is a sequence of texts too
+        self, texts: str, pooling: Pooling = ..., layer: int = ..., *, batch_size: int = ...
+    ) -> np.ndarray: ...
+    @overload
+    def embed(
+        self, texts: Sequence[str], pooling: Pooling = ..., layer: int = ..., *, batch_size: int = ...
+    ) -> list[np.ndarray]: ...
     @torch.inference_mode()
-    def embed(self, texts: Sequence[str], pooling: Pooling = "mean", layer: int = -1) -> list[np.ndarray]:
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        pooling: Pooling = "mean",
+        layer: int = -1,
+        *,
+        batch_size: int = BATCH,
+    ) -> np.ndarray | list[np.ndarray]:
         """Features of texts.
 
         Args:
-            texts: B texts.
+            texts: one text, or B texts.
             pooling: "mean" over real tokens, "cls" (the first token), or "none".
             layer: block whose output is taken; -1 is the last, 0 the first.
+            batch_size: texts that go through the model together.
 
         Returns:
-            B arrays: (D,), or (T, D) without pooling.
+            Of one text (D,), or (T, D) without pooling; of several a list of B such arrays.
         """
+        given, single = items_of(texts, lambda item: isinstance(item, str), "a text", batch_size)
         depth = self.model_config.depth
         if not -depth <= layer < depth:
             raise DataError(
@@ -68,41 +85,52 @@ class TextModel:
             )
         if pooling not in ("mean", "cls", "none"):
             raise DataError(f"pooling = {pooling!r} must be one of mean, cls, none")
-        out: list[np.ndarray] = [np.empty(0)] * len(texts)
-        for rows, source, padding in self._batches([(text,) for text in texts]):
-            features = self.network(source, padding, all_layers=True).layers[layer]
-            for row, x_TD, pad_T in zip(rows, features, padding, strict=True):
-                real_TD = x_TD[~pad_T]
+        out: list[np.ndarray] = [np.empty(0)] * len(given)
+        for rows, source, padding, lengths in self._batches([(text,) for text in given], batch_size):
+            features = self.network(source, padding, all_layers=True).layers[layer].float()
+            for row, x_TD, length in zip(rows, features, lengths, strict=True):
+                real_TD = x_TD[:length]
                 pooled = {"mean": real_TD.mean(0), "cls": real_TD[0], "none": real_TD}[pooling]
-                out[row] = pooled.float().numpy()
-        return out
+                out[row] = pooled.cpu().numpy()
+        return out[0] if single else out
 
     @torch.inference_mode()
-    def classify(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> tuple[list[str], np.ndarray]:
+    def classify(
+        self,
+        texts: str | tuple[str, str] | Sequence[str] | Sequence[tuple[str, str]],
+        *,
+        batch_size: int = BATCH,
+    ) -> tuple[list[str], np.ndarray]:
         """Class probabilities of texts or text pairs, or the values of a regression.
 
         Args:
-            texts: B texts, or B (first, second) pairs.
+            texts: one text or one pair, the tuple (first, second); or a list of B texts or pairs.
+            batch_size: texts that go through the model together.
 
         Returns:
-            The class names, and (B, C) probabilities; a regression gives (["score"], (B, 1) values).
+            The class names, and (C,) probabilities of one text or (B, C) of a list; a regression gives
+            (["score"], values of the same form).
         """
         if self.classifier is None:
             raise CheckpointError(f"this is a {self.config['kind']} model without a head: use embed()")
         task = self.config["task"]
         regression = bool(task.get("regression"))
         names = ["score"] if regression else [str(label) for label in task["labels"]]
-        scores = np.zeros((len(texts), len(names)))
-        pairs = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        for rows, source, padding in self._batches(pairs):
+        if isinstance(texts, list):  # pairs inside a list may be lists; alone a pair is a tuple
+            texts = [tuple(item) if isinstance(item, list) else item for item in texts]  # pyright: ignore
+        what = "a text or a (first, second) pair of texts"
+        given, single = items_of(texts, _is_text_or_pair, what, batch_size)
+        scores = np.zeros((len(given), len(names)))
+        pairs = [(text,) if isinstance(text, str) else tuple(text) for text in given]
+        for rows, source, padding, _ in self._batches(pairs, batch_size):
             logits = self.classifier(source, padding)
-            scores[rows] = (logits if regression else logits.softmax(-1)).double().numpy()
-        return names, scores
+            scores[rows] = (logits if regression else logits.softmax(-1)).double().cpu().numpy()
+        return names, scores[0] if single else scores
 
     def _batches(
-        self, texts: Sequence[tuple[str, ...]], size: int = 32
-    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-        """Row numbers, token ids and padding of batches of similar length."""
+        self, texts: Sequence[tuple[str, ...]], size: int
+    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor | None, list[int]]]:
+        """Row numbers, token ids, padding (where there is any) and lengths of batches of similar length."""
         dictionary = self.tokenizer.dictionary
         limit = max_text_positions(self.model_config)
         encoded: list[np.ndarray] = []
@@ -123,5 +151,13 @@ class TextModel:
             source = torch.full((len(rows), max(len(encoded[row]) for row in rows)), PAD, dtype=torch.int64)
             for index, row in enumerate(rows):
                 source[index, : len(encoded[row])] = torch.from_numpy(encoded[row])
-            lengths = torch.tensor([len(encoded[row]) for row in rows])
-            yield rows, source, torch.arange(source.shape[1])[None, :] >= lengths[:, None]
+            lengths = [len(encoded[row]) for row in rows]
+            padding = torch.arange(source.shape[1])[None, :] >= torch.tensor(lengths)[:, None]
+            padded = min(lengths) < max(lengths)
+            yield rows, source.to(self.device), padding.to(self.device) if padded else None, lengths
+
+
+def _is_text_or_pair(item: Any) -> bool:
+    if isinstance(item, str):
+        return True
+    return isinstance(item, tuple) and len(item) == 2 and all(isinstance(part, str) for part in item)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import overload
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ..artifact import Artifact, load_strictly
 from ..data.dictionary import Dictionary, is_padding_word
 from ..data.units import Units, unit_symbols
 from ..errors import CheckpointError
+from ..in_use import ModelInUse, device_of, items_of
 from .config import TransformerLMConfig
 from .prefixes import END
 from .transformer import TransformerLM
@@ -22,7 +24,7 @@ from .transformer import TransformerLM
 _BATCH_TOKENS = 4096
 
 
-class LanguageModel:
+class LanguageModel(ModelInUse):
     """A language model in evaluation mode with its dictionary.
 
     Args:
@@ -43,7 +45,7 @@ class LanguageModel:
         self.config, self.dictionary, self.folder = artifact.config, artifact.words, artifact.folder
         self.network = TransformerLM(config, len(artifact.words), seed=None)
         load_strictly(self.network, artifact.state, artifact.folder)
-        self.network.to(device).eval()
+        self._module = self.network.to(device_of(device)).eval()
 
     @property
     def units(self) -> Units:
@@ -54,17 +56,31 @@ class LanguageModel:
         """Token ids of a sentence, int64, without ``</s>``; unknown ones become 3."""
         return np.asarray([self.dictionary.index(s) for s in unit_symbols(text, self.units)], dtype=np.int64)
 
-    @torch.inference_mode()
-    def score(self, texts: Sequence[str]) -> list[float]:
-        """Natural log probability of each sentence, its ``</s>`` included."""
+    @overload
+    def score(self, texts: str) -> float: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def score(self, texts: Sequence[str]) -> list[float]: ...
+    def score(self, texts: str | Sequence[str]) -> float | list[float]:
+        """Natural log probability of a sentence, or of each of a list, its ``</s>`` included."""
+        if isinstance(texts, str):
+            return float(self.token_scores(texts).sum())
         return [float(row.sum()) for row in self.token_scores(texts)]
 
+    @overload
+    def token_scores(self, texts: str) -> np.ndarray: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def token_scores(self, texts: Sequence[str]) -> list[np.ndarray]: ...
     @torch.inference_mode()
-    def token_scores(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Natural log probability of each token of each sentence, ``</s>`` last: B arrays (T + 1,)."""
-        lines = [np.append(self.encode(text), END) for text in texts]
+    def token_scores(self, texts: str | Sequence[str]) -> np.ndarray | list[np.ndarray]:
+        """Natural log probability of each token, ``</s>`` last.
+
+        Returns:
+            (T + 1,) of one sentence, or B such arrays of a list.
+        """
+        given, single = items_of(texts, lambda item: isinstance(item, str), "a text")
+        lines = [np.append(self.encode(text), END) for text in given]
         out: list[np.ndarray] = [np.empty(0)] * len(lines)
-        device = next(self.network.parameters()).device
+        device = self.device
         for rows in _batches([len(line) for line in lines]):
             longest = max(len(lines[row]) for row in rows)
             target = torch.full((len(rows), longest), Dictionary.pad)
@@ -75,11 +91,11 @@ class LanguageModel:
             nll = self.network.nll(hidden.flatten(0, 1), target.to(device).flatten()).view(len(rows), longest)
             for index, row in enumerate(rows):
                 out[row] = -nll[index, : len(lines[row])].double().cpu().numpy()
-        return out
+        return out[0] if single else out
 
-    def perplexity(self, texts: Sequence[str]) -> float:
-        """Per token, ends of sentences included."""
-        scores = self.token_scores(texts)
+    def perplexity(self, texts: str | Sequence[str]) -> float:
+        """Per token of a sentence or of all of a list, ends of sentences included."""
+        scores = self.token_scores([texts] if isinstance(texts, str) else texts)
         return math.exp(-sum(row.sum() for row in scores) / max(sum(map(len, scores)), 1))
 
 

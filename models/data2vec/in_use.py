@@ -1,0 +1,95 @@
+"""What all models in use share: where they compute, and one item or many in a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from .errors import DataError
+
+
+def device_of(name: torch.device | str) -> torch.device:
+    """A device by its name.
+
+    Args:
+        name: "auto" (the first GPU, or the CPU where there is none), "cpu", "cuda", or "cuda:1" and so on.
+
+    Raises:
+        DataError: another name, or a GPU that this machine does not have.
+    """
+    if isinstance(name, torch.device):
+        return name
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    kind, colon, number = str(name).partition(":")
+    if name != "cpu" and not (kind == "cuda" and (not colon or number.isdecimal())):
+        raise DataError(f"device = {name!r} must be auto, cpu, cuda, or one of several such as cuda:1")
+    if kind == "cuda" and int(number or 0) >= count:
+        there = f"has {count} GPU{'s' if count > 1 else ''}, cuda:0 to cuda:{count - 1}"
+        there = there.replace("cuda:0 to cuda:0", "cuda:0") if count else "has no GPU that PyTorch can use"
+        raise DataError(f"device = {name!r}: this machine {there}; auto takes the best there is")
+    return torch.device(str(name))
+
+
+class ModelInUse:
+    """A network in evaluation mode that can be moved."""
+
+    _module: nn.Module
+    """The network with its head: everything that moves."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self._module.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move it; returns itself.
+
+        Args:
+            device: as :func:`device_of` takes it, or a device of PyTorch.
+
+        Raises:
+            DataError: this machine does not have it.
+        """
+        self._module.to(device_of(device))
+        return self
+
+
+def items_of(
+    given: Any, is_item: Callable[[Any], bool], what: str, batch_size: int = 1
+) -> tuple[list[Any], bool]:
+    """What a call was given, as a list, and whether it was one item alone.
+
+    Args:
+        given: an item, or a sequence or iterator of items.
+        is_item: whether something is an item.
+        what: an item in words, such as "a text".
+        batch_size: of the call, which must be at least 1.
+
+    Raises:
+        DataError: neither, or something in it is no item.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size = {batch_size} must be >= 1")
+    if is_item(given):
+        return [given], True
+    many = isinstance(given, Sequence | Iterator) or hasattr(given, "tolist")  # arrays and pandas' columns
+    if not many or isinstance(given, str | bytes | bytearray | memoryview):
+        raise DataError(f"give {what}, or a list of such, not {_kind(given)}")
+    if getattr(given, "ndim", 1) == 0:
+        raise DataError(f"give {what}, or a list of such, not a single value")
+    items = list(given)
+    wrong = [index for index, item in enumerate(items) if not is_item(item)]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise DataError(f"item {wrong[0]} of {len(items)} is {_kind(items[wrong[0]])}{more}; give {what}")
+    return items, False
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}" if value is not None else "None"
