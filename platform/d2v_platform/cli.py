@@ -107,14 +107,15 @@ def train_command(arguments: Sequence[str], prog: str) -> None:
     from .recipe.command_line import parse
 
     request = parse(arguments, prog)
-    composed = request.compose()
-    if composed.sweep:
+    if request.multirun:
         from .recipe.sweep_definition import sweep_of
-        from .sweeps.command import report_failures
-        from .sweeps.engine import run_sweep
+        from .sweeps.command import run_or_plan
 
-        report_failures(run_sweep(sweep_of(request.config_name, request.overrides, request.config_dir)))
-        return
+        sweep = sweep_of(request.config_name, request.overrides, request.config_dir)
+        if sweep.definition.grid:  # without commas it is one training
+            run_or_plan(sweep, request.plan_only)
+            return
+    composed = request.compose()
     from .training.launch import launch, result_lines, show_plan
     from .training.start_times import reached
 

@@ -85,6 +85,38 @@ def test_the_sweep_of_the_m_flag() -> None:
     assert sweep.definition.register.name is None
 
 
+def test_what_does_not_validate_is_chosen_by_its_training_loss_or_not_at_all() -> None:
+    given = ("v2/base_text_only_task", ["task.data=/x", "common.seed=1,2"])
+    with pytest.raises(
+        ConfigError, match=r"select.metric=train/loss.*dataset.disable_validation=false"
+    ) as told:
+        sweep_of(*given)
+    assert [problem.field for problem in told.value.problems] == ["select.metric"]
+    name, words = given
+    sweep = sweep_of(name, [*words, "select.metric=train/loss", "register.name=text"])
+    assert {sweep.metric(trial) for trial in sweep.trials} == {("train/loss", False)}
+    assert sweep.definition.register.name == "text"
+    sweep = sweep_of(name, [*words, "dataset.disable_validation=false"])
+    assert sweep.metric(sweep.trials[0]) == ("loss", False)
+    with pytest.raises(ConfigError, match="train/loss compares"):
+        sweep_of(name, [*words, "select.metric=loss"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more", "fields"),
+    [
+        ("v2/base_text_only_task", ["select.metric=train/loss"], {"dataset.disable_validation"}),
+        ("v2/text_finetuning/rte", ["model.model_path=/m", "select.metric=train/loss"], {"select.metric"}),
+        ("v2/text_finetuning/rte", ["model.model_path=/m", "lr_scheduler=fixed", "optimization.max_update=0"],
+         {"optimization.max_update"}),
+    ],
+)  # fmt: skip
+def test_asha_needs_lengths_and_validations(recipe: str, more: list[str], fields: set[str]) -> None:
+    with pytest.raises(ConfigError) as told:
+        sweep_of(recipe, ["task.data=/x", "common.seed=1,2", "scheduler.name=asha", *more])
+    assert {problem.field for problem in told.value.problems} == fields
+
+
 @pytest.mark.parametrize(
     ("override", "field", "words"),
     [

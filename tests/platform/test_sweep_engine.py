@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 
+from d2v_platform.cli import train_command
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.recipe.sweep_definition import Sweep, load_sweep
-from d2v_platform.sweeps import tune_run
+from d2v_platform.sweeps import engine, tune_run
 from d2v_platform.sweeps.baselines import majority
 from d2v_platform.sweeps.capacity import Capacity, capacity
-from d2v_platform.sweeps.command import plan_lines, read_command
+from d2v_platform.sweeps.command import plan_lines, read_command, report_failures
+from d2v_platform.sweeps.engine import SweepResult
 from d2v_platform.sweeps.preparation import prepare_trials
 from d2v_platform.sweeps.results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
-from d2v_platform.sweeps.selection import grid_points
+from d2v_platform.sweeps.selection import GridPoint, choose_all, grid_points
 from d2v_platform.sweeps.sweep_folder import SweepFolder, delete_weights, identity, refuse_changes, sweep_root
 from d2v_platform.sweeps.table import protocol, result_table, trials_csv
 from d2v_platform.sweeps.winners import delete_losers
@@ -239,10 +241,14 @@ def records_of(glue: Any, root: Path) -> tuple[Sweep, list[Record]]:
     return sweep, records
 
 
+def points_of(sweep: Sweep, records: list[Record]) -> list[GridPoint]:
+    metrics = {r.stored.name: sweep.metric(r.stored.trial) for r in records}
+    return grid_points(records, metrics, sweep.definition.select)
+
+
 def test_the_table_holds_every_setting_seed_and_status(tiny_glue: Any, home: Path, tmp_path: Path) -> None:
     sweep, records = records_of(tiny_glue, tmp_path)
-    metrics = {r.stored.name: sweep.metric(r.stored.trial) for r in records}
-    found = grid_points(records, metrics, sweep.definition.select)
+    found = points_of(sweep, records)
     words = protocol(sweep.definition.select, records, "asha", 20)
     table = result_table(found, records, {"cola": 0.0, "rte": 52.0}, words)
     by = {(row.task, row.lr): row for row in table.rows}
@@ -276,6 +282,29 @@ def test_the_table_holds_every_setting_seed_and_status(tiny_glue: Any, home: Pat
     assert len(list(csv.DictReader(io.StringIO(table.summary_csv())))) == 4
 
 
+def test_a_task_without_a_winner_ends_a_sweep_with_an_error(
+    tiny_glue: Any, home: Path, tmp_path: Path
+) -> None:
+    sweep = sweep_on(tiny_glue, "grid.lr=[1e-4]")
+    folder = SweepFolder(tmp_path / "s")
+    records = [
+        ended(folder, stored, float("nan") if stored.task == "rte" else 1.0) for stored in prepared(sweep)
+    ]
+    table = result_table(points_of(sweep, records), records, {}, [])
+    assert (list(table.choices), table.undecided) == (["cola"], ["rte"])
+    result = SweepResult(
+        name="s", folder=folder.root, rows=table.rows, winners=(), averages={}, protocol=(), tables={},
+        parent_run_id="p", failed={}, timing=None, table=table,
+    )  # fmt: skip
+    with pytest.raises(
+        Data2VecError, match=r"rte has no winner: .*value of accuracy.*weights stay in"
+    ) as told:
+        report_failures(result)
+    assert "cola" not in str(told.value) and "no result" not in str(told.value)
+    decided = result_table(points_of(sweep, records[:1]), records[:1], {}, [])
+    report_failures(replace(result, rows=decided.rows, table=decided))
+
+
 def test_one_seed_is_called_noise(tiny_glue: Any, home: Path, tmp_path: Path) -> None:
     sweep = sweep_on(tiny_glue, "grid.task=[cola]")
     records = [ended(SweepFolder(tmp_path / "s"), stored) for stored in prepared(sweep)]
@@ -285,11 +314,14 @@ def test_one_seed_is_called_noise(tiny_glue: Any, home: Path, tmp_path: Path) ->
 
 
 def test_only_the_losers_weights_go(tiny_glue: Any, home: Path, tmp_path: Path) -> None:
-    _, records = records_of(tiny_glue, tmp_path)
+    sweep, records = records_of(tiny_glue, tmp_path)
     mine = {r.stored.name: r for r in records}
     winner, failed = "cola_lr=0.001_seed=3", "rte_lr=0.0001_seed=3"
-    freed = delete_losers(mine, [winner])
-    assert freed == 1500 * 9  # 12 trials without the winner and the two failed ones, which may go on
+    choices = choose_all(points_of(sweep, records))
+    assert delete_losers(mine, {}) == 0  # without a winner nobody has lost
+    assert delete_losers(mine, {"cola": choices["cola"]}) == 1500 * 5
+    assert all(r.has_weights for r in records if r.stored.task == "rte")
+    assert delete_losers(mine, choices) == 1500 * 3  # the winner stays, and two failed ones, which may go on
     assert mine[winner].has_weights and mine[failed].has_weights
     assert not mine["cola_lr=0.001_seed=1"].has_weights
     assert (mine["cola_lr=0.001_seed=1"].folder / "result.json").is_file()
@@ -350,3 +382,16 @@ def test_the_command_line(tiny_glue: Any, home: Path) -> None:
     ):
         with pytest.raises(Data2VecError, match=message):
             read_command(wrong, "d2v sweep")
+
+
+def test_a_plan_of_many_trainings_trains_nothing(
+    tiny_text: Path, home: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    caplog.set_level("INFO", "d2v_platform")
+    monkeypatch.setattr(engine, "run_sweep", None)
+    words = ["-m", "tiny/text_pretraining", f"task.data={tiny_text}", "common.seed=1,2", "--plan"]
+    train_command([*words, "select.metric=train/loss", "platform.num_workers=0"], "d2v train")
+    lines = "\n".join(caplog.messages)
+    for part in ("2 trials", "seed=2 ", "train/loss", "the first trial, seed=1", "memory of each worker"):
+        assert part in lines, part
+    assert "seed=2:" not in lines

@@ -17,6 +17,8 @@ from d2v_platform.recipe.sweep_definition import Select, Trial
 from d2v_platform.sweeps.results import Record, StoredTrial, TrialResult
 from d2v_platform.sweeps.schedule import Progress, clock, ideal_seconds
 from d2v_platform.sweeps.selection import choose, choose_all, grid_points, score
+from d2v_platform.sweeps.table import protocol, result_table
+from d2v_platform.training.loop_state import Summary
 
 
 @lru_cache
@@ -68,6 +70,35 @@ def test_the_value_of_a_run_is_its_best_or_its_last_validation() -> None:
     assert last is not None and (last.value, last.update) == (7.0, 30)
     least = score(result, "valid", "mcc", False, "best")
     assert least is not None and (least.value, least.update) == (5.0, 10)
+
+
+def test_the_training_loss_of_a_run_is_that_of_its_end() -> None:
+    metrics = {"train/loss": 0.5, "train/target_var": 0.2, "train/pred_var": 0.1, "train/gnorm": 3.0}
+    summary = Summary(30, metrics, None, None, "max_update 30 reached", "x", {}, 1.0, 0)
+    result = TrialResult(status="finished", update=30, summary=summary)
+    found = score(result, None, "train/loss", False, "best")
+    assert found is not None and (found.value, found.update) == (0.5, 30)
+    assert found.others == {"train/target_var": 0.2, "train/pred_var": 0.1}  # a collapse would show
+    assert score(replace(result, summary=None), None, "train/loss", False, "best") is None
+    metrics["train/loss"] = float("nan")
+    assert score(result, None, "train/loss", False, "best") is None
+
+
+def test_the_lower_training_loss_wins() -> None:
+    pretraining = compose("v2/base_text_only_task", ["task.data=/x"])
+    records = []
+    for lr, loss in ((1e-3, 0.4321), (2e-3, 0.4319), (3e-3, 0.5)):
+        record = run(pretraining, "text", lr, 1, {})
+        summary = Summary(9, {"train/loss": loss}, None, None, "", "x", {}, 1.0, 0)
+        assert record.result is not None
+        records.append(replace(record, result=replace(record.result, summary=summary)))
+    select = Select(metric="train/loss")
+    found = grid_points(records, {r.stored.name: ("train/loss", False) for r in records}, select)
+    table = result_table(found, records, {}, protocol(select, records, "grid", None))
+    assert table.choices["text"].point.group["lr"] == 2e-3 and not table.undecided
+    assert "train/loss median 0.4319" in table.summary_lines()[0]
+    told = "\n".join(table.protocol)
+    assert "text train/loss" in told and "validation" not in told and "last logging interval" in told
 
 
 def test_a_tie_within_a_run_goes_to_the_later_validation_and_nan_never_counts() -> None:

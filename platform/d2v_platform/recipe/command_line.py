@@ -21,6 +21,7 @@ examples:
   %(prog)s v2/base_text_only_task task.data=/path/to/data \\
       distributed_training.distributed_world_size=4 +optimization.update_freq='[4]'
   %(prog)s -m rte task.data=/glue/RTE-bin model.model_path=/model common.seed=1,2,3
+  %(prog)s -m v2/base_text_only_task task.data=/path/to/data model.loss_beta=0,4 select.metric=train/loss
   %(prog)s v2/base_text_only_task task.data=/path/to/data --plan
 
 Overrides are group.key=value in Hydra's grammar: lists [1,2], null, quotes 'a,b', references ${group.key}.

@@ -30,6 +30,7 @@ from .overrides import Override, apply, assignment_text, parse_overrides
 from .schema import Recipe
 
 SHORT_NAMES = {"lr": "optimization.lr", "seed": "common.seed"}  # besides "task": see task_means
+TRAIN_LOSS = "train/loss"  # select.metric: the loss of a run's last logging interval, without a validation
 _PLACEHOLDER = "{task}"
 _LARGEST_SWEEP = 5000
 
@@ -38,7 +39,8 @@ _LARGEST_SWEEP = 5000
 class Select:
     """How the winner of each task is chosen."""
 
-    metric: str | None = None  # metric to compare; null = the recipe's checkpoint.best_checkpoint_metric
+    # metric to compare: of the validation, or train/loss at the end; null = checkpoint.best_checkpoint_metric
+    metric: str | None = None
     within_run: Literal["best", "last"] = "best"  # value of a run: its best validation or its last one
     over_seeds: Literal["median", "max"] = "median"  # value of a grid point: over its seeds
 
@@ -133,7 +135,7 @@ class Sweep:
     def metric(self, trial: Trial) -> tuple[str, bool]:
         """The metric that decides for this trial, and whether larger is better."""
         name = self.definition.select.metric or trial.recipe.checkpoint.best_checkpoint_metric
-        return name, checks.metrics(trial.recipe)[name]
+        return name, _selectable(trial.recipe)[name]
 
 
 def load_sweep(name: str, overrides: Sequence[str] = (), config_dir: str | None = None) -> Sweep:
@@ -151,7 +153,11 @@ def load_sweep(name: str, overrides: Sequence[str] = (), config_dir: str | None 
     """
     path = find_sweep(name, config_dir)
     problems: list[Problem] = []
-    tree = _read(path)
+    return _load(path.stem, _read(path), overrides, problems)
+
+
+def _load(name: str, tree: dict[str, Any], overrides: Sequence[str], problems: list[Problem]) -> Sweep:
+    """A sweep from its definition and a command line, whose words go to the one or to every recipe."""
     ours: list[Override] = []
     for override in parse_overrides(list(overrides), True, problems):
         group = override.key.partition(".")[0]
@@ -171,21 +177,22 @@ def load_sweep(name: str, overrides: Sequence[str] = (), config_dir: str | None 
         if override.choices is not None:
             definition.grid[override.key] = list(override.choices)
     plain = [override for override in ours if override.choices is None]
-    return _sweep(path.stem, definition, plain, problems)
+    return _sweep(name, definition, plain, problems)
 
 
 def sweep_of(config_name: str, overrides: Sequence[str], config_dir: str | None = None) -> Sweep:
     """The sweep that ``-m`` with comma lists asks for: every combination of the listed values.
 
+    Args:
+        config_name: the recipe.
+        overrides: of the recipe, and of a definition's other parts (``select.metric=train/loss``).
+        config_dir: folder of the recipe.
+
     Raises:
         ConfigError: everything that is wrong with any combination.
     """
-    problems: list[Problem] = []
-    parsed = parse_overrides(list(overrides), True, problems)
-    grid = {o.key: list(o.choices) for o in parsed if o.choices is not None}
-    definition = SweepDefinition(recipe=config_name, recipe_dir=config_dir, grid=grid)
-    plain = [o for o in parsed if o.choices is None]
-    return _sweep(config_name.replace("/", "-"), definition, plain, problems)
+    tree = {"recipe": config_name, "recipe_dir": config_dir}
+    return _load(config_name.replace("/", "-"), tree, overrides, [])
 
 
 def sweep_names() -> list[str]:
@@ -359,10 +366,7 @@ def _trial(
     except ConfigError as error:
         problems += error.problems
         return None
-    metric = d.select.metric
-    if metric is not None and metric not in (reported := checks.metrics(composed.recipe)):
-        rule = f"{recipe_name} reports {', '.join(reported)}{nearest_names(metric, reported)}"
-        problems.append(Problem("select.metric", metric, rule))
+    problems += _undecidable(d, recipe_name, composed.recipe)
     notes += composed.notes
     return Trial(
         name=_trial_name(point),
@@ -374,6 +378,38 @@ def _trial(
         recipe=composed.recipe,
         base=composed.base,
     )
+
+
+def _selectable(recipe: Recipe) -> dict[str, bool]:
+    """The metrics that can decide a sweep, with whether larger is better."""
+    return checks.metrics(recipe) | {TRAIN_LOSS: False}
+
+
+def _undecidable(d: SweepDefinition, name: str, recipe: Recipe) -> Iterator[Problem]:
+    """Why the trials of this recipe could not be compared at the end, or early."""
+    metric, validates = d.select.metric, bool(recipe.valid_subsets())
+    reported = _selectable(recipe) if validates else {TRAIN_LOSS: False}
+    if metric not in reported and (metric is not None or not validates):
+        rule = f"{name} reports {', '.join(reported)}{nearest_names(str(metric), reported)}"
+        if not validates:
+            rule = (
+                f"{name} does not validate, so no trial could win: select.metric={TRAIN_LOSS} compares the "
+                "training loss at the end, dataset.disable_validation=false validates"
+            )
+        yield Problem("select.metric", metric, rule)
+    if d.scheduler.name != "asha":
+        return
+    if recipe.optimization.max_update < 1:
+        rule = "asha needs the length of each run: set optimization.max_update or max_updates"
+        yield Problem("optimization.max_update", recipe.optimization.max_update, rule)
+    if not validates:
+        yield Problem(
+            "dataset.disable_validation", True, "asha compares runs by their validations: set it to false"
+        )
+    elif metric == TRAIN_LOSS:
+        yield Problem(
+            "select.metric", metric, "asha compares runs by their validations: use a metric of theirs"
+        )
 
 
 def _grid_overrides(point: Mapping[str, Any]) -> list[Override]:

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ..sweeps.selection import shown
 from ..tracking.redaction import redact_text
 from .drawing import svg
 from .panels import Panel
@@ -138,11 +139,12 @@ def winner_lines(sweep: SweepHistory) -> list[str]:
     lines = []
     for setting in sweep.settings:
         if setting.chosen:
-            values = setting.values
+            metric, values = setting.trials[0].metric, setting.values
             seeds = "seed" if len(values) == 1 else "seeds"
             lines.append(
-                f"{setting.task}: {_words(setting.setting)} wins, {setting.trials[0].metric} median "
-                f"{setting.median:.2f} ({min(values):.2f} .. {max(values):.2f}, {len(values)} {seeds})"
+                f"{setting.task}: {_words(setting.setting)} wins, {metric} median "
+                f"{shown(metric, setting.median)} ({shown(metric, min(values))} .. "
+                f"{shown(metric, max(values))}, {len(values)} {seeds})"
             )
     if sweep.complete:
         for metric, words in (("average", "average"), ("average_without_RTE", "average without RTE")):
@@ -162,12 +164,12 @@ def _result_table(sweep: SweepHistory) -> _Table:
         cells = [
             _Cell(setting.task),
             _Cell(_words(setting.setting)),
-            _Cell(setting.trials[0].metric),
-            _figure(setting.majority),
+            _Cell(metric := setting.trials[0].metric),
+            _figure(metric, setting.majority),
             *(_of_seed(setting, seed) for seed in seeds),
-            _figure(setting.median),
-            _figure(min(values, default=None)),
-            _figure(max(values, default=None)),
+            _figure(metric, setting.median),
+            _figure(metric, min(values, default=None)),
+            _figure(metric, max(values, default=None)),
             _Cell("best" if setting.chosen else ""),
         ]
         rows.append(_Row(cells, setting.chosen))
@@ -180,12 +182,12 @@ def _of_seed(setting: Setting, seed: int) -> _Cell:
             if trial.value is None:
                 return _Cell(trial.status, "bad" if trial.status in ("failed", "diverged") else "")
             ended = "" if trial.status == "finished" else f" ({trial.status})"
-            return _Cell(f"{trial.value:.2f}{ended}", "number")
+            return _Cell(f"{shown(trial.metric, trial.value)}{ended}", "number")
     return _Cell("")
 
 
-def _figure(value: float | None) -> _Cell:
-    return _Cell("-" if value is None else f"{value:.2f}", "number")
+def _figure(metric: str, value: float | None) -> _Cell:
+    return _Cell(shown(metric, value), "number")
 
 
 def _words(setting: tuple[tuple[str, str], ...]) -> str:

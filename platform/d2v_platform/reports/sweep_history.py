@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..recipe.sweep_definition import TRAIN_LOSS
 from .run_history import Curve, RunHistory, load_run
 
 if TYPE_CHECKING:
@@ -218,7 +219,8 @@ def _from_run(client: MlflowClient, parent: Run, run: Run) -> TrialFacts:
     value = None
     if curve is not None:
         values = [float(v) for v in curve.values if not math.isnan(v)]
-        if values and parent.data.params.get("sweep.select.within_run") == "last":
+        last = parent.data.params.get("sweep.select.within_run") == "last" or metric == TRAIN_LOSS
+        if values and last:
             value = values[-1]
         elif values:
             value = max(values) if maximize else min(values)
@@ -238,11 +240,11 @@ def _from_run(client: MlflowClient, parent: Run, run: Run) -> TrialFacts:
 
 
 def _curve(client: MlflowClient, run: Run | None, metric: str) -> Curve | None:
-    """Validations of a trial, on the first validation subset of its recipe."""
+    """Validations of a trial, on the first validation subset of its recipe, or its training loss."""
     if run is None or not metric:
         return None
     subset = run.data.params.get("dataset.valid_subset", "valid").split(",")[0].strip()
-    key = f"{subset}/{metric}"
+    key = metric if metric == TRAIN_LOSS else f"{subset}/{metric}"
     return load_run(client, run, [key]).curves.get(key)
 
 

@@ -60,18 +60,31 @@ def sweep_main(arguments: Sequence[str], prog: str = "d2v sweep", default: str |
     if (tuning := decoding_definition(given, config_dir)) is not None:
         decoding_sweep_main(overrides, tuning, plan_only)
         return
-    sweep = load_sweep(given, overrides, config_dir)
-    if plan_only:
-        for line in plan_lines(sweep):
-            logger.info("%s", line)
-        return
-    from .engine import run_sweep
+    run_or_plan(load_sweep(given, overrides, config_dir), plan_only)
 
-    report_failures(run_sweep(sweep))
+
+def run_or_plan(sweep: Sweep, plan_only: bool) -> None:
+    """Run a sweep of trainings, or say what it would run and what its first trial costs.
+
+    Raises:
+        Data2VecError: as :func:`sweep_main`.
+    """
+    if not plan_only:
+        from .engine import run_sweep
+
+        report_failures(run_sweep(sweep))
+        return
+    from ..training.launch import show_plan
+    from .trial import composed_of
+
+    for line in plan_lines(sweep):
+        logger.info("%s", line)
+    logger.info("the first trial, %s:", sweep.trials[0].name)
+    show_plan(composed_of(sweep.trials[0]))
 
 
 def report_failures(result: object) -> None:
-    """End with an error if trials failed; everything else of the sweep is done then.
+    """End with an error if trials failed or a task has no winner; everything else of the sweep is done then.
 
     Raises:
         Data2VecError: names them.
@@ -79,14 +92,22 @@ def report_failures(result: object) -> None:
     from .engine import SweepResult
 
     assert isinstance(result, SweepResult)
+    lines: list[str] = []
     if result.failed:
-        lines = [f"  {name}: {why}" for name, why in result.failed.items()]
-        raise Data2VecError(
-            f"{len(lines)} trials have no result:\n"
-            + "\n".join(lines)
-            + "\nafter mending it, the same command with "
+        lines.append(f"{len(result.failed)} trials have no result:")
+        lines += [f"  {name}: {why}" for name, why in result.failed.items()]
+        lines.append(
+            "after mending it, the same command with "
             f"platform.run_name={result.name} runs the failed ones again"
         )
+    for task in result.table.undecided:
+        metric = next(row.metric for row in result.rows if row.task == task)
+        lines.append(
+            f"{task} has no winner: no finished trial of it has a value of {metric}; nothing of it was "
+            f"registered, and its weights stay in {result.folder / 'trials'}"
+        )
+    if lines:
+        raise Data2VecError("\n".join(lines))
 
 
 def decoding_definition(name: str, config_dir: str | None) -> Path | None:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data2vec.errors import ConfigError, Problem
-
 from ..recipe.sweep_definition import Sweep
 from ..storage.locations import is_uri
 from ..tracking.tracker_actor import RemoteTracker
@@ -122,7 +120,6 @@ def run_sweep(sweep: Sweep, *, name: str | None = None, quiet: bool = False) -> 
         say("note: %s", note)
     if is_uri(trials[0].recipe.platform.storage or ""):
         say("note: platform.storage: a sweep keeps its trials in %s", sweep_root(chosen, trials))
-    _refuse_blind_asha(sweep)
     ready = prepare_trials(sweep, trials)
     folder = SweepFolder(sweep_root(chosen, trials))
     with contextlib.ExitStack() as stack:
@@ -203,7 +200,7 @@ class _Driver:
             paths[archive.name] = archive
         self._tidy(records, table)
         self._log_parent(table, paths, timing)
-        self.failed = bool(table.missing)
+        self.failed = bool(table.missing or table.undecided)
         if not self.quiet:
             show(table, f"sweep {self.name}")
         if timing is not None:
@@ -251,7 +248,7 @@ class _Driver:
                 mine = {n: r for n, r in self.folder.records().items() if r.stored.task == task}
                 choice = choose(self._points(list(mine.values())))
                 if choice is not None:
-                    self.freed += delete_losers(mine, [choice.record.stored.name])
+                    self.freed += delete_losers(mine, {task: choice})
 
         earlier = {n: r for n, r in self.folder.records().items() if n not in running}
         with self.stop.during_tune():
@@ -335,8 +332,7 @@ class _Driver:
         return write_test_files(list(table.choices.values()), self.folder.root / "glue_submission", self.room)
 
     def _tidy(self, records: Sequence[Record], table: ResultTable) -> None:
-        kept = [choice.record.stored.name for choice in table.choices.values()]
-        self.freed += delete_losers({record.stored.name: record for record in records}, kept)
+        self.freed += delete_losers({record.stored.name: record for record in records}, table.choices)
         size = folder_bytes(self.folder.root)
         self.say(
             "disk: %.1f MB kept in %s, %.1f MB of losers' weights deleted",
@@ -412,22 +408,6 @@ def _open_parent(tracker: RemoteTracker, sweep: Sweep, name: str, ready: Sequenc
         "sweep/trials.txt",
     )
     return handle.run_id
-
-
-def _refuse_blind_asha(sweep: Sweep) -> None:
-    """ASHA needs the length of each run, and validations to look at."""
-    if sweep.definition.scheduler.name != "asha":
-        return
-    problems = []
-    for trial in sweep.trials:
-        if trial.recipe.optimization.max_update < 1:
-            rule = "asha needs the length of each run: set optimization.max_update or max_updates"
-            problems.append(Problem("optimization.max_update", trial.recipe.optimization.max_update, rule))
-        if not trial.recipe.valid_subsets():
-            rule = "asha compares runs by their validations: set it to false"
-            problems.append(Problem("dataset.disable_validation", True, rule))
-    if problems:
-        raise ConfigError(list({p.field: p for p in problems}.values()), f"the sweep {sweep.name}")
 
 
 def show(table: ResultTable, title: str) -> None:

@@ -15,7 +15,7 @@ from data2vec.errors import ConfigError, Data2VecError, Problem
 from ..recipe.checks import metrics as reported_metrics
 from ..recipe.components import Roberta, pretrained_field
 from ..recipe.schema import Recipe
-from ..recipe.sweep_definition import Sweep, Trial
+from ..recipe.sweep_definition import TRAIN_LOSS, Sweep, Trial
 from ..storage.cache import with_local_data
 from ..tasks import open_subset
 from ..training.launch import code_version
@@ -81,7 +81,7 @@ def prepare_trials(sweep: Sweep, trials: Sequence[Trial]) -> list[StoredTrial]:
 def _deciding_metric(sweep: Sweep, trial: Trial) -> Trial:
     """``select.metric`` also decides which weights a run keeps: those are registered."""
     wanted, rules = sweep.definition.select.metric, trial.recipe.checkpoint
-    if wanted is None or wanted == rules.best_checkpoint_metric:
+    if wanted in (None, TRAIN_LOSS, rules.best_checkpoint_metric):
         return trial
     maximize = reported_metrics(trial.recipe)[wanted]
     rules = dataclasses.replace(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..recipe.sweep_definition import Select
+from ..recipe.sweep_definition import TRAIN_LOSS, Select
 from .results import Record, TrialResult
 
 
@@ -82,16 +82,20 @@ class Choice:
     score: Score
 
 
-def score(result: TrialResult, subset: str, metric: str, maximize: bool, within_run: str) -> Score | None:
+def score(
+    result: TrialResult, subset: str | None, metric: str, maximize: bool, within_run: str
+) -> Score | None:
     """The value of one run.
 
     Args:
         result: with all its validations.
-        subset: the validation subset that decides.
-        metric: the metric that decides.
+        subset: the validation subset that decides, if there is one.
+        metric: the metric that decides; the training loss is that of the end, of the weights that are kept.
         maximize: larger is better.
         within_run: ``best`` validation (ties: the later one, whose weights are kept) or the ``last`` one.
     """
+    if metric == TRAIN_LOSS:
+        return _final_loss(result)
     key = f"{subset}/{metric}"
     found = [(u, m) for u, m in result.evaluations.items() if key in m and not math.isnan(m[key])]
     if not found:
@@ -102,6 +106,16 @@ def score(result: TrialResult, subset: str, metric: str, maximize: bool, within_
         update, metrics = max(found, key=lambda entry: (sign * entry[1][key], entry[0]))
     others = {name: value for name, value in metrics.items() if "/best_" not in name}
     return Score(value=metrics[key], update=update, others=others)
+
+
+def _final_loss(result: TrialResult) -> Score | None:
+    """With the variances of targets and predictions, which fall with the loss where a model collapses."""
+    figures = result.summary.metrics if result.summary is not None else {}
+    value = figures.get(TRAIN_LOSS, math.nan)
+    if not math.isfinite(value):
+        return None
+    others = {n: v for n, v in figures.items() if n in ("train/target_var", "train/pred_var")}
+    return Score(value=value, update=result.update, others=others)
 
 
 def grid_points(
@@ -145,9 +159,8 @@ def grid_points(
 def _score(record: Record, metrics: Mapping[str, tuple[str, bool]], select: Select) -> Score | None:
     if record.result is None or record.result.status in ("failed", "diverged"):
         return None
-    subsets = record.stored.trial.recipe.valid_subsets()
-    metric, maximize = metrics[record.stored.name]
-    return score(record.result, subsets[0], metric, maximize, select.within_run) if subsets else None
+    subset = next(iter(record.stored.trial.recipe.valid_subsets()), None)
+    return score(record.result, subset, *metrics[record.stored.name], select.within_run)
 
 
 def choose(points: Sequence[GridPoint]) -> Choice | None:
@@ -174,6 +187,13 @@ def choose(points: Sequence[GridPoint]) -> Choice | None:
             assert chosen is not None
             best = Choice(point=point, record=point.records[number], score=chosen)
     return best
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A figure in words: two digits of a percentage, four of a loss or another training figure."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if metric == "loss" or metric.startswith("train/") else f"{value:.2f}"
 
 
 def by_task(points: Sequence[GridPoint]) -> dict[str, list[GridPoint]]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.table import Table
 
-from ..recipe.sweep_definition import Select
+from ..recipe.sweep_definition import TRAIN_LOSS, Select
 from .results import Record
-from .selection import Choice, GridPoint, by_task, choose_all
+from .selection import Choice, GridPoint, by_task, choose_all, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,11 @@ class ResultTable:
     protocol: tuple[str, ...]
     missing: dict[str, str]
 
+    @property
+    def undecided(self) -> list[str]:
+        """Tasks without a winner."""
+        return [task for task in dict.fromkeys(row.task for row in self.rows) if task not in self.choices]
+
     def averages(self) -> dict[str, tuple[float, int]]:
         """Mean over the tasks of the winners' values, and the number of tasks; with and without RTE."""
         values = {
@@ -85,11 +90,14 @@ class ResultTable:
         lines: list[str] = []
         for task, choice in self.choices.items():
             point = choice.point
-            spread = f"{min(point.values):.2f} .. {max(point.values):.2f}"
+            least, most, median, value = (
+                shown(point.metric, figure)
+                for figure in (min(point.values), max(point.values), point.median, choice.score.value)
+            )
             lines.append(
-                f"{task}: {_group_text(point.group)} wins, {point.metric} median {point.median:.2f} "
-                f"({spread}, {len(point.values)} {_plural('seed', len(point.values))}); "
-                f"seed {choice.record.stored.seed} is nearest: {choice.score.value:.2f}"
+                f"{task}: {_group_text(point.group)} wins, {point.metric} median {median} "
+                f"({least} .. {most}, {len(point.values)} {_plural('seed', len(point.values))}); "
+                f"seed {choice.record.stored.seed} is nearest: {value}"
             )
         for name, (value, count) in self.averages().items():
             lines.append(f"{name} over {count} {_plural('task', count)}: {value:.2f}")
@@ -157,11 +165,13 @@ class ResultTable:
         header += ["median", "min..max", "also", ""]
         body: list[list[str]] = []
         for row in self.rows:
-            spread = "-" if row.low is None else f"{row.low:.2f}..{row.high:.2f}"
-            also = ", ".join(f"{name} {value:.2f}" for name, value in row.others.items())
-            cells = [row.task, _group_text(row.group), row.metric, _number(row.baseline)]
+            spread = (
+                "-" if row.low is None else f"{shown(row.metric, row.low)}..{shown(row.metric, row.high)}"
+            )
+            also = ", ".join(f"{name} {shown(name, value)}" for name, value in row.others.items())
+            cells = [row.task, _group_text(row.group), row.metric, shown(row.metric, row.baseline)]
             cells += [_cell(row, seed) for seed in seeds]
-            body.append([*cells, _number(row.median), spread, also, "best" if row.chosen else ""])
+            body.append([*cells, shown(row.metric, row.median), spread, also, "best" if row.chosen else ""])
         return header, body
 
 
@@ -247,21 +257,29 @@ def protocol(select: Select, records: Sequence[Record], scheduler: str, cap: int
     """
     stored = [record.stored for record in records]
     seeds = sorted({s.seed for s in stored})
-    metrics = sorted({(s.task, s.trial.recipe.checkpoint.best_checkpoint_metric) for s in stored})
+    metrics = sorted(
+        {(s.task, select.metric or s.trial.recipe.checkpoint.best_checkpoint_metric) for s in stored}
+    )
     subsets = sorted({s.trial.recipe.valid_subsets()[0] for s in stored if s.trial.recipe.valid_subsets()})
     within = {
         "best": "its best validation, whose weights are kept (optimistic: chosen on the measured set)",
         "last": "its last validation; a registered model holds the weights of its best one",
     }[select.within_run]
+    measured = f"measured on the validation (dev) set ({', '.join(subsets)}), not on a test set"
+    unit = " (percent; not rounded in the files)"
+    if select.metric == TRAIN_LOSS:
+        within, unit = "the mean of its last logging interval; the weights of its last update are kept", ""
+        measured = (
+            "measured on the training data while training: a lower loss alone is no proof of better "
+            "features, as targets come from the model's own teacher"
+        )
     over = {"median": "the median over its seeds", "max": "its best seed"}[select.over_seeds]
     lines = [
-        "metric: "
-        + ", ".join(f"{task} {metric}" for task, metric in metrics)
-        + " (percent; not rounded in the files)",
+        "metric: " + ", ".join(f"{task} {metric}" for task, metric in metrics) + unit,
         f"value of a run: {within}",
         f"value of a setting: {over}; the setting with the best value wins its task, and the seed nearest "
         "that value is the registered run",
-        f"measured on the validation (dev) set ({', '.join(subsets)}), not on a test set",
+        measured,
     ]
     number = (
         "one seed is noise: differences of a point or two mean nothing"
@@ -304,7 +322,7 @@ def _row(point: GridPoint, baseline: float | None, chosen: bool) -> SweepRow:
     for found in point.scores:
         for name, value in (found.others if found else {}).items():
             subset, _, metric = name.partition("/")
-            first = point.records[0].stored.trial.recipe.valid_subsets()[0]
+            first = next(iter(point.records[0].stored.trial.recipe.valid_subsets()), None)
             if metric != "loss" and not (subset == first and metric == point.metric):
                 others.setdefault(metric if subset == first else name, []).append(value)
     seeds = [record.stored.seed for record in point.records]
@@ -336,7 +354,8 @@ def _cell(row: SweepRow, seed: int) -> str:
     status, value = row.statuses[seed], row.values[seed]
     if value is None:
         return status
-    return f"{value:.2f}" if status == "finished" else f"{value:.2f} ({status})"
+    text = shown(row.metric, value)
+    return text if status == "finished" else f"{text} ({status})"
 
 
 def _group_text(group: Mapping[str, Any]) -> str:
@@ -346,10 +365,6 @@ def _group_text(group: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _plural(word: str, count: int) -> str:

@@ -20,7 +20,7 @@ from .asha import PerTaskASHA, Race
 from .capacity import Capacity
 from .results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
 from .schedule import Progress, clock
-from .selection import score
+from .selection import score, shown
 from .sweep_folder import SweepFolder, delete_weights
 from .trial import run_trial
 
@@ -275,16 +275,15 @@ class _Watch(Callback):
             logger.warning("%s %s: %s", name, result.status, result.error)
             return f"{result.status} ({where}); {self._count()}"
         metric, maximize = self.launch.sweep.metric(stored.trial)
-        subsets = stored.trial.recipe.valid_subsets()
-        within = self.launch.sweep.definition.select.within_run
-        found = score(result, subsets[0], metric, maximize, within) if subsets else None
+        subset = next(iter(stored.trial.recipe.valid_subsets()), None)
+        found = score(result, subset, metric, maximize, self.launch.sweep.definition.select.within_run)
         if found is None:
             return f"{result.status} ({where}); {self._count()}"
         pick = max if maximize else min
         best = self._best[stored.task] = pick(self._best.get(stored.task, found.value), found.value)
         return (
-            f"{result.status}: {metric} {found.value:.2f} ({where}); "
-            f"best of {stored.task} {best:.2f}; {self._count()}"
+            f"{result.status}: {metric} {shown(metric, found.value)} ({where}); "
+            f"best of {stored.task} {shown(metric, best)}; {self._count()}"
         )
 
     def _count(self) -> str:

@@ -11,7 +11,7 @@ from ..recipe.sweep_definition import SweepDefinition
 from ..registry.registration import register_summary
 from ..tracking.tracker_actor import AnyTracker
 from .results import Record
-from .selection import Choice
+from .selection import Choice, shown
 from .sweep_folder import delete_weights
 from .trial import composed_of
 
@@ -76,10 +76,14 @@ def register_winner(
     uri = alias = None
     if name is not None and result.run_id is not None:
         words = " ".join(f"{line[0].upper()}{line[1:]}." for line in protocol)
+        value, median, least, most = (
+            shown(point.metric, figure)
+            for figure in (choice.score.value, point.median, min(point.values), max(point.values))
+        )
         told = (
-            f"Winner of a sweep: learning rate {stored.lr:g}, {point.metric} {choice.score.value:.2f} with "
-            f"seed {stored.seed}; median over {len(point.values)} seed(s) {point.median:.2f} "
-            f"({min(point.values):.2f} to {max(point.values):.2f}). {words}"
+            f"Winner of a sweep: learning rate {stored.lr:g}, {point.metric} {value} with "
+            f"seed {stored.seed}; median over {len(point.values)} seed(s) {median} "
+            f"({least} to {most}). {words}"
         )
         registered = register_summary(
             tracker,
@@ -116,10 +120,11 @@ def register_winner(
     )
 
 
-def delete_losers(records: Mapping[str, Record], winners: Sequence[str]) -> int:
-    """Delete the weights of runs that are over and did not win; returns the bytes freed."""
+def delete_losers(records: Mapping[str, Record], choices: Mapping[str, Choice]) -> int:
+    """Delete the weights of runs that lost to a winner of their task; returns the bytes freed."""
+    winners = {task: choice.record.stored.name for task, choice in choices.items()}
     freed = 0
     for name, record in records.items():
-        if record.over and name not in winners:
+        if record.over and winners.get(record.stored.task, name) != name:
             freed += delete_weights(record.folder, model=True)
     return freed
