@@ -101,8 +101,8 @@ def register_winner(
             results_table=table,
         )
         if registered is not None:
-            uri, _, shown = registered.partition(" ")
-            alias = shown.strip("()").partition("@")[2] or None
+            uri, _, taken = registered.partition(" ")
+            alias = taken.strip("()").partition("@")[2] or None
             logger.info("%s: registered %s", point.task, registered)
     return Winner(
         task=point.task,
