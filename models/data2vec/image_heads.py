@@ -29,35 +29,36 @@ POSITIONS = "modality_encoders.IMAGE.fixed_positional_encoder.positions"
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkRegularisation:
-    """What fine-tuning sets in the trunk, whatever it was pretrained with."""
+    """What fine-tuning sets in the trunk; ``None`` leaves a value as it was in pretraining."""
 
-    encoder_dropout: float = 0.0
-    post_mlp_drop: float = 0.0
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    dropout_input: float = 0.0
-    layerdrop: float = 0.0
-    prenet_layerdrop: float = 0.0
-    prenet_dropout: float = 0.0
-    drop_path_rate: float = 0.0
+    encoder_dropout: float | None = 0.0
+    post_mlp_drop: float | None = 0.0
+    attention_dropout: float | None = 0.0
+    activation_dropout: float | None = 0.0
+    dropout_input: float | None = 0.0
+    layerdrop: float | None = 0.0
+    prenet_layerdrop: float | None = 0.0
+    prenet_dropout: float | None = 0.0
+    drop_path_rate: float | None = 0.0
     norm_eps: float | None = None
 
 
 def finetuning_config(
     pretrained: ImageConfig, regularisation: TrunkRegularisation, input_size: int | None = None
 ) -> ImageConfig:
-    """The trunk's configuration: no pretraining parts, and the fine-tuning recipe's regularisation.
+    """The trunk's configuration: no pretraining parts, and the regularisation that fine-tuning gives.
 
     Args:
         pretrained: an image model of either generation; the first has drop path and attention dropout alone.
-        regularisation: dropouts, layer drop, drop path.
+        regularisation: dropouts, layer drop, drop path; ``None`` as pretrained.
         input_size: side of the images; by default as pretrained.
     """
     config = copy.deepcopy(pretrained)
     if isinstance(config, Data2VecVisionConfig):
-        config.drop_path, config.attention_dropout = (
-            regularisation.drop_path_rate,
-            regularisation.attention_dropout,
+        _set_given(
+            config,
+            drop_path=regularisation.drop_path_rate,
+            attention_dropout=regularisation.attention_dropout,
         )
         if input_size is not None:
             config.image_size = input_size
@@ -67,19 +68,22 @@ def finetuning_config(
     if image is None or config.modality_name != "IMAGE":
         raise Data2VecError(f"the pretrained model is of {config.modality_name}, not of images")
     for name in ("encoder_dropout", "post_mlp_drop", "attention_dropout", "activation_dropout",
-                 "dropout_input", "layerdrop"):  # fmt: skip
-        setattr(config, name, getattr(regularisation, name))
-    image.prenet_layerdrop, image.prenet_dropout = (
-        regularisation.prenet_layerdrop,
-        regularisation.prenet_dropout,
-    )
-    if regularisation.norm_eps is not None:
-        config.norm_eps = regularisation.norm_eps
-    _set_drop_path(config, regularisation.drop_path_rate)
+                 "dropout_input", "layerdrop", "norm_eps"):  # fmt: skip
+        _set_given(config, **{name: getattr(regularisation, name)})
+    for name in ("prenet_layerdrop", "prenet_dropout"):
+        _set_given(image, **{name: getattr(regularisation, name)})
+    if regularisation.drop_path_rate is not None:
+        _set_drop_path(config, regularisation.drop_path_rate)
     config.clone_batch, config.recon_loss, config.cls_loss, image.decoder = 1, 0.0, 0.0, None
     if input_size is not None:
         image.input_size = input_size
     return config
+
+
+def _set_given(config: object, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None:
+            setattr(config, name, value)
 
 
 def _set_drop_path(config: Data2VecMultiConfig, rate: float) -> None:

@@ -162,7 +162,7 @@ class Data2VecPretraining(nn.Module):
             masks, row_ids_R = masks.rows(rows), row_ids_R[rows]
             noise_RJD = None if noise_RJD is None else noise_RJD[rows]
         if shared.targets_BTD is None:  # before the student: working memory on top of nothing that is kept
-            shared.targets_BTD = self._targets(source, local_BTD, padding_mask, tap)
+            shared.targets_BTD = self._targets(source, local_BTD, padding_mask, (seed, update), tap)
         targets_BTD = shared.targets_BTD
 
         kept_padding = None if padding_mask is None else masks.gather_kept_flags(padding_mask)
@@ -262,15 +262,16 @@ class Data2VecPretraining(nn.Module):
         source: torch.Tensor,
         local_BTD: torch.Tensor,
         padding_mask: torch.Tensor | None,
+        key: tuple[int, int],
         tap: Tap | None,
     ) -> torch.Tensor:
-        """Normalised teacher features of every position, (B, T, D) in fp32."""
+        """Normalised teacher features of every position, (B, T, D) in fp32; ``key`` is (seed, update)."""
         module = self.teacher.module
         if isinstance(module, Data2VecMulti):
             encoder, blocks = module.encoder, module.blocks
         else:
-            # The student's own front end feeds the teacher, dropout included: as the published models were
-            # trained.
+            # The student's own front end feeds the teacher, dropout and a layer drop of this pass's own
+            # included: as the published models were trained.
             assert isinstance(module, nn.ModuleList)
             encoder, blocks = self.student.encoder, module
         x = local_BTD.detach()
@@ -281,7 +282,7 @@ class Data2VecPretraining(nn.Module):
         x, padding = encoder.prepend_extra_tokens(encoder.add_positions(x, padding_mask), padding_mask)
         positions_1T = torch.arange(x.shape[1], device=x.device)[None]
         biases = encoder.attention_biases(positions_1T, padding, encoder.config.prenet_depth + len(blocks))
-        x = encoder.context_encoder(x, biases)
+        x = encoder.context_encoder(x, biases, "teacher", *key)
         if tap:
             tap("teacher_encoder_input", x)
             if padding_mask is not None:

@@ -45,7 +45,7 @@ class TransformerBlock(nn.Module):
         recompute: keep the input only and run again in the backward pass, with equal dropout.
         in_step: where layer drop spares the block, run it and multiply its effect by zero, because its
             parameters are spread over workers that must all take part.
-        took_part: the block was not dropped since this was last set to false.
+        took_part: the block ran with gradients since this was last set to false.
     """
 
     drop_path = 0.0
@@ -174,5 +174,5 @@ def kept_blocks(
             if block.in_step:
                 yield index, block.without_effect
             continue
-        block.took_part = block.took_part or training
+        block.took_part = block.took_part or (training and torch.is_grad_enabled())
         yield index, block

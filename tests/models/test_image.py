@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -181,6 +182,42 @@ def test_drop_path_of_the_base_recipe() -> None:
         image_config({"depth": 4}, {"prenet_depth": 0}), TrunkRegularisation(drop_path_rate=0.2)
     )
     assert (no_prenet.start_drop_path_rate, no_prenet.end_drop_path_rate) == pytest.approx((0.0, 0.2))  # pyright: ignore
+
+
+REGULARISATION = {"encoder_dropout": 0.11, "post_mlp_drop": 0.12, "attention_dropout": 0.13,
+                  "activation_dropout": 0.14, "dropout_input": 0.15, "layerdrop": 0.16,
+                  "start_drop_path_rate": 0.17, "end_drop_path_rate": 0.18, "norm_eps": 1e-4}  # fmt: skip
+PRENET = {"prenet_layerdrop": 0.21, "prenet_dropout": 0.22, "start_drop_path_rate": 0.23,
+          "end_drop_path_rate": 0.24}  # fmt: skip
+
+
+def test_regularisation_that_is_not_given_stays_as_pretrained() -> None:
+    pretrained = image_config(REGULARISATION, PRENET)
+    left = dict.fromkeys((f.name for f in dataclasses.fields(TrunkRegularisation)), None)
+    kept = finetuning_config(pretrained, TrunkRegularisation(**left))
+    assert isinstance(kept, Data2VecMultiConfig) and kept.modalities.image is not None
+    assert {name: getattr(kept, name) for name in REGULARISATION} == REGULARISATION
+    assert {name: getattr(kept.modalities.image, name) for name in PRENET} == PRENET
+    given = finetuning_config(
+        pretrained, TrunkRegularisation(**{**left, "drop_path_rate": 0.0, "prenet_dropout": 0.0})
+    )
+    assert isinstance(given, Data2VecMultiConfig) and given.modalities.image is not None
+    image = given.modalities.image
+    rates = (given.start_drop_path_rate, given.end_drop_path_rate, image.start_drop_path_rate,
+             image.end_drop_path_rate, image.prenet_dropout)  # fmt: skip
+    assert rates == (0.0,) * 5 and image.prenet_layerdrop == 0.21 and given.layerdrop == 0.16
+
+
+def test_regularisation_of_data2vec_1_that_is_not_given_stays_as_pretrained() -> None:
+    pretrained = Data2VecVisionConfig(drop_path=0.25, attention_dropout=0.05)
+    for path, attention, wanted in (
+        (None, None, (0.25, 0.05)), (0.2, None, (0.2, 0.05)),
+        (None, 0.0, (0.25, 0.0)), (0.0, 0.1, (0.0, 0.1)),
+    ):  # fmt: skip
+        given = TrunkRegularisation(drop_path_rate=path, attention_dropout=attention)
+        tuned = finetuning_config(pretrained, given)
+        assert isinstance(tuned, Data2VecVisionConfig)
+        assert (tuned.drop_path, tuned.attention_dropout) == wanted
 
 
 def test_layer_decay_leaves_what_is_outside_blocks() -> None:

@@ -123,12 +123,14 @@ def test_v1_pretraining() -> None:
     assert isinstance(beit.model, Data2VecVisionConfig)
     assert beit.model.num_mask_patches == 120 and beit.model.mean_loss and beit.model.use_final_proj
     assert (beit.model.ema_decay, beit.model.ema_end_decay) == (0.9998, 0.9998)
+    assert beit.model.beit_init and not plain.model.beit_init and not paper.model.beit_init
     assert not beit.optimization.decay_norm_and_bias and not beit.model.ema_transformer_only
 
 
 def test_v1_finetuning() -> None:
     own = recipe_of("vision/finetuning/imagenet", "model.model_path=/model")
     assert isinstance(own.model, Data2VecImageClassification)
+    assert own.model.drop_path_rate is None and own.model.attention_dropout is None  # as pretrained
     assert own.model.drop_first_patch and own.model.fc_norm_eps == 1e-5 and own.model.layer_decay == 1.0
     beit = recipe_of("vision/finetuning/beit_imagenet", "model.model_path=/model")
     assert isinstance(beit.model, Data2VecImageClassification)
@@ -136,6 +138,7 @@ def test_v1_finetuning() -> None:
         not beit.model.drop_first_patch
         and beit.model.layer_decay == 0.65
         and beit.model.drop_path_rate == 0.2
+        and beit.model.attention_dropout == 0.0
     )
     assert beit.parameter_groups()["default"].optimizer.weight_decay == 0.0
 

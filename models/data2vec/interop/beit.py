@@ -89,6 +89,7 @@ def _config(checkpoint: FairseqCheckpoint, model: State) -> dict[str, Any]:
         "mlp_ratio": 4 if hidden is None else hidden.shape[0] // width,
         "shared_rel_pos_bias": shared in model,
         "norm_eps": 1e-6,
+        "beit_init": True,
         "layer_norm_target_layer": True,
         "layer_norm_targets": bool(args.get("post_target_layer_norm", True)),
         "average_top_k_layers": min(6, depth),

@@ -324,19 +324,35 @@ class Data2VecVisionPretraining(nn.Module):
 
 @torch.no_grad()
 def initialise(model: Data2VecVision, seed: int) -> None:
-    """N(0, 0.02) cut at one deviation, zero biases, and branches scaled down with depth, as in BEiT."""
-    tokens = {name: p for name, p in model.named_parameters() if name in ("cls_emb", "mask_emb")}
-    weights = {
-        name: module.weight
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    }
-    for name, tensor in (tokens | weights).items():
-        draw = generator("init", seed, name)
-        nn.init.trunc_normal_(tensor, std=INIT_STD, a=-INIT_STD, b=INIT_STD, generator=draw)
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
-            module.bias.zero_()
+    """Initial weights: as the reference's class, or as the BEiT-based code where ``beit_init`` asks for it.
+
+    Linear layers of the blocks are N(0, 0.02) with zero biases, and the last one of each branch is divided by
+    ``sqrt(2 l)`` in block l (from 1). The reference gives class token and mask vector N(0.02, 1) cut at +-2,
+    a deviation of 0.88 (it hands its 0.02 over as the mean), and leaves patches and head to PyTorch: uniform,
+    at most ``fan_in ** -0.5``, biases too. BEiT gives all of these N(0, 0.02) and zero biases, and cuts every
+    normal distribution at one deviation.
+    """
+    beit = model.config.beit_init
+    for name, token in model.named_parameters():
+        if name in ("cls_emb", "mask_emb"):
+            mean, std, cut = (0.0, INIT_STD, INIT_STD) if beit else (INIT_STD, 1.0, 2.0)
+            nn.init.trunc_normal_(token, mean, std, -cut, cut, generator=generator("init", seed, name))
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            continue
+        draw, weight, bias = generator("init", seed, name), module.weight, module.bias
+        if beit:
+            nn.init.trunc_normal_(weight, std=INIT_STD, a=-INIT_STD, b=INIT_STD, generator=draw)
+        elif name.startswith("encoder."):
+            weight.normal_(0.0, INIT_STD, generator=draw)
+        else:
+            bound = weight[0].numel() ** -0.5
+            weight.uniform_(-bound, bound, generator=draw)
+            assert bias is not None
+            bias.uniform_(-bound, bound, generator=generator("init", seed, name, "bias"))
+            continue
+        if bias is not None:
+            bias.zero_()
     for index, block in enumerate(model.encoder.blocks, start=1):
         assert isinstance(block, VisionBlock)
         last = block.mlp[2]

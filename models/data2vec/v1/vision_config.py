@@ -47,6 +47,7 @@ class Data2VecVisionConfig(ModelConfig):
     max_update: int | None = None  # length of the run, for the annealing
     norm_eps: float = 1e-5  # epsilon of the layer norms; 1e-6 in the BEiT-based code
     use_final_proj: bool = False  # predict through the linear head, which the reference builds and leaves out
+    beit_init: bool = False  # initial weights of the BEiT-based code instead of the reference's
     mean_loss: bool = False  # mean over channels instead of the sum: the loss of the BEiT-based code
     min_target_var: float = 0.1  # stop below this deviation of the targets (after update 5000)
     min_pred_var: float = 0.01  # stop below this deviation of the predictions (after update 5000)

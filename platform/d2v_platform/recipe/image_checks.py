@@ -117,7 +117,8 @@ def _classification(recipe: Recipe, task: ImageClassificationData) -> Iterator[P
         names += ["encoder_dropout", "post_mlp_drop", "activation_dropout", "dropout_input", "layerdrop",
                   "prenet_layerdrop", "prenet_dropout"]  # fmt: skip
     for name in names:
-        if not 0.0 <= getattr(model, name) < 1.0:
+        value = getattr(model, name)
+        if value is not None and not 0.0 <= value < 1.0:  # null: as pretrained
             yield Problem(f"model.{name}", getattr(model, name), "must lie in 0 <= p < 1")
 
 

@@ -77,9 +77,9 @@ class ImageClassificationModel:
     mixup_prob: float = 1.0  # probability that a batch is mixed
     mixup_switch_prob: float = 0.5  # probability of cutmix where both are on
     label_smoothing: float = 0.1  # share of the target spread over all classes
-    drop_path_rate: float = 0.0  # drop path of the last block, rising linearly from 0
+    drop_path_rate: float | None = None  # drop path of the last block, from 0 linearly; null = as pretrained
     layer_decay: float = 1.0  # learning-rate factor from one block to the one below
-    attention_dropout: float = 0.0  # dropout on attention probabilities
+    attention_dropout: float | None = None  # dropout on attention probabilities; null = as pretrained
 
 
 @dataclass(kw_only=True)
@@ -88,16 +88,17 @@ class MaeImageClassification(ImageClassificationModel):
 
     linear_classifier: bool = False  # freeze the pretrained network
     mixup_mode: Literal["batch", "pair", "elem"] = "batch"  # timm: one ratio for the batch, a pair, an image
-    drop_path_rate: float = 0.1  # drop path of the last block, rising linearly from 0
+    drop_path_rate: float | None = 0.1  # drop path of the last block, from 0 linearly; null = as pretrained
     layer_decay: float = 0.65  # learning-rate factor from one block to the one below
     norm_eps: float | None = None  # epsilon of the network's layer norms; null = as pretrained
-    encoder_dropout: float = 0.0  # dropout after the attention's output projection
-    post_mlp_drop: float = 0.0  # dropout on the feed-forward output
-    activation_dropout: float = 0.0  # dropout inside the feed-forward network
-    dropout_input: float = 0.0  # dropout before the shared blocks
-    layerdrop: float = 0.0  # probability of skipping a shared block while training
-    prenet_layerdrop: float = 0.0  # probability of skipping a prenet block while training
-    prenet_dropout: float = 0.0  # dropout before the prenet blocks
+    attention_dropout: float | None = 0.0  # dropout on attention probabilities; null = as pretrained
+    encoder_dropout: float | None = 0.0  # dropout after the attention's output; null = as pretrained
+    post_mlp_drop: float | None = 0.0  # dropout on the feed-forward output; null = as pretrained
+    activation_dropout: float | None = 0.0  # dropout inside the feed-forward network; null = as pretrained
+    dropout_input: float | None = 0.0  # dropout before the shared blocks; null = as pretrained
+    layerdrop: float | None = 0.0  # probability of skipping a shared block; null = as pretrained
+    prenet_layerdrop: float | None = 0.0  # probability of skipping a prenet block; null = as pretrained
+    prenet_dropout: float | None = 0.0  # dropout before the prenet blocks; null = as pretrained
     use_fc_norm: bool = True  # layer norm after pooling
     prediction_mode: Pooling = "MEAN_POOLING"  # mean over patches, class token, or linear softmax
 
