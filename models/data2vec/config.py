@@ -151,8 +151,8 @@ class Data2VecMultiConfig(ModelConfig):
     instance_norm_targets: bool = False  # instance norm of the averaged target
     layer_norm_targets: bool = False  # layer norm of the averaged target
     ema_decay: float = 0.999  # teacher decay at the first update
-    ema_same_dtype: bool = True  # teacher computes in the student's precision
-    log_norms: bool = True  # log the norms of student and teacher
+    ema_same_dtype: bool = True  # teacher computes in the student's precision; false: in fp32
+    log_norms: bool = True  # log the norms of the averaged weights: model_norm and ema_norm
     ema_end_decay: float = 0.9999  # teacher decay after annealing
     ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
     ema_encoder_only: bool = True  # the teacher is the shared blocks alone
@@ -164,7 +164,7 @@ class Data2VecMultiConfig(ModelConfig):
     supported_modality: ModalityKind | None = None  # build this modality only
     mae_init: bool = False  # Xavier initialisation of linear layers
     seed: int = 1  # seed of the masks
-    skip_ema: bool = False  # build no teacher and no decoder
+    skip_ema: bool = False  # no teacher; must be false, because pretraining learns from it
     cls_loss: float = 0.0  # weight of the class-token loss
     recon_loss: float = 0.0  # weight of the pixel reconstruction loss
     d2v_loss: float = 1.0  # weight of the feature regression
@@ -241,6 +241,11 @@ class Data2VecMultiConfig(ModelConfig):
             rule("cls_loss", self.cls_loss == 0, "text has no class token; use 0")
             rule("recon_loss", self.recon_loss == 0, "text has no pixels to reconstruct; use 0")
         return rule.found
+
+
+NO_TEACHER = Problem(
+    "model.skip_ema", True, "pretraining learns from its teacher, and fine-tuning builds none; use false"
+)
 
 
 def _text_problems(text: TextModalityConfig, path: str, width: int) -> list[Problem]:

@@ -2,6 +2,11 @@
 
 Decoupled weight decay applies to *every* parameter by default, norms and biases included: the reference tags
 1-D parameters for exemption but never honours the tag, so the published models were trained this way.
+
+A parameter without a gradient, as of a block that layer drop spared in a whole update, is left alone in fp32.
+In mixed precision the reference steps its fp32 copies, whose gradients are then zero, flattened or not:
+weights decay, moments fade and move the parameter, and the step counts. All published models were trained so;
+:class:`ScheduledAdam` does it on request.
 """
 
 from __future__ import annotations
@@ -60,11 +65,11 @@ def parameter_groups(
 
     Args:
         model: its parameter names decide the groups.
-        dynamic: one group for each distinct set of tags (the composite optimizer's ``dynamic_groups``);
-            otherwise tags are ignored.
+        dynamic: one group for each distinct set of tags (the composite optimizer's ``dynamic_groups``): those
+            exempt from weight decay apart from the others, and listed ones apart from those that are not.
         decoder_group: parameters with ``decoder`` in their name form the group "decoder".
-        lr_scales: learning-rate factor by parameter name, 1 where absent. Listed parameters form other
-            groups than those that are not, as the reference's tags do, except for exempt ones.
+        lr_scales: learning-rate factor by parameter name, 1 where absent. Each factor has its own group, with
+            every optimizer; the reference stops where groups are not dynamic, and a flat Adam ignores them.
     """
     groups: dict[tuple[str, float, bool, bool], ParameterGroup] = {}
     for name, parameter in model.named_parameters():
@@ -155,6 +160,7 @@ class ScheduledAdam:
         schedules: for each entry of ``groups`` its schedules by epoch; layer-decay factors are already in
             their peaks.
         exempt_1d: exempt 1-D parameters and biases from weight decay (not what published models did).
+        step_all: a parameter without a gradient steps with a gradient of zero instead of not at all.
     """
 
     def __init__(
@@ -164,7 +170,9 @@ class ScheduledAdam:
         schedules: Sequence[Sequence[Schedule]],
         *,
         exempt_1d: bool = False,
+        step_all: bool = False,
     ) -> None:
+        self.step_all = step_all
         self.groups = [ScheduledGroup(g.name, s) for g, s in zip(groups, schedules, strict=True)]
         self.adam = Adam(
             {
@@ -187,6 +195,9 @@ class ScheduledAdam:
         """One step with the learning rates of ``update``."""
         for group, scheduled in zip(self.adam.param_groups, self.groups, strict=True):
             group["lr"] = scheduled.learning_rate(update, epoch)
+            for parameter in group["params"] if self.step_all else ():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
         self.adam.step()
 
 

@@ -9,6 +9,7 @@ B samples, M clones, R = B * M rows, T positions, K kept, N masked positions in 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import nn
 from .audio_masking import audio_span_masks
 from .clone_chunks import CloneChunk, clone_chunks
 from .collapse import Scatter, stage_scatters
-from .config import AudioModalityConfig, Data2VecMultiConfig, ImageModalityConfig
+from .config import NO_TEACHER, AudioModalityConfig, Data2VecMultiConfig, ImageModalityConfig
 from .errors import ConfigError, Problem
 from .image import ImageEncoder, patchify
 from .image_masking import image_masks
@@ -30,7 +31,7 @@ from .speech import AudioEncoder
 from .student import Data2VecMulti, Features, Tap
 from .targets import TargetAverage
 from .teacher import Teacher
-from .transformer import make_blocks
+from .transformer import make_blocks, transformer_blocks
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,14 @@ class Data2VecPretraining(nn.Module):
             where = f"model.modalities.{config.modality_name.lower()}.decoder"
             rule = "pretraining needs a decoder; give its fields, or leave the key out for the defaults"
             raise ConfigError([Problem(where, None, rule)], "the model configuration")
+        if config.skip_ema:
+            raise ConfigError([NO_TEACHER], "the model configuration")
         self.config = config
         self.student = Data2VecMulti(config, vocab_size=vocab_size, seed=seed)
         self.teacher = make_teacher(self.student)
+        if not config.ema_same_dtype:
+            for block in transformer_blocks(self.teacher):
+                block.in_fp32 = True
 
     def forward(
         self,
@@ -162,7 +168,8 @@ class Data2VecPretraining(nn.Module):
             masks, row_ids_R = masks.rows(rows), row_ids_R[rows]
             noise_RJD = None if noise_RJD is None else noise_RJD[rows]
         if shared.targets_BTD is None:  # before the student: working memory on top of nothing that is kept
-            shared.targets_BTD = self._targets(source, local_BTD, padding_mask, (seed, update), tap)
+            with self._teacher_precision(source.device):
+                shared.targets_BTD = self._targets(source, local_BTD, padding_mask, (seed, update), tap)
         targets_BTD = shared.targets_BTD
 
         kept_padding = None if padding_mask is None else masks.gather_kept_flags(padding_mask)
@@ -256,6 +263,12 @@ class Data2VecPretraining(nn.Module):
             tap("decoder_output", decoder.project(convolved_RTC))
         return decoder.project(masks.gather_masked(convolved_RTC))
 
+    def _teacher_precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
+        """The student's, or ``ema_same_dtype=false``: fp32, whatever the student computes in."""
+        if self.config.ema_same_dtype:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, enabled=False)
+
     @torch.no_grad()
     def _targets(
         self,
@@ -274,7 +287,7 @@ class Data2VecPretraining(nn.Module):
             # included: as the published models were trained.
             assert isinstance(module, nn.ModuleList)
             encoder, blocks = self.student.encoder, module
-        x = local_BTD.detach()
+        x = local_BTD.detach() if self.config.ema_same_dtype else local_BTD.detach().float()
         if encoder.config.ema_local_encoder and isinstance(module, Data2VecMulti):
             x = encoder.local_features(source)
             if tap:

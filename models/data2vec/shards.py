@@ -5,6 +5,7 @@ Everything that works element by element (the teacher's average, Adam, scaling) 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
@@ -46,3 +47,12 @@ def own_rows(tensor: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
 def set_part(tensor: torch.Tensor, full: torch.Tensor) -> None:
     """Copy this worker's rows of a whole tensor into a tensor that may be sharded."""
     own_part(tensor).copy_(own_rows(tensor, full))
+
+
+@torch.no_grad()
+def full_norm(tensors: Sequence[torch.Tensor]) -> float:
+    """The norm of whole tensors taken together; where they are sharded, every worker must call this."""
+    square = torch.stack(torch._foreach_norm([own_part(t).float() for t in tensors])).square().sum()
+    if is_sharded(tensors[0]):
+        torch.distributed.all_reduce(square, group=tensors[0].device_mesh.get_group())
+    return float(square.sqrt())

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from .shards import own_part
+from .shards import full_norm, own_part
 
 
 class TeacherConfig(Protocol):
@@ -92,17 +92,25 @@ class Teacher(nn.Module):
         torch._foreach_lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], 1.0 - decay)
         return True
 
+    def norms(self) -> tuple[float, float]:
+        """Norms of what is averaged, of the student and of the teacher; every worker must call this."""
+        pairs = self._whole_pairs(trainable=True)
+        return full_norm([theirs for _, theirs in pairs]), full_norm([mine for mine, _ in pairs])
+
     def _pairs(self, trainable: bool | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(teacher tensor, student tensor) pairs: averaged ones, copied ones (frozen, buffers), or all."""
+        # Sharded alike, each worker holds the same rows of both: the average needs nothing from the others.
+        return [(own_part(mine), own_part(theirs)) for mine, theirs in self._whole_pairs(trainable)]
+
+    def _whole_pairs(self, trainable: bool | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
         source = self._source[0]
         theirs: dict[str, torch.Tensor] = {**dict(source.named_parameters()), **dict(source.named_buffers())}
         mine: dict[str, torch.Tensor] = {
             **dict(self.module.named_parameters()),
             **dict(self.module.named_buffers()),
         }
-        # Sharded alike, each worker holds the same rows of both: the average needs nothing from the others.
         return [
-            (own_part(tensor.detach()), own_part(theirs[name].detach()))
+            (tensor.detach(), theirs[name].detach())
             for name, tensor in mine.items()
             if trainable is None or self._is_averaged(name, theirs[name]) is trainable
         ]

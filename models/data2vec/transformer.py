@@ -45,12 +45,14 @@ class TransformerBlock(nn.Module):
         recompute: keep the input only and run again in the backward pass, with equal dropout.
         in_step: where layer drop spares the block, run it and multiply its effect by zero, because its
             parameters are spread over workers that must all take part.
+        in_fp32: compute in fp32 even where training's other blocks do not.
         took_part: the block ran with gradients since this was last set to false.
     """
 
     drop_path = 0.0
     recompute = False
     in_step = False
+    in_fp32 = False
     took_part = False
 
     def forward(

@@ -184,6 +184,22 @@ def test_drop_path_of_the_base_recipe() -> None:
     assert (no_prenet.start_drop_path_rate, no_prenet.end_drop_path_rate) == pytest.approx((0.0, 0.2))  # pyright: ignore
 
 
+def test_a_teacher_with_patches_of_its_own_may_compute_in_fp32() -> None:
+    taps: dict[str, torch.Tensor] = {}
+    image = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
+
+    def targets(same: bool, autocast: bool) -> torch.Tensor:
+        config = image_config(
+            {"ema_same_dtype": same, "ema_encoder_only": False}, {"ema_local_encoder": True}
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            Data2VecPretraining(config)(image, tap=taps.__setitem__)
+        return taps["targets"].clone()
+
+    exact = targets(True, False)
+    assert torch.equal(targets(False, True), exact) and not torch.equal(targets(True, True), exact)
+
+
 REGULARISATION = {"encoder_dropout": 0.11, "post_mlp_drop": 0.12, "attention_dropout": 0.13,
                   "activation_dropout": 0.14, "dropout_input": 0.15, "layerdrop": 0.16,
                   "start_drop_path_rate": 0.17, "end_drop_path_rate": 0.18, "norm_eps": 1e-4}  # fmt: skip

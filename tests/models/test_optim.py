@@ -151,6 +151,45 @@ def test_beit_spares_its_class_token() -> None:
     assert "cls_emb" in exempt and "mask_emb" not in exempt and "patch_embed.conv.bias" in exempt
 
 
+@pytest.mark.parametrize("step_all", [False, True])
+def test_a_parameter_without_a_gradient_steps_with_zero_where_that_is_asked_for(step_all: bool) -> None:
+    """As the reference in mixed precision: decay, fading moments, steps counted from the start."""
+    torch.manual_seed(0)
+    model = nn.ParameterList([torch.randn(4), torch.randn(3), torch.randn(2)])
+    groups = parameter_groups(model, dynamic=False)
+    settings = {"default": GroupSettings(betas=(0.9, 0.98), eps=1e-3, weight_decay=0.1)}
+    ours = ScheduledAdam(groups, settings, [[Fixed(peak=0.05)]], step_all=step_all)
+    textbook = TextbookAdam(list(model), 0.05, (0.9, 0.98), 1e-3, 0.1)
+    for step in range(8):
+        gradients: list[torch.Tensor | None] = [torch.randn_like(p) for p in model]
+        if step in (2, 3):
+            gradients[0] = None
+        if step < 5:
+            gradients[1] = None
+        gradients[2] = None
+        for parameter, gradient in zip(model, gradients, strict=True):
+            parameter.grad = gradient
+        ours.step(step)
+        zeros = [torch.zeros_like(p) if g is None else g for p, g in zip(model, gradients, strict=True)]
+        textbook.step(list(zeros) if step_all else gradients)
+        for parameter, expected in zip(model, textbook.values, strict=True):
+            torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_layer_decay_works_with_groups_that_are_not_dynamic() -> None:
+    """The reference's flat Adam ignores it, and its composite one stops."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+    scales = {"0.weight": 0.25, "0.bias": 0.25, "1.weight": 0.5}
+    groups = parameter_groups(model, dynamic=False, lr_scales=scales)
+    assert {group.lr_scale: group.names for group in groups} == {
+        0.25: ["0.weight", "0.bias"], 0.5: ["1.weight"], 1.0: ["1.bias"]
+    }  # fmt: skip
+    assert not any(group.exempt for group in groups), "without tags, no group is exempt from decay"
+    dynamic = parameter_groups(model, dynamic=True, lr_scales=scales)
+    rates = {name: group.lr_scale for group in dynamic for name in group.names}
+    assert rates == {name: group.lr_scale for group in groups for name in group.names}
+
+
 def test_frozen_parameters_are_in_no_group_and_layer_decay_splits() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)

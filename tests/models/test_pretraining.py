@@ -15,6 +15,7 @@ from data2vec.errors import ConfigError
 from data2vec.masking import clone_ids, random_masks
 from data2vec.optim import scale_and_clip
 from data2vec.pretraining import Data2VecPretraining, Moments
+from data2vec.transformer import transformer_blocks
 
 MakeConfig = Callable[..., Data2VecMultiConfig]
 VOCAB, LENGTH = 50, 20
@@ -200,6 +201,64 @@ def test_dropout_of_the_embeddings_is_shared_with_the_teacher(make_config: MakeC
     taps = taps_of(model, tokens(1))
     assert torch.equal(taps["teacher_encoder_input"], taps["local_features"])
     assert (taps["local_features"] == 0).any()
+
+
+class PrenetRuns:
+    """Which prenet blocks of the student ran in the student's pass and in the teacher's, of the last call."""
+
+    def __init__(self, model: Data2VecPretraining) -> None:
+        self.student: list[int] = []
+        self.teacher: list[int] = []
+        self.model = model
+        for index, block in enumerate(model.student.encoder.context_encoder.blocks):
+            block.register_forward_hook(lambda *_, index=index: self._note(index))
+
+    def _note(self, index: int) -> None:
+        (self.student if torch.is_grad_enabled() else self.teacher).append(index)
+
+    def call(self, source: torch.Tensor, **arguments: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        self.student, self.teacher = [], []
+        self.model(source, **arguments)
+        return tuple(self.student), tuple(self.teacher)
+
+
+def test_layer_drop_of_the_teachers_pass_follows_seed_and_update(make_config: MakeConfig) -> None:
+    """Where the student's own front end feeds the teacher, its prenet blocks drop there too, newly drawn."""
+    text = {"prenet_depth": 3, "prenet_layerdrop": 0.5}
+    runs = PrenetRuns(build(make_config(text=text, ema_encoder_only=True, depth=1, average_top_k_layers=1)))
+    source = tokens(1)
+    drawn = [runs.call(source, update=update, seed=1) for update in range(40)]
+    for index in range(3):
+        assert 10 <= sum(index in teacher for _, teacher in drawn) <= 30
+    assert sum(student == teacher for student, teacher in drawn) < 16, "not the student's own choice"
+    assert [runs.call(source, update=update, seed=1) for update in range(40)] == drawn
+    others = [runs.call(tokens(3, seed=9), ids=torch.tensor([7, 8, 9]), update=u, seed=1) for u in range(9)]
+    assert others == drawn[:9], "whatever the samples: every worker draws the same"
+    reseeded = [runs.call(source, update=update, seed=2)[1] for update in range(9)]
+    assert reseeded != [teacher for _, teacher in drawn[:9]]
+    runs.model.eval()
+    assert runs.call(source, update=3) == ((0, 1, 2), (0, 1, 2))
+
+
+def test_the_teacher_may_compute_in_fp32(make_config: MakeConfig) -> None:
+    """``ema_same_dtype=false``; the embeddings that both read are no matrix product, so equal in each."""
+
+    def targets(same: bool, autocast: bool) -> dict[str, torch.Tensor]:
+        model = build(make_config(ema_same_dtype=same))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return taps_of(model, tokens(2))
+
+    exact, low, kept = targets(True, False), targets(True, True), targets(False, True)
+    assert torch.equal(kept["targets"], exact["targets"])
+    assert not torch.equal(low["targets"], exact["targets"])
+    assert torch.equal(kept["student_encoder_output"], low["student_encoder_output"])
+    blocks = transformer_blocks(build(make_config(ema_same_dtype=False)))
+    assert [block.in_fp32 for block in blocks] == [False, False, True, True]
+
+
+def test_pretraining_without_a_teacher_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"model\.skip_ema = True .* use false"):
+        Data2VecPretraining(make_config(skip_ema=True), vocab_size=VOCAB)
 
 
 def test_pretraining_without_a_decoder_is_refused() -> None:

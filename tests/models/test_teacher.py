@@ -88,6 +88,18 @@ def test_frozen_tensors_and_buffers_are_copied(make_config: MakeConfig) -> None:
     assert averaged.get_buffer("count") == 8.0
 
 
+def test_norms_are_of_what_is_averaged(make_config: MakeConfig) -> None:
+    student, averaged = Module(1.0), Module(5.0)
+    teacher = Teacher(averaged, student, make_config(), copied=("layer.bias",))
+    with torch.no_grad():
+        averaged.layer.weight.fill_(2.0)
+        averaged.layer.bias.fill_(100.0)
+        student.frozen.fill_(100.0)
+    assert teacher.norms() == pytest.approx((6**0.5, 24**0.5))  # six weights of 1 and of 2
+    both = Teacher(Module(1.0), student, make_config())
+    assert both.norms()[0] == pytest.approx(8**0.5)  # and two biases of -1
+
+
 def test_is_not_trained_and_does_not_hold_its_student(make_config: MakeConfig) -> None:
     teacher, averaged, _ = make(make_config())
     assert not any(p.requires_grad for p in teacher.parameters())

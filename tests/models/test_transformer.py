@@ -69,6 +69,17 @@ def test_layer_drop_is_a_function_of_its_key(make_config: MakeConfig) -> None:
     assert all(kept[index] / 800 == pytest.approx(0.75, abs=0.06) for index in range(6))
 
 
+def test_a_block_took_part_where_it_ran_with_gradients(make_config: MakeConfig) -> None:
+    """The teacher's pass through the student's own blocks leaves them without a gradient."""
+    blocks = make_blocks(make_config(depth=2))
+    with torch.no_grad():
+        assert len(list(kept_blocks(blocks, 0.0, True))) == 2
+    assert len(list(kept_blocks(blocks, 0.0, False))) == 2
+    assert [block.took_part for block in blocks] == [False, False]
+    next(iter(kept_blocks(blocks, 0.0, True)))
+    assert [block.took_part for block in blocks] == [True, False]
+
+
 def test_norms_without_weights(make_config: MakeConfig) -> None:
     names = dict(Block(make_config(norm_affine=False)).named_parameters())
     assert not any("norm" in name for name in names)

@@ -126,6 +126,7 @@ def image(data: Path) -> dict[str, Any]:
     model = V2 | {"supported_modality": "IMAGE", "ema_encoder_only": False, "cls_loss": 0.01,
                   "modalities": {"text": None, "image": front}}  # fmt: skip
     made = common(task=task, model=model)
+    made["common"] |= {"fp16": True}  # blocks that nobody used step too
     made["dataset"] |= {"disable_validation": False, "valid_subset": "val", "validate_interval_updates": 3,
                         "batch_size_valid": 7}  # fmt: skip
     return made
@@ -282,8 +283,8 @@ def test_losses_norms_weights_and_teacher_are_equal(runs: Path, name: str) -> No
 
 def test_collapse_figures_probes_and_validation_are_equal(runs: Path) -> None:
     seen = json.loads((runs / "image" / "alone" / "points.json").read_text())
-    wanted = [key for key in seen if key.endswith(("_var", "_rank")) or key.startswith("val/")]
-    assert {"val/knn", "val/linear_probe", "val/loss", "train/targets_rank"} <= set(wanted)
+    wanted = [key for key in seen if key.endswith(("_var", "_rank", "_norm")) or key.startswith("val/")]
+    assert {"val/knn", "val/linear_probe", "val/loss", "train/targets_rank", "train/ema_norm"} <= set(wanted)
     for key in wanted:
         curve = points(runs / "image" / "alone", key)
         assert points(runs / "image" / "sharded", key) == pytest.approx(curve, rel=1e-4), key

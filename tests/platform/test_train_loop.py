@@ -241,6 +241,37 @@ def test_bfloat16_autocast_stays_near_fp32(tiny_recipe: dict[str, Any], tmp_path
     assert rounded.curve() != exact.curve()
 
 
+def steps_of_adam(recipe: dict[str, Any], folder: Path) -> set[int]:
+    """How often parameters were stepped, in a run of 6 updates whose blocks drop out half the time."""
+    run(changed(recipe, optimization__max_update=6, model__layerdrop=0.5), folder)
+    state = CheckpointStore(folder).load(6).tensors["optimizer"]
+    return {int(tensor) for name, tensor in state.items() if name.endswith("step")}
+
+
+def test_mixed_precision_steps_dropped_blocks_too(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """As the reference's recipes, all fp16; the recipe decides, not the device's precision."""
+    assert min(steps_of_adam(tiny_recipe, tmp_path / "fp32")) < 6
+    for name in ("fp16", "bf16"):
+        mixed = changed(tiny_recipe, **{f"common__{name}": True})
+        assert steps_of_adam(mixed, tmp_path / name) == {6}
+
+
+def test_norms_of_student_and_teacher_are_logged_unless_refused(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = changed(tiny_recipe, optimization__max_update=3)
+    _, seen = run(recipe, tmp_path / "a")
+    student, teacher = seen.curve("train/model_norm"), seen.curve("train/ema_norm")
+    assert len(student) == len(teacher) == 3
+    saved = CheckpointStore(tmp_path / "a").load(3).tensors["model"]
+    for norm, part in ((student, "student.blocks."), (teacher, "teacher.module.")):
+        square = sum(float(t.double().square().sum()) for name, t in saved.items() if name.startswith(part))
+        assert norm[-1] == pytest.approx(square**0.5, rel=1e-5)
+    assert student[-1] != teacher[-1]
+    _, silent = run(changed(recipe, model__log_norms=False), tmp_path / "b")
+    assert not {"train/model_norm", "train/ema_norm"} & silent.points.keys()
+
+
 def test_starting_from_another_models_weights(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:
     run(tiny_recipe, tmp_path / "first")
     recorder = Recorder()

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data2vec.config import Data2VecMultiConfig
+from data2vec.config import NO_TEACHER, Data2VecMultiConfig
 from data2vec.errors import Problem, nearest_names
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.v1.text_config import Data2VecTextConfig
@@ -45,7 +45,8 @@ _EXAMPLES = {
     "model.model_path": "model.model_path=models:/NAME@ALIAS, a folder, or a reference .pt",
 }
 # Values of the model that can be logged: data2vec2's monitors (spec: data2vec 2.0, section 10).
-_MODEL_LOGS = ("ema_decay", "target_var", "pred_var", "model_norm", "ema_norm", "masked_pct", "sample_size")
+_MODEL_LOGS = ("ema_decay", "target_var", "pred_var", "masked_pct")
+_NORM_LOGS = ("model_norm", "ema_norm")
 REGISTRY_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*$")
 REGISTRY_NAME_RULE = "may have letters, digits, '.', '_' and '-' only, and starts with a letter or digit"
 # lowest allowed value of plain fields
@@ -276,6 +277,8 @@ def _model(recipe: Recipe) -> Iterator[Problem]:
     if isinstance(model, Wav2VecCTC | AudioClassification | ImageClassifierModel):
         return
     yield from model.problems("model")
+    if isinstance(model, Data2VecMultiConfig) and model.skip_ema:
+        yield NO_TEACHER
     if isinstance(recipe.criterion, ModelCriterion):
         yield from _logged(recipe, recipe.criterion)
     if isinstance(task, MaskedLMTask) and isinstance(model, Data2VecTextConfig):
@@ -325,9 +328,14 @@ def _logged(recipe: Recipe, criterion: ModelCriterion) -> Iterator[Problem]:
         losses = (f"{model.modality_name}_regression",)
         losses += ("cls",) if model.cls_loss > 0 else ()
         losses += ("recon",) if model.recon_loss > 0 else ()
+    reported = _MODEL_LOGS + (
+        _NORM_LOGS if isinstance(model, Data2VecMultiConfig) and model.log_norms else ()
+    )
     for key in criterion.log_keys:
-        if key not in _MODEL_LOGS:
-            rule = f"the model reports {', '.join(_MODEL_LOGS)}{nearest_names(key, _MODEL_LOGS)}"
+        if key in _NORM_LOGS and key not in reported:
+            yield Problem("criterion.log_keys", key, "needs model.log_norms=true of a data2vec 2.0 model")
+        elif key not in reported:
+            rule = f"the model reports {', '.join(reported)}{nearest_names(key, reported)}"
             yield Problem("criterion.log_keys", key, rule)
     for key in criterion.loss_weights:
         if key not in losses:

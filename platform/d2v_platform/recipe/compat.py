@@ -1,9 +1,9 @@
 """What the reference has and we treat otherwise, as tables: each entry says why.
 
-A key of the reference that is accepted here either has an effect (it is a field of the schema), or stands
-below: it follows from the design (``IGNORED``: named once in the notes), is another spelling (``ALIASES``),
-must agree with another field (``SAME_AS``), or is supported with one value only (``ONLY``). Nothing is
-dropped in silence.
+A key of the reference that is accepted here either is a field of the schema (the few without effect stand in
+``without_effect.py``), or stands below: it follows from the design (``IGNORED``: named once in the notes), is
+another spelling (``ALIASES``), must agree with another field (``SAME_AS``), or is supported with one value
+only (``ONLY``). Nothing is dropped in silence.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _GENERATION = "generation and scoring belong to other models of the reference"
 # Accepted without effect: dotted pattern -> reason.
 IGNORED: dict[str, str] = {
     "common.user_dir": "models and tasks are ordinary imports here; nothing is loaded from a folder",
-    "common.fp16_no_flatten_grads": "gradients are never flattened",
+    "common.fp16_no_flatten_grads": "gradients are never flattened; with and without it, common.fp16 steps "
+    "parameters that have no gradient as the reference does",
     "common.no_progress_bar": _LOGS,
     "common.log_format": _LOGS,
     "common.log_file": _LOGS,

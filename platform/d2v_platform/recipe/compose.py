@@ -30,7 +30,7 @@ from yaml import YAMLError
 from data2vec.errors import ConfigError, Data2VecError, Problem
 from data2vec.typed import flatten
 
-from . import checks, compat
+from . import checks, compat, without_effect
 from .coercion import coerce
 from .components import CHOICES, Composite
 from .groups import GROUPS, MISSING, Checkpoint, Optimization
@@ -123,7 +123,8 @@ def compose_loaded(
     if check:
         problems += _check(loaded.tree, parsed, recipe, problems)
     if recipe is not None:
-        problems += _without_effect(recipe, parsed, notes)
+        problems += _rates_without_effect(recipe, parsed, notes)
+        notes += without_effect.notes_of(recipe)
     if problems or recipe is None:
         raise ConfigError(_unique(problems), f"the recipe {loaded.file.name}")
     sweep = {o.key: list(o.choices) for o in parsed if o.choices is not None}
@@ -330,7 +331,7 @@ def _resolve(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]
     return visit(tree, config, "")
 
 
-def _without_effect(recipe: Recipe, given: Sequence[Override], notes: list[str]) -> list[Problem]:
+def _rates_without_effect(recipe: Recipe, given: Sequence[Override], notes: list[str]) -> list[Problem]:
     """``optimization.lr`` beside a composite optimizer whose groups all have their own rate."""
     if (
         not isinstance(recipe.optimizer, Composite)

@@ -19,6 +19,7 @@ class Common:
 
     seed: int = 1  # seed of everything random: weights, data order, masks, dropout
     log_interval: int = 100  # updates between two log lines and metric points
+    # Either also steps parameters that have no gradient (layer drop), as the reference's fp32 copies do.
     fp16: bool = False  # mixed precision: bf16 on a GPU that has it, else fp16 with a scaler; fp32 on a CPU
     bf16: bool = False  # mixed precision in bfloat16
     fp16_init_scale: int = 128  # first loss scale (fp16 with a scaler only)

@@ -146,14 +146,18 @@ class PretrainingTask(TrainingTask):
             self.model.teacher.copy_from_student()
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """Loss per masked position, deviations of targets and predictions, masked share, teacher decay."""
-        return {
+        """Loss per masked position, deviations of targets and predictions, masked share, teacher."""
+        teacher = self.model.teacher
+        figures = {
             "loss": sums["loss"] / max(sums["sample_size"], 1.0),
             "target_var": sums.deviation("target"),
             "pred_var": sums.deviation("pred"),
             "masked_pct": sums["masked_pct"] / max(sums["micro_batches"], 1.0),
-            "ema_decay": self.model.teacher.decay(self.model.teacher.num_updates),
+            "ema_decay": teacher.decay(teacher.num_updates),
         }
+        if getattr(self.config, "log_norms", False):  # data2vec 2.0
+            figures["model_norm"], figures["ema_norm"] = teacher.norms()
+        return figures
 
     def guard(self, metrics: Mapping[str, float], update: int) -> str | None:
         """Collapse: targets or predictions have (almost) no variance left."""

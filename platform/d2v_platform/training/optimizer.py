@@ -58,7 +58,8 @@ def make_optimizer(
         for group in groups
     ]
     settings = {name: _settings(group.optimizer) for name, group in named.items()}
-    return ScheduledAdam(groups, settings, schedules, exempt_1d=exempt_1d)
+    mixed = recipe.common.fp16 or recipe.common.bf16  # as the recipe says, on a CPU too
+    return ScheduledAdam(groups, settings, schedules, exempt_1d=exempt_1d, step_all=mixed)
 
 
 def make_schedule(schedule: ScheduleRecipe, peak: float, max_update: int) -> Schedule:

@@ -174,7 +174,8 @@ class Sharded:
             )
         for block in self.blocks:
             block.in_step = True
-            fully_shard(block, mesh=mesh, mp_policy=policy)
+            own = MixedPrecisionPolicy(cast_forward_inputs=False) if block.in_fp32 else policy
+            fully_shard(block, mesh=mesh, mp_policy=own)
         fully_shard(module, mesh=mesh)
         if hasattr(module, "student_features"):  # entered by the probes, beside ``forward``
             register_fsdp_forward_method(module, "student_features")
