@@ -18,7 +18,6 @@ FORBIDDEN = {
     "experiments": {"tests"},
 }
 TOP_FOLDERS = {"platform", "models", "experiments", "configs", "tests", "docker"}
-MAX_LINES = 500
 DYNAMIC_IMPORTS = ("importlib.import_module", "__import__")
 
 
@@ -147,15 +146,6 @@ def test_top_level_names() -> None:
     folders = {name.split("/")[0] for name in listed.split("\0") if "/" in name}
     extra = {name for name in folders if not name.startswith(".")} - TOP_FOLDERS
     assert not extra, f"new top-level folders: {sorted(extra)}"
-
-
-def test_file_sizes() -> None:
-    long = {
-        str(path.relative_to(REPO)): count
-        for path in sources("models", "platform", "experiments", "tests")
-        if (count := len(path.read_text().splitlines())) > MAX_LINES
-    }
-    assert not long, f"files over {MAX_LINES} lines, to be split: {long}"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from data2vec.errors import Problem, nearest_names
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.v1.text_config import Data2VecTextConfig
 
+from ..tracking.redaction import SECRET_IN_NAME, redact_text
 from .audio_checks import AUDIO_COMBINATIONS, audio_metrics, audio_problems
 from .audio_components import AudioClassification, Wav2VecCTC
 from .components import (
@@ -429,6 +430,10 @@ def _platform(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"platform.{name}", value, REGISTRY_NAME_RULE)
     if not p.experiment.strip():
         yield Problem("platform.experiment", p.experiment, "must not be empty")
+    for name in ("run_name", "register_as", "alias", "experiment"):
+        value = getattr(p, name)
+        if value is not None and (shown := redact_text(value)) != value:
+            yield Problem(f"platform.{name}", shown, SECRET_IN_NAME)
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

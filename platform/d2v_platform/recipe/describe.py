@@ -17,6 +17,7 @@ from rich.text import Text
 
 from data2vec.typed import describe_type, to_dict
 
+from ..tracking.redaction import redact
 from .coercion import field_hints
 from .components import INHERITED, NAMES, OptimizerGroup, component_name
 from .schema import Recipe
@@ -85,7 +86,7 @@ def describe(recipe: Recipe, *, changed_only: bool = False) -> Text:
             text.append(f"  {row.value}" if row.value else "", style="bold")
             text.append(f"  # {row.doc}\n" if row.doc else "\n", style="dim")
             continue
-        left = f"{'  ' * depth}{name}: {_spell(row.value)}"
+        left = f"{'  ' * depth}{name}: {_spell(redact(row.value, name))}"
         text.append(left, style="" if row.is_default else "bold green")
         text.append(" " * max(1, _VALUE_WIDTH - len(left)))
         text.append(f"# {_remark(row)}\n", style="dim")

@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import filelock
 
@@ -37,9 +37,11 @@ from data2vec.errors import DataError
 from data2vec.folders import inside
 
 from ..home import home_folder
-from ..recipe.schema import Recipe
 from ..tracking.redaction import redact_text
 from .locations import Location, Patience, StorageError, is_uri, local_path, open_location
+
+if TYPE_CHECKING:
+    from ..recipe.schema import Recipe
 
 logger = logging.getLogger(__name__)
 

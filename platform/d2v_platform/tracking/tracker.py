@@ -44,7 +44,7 @@ from .mlflow_access import (
     short_reason,
     unavailable,
 )
-from .redaction import redact, redact_file, redact_text
+from .redaction import SECRET_IN_NAME, redact, redact_file, redact_text
 from .run_liveness import HEARTBEAT_TAG, Heartbeat
 from .run_orphans import close_dead_runs, deliver_leftovers
 from .run_outbox import RunOutbox
@@ -194,6 +194,8 @@ class Tracker:
                 raise Data2VecError(
                     f"platform.{what} = {text!r} must be 1 to 200 letters, digits or ' _-.+=,@:/'"
                 )
+            if (shown := redact_text(text)) != text:
+                raise Data2VecError(f"platform.{what} = {shown!r} {SECRET_IN_NAME}")
         try:
             with filelock.FileLock(home_folder("queue", self.home) / "opening.lock", timeout=120):
                 existing = self.find_run(experiment, resume_key) if resume_key else None

@@ -27,7 +27,7 @@ from ..registry.model_versions import PARENT_TAG
 from ..registry.registration import register_summary
 from ..storage.cache import with_local_data
 from ..storage.locations import is_uri
-from ..tracking.redaction import redact
+from ..tracking.redaction import redact, redact_text
 from ..tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
 from . import ray_session
 from .accelerators import local_gpus
@@ -170,7 +170,7 @@ def resume_command(composed: Composed, name: str) -> str:
     """The command line that goes on with this run."""
     overrides = [text for text in composed.overrides if not text.lstrip("+").startswith("platform.run_name=")]
     words = ["d2v", "train", composed.named_recipe, *overrides, f"platform.run_name={name}"]
-    return shlex.join(words)
+    return redact_text(shlex.join(words))  # the secret itself is not in the line: type it again
 
 
 def _refuse_changed(
