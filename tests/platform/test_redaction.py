@@ -153,7 +153,7 @@ def test_a_name_that_holds_a_secret_is_refused_before_the_run_is_made(
     assert "abcdefgh1234" not in text
     assert all(re.search(rf"platform\.{field} = 'x-\*\*\*' +holds a secret", text) for field in fields)
     with Tracker(f"sqlite:///{home}/mlflow.db") as tracker, pytest.raises(Data2VecError) as refused:
-        tracker.open_run("abcdefgh1234", experiment="tests")
+        tracker.open_run(name="abcdefgh1234", experiment="tests", params={})
     assert "platform.run_name = '***' holds a secret" in str(refused.value)
 
 
