@@ -25,7 +25,8 @@ FLAGS = ("layer_norm_target_layer", "batch_norm_target_layer", "instance_norm_ta
 def options(pick: random.Random, depth: int) -> dict[str, Any]:
     return {"average_top_k_layers": pick.randint(1, depth),
             "loss_beta": pick.choice([0.0, 0.5, 4.0]),
-            "loss_scale": pick.choice([None, 2.0]), **{flag: pick.random() < 0.4 for flag in FLAGS}}  # fmt: skip
+            "loss_scale": pick.choice([None, 2.0]),
+            **{flag: pick.random() < 0.4 for flag in FLAGS}}  # fmt: skip
 
 
 def audio(pick: random.Random) -> tuple[Any, Any, torch.Tensor, torch.Tensor, torch.Tensor]:
