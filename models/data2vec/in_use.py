@@ -22,17 +22,25 @@ def device_of(name: torch.device | str) -> torch.device:
     """
     if isinstance(name, torch.device):
         return name
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if count else "cpu")
-    kind, colon, number = str(name).partition(":")
-    if name != "cpu" and not (kind == "cuda" and (not colon or number.isdecimal())):
-        raise DataError(f"device = {name!r} must be auto, cpu, cuda, or one of several such as cuda:1")
-    if kind == "cuda" and int(number or 0) >= count:
-        there = f"has {count} GPU{'s' if count > 1 else ''}, cuda:0 to cuda:{count - 1}"
-        there = there.replace("cuda:0 to cuda:0", "cuda:0") if count else "has no GPU that PyTorch can use"
-        raise DataError(f"device = {name!r}: this machine {there}; auto takes the best there is")
-    return torch.device(str(name))
+    if (rule := device_problem(name)) is not None:
+        raise DataError(f"device = {name!r} {rule}")
+    return torch.device(("cuda" if _num_gpus() else "cpu") if name == "auto" else name)
+
+
+def device_problem(name: str) -> str | None:
+    """Why :func:`device_of` refuses a name; ``None`` if it does not."""
+    kind, colon, number = name.partition(":")
+    if name not in ("auto", "cpu") and not (kind == "cuda" and (not colon or number.isdecimal())):
+        return "must be auto, cpu, cuda, or one of several such as cuda:1"
+    count = _num_gpus()
+    if kind != "cuda" or int(number or 0) < count:
+        return None
+    there = "no GPU that PyTorch can use" if not count else "1 GPU" if count == 1 else f"{count} GPUs"
+    return f"is not here: this machine has {there}; auto takes the best there is, counting begins with cuda:0"
+
+
+def _num_gpus() -> int:
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 class ModelInUse:

@@ -278,15 +278,15 @@ def test_devices_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(0)
     assert device_of("auto") == torch.device("cpu") == device_of("cpu")
     for name in ("cuda", "cuda:0"):
-        with pytest.raises(DataError, match=f"device = '{name}': this machine has no GPU"):
+        with pytest.raises(DataError, match=f"device = '{name}' is not here: this machine has no GPU"):
             device_of(name)
     machine(2)
     assert device_of("auto") == torch.device("cuda") == device_of("cuda")
     assert device_of("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(DataError, match="'cuda:2': this machine has 2 GPUs, cuda:0 to cuda:1"):
+    with pytest.raises(DataError, match="'cuda:2' is not here: this machine has 2 GPUs"):
         device_of("cuda:2")
     machine(1)
-    with pytest.raises(DataError, match="'cuda:1': this machine has 1 GPU, cuda:0;"):
+    with pytest.raises(DataError, match="'cuda:1' is not here: this machine has 1 GPU;"):
         device_of("cuda:1")
     for name in ("gpu", "cuda:", "cuda:x", "cuda1", "", "mps", "cpu:0"):
         with pytest.raises(DataError, match="must be auto, cpu, cuda, or one of several such as cuda:1"):

@@ -80,7 +80,7 @@ def test_words_of_a_language_model_stand_where_their_letters_are(
     emissions_TV = np.full((200, len(letters)), -20.0, dtype=np.float32)
     for frame in range(200):
         emissions_TV[frame, letters.index(said[frame]) if frame in said else 0] = -0.01
-    monkeypatch.setattr(SpeechModel, "emissions", lambda *_: emissions_TV)
+    monkeypatch.setattr(SpeechModel, "emissions_each", lambda _, given, **__: (emissions_TV for _ in given))
     transcribe_command(tmp_path / "a.wav", str(ctc_model), tmp_path / "out", tmp_path / "lexicon",
                        tmp_path / "lm.arpa", beam=20)  # fmt: skip
     words = json.loads((tmp_path / "out" / "a.json").read_text())["words"]

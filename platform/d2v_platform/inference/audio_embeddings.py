@@ -13,9 +13,10 @@ import numpy as np
 from rich.console import Console
 
 from data2vec.errors import DataError
-from data2vec.speech_model import SAMPLE_RATE, SpeechModel
+from data2vec.speech_model import BATCH, SpeechModel
 
 from ..bars import Bars
+from .recordings import ReadRecordings
 
 _ROWS = 4096  # rows of a row group: memory stays small whatever the corpus
 
@@ -37,9 +38,10 @@ def embed_recordings(
     *,
     pooling: Literal["mean", "none"] = "mean",
     layer: int = -1,
+    batch_size: int = BATCH,
     console: Console | None = None,
 ) -> Embedded:
-    """Write ``file``, ``seconds`` and ``embedding`` of each recording.
+    """Write ``file``, ``seconds`` and ``embedding`` of each recording, in the order of the files.
 
     Without pooling the columns are ``file``, ``start_s`` and ``embedding`` of each frame (20 ms). The file
     appears complete or not at all. A recording that cannot be read is left out and reported.
@@ -79,17 +81,13 @@ def embed_recordings(
 
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(lambda: partial.unlink(missing_ok=True))
-        for path in _shown(files, console):
-            try:
-                samples = model.samples(path)
-            except DataError as error:
-                report.failed.append(str(error))
-                continue
-            found = model.embed([samples], pooling=pooling, layer=layer)[0]
+        recordings = ReadRecordings(model, _shown(files, console))
+        report.failed = recordings.failed
+        embedded = model.embed_each(recordings, pooling, layer, batch_size=batch_size)
+        for index, found in enumerate(embedded):
+            path, seconds = recordings.done[index]
             rows = found[None] if pooling == "mean" else found
-            starts = (
-                [len(samples) / SAMPLE_RATE] if pooling == "mean" else np.arange(len(rows)) * model.frame_s
-            )
+            starts = [seconds] if pooling == "mean" else np.arange(len(rows)) * model.frame_s
             names += [str(path)] * len(rows)
             numbers += [round(float(value), 4) for value in starts]
             vectors += list(rows)

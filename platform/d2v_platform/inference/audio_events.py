@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 LABELS = "lbl"
 TOP = 5
 _USED = ("task.data", "task.max_sample_size", "task.min_sample_size", "dataset.gen_subset",
-         "dataset.max_tokens", "dataset.batch_size")  # fmt: skip
+         "dataset.max_tokens", "dataset.batch_size", "platform.device")  # fmt: skip
 
 
 def infer_events(
@@ -49,7 +49,7 @@ def infer_events(
     import data2vec
 
     note_unused(options, _USED, "audio events")
-    model = data2vec.load(folder)
+    model = data2vec.load(folder, device=options.platform.chosen_device())
     assert isinstance(model, SpeechModel) and model.classifier is not None
     data, subsets = Path(local_data(options.task.data)), options.subsets()
     opened = {subset: open_clips(model, data, subset, options) for subset in subsets}
@@ -119,8 +119,9 @@ def probabilities(
             samples: list[Any] = [dataset[int(index)] for index in batch]
             collated = dataset.collate(samples)
             with torch.inference_mode():
-                output = model.classifier(collated["source"], collated["padding_mask"])
-            scores_NC[batch] = output.probabilities().double().numpy()
+                source, padding = (collated[key].to(model.device) for key in ("source", "padding_mask"))
+                output = model.classifier(source, padding)
+            scores_NC[batch] = output.probabilities().double().cpu().numpy()
     return scores_NC
 
 

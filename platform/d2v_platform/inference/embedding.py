@@ -11,6 +11,7 @@ from rich.console import Console
 from data2vec.errors import DataError
 
 from ..storage.local_places import file_to_write
+from .command_options import BatchSize, Device
 
 if TYPE_CHECKING:
     from data2vec.image_model import ImageModel
@@ -36,6 +37,8 @@ def embed_command(
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Images at any depth; folders are no classes.")
     ] = False,
+    device: Device = "auto",
+    batch_size: BatchSize = 16,
 ) -> None:
     """Embeddings to Parquet.
 
@@ -46,18 +49,20 @@ def embed_command(
     """
     import data2vec
     from data2vec.image_model import ImageModel
+    from data2vec.in_use import device_of
     from data2vec.speech_model import SpeechModel
 
     from ..storage.cache import local_data
     from ..training.preflight import model_folder
 
-    loaded = data2vec.load(model_folder(model)[0])
+    where = device_of(device)
+    loaded = data2vec.load(model_folder(model)[0], device=where)
     place = Path(local_data(data))
     if isinstance(loaded, ImageModel):
         labelled = False if unlabelled else None  # else what the folders say
-        _images(loaded, place, dest, subset, labelled, layer, pooling)
+        _images(loaded, place, dest, subset, labelled, layer, pooling, batch_size)
     elif isinstance(loaded, SpeechModel):
-        _recordings(loaded, place, dest, subset, layer, pooling)
+        _recordings(loaded, place, dest, subset, layer, pooling, batch_size)
     else:
         raise DataError(f"{model} reads text; use data2vec.load(...).embed([...]) for sentences")
 
@@ -70,13 +75,14 @@ def _images(
     labelled: bool | None,
     layer: int,
     pooling: Pooling,
+    batch_size: int,
 ) -> None:
-    from .image_rows import on_best_device, open_any, run_model, write_embeddings
+    from .image_rows import open_any, run_model, write_embeddings
 
     if place.is_file():
         raise DataError(f"{place} is a file; d2v embed takes the images of a folder")
     source = open_any(place, subset, labelled)
-    rows = run_model(on_best_device(model), source, "features", pooling, layer)
+    rows = run_model(model, source, "features", pooling, layer, batch_size=batch_size)
     write_embeddings(rows, dest)
     console = Console()
     for line in rows.odd:
@@ -89,7 +95,13 @@ def _images(
 
 
 def _recordings(
-    model: SpeechModel, place: Path, dest: Path, subset: str | None, layer: int, pooling: Pooling
+    model: SpeechModel,
+    place: Path,
+    dest: Path,
+    subset: str | None,
+    layer: int,
+    pooling: Pooling,
+    batch_size: int,
 ) -> None:
     from .audio_embeddings import embed_recordings
     from .recordings import find_recordings, report_unreadable
@@ -101,7 +113,9 @@ def _recordings(
         source = place / f"{subset}.tsv"
     console = Console(soft_wrap=True)
     files = find_recordings(source)
-    report = embed_recordings(model, files, dest, pooling=pooling, layer=layer, console=console)
+    report = embed_recordings(
+        model, files, dest, pooling=pooling, layer=layer, batch_size=batch_size, console=console
+    )
     frames = f", {report.rows:,} frames" if pooling == "none" else ""
     console.print(
         f"{dest}: {report.recordings:,} recordings{frames}, embeddings of {report.dim} values",

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from data2vec.errors import DataError
 
+from .command_options import Device
+
 Model = Annotated[str, typer.Option("--model", help="Any model name: models:/NAME@ALIAS, a folder, a .pt.")]
 Layer = Annotated[int, typer.Option(help="Shared block whose output is taken; -1 = the last, 0 = the first.")]
 Pooling = Literal["mean", "cls"]
@@ -28,8 +30,11 @@ def probe_command(
         int,
         typer.Option(help="Judge so many random initialisations beside it: the baseline."),
     ] = 0,
+    device: Device = "auto",
 ) -> None:
     """kNN and linear probe of a frozen image model's features, in percent."""
+    from data2vec.in_use import device_of
+
     from ..storage.cache import local_data
     from ..training.preflight import model_folder
     from .image_probes import probe
@@ -39,12 +44,12 @@ def probe_command(
         raise DataError(f"--neighbours {neighbours} must be >= 1")
     if random_weights < 0:
         raise DataError(f"--random-weights {random_weights} must be >= 0")
-    place = local_data(data)
+    where, place = device_of(device), local_data(data)
     sources = [open_any(place, name, True) for name in (bank, subset)]
     if sources[0].classes != sources[1].classes:
         differ = sorted(set(sources[0].classes) ^ set(sources[1].classes))
         raise DataError(f"{data}: {subset} has other classes than {bank}, such as {differ[0]!r}")
-    loaded = load_image_model(model_folder(model)[0])
+    loaded = load_image_model(model_folder(model)[0], where)
     models = [("model", loaded)]
     models += [(f"random {seed}", loaded.untrained(seed)) for seed in range(1, random_weights + 1)]
     table = Table("weights", "bank", "images", "judged on", "images", f"kNN (k={neighbours}) %", "linear %")

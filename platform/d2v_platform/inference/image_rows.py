@@ -50,23 +50,18 @@ class ImageRows:
     unreadable: int = 0
 
 
-def load_image_model(folder: Path, device: str | None = None) -> ImageModel:
-    """The model of a folder, by default on the first GPU where there is one.
+def load_image_model(folder: Path, device: torch.device | str = "auto") -> ImageModel:
+    """The model of a folder.
 
     Raises:
-        DataError: it reads something else than images.
+        DataError: it reads something else than images, or this machine has no such device.
     """
     import data2vec
 
-    model = data2vec.load(folder)
+    model = data2vec.load(folder, device=device)
     if not isinstance(model, ImageModel):
         raise DataError(f"{folder} holds no image model")
-    return on_best_device(model) if device is None else model.to(device)
-
-
-def on_best_device(model: ImageModel) -> ImageModel:
-    """The model on the first GPU, if there is one."""
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model
 
 
 def open_any(data: str | Path, subset: str | None, labelled: bool | None = None) -> ImageSource:

@@ -131,15 +131,36 @@ class WorkerOptions:
 
     num_workers: int = 0  # Ray workers; 0 = this process
     worst: int = 50  # utterances in the HTML report
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto = a GPU if there is one
+    device: str = "auto"  # auto (a GPU if there is one), cpu, cuda, or cuda:1 of several
 
     def chosen_device(self) -> str:
-        """Where models compute; a GPU need not be on this machine when Ray workers have one."""
-        if self.device != "auto":
-            return self.device
-        import torch
+        """Where models compute; a GPU need not be on this machine when Ray workers have one.
 
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        Raises:
+            DataError: another name, or a GPU that this machine does not have.
+        """
+        if self.num_workers and self.device == "cuda":
+            return "cuda"
+        from data2vec.in_use import device_of
+
+        return str(device_of(self.device))
+
+    def problems(self) -> list[Problem]:
+        """What is impossible about these options, all of it."""
+        found = [
+            Problem(f"platform.{name}", getattr(self, name), "must be >= 0")
+            for name in ("num_workers", "worst")
+            if getattr(self, name) < 0
+        ]
+        if self.num_workers > 0 and self.device.startswith("cuda:"):
+            rule = "Ray gives each worker its GPU: use cuda, or platform.num_workers=0"
+            found.append(Problem("platform.device", self.device, rule))
+        elif self.device not in ("auto", "cpu") and not (self.num_workers > 0 and self.device == "cuda"):
+            from data2vec.in_use import device_problem
+
+            if (rule := device_problem(self.device)) is not None:
+                found.append(Problem("platform.device", self.device, rule))
+        return found
 
 
 @dataclass(kw_only=True)
@@ -174,10 +195,7 @@ class InferOptions:
             found.append(Problem("dataset.max_tokens", self.dataset.max_tokens, "must be > 0"))
         if self.dataset.batch_size is not None and self.dataset.batch_size < 1:
             found.append(Problem("dataset.batch_size", self.dataset.batch_size, "must be > 0, or null"))
-        for name in ("num_workers", "worst"):
-            if getattr(self.platform, name) < 0:
-                found.append(Problem(f"platform.{name}", getattr(self.platform, name), "must be >= 0"))
-        found += self.decoding.problems()
+        found += self.platform.problems() + self.decoding.problems()
         if found:
             raise ConfigError(found, "the inference")
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 
 from data2vec.data.audio_files import SUFFIXES
 from data2vec.data.manifest import read_manifest
 from data2vec.errors import DataError
+
+if TYPE_CHECKING:
+    from data2vec.speech_model import SpeechModel
 
 OTHER_SUFFIXES = (
     ".aiff", ".aif", ".aifc", ".au", ".snd", ".mp3", ".opus", ".oga", ".caf", ".w64", ".rf64", ".voc",
@@ -36,6 +42,36 @@ def find_recordings(source: Path) -> list[Path]:
     if not files:
         raise DataError(f"{source} holds no recordings ({', '.join(KNOWN)})")
     return files
+
+
+class ReadRecordings:
+    """The samples of files, read one after another as they are asked for.
+
+    Args:
+        model: what reads them.
+        files: in order.
+
+    Attributes:
+        done: path and seconds of each that was read, in order.
+        failed: path and reason of each that was not.
+    """
+
+    def __init__(self, model: SpeechModel, files: Iterable[Path]) -> None:
+        self._model, self._files = model, files
+        self.done: list[tuple[Path, float]] = []
+        self.failed: list[str] = []
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        from data2vec.speech_model import SAMPLE_RATE
+
+        for path in self._files:
+            try:
+                samples = self._model.samples(path)
+            except DataError as error:
+                self.failed.append(str(error))
+                continue
+            self.done.append((path, len(samples) / SAMPLE_RATE))
+            yield samples
 
 
 def report_unreadable(failed: list[str], total: int) -> None:

@@ -70,6 +70,10 @@ def _over_ray(job: Job, parts: Sequence[Sequence[int]], num_workers: int) -> Ite
 
         gpus = 0.0
         if job.device != "cpu":
+            if not cluster.gpus:
+                raise DataError(
+                    f"platform.device = {job.device!r}: the Ray cluster has no GPU; use auto or cpu"
+                )
             gpus = min(1.0, cluster.gpus / num_workers)
         else:
             job = replace(job, threads=1)

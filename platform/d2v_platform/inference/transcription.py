@@ -14,7 +14,8 @@ import typer
 from data2vec.errors import DataError
 
 from ..storage.local_places import folder_to_write
-from .recordings import find_recordings, report_unreadable
+from .command_options import BatchSize, Device
+from .recordings import ReadRecordings, find_recordings, report_unreadable
 
 
 def transcribe_command(
@@ -26,6 +27,8 @@ def transcribe_command(
     lexicon: Annotated[Path | None, typer.Option(help="Lexicon, for a language model.")] = None,
     lm: Annotated[Path | None, typer.Option("--lm", help="Language model (ARPA or KenLM binary).")] = None,
     beam: Annotated[int, typer.Option(help="Hypotheses kept a frame, with --lm.")] = 100,
+    device: Device = "auto",
+    batch_size: BatchSize = 16,
 ) -> None:
     """Recordings of any length, rate and number of channels to text.
 
@@ -34,26 +37,25 @@ def transcribe_command(
     """
     import data2vec
     from data2vec.ctc_decoding import BeamOptions, LexiconBeam
+    from data2vec.in_use import device_of
     from data2vec.speech_model import SpeechModel
 
     from ..training.preflight import model_folder
 
     if (lexicon is None) != (lm is None):
         raise DataError("--lm and --lexicon belong together")
+    place = device_of(device)
     files = find_recordings(source)
-    loaded = data2vec.load(model_folder(model)[0])
+    loaded = data2vec.load(model_folder(model)[0], device=place)
     if not isinstance(loaded, SpeechModel) or loaded.ctc is None or loaded.letters is None:
         raise DataError(f"{model} is no speech model with letters; give one that was fine-tuned for CTC")
     search = None
     if lexicon is not None:
         search = LexiconBeam(loaded.letters, lexicon, lm, BeamOptions(beam=beam))
-    failed, frame_s = list[str](), loaded.frame_s
-    for path, stem in zip(files, output_stems(files, source), strict=True):
-        try:
-            emissions = loaded.emissions(path)
-        except DataError as error:
-            failed.append(str(error))
-            continue
+    frame_s, stems = loaded.frame_s, dict(zip(files, output_stems(files, source), strict=True))
+    recordings = ReadRecordings(loaded, files)
+    for index, emissions in enumerate(loaded.emissions_each(recordings, batch_size=batch_size)):
+        path = recordings.done[index][0]
         transcript = loaded.greedy(emissions)
         words = [{"text": w.text, "start_s": w.start_s, "end_s": w.end_s} for w in transcript.words]
         text, score = transcript.text, transcript.score
@@ -66,12 +68,12 @@ def transcribe_command(
             ]
         print(f"{path}\t{text}" if len(files) > 1 else text)
         if out is not None:
-            target = out / stem
+            target = out / stems[path]
             target.parent.mkdir(parents=True, exist_ok=True)
             content = {"file": str(path), "text": text, "score": score, "words": words, "model": model}
             Path(f"{target}.txt").write_text(f"{text}\n", encoding="utf-8")
             Path(f"{target}.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    report_unreadable(failed, len(files))
+    report_unreadable(recordings.failed, len(files))
 
 
 def output_stems(files: Sequence[Path], source: Path) -> list[Path]:

@@ -36,7 +36,7 @@ class AudioModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         import data2vec
 
-        self._model = data2vec.load(context.artifacts["model"])
+        self._model = data2vec.load(context.artifacts["model"], device="auto")
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  # the base says None
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -59,7 +59,7 @@ class AudioModel(PythonModel):
                 "score": [transcript.score for transcript in found],
             }
         elif output == "emissions":
-            columns = {"emissions": [self._model.emissions(recording).tolist() for recording in recordings]}
+            columns = {"emissions": [found.tolist() for found in self._model.emissions(recordings)]}
         elif output == "scores":
             names, scores = self._model.classify(recordings)
             best = scores.argmax(axis=1)

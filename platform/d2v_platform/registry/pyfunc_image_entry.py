@@ -26,7 +26,7 @@ class ImageModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         import data2vec
 
-        self._model = data2vec.load(context.artifacts["model"])
+        self._model = data2vec.load(context.artifacts["model"], device="auto")
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  # the base says None
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
