@@ -188,12 +188,10 @@ def test_an_update_that_is_not_finite_is_skipped_and_told(
         checkpoint={"save_interval_updates": 2, "save_interval": 1000},
         dataset={"validate_interval": 1000},
     )
-    left = [2]  # attempts at the third update that fail
+    kinds = iter(["loss", "gradient"])  # of the attempts at the third update that fail
 
-    def spoil(update: int) -> bool:
-        bad = update == 2 and left[0] > 0
-        left[0] -= bad
-        return bad
+    def spoil(update: int) -> bool | str:
+        return next(kinds, False) if update == 2 else False
 
     summary, diary, task = run_toy(recipe, tmp_path, monkeypatch, spoil=spoil)
     # Each attempt takes the next micro-batches; of five the third update of the epoch has one.
@@ -210,7 +208,8 @@ def test_an_update_that_is_not_finite_is_skipped_and_told(
     assert diary.updates("train") == [1, 2, 3, 4]
     assert diary.updates("evaluated") == [2, 4]  # not saved again where nothing has changed
     told = [record.getMessage() for record in caplog.records if "skipped" in record.getMessage()]
-    assert len(told) == 2 and "loss nan" in told[0] and "update 2" in told[0]
+    assert len(told) == 2 and "loss nan" in told[0] and "gradient norm nan" not in told[0]
+    assert "loss nan" not in told[1] and "gradient norm inf" in told[1] and "update 2" in told[0]
     assert "(1 in a row)" in told[0] and "(2 in a row)" in told[1]
     assert told[0].endswith(f"sample ids {', '.join(map(str, roll(1)[4]))}")
     if precision == "fp16":

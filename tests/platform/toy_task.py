@@ -77,12 +77,12 @@ class ToyTask(OneModelTask[Network]):
         passed: (update, sample ids, first random number) of every forward pass of training.
         scored: (subset, ids) of every validation.
         exported: origin and weights of the model that a run leaves.
-        spoil: makes the loss of these updates not finite.
+        spoil: what is made not finite at an update: "loss", "gradient" or, if just true, both.
         split: each micro-batch is computed in so many passes.
         restored: what the task was given when a run went on.
     """
 
-    def __init__(self, recipe: Recipe, split: int = 1, spoil: Callable[[int], bool] | None = None) -> None:
+    def __init__(self, recipe: Recipe, split: int = 1, spoil: Callable[[int], bool | str] | None = None) -> None:
         self.recipe, self.split, self.spoil = recipe, split, spoil
         self.model = Network()
         self.layout = Layout(("loss", "sample_size", "nsentences", "ntokens"))
@@ -121,8 +121,11 @@ class ToyTask(OneModelTask[Network]):
         ids = batch["id"].tolist()
         self.passed.append((update, ids, float(torch.rand(()))))
         loss = self._losses(batch).sum()
-        if self.spoil is not None and self.spoil(update):
-            loss = loss * float("nan")
+        spoilt = self.spoil(update) if self.spoil is not None else False
+        if spoilt == "gradient":
+            loss = loss + (self.model.w - self.model.w.detach()).sqrt().sum()  # 0, but infinitely steep
+        elif spoilt:
+            loss = loss + float("nan") if spoilt == "loss" else loss * float("nan")
         size = batch["c"].sum()
         sums = {"loss": loss.detach(), "sample_size": size, "nsentences": len(ids), "ntokens": 10 * len(ids)}
         stages = {"encoder": Scatter.of(batch["source"])} if self.watching else {}
@@ -203,7 +206,7 @@ def run_toy(
     *,
     reporter: Diary | None = None,
     split: int = 1,
-    spoil: Callable[[int], bool] | None = None,
+    spoil: Callable[[int], bool | str] | None = None,
     **options: Any,
 ) -> tuple[Summary, Diary, ToyTask]:
     """Train the toy task by the real loop, in this process."""
