@@ -11,7 +11,7 @@ import torch
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import make_task
 from data2vec.data.letters import released_letters
-from data2vec.errors import DataError
+from data2vec.errors import ConfigError, DataError
 from data2vec.language_model import NgramModel, lexicon_text
 from data2vec.speech_metrics import total, word_errors
 
@@ -72,3 +72,8 @@ def test_a_lexicon_that_does_not_fit_stops_before_training(
     made = recipe(utterances, wer_args=f"[{tmp_path}/lm.arpa, {tmp_path}/lexicon, 2, -1]")
     with pytest.raises(DataError, match="line 1: 'one' is spelt with o, n, e"):
         check_data(made, ctc_model)
+    absent = recipe(utterances, wer_kenlm_model="/author/lm", wer_lexicon=f"{tmp_path}/lexicon")
+    with pytest.raises(ConfigError, match=r"criterion\.wer_kenlm_model = '/author/lm' +no such file"):
+        check_data(absent, ctc_model)
+    absent.dataset.disable_validation = True  # nothing is decoded
+    check_data(absent, ctc_model)

@@ -82,7 +82,9 @@ class ToyTask(OneModelTask[Network]):
         restored: what the task was given when a run went on.
     """
 
-    def __init__(self, recipe: Recipe, split: int = 1, spoil: Callable[[int], bool | str] | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, split: int = 1, spoil: Callable[[int], bool | str] | None = None
+    ) -> None:
         self.recipe, self.split, self.spoil = recipe, split, spoil
         self.model = Network()
         self.layout = Layout(("loss", "sample_size", "nsentences", "ntokens"))

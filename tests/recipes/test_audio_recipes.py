@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from d2v_platform.recipe.audio_checks import language_model
+from d2v_platform.recipe.audio_checks import language_model, missing_files
 from d2v_platform.recipe.audio_components import (
     AudioFinetuningTask,
     AudioPretrainingTask,
@@ -15,7 +15,7 @@ from d2v_platform.recipe.audio_components import (
 )
 from d2v_platform.recipe.checks import problems
 from d2v_platform.recipe.components import Adam, Composite, CosineSchedule, TriStageSchedule
-from d2v_platform.recipe.compose import compose_loaded, load_file
+from d2v_platform.recipe.compose import compose, compose_loaded, load_file
 from d2v_platform.recipe.locate import find_recipe, recipe_names
 from d2v_platform.recipe.schema import Recipe
 from data2vec.config import Data2VecMultiConfig
@@ -151,8 +151,6 @@ def test_all_problems_of_a_speech_recipe_are_told_at_once() -> None:
 
 def test_language_model_arguments(tmp_path: Path) -> None:
     name = "wav2vec/finetuning/vox_10m_3"
-    with pytest.raises(ConfigError, match="no such file"):
-        recipe(name, "+criterion.wer_args='[/lm.bin, /lexicon.txt, 2, -1]'")
     for file in ("lm.bin", "lexicon.txt"):
         (tmp_path / file).touch()
     made = recipe(name, f"+criterion.wer_args='[{tmp_path}/lm.bin, {tmp_path}/lexicon.txt, 3, -0.5]'")
@@ -163,8 +161,44 @@ def test_language_model_arguments(tmp_path: Path) -> None:
     bare = recipe(name, f"+criterion.wer_args=[{tmp_path}/lm.bin, {tmp_path}/lexicon.txt, 3, -0.5]")
     assert isinstance(bare.criterion, CTCCriterion) and problems(bare) == []
     assert language_model(bare.criterion) == found
-    with pytest.raises(ConfigError, match=r"criterion\.wer_lexicon"):
-        recipe(name, f"criterion.wer_lexicon={tmp_path}/lexicon.txt")
+    for field in ("wer_lexicon=/lexicon.txt", "wer_lm_weight=3", "wer_word_score=-1"):
+        with pytest.raises(ConfigError, match=rf"criterion\.{field[:8]}.* needs criterion\.wer_kenlm_model"):
+            recipe(name, f"criterion.{field}")
+    with pytest.raises(ConfigError, match=r"wer_kenlm_model = '/lm' +needs criterion\.wer_lexicon"):
+        recipe(name, "criterion.wer_kenlm_model=/lm")
+
+
+_AUTHORS = ("criterion.wer_kenlm_model=/author/lm.bin", "criterion.wer_lexicon=/author/lexicon",
+            "criterion.wer_lm_weight=5")  # fmt: skip
+
+
+def test_files_of_a_language_model_are_asked_for_when_training_decodes(tmp_path: Path) -> None:
+    made = recipe("wav2vec/finetuning/base_100h", *_AUTHORS)
+    assert isinstance(made.criterion, CTCCriterion)
+    found = {problem.field: problem for problem in missing_files(made.criterion)}
+    assert {name: problem.value for name, problem in found.items()} == {
+        "criterion.wer_kenlm_model": "/author/lm.bin", "criterion.wer_lexicon": "/author/lexicon"
+    }  # fmt: skip
+    assert all("criterion.wer_args=null" in problem.rule for problem in found.values())
+    (tmp_path / "here").touch()
+    made.criterion.wer_kenlm_model = made.criterion.wer_lexicon = f"{tmp_path}/here"
+    assert missing_files(made.criterion) == []
+    listed = recipe("wav2vec/finetuning/base_100h", f"+criterion.wer_args=[/lm,{tmp_path}/here,2,-1]")
+    assert isinstance(listed.criterion, CTCCriterion)
+    assert [(p.field, p.value) for p in missing_files(listed.criterion)] == [("criterion.wer_args", "/lm")]
+
+
+@pytest.mark.parametrize("word", ["criterion.wer_args=null", "~criterion.wer_args"])
+def test_the_four_as_one_stand_for_the_single_fields(word: str) -> None:
+    given = ["task.data=/data", "model.w2v_path=/model", *_AUTHORS, word]
+    composed = compose("wav2vec/finetuning/base_100h", given)
+    criterion = composed.recipe.criterion
+    assert isinstance(criterion, CTCCriterion) and language_model(criterion) is None
+    assert criterion == CTCCriterion(zero_infinity=True)
+    told = "criterion.wer_args: takes the place of criterion.wer_kenlm_model, criterion.wer_lexicon"
+    assert any(note.startswith(told) for note in composed.notes)
+    with pytest.raises(ConfigError, match=r"~criterion\.wer_args.*nothing to remove"):
+        recipe("wav2vec/finetuning/base_100h", "~criterion.wer_args")
 
 
 def test_mask_values_are_checked_as_the_models_own() -> None:

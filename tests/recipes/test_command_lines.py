@@ -152,7 +152,7 @@ def test_an_installed_wheel_uses_its_packaged_copy(tmp_path: Path, monkeypatch: 
 def test_a_checkout_whose_path_has_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "my checkout (2)" / "configs"
     shutil.copytree(config_root(), root)
-    for module in ("locate", "compose"):
+    for module in ("locate", "tree"):
         monkeypatch.setattr(f"d2v_platform.recipe.{module}.config_root", lambda: root)
     mine = tmp_path / "my recipes"
     mine.mkdir()
@@ -165,7 +165,7 @@ def test_a_checkout_whose_path_has_spaces(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_an_edited_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(config_root(), tmp_path / "configs")
-    for module in ("locate", "compose"):
+    for module in ("locate", "tree"):
         monkeypatch.setattr(f"d2v_platform.recipe.{module}.config_root", lambda: tmp_path / "configs")
     given = ["task.data=/x", "model.model_path=/m"]
     assert compose("v2/text_finetuning/rte", given).recipe.dataset.max_tokens == 4400

@@ -218,7 +218,39 @@ def test_a_users_file_may_build_on_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("a: [1", "cannot be read"), ("- 1\n- 2\n", "must hold a mapping")]
+    ("metric", "given", "larger"),
+    [("mcc", "false", True), ("accuracy", "false", True), ("loss", "true", False), ("mcc", "true", True)],
+)
+def test_the_metric_decides_which_direction_is_better(metric: str, given: str, larger: bool) -> None:
+    words = ["task.data=/x", "model.model_path=/m", f"checkpoint.best_checkpoint_metric={metric}",
+             f"checkpoint.maximize_best_checkpoint_metric={given}"]  # fmt: skip
+    result = compose("v2/text_finetuning/cola", words)
+    assert result.recipe.checkpoint.maximize_best_checkpoint_metric is larger
+    told = f"checkpoint.maximize_best_checkpoint_metric: read as {str(larger).lower()}; "
+    told += f"{'larger' if larger else 'smaller'} {metric} is better"
+    assert (told in result.notes) == ((given == "true") != larger)
+
+
+def test_defaults_beside_the_old_header(folder: Path) -> None:
+    chosen = FINETUNING.replace("# @package _group_\n", "# @package _group_\ndefaults:\n  - model: null\n"
+                                "  - lr_scheduler: polynomial_decay\n  - _self_\n")  # fmt: skip
+    chosen = chosen.replace("lr_scheduler: {_name: polynomial_decay, ", "lr_scheduler: {")
+    (folder / "task.yaml").write_text(chosen, encoding="utf-8")
+    given = ["task.data=/x", "model.model_path=/m", "optimization.lr=[1e-5]"]
+    result = compose("task", given, str(folder))
+    assert difference(result.recipe, compose("v2/text_finetuning/cola", given).recipe) == {}
+    (folder / "task.yaml").write_text(chosen.replace("model: null", "/v2/base: x"), encoding="utf-8")
+    with pytest.raises(Data2VecError, match=r"task\.yaml has .*/v2/base.*write '# @package _global_'"):
+        compose("task", given, str(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: {b: 1}\nc:\n  d: 1\n    e: 2\n", "line 4"),
+        ("a: [1", "cannot be read"),
+        ("- 1\n- 2\n", "must hold a mapping"),
+    ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "broken.yaml").write_text(text, encoding="utf-8")

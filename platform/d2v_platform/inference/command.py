@@ -17,21 +17,24 @@ from ..home import home_folder
 from ..storage.cache import local_data
 from ..training.preflight import model_folder
 from .decoding import check_utterances, load_search, make_job, make_search
-from .options import InferOptions, read_options
+from .options import InferOptions, read_runs
 from .outputs import errors_of, write_outputs
 from .spread import decode_subset
 
 logger = logging.getLogger(__name__)
 
 
-def infer_command(arguments: Sequence[str], prog: str) -> dict[str, float | None]:
-    """Decode, write the results, show the table; returns the word error rate of each subset."""
-    if any(word in ("-h", "--help") for word in arguments):
-        print(_HELP % {"prog": prog})
-        return {}
-    options, notes = read_options(arguments)
+def infer_command(arguments: Sequence[str], prog: str) -> None:
+    """Decode, write the results and show the table, for each of the inferences that are asked for."""
+    runs, notes = read_runs(arguments, prog)
     show_notes(notes)
-    return infer(options, Console())
+    console, stamped = Console(), _stamped_folder()
+    for number, (name, options) in enumerate(runs.items()):
+        if len(runs) > 1:
+            place = Path(options.common_eval.results_path or stamped) / str(number)
+            options.common_eval.results_path = str(place)
+            console.print(f"{number}: {name}", highlight=False, markup=False)
+        infer(options, console)
 
 
 def show_notes(notes: Sequence[str]) -> None:
@@ -94,24 +97,8 @@ def infer(options: InferOptions, console: Console | None = None) -> dict[str, fl
 def _results(options: InferOptions) -> Path:
     if options.common_eval.results_path is not None:
         return Path(options.common_eval.results_path)
+    return _stamped_folder()
+
+
+def _stamped_folder() -> Path:
     return home_folder("inference") / time.strftime("%Y%m%d-%H%M%S")
-
-
-_HELP = """usage: %(prog)s [--config-dir DIR] [--config-name infer] group.key=value ...
-
-  %(prog)s task.data=/manifests common_eval.path=models:/NAME@ALIAS dataset.gen_subset=dev,test
-  %(prog)s ... decoding.type=kenlm decoding.lexicon=lexicon.txt decoding.lmpath=lm.arpa decoding.beam=500
-  %(prog)s ... decoding.type=fairseqlm decoding.lexicon=lexicon.txt decoding.lmpath=lm.pt  # beside: dict.txt
-  %(prog)s ... decoding.type=fairseqlm decoding.lmpath=models:/LM@ALIAS decoding.unitlm=true    # over letters
-  %(prog)s ... platform.num_workers=4        # spread over Ray workers; distributed_world_size=4 is the same
-  d2v sweep decoding ...                      # weights of the language model, tuned on a dev subset
-
-  %(prog)s task.data=/images common_eval.path=models:/NAME@ALIAS dataset.gen_subset=val   # an image model
-  %(prog)s task.data=/photos common_eval.path=models:/NAME@ALIAS task.labels=null    # folders, no classes
-
-  %(prog)s task.data=/clips common_eval.path=models:/NAME@ALIAS dataset.gen_subset=eval     # audio events
-
-audio events: predictions.parquet, predictions.csv, per_class.csv and summary.json;
-images: predictions.parquet, predictions.csv, per_class.csv, confusion.csv and confusion.png, summary.json;
-speech: hypo.word, hypo.units, ref.word, ref.units, wer, utterances.parquet, utterances.csv and worst.html;
-all in common_eval.results_path."""

@@ -2,47 +2,80 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from data2vec.ctc_decoding import BeamOptions
-from data2vec.errors import ConfigError, DataError, Problem
+from data2vec.errors import ConfigError, Data2VecError, DataError, Problem
 from data2vec.typed import build
 
+from ..recipe.coercion import coerce, field_hints
+from ..recipe.command_line import Command, parse
+from ..recipe.compat import Alias
+from ..recipe.components import CHOICES
 from ..recipe.groups import MISSING
-from ..recipe.locate import config_root
-from ..recipe.overrides import parse_overrides
+from ..recipe.locate import config_root, find_recipe
+from ..recipe.overrides import Override, apply
+from ..recipe.reading import lay_over
 from ..recipe.schema import split_names
+from ..recipe.translation import Tables, translate
+from ..recipe.tree import make_absolute, read_overrides, read_tree, resolve, unique
 from ..storage.local_places import folder_to_write
 
 logger = logging.getLogger(__name__)
 
-# Accepted without effect, with the reason that is told once.
-_IGNORED = {
-    "common": "devices and logs are the platform's",
-    "distributed_training": "Ray places the workers: see platform.num_workers",
-    "bmuf": "nothing is trained", "optimization": "nothing is trained", "checkpoint": "nothing is trained",
-    "hydra": "results lie in common_eval.results_path",
-}  # fmt: skip
-_IGNORED_FIELDS = {
-    "common_eval.quiet": "utterances are in the table", "common_eval.post_process": "follows from the model",
-    "common_eval.model_overrides": "a stored model carries its own configuration",
-    "dataset.required_batch_size_multiple": "no utterance is ever dropped",
-    "dataset.num_workers": "each worker reads its own utterances", "task._name": "",
-    "task.normalize": "the model knows how its audio was normalised", "decoding._name": "",
-}  # fmt: skip
-# Keys of the reference with another name here, with what is said about it.
-_MEANT = {
-    "common.cpu": ("platform.device", "models compute on the CPU"),
-    "distributed_training.distributed_world_size": ("platform.num_workers", "so many Ray workers decode"),
-    "decoding.results_path": ("common_eval.results_path", "there is one folder"),
-}
+COMMAND = Command(
+    description="Decode or classify subsets with a model, here or on a Ray cluster.",
+    examples="""\
+examples:
+  %(prog)s task.data=/manifests common_eval.path=models:/NAME@ALIAS dataset.gen_subset=dev,test
+  %(prog)s ... decoding.type=kenlm decoding.lexicon=lexicon.txt decoding.lmpath=lm.arpa decoding.beam=500
+  %(prog)s ... decoding.type=fairseqlm decoding.lexicon=lexicon.txt decoding.lmpath=lm.pt  # beside: dict.txt
+  %(prog)s ... decoding.type=fairseqlm decoding.lmpath=models:/LM@ALIAS decoding.unitlm=true    # over letters
+  %(prog)s ... platform.num_workers=4        # spread over Ray workers; distributed_world_size=4 is the same
+  d2v sweep decoding ...                      # weights of the language model, tuned on a dev subset
+
+  %(prog)s task.data=/images common_eval.path=models:/NAME@ALIAS dataset.gen_subset=val   # an image model
+  %(prog)s task.data=/photos common_eval.path=models:/NAME@ALIAS task.labels=null    # folders, no classes
+
+  %(prog)s task.data=/clips common_eval.path=models:/NAME@ALIAS dataset.gen_subset=eval     # audio events
+
+audio events: predictions.parquet, predictions.csv, per_class.csv and summary.json;
+images: predictions.parquet, predictions.csv, per_class.csv, confusion.csv and confusion.png, summary.json;
+speech: hypo.word, hypo.units, ref.word, ref.units, wer, utterances.parquet, utterances.csv and worst.html;
+all in common_eval.results_path.
+""",
+    default_name="infer",
+)
+_MODEL = "follows from the model"
+_NO_TRAINING = "nothing is trained"
+# What is treated otherwise than in the reference, with the reasons.
+_TABLES = Tables(
+    ignored={
+        "common.*": "devices and logs are the platform's",
+        "distributed_training.*": "Ray places the workers: see platform.num_workers",
+        "bmuf": _NO_TRAINING, "optimization": _NO_TRAINING, "checkpoint": _NO_TRAINING,
+        "hydra": "results lie in common_eval.results_path",
+        "common_eval.quiet": "utterances are in the table", "common_eval.post_process": _MODEL,
+        "common_eval.model_overrides": _MODEL, "task._name": _MODEL, "task.normalize": _MODEL,
+        "dataset.required_batch_size_multiple": "no utterance is ever dropped",
+        "dataset.num_workers": "each worker reads its own utterances",
+        "decoding._name": "decoding.type decides",
+    },
+    aliases={
+        "common.cpu": Alias(field="platform.device", value="cpu", when=True),
+        "distributed_training.distributed_world_size": Alias(
+            field="platform.num_workers", value=None, when=None, unless=1
+        ),
+        "decoding.results_path": Alias(field="common_eval.results_path", value=None, when=None),
+    },
+)  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -179,6 +212,11 @@ class InferOptions:
 
     def check(self) -> None:
         """Raise :class:`ConfigError` with all problems."""
+        if found := self.problems():
+            raise ConfigError(found, "the inference")
+
+    def problems(self) -> list[Problem]:
+        """What is impossible about these options, all of it."""
         found: list[Problem] = []
         for name, value in (("task.data", self.task.data), ("common_eval.path", self.common_eval.path)):
             if value == MISSING:
@@ -195,63 +233,82 @@ class InferOptions:
             found.append(Problem("dataset.max_tokens", self.dataset.max_tokens, "must be > 0"))
         if self.dataset.batch_size is not None and self.dataset.batch_size < 1:
             found.append(Problem("dataset.batch_size", self.dataset.batch_size, "must be > 0, or null"))
-        found += self.platform.problems() + self.decoding.problems()
-        if found:
-            raise ConfigError(found, "the inference")
+        return found + self.platform.problems() + self.decoding.problems()
 
 
 def read_options(arguments: Sequence[str]) -> tuple[InferOptions, list[str]]:
-    """Options from a command line in the reference's form, and notes on what has no effect.
+    """Options of one inference; see :func:`read_runs`.
+
+    Raises:
+        Data2VecError: what :func:`read_runs` raises, or the arguments ask for several.
+    """
+    runs, notes = read_runs(arguments)
+    if len(runs) > 1:
+        raise Data2VecError(f"one inference at a time here, not {len(runs)}: {'; '.join(runs)}")
+    return next(iter(runs.values())), notes
+
+
+def read_runs(arguments: Sequence[str], prog: str = "d2v infer") -> tuple[dict[str, InferOptions], list[str]]:
+    """Options from a command line in the reference's form, read as training reads its recipes.
+
+    Returns:
+        The options of every inference by the assignments that make it different: several under ``-m`` with
+        commas, otherwise one, called "". And notes on what has no effect.
 
     Raises:
         ConfigError: with all problems.
+        Data2VecError: an unknown option, or no such file.
     """
-    name, folder, overrides = _split(arguments)
-    path = _file(name, folder)
+    request = parse(arguments, prog, COMMAND)
+    tree = read_tree(find_recipe(request.config_name, request.config_dir or str(config_root())))
     problems: list[Problem] = []
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise DataError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    values: dict[str, Any] = {}
-    notes: dict[str, str] = {}
-    aliases: dict[str, Any] = {}
-    for key, value in [*_leaves(tree), *_assignments(overrides, problems)]:
-        group, _, rest = key.partition(".")
-        if key in _MEANT:
-            ours, told = _MEANT[key]
-            found = _meant(key, value)
-            if found is not None:
-                aliases[ours] = found
-                notes[f"{key}: read as {ours} = {found}"] = told
-        elif group in _IGNORED:
-            notes[key] = _IGNORED[group]
-        elif key in _IGNORED_FIELDS or (not rest and group in ("task", "decoding")):
-            if _IGNORED_FIELDS.get(key):
-                notes[key] = _IGNORED_FIELDS[key]
-        else:
-            _put(values, key.split("."), value)
-    for key, value in aliases.items():
-        group, _, name = key.partition(".")
-        node = values.setdefault(group, {})
-        if node.get(name) is None:
-            node[name] = value
-    _numbers(values)
-    options = build(InferOptions, values, problems=problems)
-    try:
-        options.check()
-    except ConfigError as error:
-        problems += error.problems
+    notes: list[str] = []
+    overrides = read_overrides(request.overrides, request.multirun, problems, notes)
+    swept = [override for override in overrides if override.choices is not None]
+    runs: dict[str, InferOptions] = {}
+    for values in itertools.product(*(override.choices or () for override in swept)):
+        chosen = {override.key: value for override, value in zip(swept, values, strict=True)}
+        trial = [replace(o, value=chosen[o.key]) if o.choices is not None else o for o in overrides]
+        name = " ".join(f"{key}={value}" for key, value in chosen.items())
+        runs[name] = _options(tree, trial, problems, notes)
     if problems:
-        raise ConfigError(problems, "the inference")
-    path = options.common_eval.path
-    if "\\" in path:  # the reference takes a list and computes with its first
-        options.common_eval.path, _, rest = path.partition("\\")
-        notes[f"common_eval.path: {rest} of the list"] = "only the first model is used, as in the reference"
-    return options, [
-        f"{key}; {reason}" if ": " in key else f"{key}: no effect here; {reason}"
-        for key, reason in notes.items()
-    ]
+        raise ConfigError(unique(problems), "the inference")
+    return runs, list(dict.fromkeys(notes))
+
+
+def _options(
+    tree: Mapping[str, Any], overrides: Sequence[Override], problems: list[Problem], notes: list[str]
+) -> InferOptions:
+    changed = copy.deepcopy(dict(tree))
+    for override in overrides:
+        if override.key in CHOICES and isinstance(override.value, str):  # task=audio_finetuning
+            override = replace(override, key=f"{override.key}._name")
+        apply(changed, override, problems, text_field=_text_field(override.key))
+    for group in [g for g in field_hints(InferOptions) if not isinstance(changed.get(g, {}), Mapping)]:
+        problems.append(Problem(group, changed.pop(group), "must be a mapping of fields"))
+    given = resolve(changed, lay_over(asdict(InferOptions()), changed), _TABLES.is_ignored, problems)
+    notes += translate(given, given, lambda dotted: _hint(dotted) is not None, problems, _TABLES)
+    given = {group: values for group, values in given.items() if values != {}}
+    make_absolute(given)
+    options = build(InferOptions, coerce(InferOptions, given), problems=problems)
+    path, more, rest = options.common_eval.path.partition("\\")
+    if more:  # the reference takes a list and computes with its first
+        options.common_eval.path = path
+        notes.append(f"common_eval.path: {rest} in the list: as in the reference, the first model is used")
+    problems += options.problems()
+    return options
+
+
+def _hint(dotted: str) -> Any:
+    """The annotation of an option, or ``None`` if there is none of this name."""
+    group, _, name = dotted.partition(".")
+    owner = field_hints(InferOptions).get(group)
+    return field_hints(owner).get(name) if owner is not None else None
+
+
+def _text_field(dotted: str) -> bool:
+    hint = _hint(dotted)
+    return hint is not None and coerce(hint, 1) == "1"
 
 
 def note_unused(options: InferOptions, used: Sequence[str], what: str) -> None:
@@ -268,74 +325,3 @@ def note_unused(options: InferOptions, used: Sequence[str], what: str) -> None:
             key = f"{group}.{name}"
             if value != usual[group][name] and group != "common_eval" and key not in used:
                 logger.info("note: %s = %s: no effect on %s", key, value, what)
-
-
-def _meant(key: str, value: Any) -> Any:
-    """What a key of the reference sets here; ``None`` for nothing."""
-    if key == "common.cpu":
-        return "cpu" if value else None
-    if key == "distributed_training.distributed_world_size":
-        return value if isinstance(value, int) and value > 1 else None
-    return value
-
-
-def _numbers(values: dict[str, Any]) -> None:
-    """``-inf`` comes as text from YAML and from the command line."""
-    decoding = values.get("decoding")
-    if isinstance(decoding, dict) and isinstance(decoding.get("unkweight"), str):
-        try:
-            decoding["unkweight"] = float(decoding["unkweight"])
-        except ValueError:
-            return
-
-
-def _split(arguments: Sequence[str]) -> tuple[str, str | None, list[str]]:
-    name, folder, overrides = "infer", None, []
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        if word in ("-m", "--multirun"):
-            continue  # subsets with commas need no multirun here
-        option, equals, value = word.partition("=")
-        if option in ("--config-dir", "--config-name", "-cd", "-cn"):
-            value = value if equals else (words.pop(0) if words else "")
-            if option in ("--config-dir", "-cd"):
-                folder = value
-            else:
-                name = value
-        else:
-            overrides.append(word)
-    return name, folder, overrides
-
-
-def _file(name: str, folder: str | None) -> Path:
-    """A file of the given folder, or ours where the reference's folder does not exist."""
-    short = name.removesuffix(".yaml")
-    candidates = [Path(folder) / f"{short}.yaml"] if folder else []
-    candidates.append(config_root() / f"{short}.yaml")
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise ConfigError(
-        [Problem("--config-name", name, f"no such file in {candidates[0].parent}")], "the inference"
-    )
-
-
-def _assignments(overrides: Sequence[str], problems: list[Problem]) -> list[tuple[str, Any]]:
-    return [
-        (override.key, override.value)
-        for override in parse_overrides(overrides, False, problems)
-        if override.action == "set"
-    ]
-
-
-def _leaves(node: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        return [leaf for key, value in node.items() for leaf in _leaves(value, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), node)]
-
-
-def _put(tree: dict[str, Any], parts: list[str], value: Any) -> None:
-    for part in parts[:-1]:
-        tree = tree.setdefault(part, {})
-    tree[parts[-1]] = value

@@ -160,11 +160,9 @@ def _finetuning(recipe: Recipe) -> Iterator[Problem]:
     if criterion.post_process != "letter":
         yield Problem("criterion.post_process", criterion.post_process, "only letter is built")
     found = language_model(criterion)
-    if found is None and criterion.wer_lexicon is not None:
-        yield Problem("criterion.wer_lexicon", criterion.wer_lexicon, "needs criterion.wer_kenlm_model")
-    if found is not None:
-        for text in found.problems:
-            yield Problem("criterion.wer_args", criterion.wer_args or criterion.wer_kenlm_model, text)
+    name = "wer_kenlm_model" if criterion.wer_args is None else "wer_args"
+    for text in found.problems if found is not None else ():
+        yield Problem(f"criterion.{name}", getattr(criterion, name), text)
 
 
 def _events(recipe: Recipe) -> Iterator[Problem]:
@@ -201,8 +199,21 @@ def language_model(criterion: CTCCriterion) -> LanguageModel | None:
             problems.append("needs criterion.wer_lexicon")
     else:
         return None
-    problems += [f"{name}: no such file" for name in (path, lexicon) if name and not Path(name).is_file()]
     return LanguageModel(path, lexicon, weight, score, tuple(problems))
+
+
+def missing_files(criterion: CTCCriterion) -> list[Problem]:
+    """Files of the language model that are not here: asked before training decodes, not to read a recipe."""
+    found = language_model(criterion)
+    if found is None:
+        return []
+    fields = ("wer_args",) * 2 if criterion.wer_args is not None else ("wer_kenlm_model", "wer_lexicon")
+    rule = "no such file; give your own, or validate without a language model: criterion.wer_args=null"
+    return [
+        Problem(f"criterion.{name}", path, rule)
+        for name, path in zip(fields, (found.path, found.lexicon), strict=True)
+        if not Path(path).is_file()
+    ]
 
 
 def _list(text: str) -> list[str | float] | None:

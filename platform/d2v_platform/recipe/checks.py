@@ -390,10 +390,6 @@ def _selection(recipe: Recipe) -> Iterator[Problem]:
     if name not in reported:
         rule = f"validation reports {', '.join(reported)}{nearest_names(name, reported)}"
         yield Problem("checkpoint.best_checkpoint_metric", name, rule)
-    elif c.maximize_best_checkpoint_metric != reported[name]:
-        better = "larger" if reported[name] else "smaller"
-        rule = f"{better} {name} is better; use {str(reported[name]).lower()}"
-        yield Problem("checkpoint.maximize_best_checkpoint_metric", c.maximize_best_checkpoint_metric, rule)
     if c.patience > 0 and recipe.dataset.disable_validation:
         yield Problem(
             "checkpoint.patience", c.patience, "needs validation; set dataset.disable_validation=false"

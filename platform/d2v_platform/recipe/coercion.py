@@ -36,6 +36,8 @@ def coerce(hint: Any, value: Any) -> Any:
     if origin in (list, tuple):
         return _coerce_sequence(args[0], value)
     if hint in (int, float) and isinstance(value, str):
+        if hint is float and value in ("inf", "-inf"):  # as the command line's grammar reads them
+            return float(value)
         number = _literal(value)
         return number if isinstance(number, int | float) and not isinstance(number, bool) else value
     if hint is str and isinstance(value, int) and not isinstance(value, bool):

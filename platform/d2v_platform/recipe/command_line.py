@@ -1,4 +1,4 @@
-"""The arguments of a training command: shared by ``experiments/train.py`` and ``d2v train``."""
+"""The arguments of a command that reads a recipe: ``d2v train``, ``d2v infer`` and their scripts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from data2vec.errors import Data2VecError, nearest_names
 
 from .compose import Composed, compose
 
-_DESCRIPTION = "Train a recipe: pretraining or fine-tuning, here or on a Ray cluster."
 _EXAMPLES = """\
 examples:
   %(prog)s v2/base_text_only_task task.data=/path/to/data
@@ -30,8 +29,25 @@ All fields with types, defaults and documentation: d2v config show NAME
 
 
 @dataclass(frozen=True, kw_only=True)
+class Command:
+    """What differs between the commands."""
+
+    description: str
+    examples: str
+    default_name: str | None = None  # the file if none is named
+    plan: bool = False  # has --plan
+
+
+TRAIN = Command(
+    description="Train a recipe: pretraining or fine-tuning, here or on a Ray cluster.",
+    examples=_EXAMPLES,
+    plan=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipeRequest:
-    """What a training command asks for."""
+    """What a command line asks for."""
 
     config_name: str
     config_dir: str | None = None
@@ -51,12 +67,12 @@ class _Parser(argparse.ArgumentParser):
         raise Data2VecError(f"{message}; see {self.prog} --help")
 
 
-def parser(prog: str = "d2v train") -> argparse.ArgumentParser:
+def parser(prog: str = "d2v train", command: Command = TRAIN) -> argparse.ArgumentParser:
     """The argument parser, for its help."""
     made = _Parser(
         prog=prog,
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        description=command.description,
+        epilog=command.examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -68,23 +84,25 @@ def parser(prog: str = "d2v train") -> argparse.ArgumentParser:
                       help="folder of the recipe; without it our own recipes are searched. The reference's "
                            "folders (examples/data2vec/...) stand for ours if they do not exist")  # fmt: skip
     made.add_argument("--multirun", "-m", action="store_true", help="commas in overrides make a sweep")
-    made.add_argument(
-        "--plan", action="store_true", help="print batch, accumulation, memory and FLOPs, and stop"
-    )
+    if command.plan:
+        made.add_argument(
+            "--plan", action="store_true", help="print batch, accumulation, memory and FLOPs, and stop"
+        )
     return made
 
 
-def parse(argv: Sequence[str], prog: str = "d2v train") -> RecipeRequest:
+def parse(argv: Sequence[str], prog: str = "d2v train", command: Command = TRAIN) -> RecipeRequest:
     """Read a command line.
 
     Args:
         argv: the arguments without the program's name; ``--help`` prints the help and exits.
         prog: the program's name, for messages.
+        command: which of the commands.
 
     Raises:
         Data2VecError: an unknown option, no recipe, or more than one.
     """
-    made = parser(prog)
+    made = parser(prog, command)
     args, unknown = made.parse_known_intermixed_args(list(argv))
     if unknown:
         options = [name for action in made._actions for name in action.option_strings]
@@ -97,6 +115,8 @@ def parse(argv: Sequence[str], prog: str = "d2v train") -> RecipeRequest:
     if len(names) > 1:
         others = ", ".join(repr(name) for name in names)
         raise Data2VecError(f"one recipe at a time, not {others}; an override needs '=': group.key=value")
+    if not names and command.default_name is not None:
+        names.append(command.default_name)
     if not names:
         raise Data2VecError(
             f"which recipe? Give its name, for example {prog} v2/base_text_only_task task.data=..."
@@ -106,5 +126,5 @@ def parse(argv: Sequence[str], prog: str = "d2v train") -> RecipeRequest:
         config_dir=args.config_dir,
         overrides=overrides,
         multirun=args.multirun,
-        plan_only=args.plan,
+        plan_only=command.plan and args.plan,
     )

@@ -8,15 +8,11 @@ only (``ONLY``). Nothing is dropped in silence.
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data2vec.errors import Problem
-
 _LOGS = "logs go to the console and to MLflow"
-_DDP = "gradients are summed once an update, over parameters used anywhere"
+DDP = "gradients are summed once an update, over parameters used anywhere"
 _LAUNCH = "Ray places the processes: see platform.num_workers"
 _PRECISION = "see platform.precision: fp32 weights with autocast, and a scaler for fp16"
 _MODEL_MASKS = "the data2vec 2.0 model masks by itself (model.modalities.text.mask_prob)"
@@ -75,9 +71,11 @@ IGNORED: dict[str, str] = {
     "model.self_attn_norm_type": "a field of an unreleased model; layers use layer norm",
     "model.final_norm_type": "a field of an unreleased model; layers use layer norm",
     "task.local_cache_path": "data at URIs is cached under D2V_HOME; local data is read in place",
+    "task.cache_in_scratch": "data at URIs is cached under D2V_HOME; local data is read in place",
     "task.key": "the model's input has one name here",
     "task.dataset_type": "images are found at any depth, in class folders or without",
     "task.metric": "what is reported follows from the task",
+    "model.modalities.*.decoder.final_layer_norm": "decoders of the released models end without layer norm",
     "model.no_decay_blocks": "see optimization.decay_norm_and_bias: the reference's own switch has no effect",
     "model.remove_alibi": "image models have no ALiBi bias here",
     "model.mask_min_space": "only used with no_mask_overlap",
@@ -111,11 +109,11 @@ IGNORED: dict[str, str] = {
     "distributed_training.device_id": _LAUNCH,
     "distributed_training.nprocs_per_node": _LAUNCH,
     "distributed_training.heartbeat_timeout": _LAUNCH,
-    "distributed_training.bucket_cap_mb": _DDP,
-    "distributed_training.find_unused_parameters": _DDP,
-    "distributed_training.gradient_as_bucket_view": _DDP,
-    "distributed_training.fast_stat_sync": _DDP,
-    "distributed_training.broadcast_buffers": _DDP,
+    "distributed_training.bucket_cap_mb": DDP,
+    "distributed_training.find_unused_parameters": DDP,
+    "distributed_training.gradient_as_bucket_view": DDP,
+    "distributed_training.fast_stat_sync": DDP,
+    "distributed_training.broadcast_buffers": DDP,
     "distributed_training.fix_batches_to_gpus": "batches follow from seed and epoch",
     "distributed_training.slowmo_*": "only used with ddp_backend slowmo",
     "distributed_training.localsgd_frequency": "only used with ddp_backend slowmo",
@@ -243,7 +241,7 @@ IGNORED_OF: dict[str, dict[str, str]] = {
         "model.character_embedding_dim": "only used with character_embeddings",
         "model.char_embedder_highway_layers": "only used with character_embeddings",
         "model.tpu": "TPUs are not supported",
-        "criterion.ddp_backend": _DDP,
+        "criterion.ddp_backend": DDP,
     },
     "data2vec_text": {
         "task.include_target_tokens": "the teacher sees the whole text: see model.teacher_sees_masked_only",
@@ -265,7 +263,7 @@ SAME_AS: dict[str, str] = {
     "distributed_training.tpu": "common.tpu",
     "checkpoint.model_parallel_size": "common.model_parallel_size",
 }
-_UNSET = {"common.tpu": False, "common.memory_efficient_fp16": False, "common.model_parallel_size": 1}
+UNSET = {"common.tpu": False, "common.memory_efficient_fp16": False, "common.model_parallel_size": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +273,7 @@ class Alias:
     field: str
     value: Any  # what ``field`` becomes; ``None`` = the key's own value
     when: Any  # the value of the key for which the alias holds; ``None`` = any
+    unless: Any = None  # the value for which it says nothing
     otherwise: str | None = None  # why other values have no effect; ``None`` = it needs no saying
 
 
@@ -285,10 +284,16 @@ ALIASES: dict[str, Alias] = {
     "common.cpu": Alias(field="platform.gpus_per_worker", value=0, when=True),
     "checkpoint.save_dir": Alias(field="platform.storage", value=None, when=None),
     "distributed_training.ddp_backend": Alias(
-        field="platform.sharding", value="full", when="fully_sharded", otherwise=_DDP
+        field="platform.sharding", value="full", when="fully_sharded", otherwise=DDP
     ),
-    "model.ddp_backend": Alias(field="platform.sharding", value="full", when="fully_sharded", otherwise=_DDP),
+    "model.ddp_backend": Alias(field="platform.sharding", value="full", when="fully_sharded", otherwise=DDP),
 }
+
+# Keys that say at once what several others say: given or removed, they take the others out.
+TOGETHER: dict[str, tuple[str, ...]] = {
+    "criterion.wer_args": ("criterion.wer_kenlm_model", "criterion.wer_lexicon", "criterion.wer_lm_weight",
+                           "criterion.wer_word_score"),
+}  # fmt: skip
 
 # Components of the reference that are not built here yet: group -> name -> what they belong to.
 NOT_BUILT: dict[str, dict[str, str]] = {
@@ -346,115 +351,3 @@ def key_of_another_command(dotted: str) -> str | None:
         if dotted == prefix or dotted.startswith(prefix + "."):
             return f"belongs to decoding, not to training: {command}"
     return None
-
-
-def translate(
-    values: dict[str, Any],
-    full: Mapping[str, Any],
-    is_field: Callable[[str], bool],
-    problems: list[Problem],
-) -> list[str]:
-    """Take the keys of the tables above out of ``values`` (in place).
-
-    Args:
-        values: nested plain mapping of what was given, references resolved.
-        full: the same, laid over the defaults.
-        is_field: whether a dotted name is a field of the chosen components: those are never taken out.
-        problems: receives what is not supported.
-
-    Returns:
-        Notes: which keys were accepted and have no effect under their own names, by reason.
-    """
-    by_reason: dict[str, list[str]] = {}
-    notes: list[str] = []
-    model = str(_find(full, "model._name"))
-    for dotted, value in _walk(values):
-        if (reason := IGNORED_OF.get(model, {}).get(dotted)) is not None:
-            _remove(values, dotted)
-            by_reason.setdefault(reason, []).append(dotted)
-            continue
-        if (rule := ONLY_OF.get(model, {}).get(dotted)) is not None:
-            _remove(values, dotted)
-            if value not in rule[0]:
-                problems.append(Problem(dotted, value, rule[1]))
-            continue
-        if is_field(dotted):
-            continue
-        if (alias := ALIASES.get(dotted)) is not None and value != "slowmo":
-            _remove(values, dotted)
-            if alias.otherwise is not None and value != alias.when:
-                by_reason.setdefault(alias.otherwise, []).append(dotted)
-            elif alias.when is None or value == alias.when:
-                notes += _apply_alias(values, dotted, value, alias, problems)
-        elif (rule := _match(ONLY, dotted)) is not None:
-            _remove(values, dotted)
-            if value not in rule[0]:
-                problems.append(Problem(dotted, value, rule[1]))
-        elif (other := _match(SAME_AS, dotted)) is not None:
-            _remove(values, dotted)
-            if value is not None and value != _find(full, other, _UNSET.get(other)):
-                problems.append(Problem(dotted, value, f"must equal {other}; set that one"))
-        elif dotted == "distributed_training.ddp_backend" and value == "slowmo":
-            _remove(values, dotted)
-            problems.append(Problem(dotted, value, "is not supported: " + _DDP))
-        elif (reason := _match(IGNORED, dotted)) is not None:
-            _remove(values, dotted)
-            by_reason.setdefault(reason, []).append(dotted)
-    notes += [f"{', '.join(keys)}: no effect here; {reason}" for reason, keys in by_reason.items()]
-    return notes
-
-
-def is_ignored(dotted: str) -> bool:
-    """Whether the key has no meaning here, so that its value does not matter."""
-    return _match(ONLY, dotted) is None and _match(IGNORED, dotted) is not None
-
-
-def _apply_alias(
-    values: dict[str, Any], dotted: str, value: Any, alias: Alias, problems: list[Problem]
-) -> list[str]:
-    new = value if alias.value is None else alias.value
-    if dotted == "checkpoint.save_dir" and not (str(value).startswith("/") or "://" in str(value)):
-        return [f"{dotted}: no effect here; checkpoints live under D2V_HOME (platform.storage changes that)"]
-    already = _find(values, alias.field)
-    if already not in (None, False, "auto", new):
-        problems.append(Problem(dotted, value, f"contradicts {alias.field} = {already!r}; give one of them"))
-        return []
-    group, name = alias.field.split(".")
-    values[group] = {**(values.get(group) or {}), name: new}
-    return [f"{dotted}: read as {alias.field} = {new!r}"]
-
-
-def _match(table: Mapping[str, Any], dotted: str) -> Any:
-    if dotted in table:
-        return table[dotted]
-    return next(
-        (v for pattern, v in table.items() if "*" in pattern and fnmatch.fnmatchcase(dotted, pattern)), None
-    )
-
-
-def _walk(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Every key of the mapping with its dotted name; a whole group that is ignored counts as one key."""
-    found: list[tuple[str, Any]] = []
-    for key, value in values.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and dotted not in IGNORED:
-            found += _walk(value, dotted + ".")
-        else:
-            found.append((dotted, value))
-    return found
-
-
-def _find(values: Any, dotted: str, default: Any = None) -> Any:
-    for part in dotted.split("."):
-        if not isinstance(values, Mapping) or part not in values:
-            return default
-        values = values[part]
-    return values
-
-
-def _remove(values: dict[str, Any], dotted: str) -> None:
-    *parents, last = dotted.split(".")
-    node: Any = values
-    for part in parents:
-        node = node[part]
-    node.pop(last, None)

@@ -1,53 +1,31 @@
-"""A recipe file and the command line become one typed recipe.
-
-Files of our tree, and users' files with a Hydra ``defaults`` list, go through Hydra's compose API. A file of
-the reference is read by OmegaConf alone: Hydra 1.3 would put one with the header ``# @package _group_`` under
-a key ``_group_``. Both end as a plain mapping; overrides, references and checks are the same for both, so
-that everything that is wrong is said at once.
-"""
+"""A recipe file and the command line become one typed recipe; what is wrong is said all at once."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
-import os
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from data2vec.errors import ConfigError, Data2VecError, Problem
+from data2vec.errors import ConfigError, Problem
 from data2vec.typed import flatten
 
 from . import checks, compat, without_effect
+from .audio_components import CTCCriterion
 from .coercion import coerce
 from .components import CHOICES, Composite
-from .groups import GROUPS, MISSING, Checkpoint, Optimization
-from .locate import RecipeFile, config_root, find_recipe
-from .overrides import LAUNCHER_KEYS, Override, apply, assignment_text, parse_overrides
+from .groups import GROUPS, Optimization
+from .locate import RecipeFile, find_recipe
+from .overrides import Override, apply
 from .reading import expand_names, field_type, fill_defaults, resolve_inherited
 from .schema import Recipe
+from .translation import TRAINING, remove, translate
+from .tree import make_absolute, read_overrides, read_tree, resolve, unique
 
-_HYDRA_LOCK = threading.Lock()  # Hydra's state is one global object
-_OLD_ENV = re.compile(r"\$\{env:")
 _REFERRED = re.compile(r"\$\{([\w.]+)")
-_GROUP_HEADER = re.compile(r"^#\s*@package\s+_group_\s*$", re.MULTILINE)
-_HAS_DEFAULTS = re.compile(r"^defaults\s*:", re.MULTILINE)
-# Text fields that name places. A submitted job's working directory is thrown away, so they become absolute.
-_PATHS = ("task.data", "model.model_path", "model.w2v_path", "checkpoint.restore_file",
-          "checkpoint.finetune_from_model", "common_eval.path", "common_eval.results_path",
-          "platform.storage")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +88,8 @@ def compose_loaded(
     problems: list[Problem] = []
     notes: list[str] = []
     texts = [o for o in overrides if isinstance(o, str)]
-    parsed = parse_overrides(_translate_env(texts), multirun, problems) + [
-        o for o in overrides if isinstance(o, Override)
-    ]
-    launcher = [o.key for o in parsed if LAUNCHER_KEYS.match(o.key)]
-    if launcher:
-        notes.append(f"{', '.join(launcher)}: no effect here; {compat.IGNORED['hydra']}")
-    parsed = [o for o in parsed if not LAUNCHER_KEYS.match(o.key)]
+    parsed = read_overrides(texts, multirun, problems, notes)
+    parsed += [o for o in overrides if isinstance(o, Override)]
 
     tree = _with_overrides(loaded.tree, parsed, problems, notes)
     recipe = _recipe(tree, problems, notes)
@@ -124,9 +97,10 @@ def compose_loaded(
         problems += _check(loaded.tree, parsed, recipe, problems)
     if recipe is not None:
         problems += _rates_without_effect(recipe, parsed, notes)
+        problems += _without_language_model(recipe, parsed, notes)
         notes += without_effect.notes_of(recipe)
     if problems or recipe is None:
-        raise ConfigError(_unique(problems), f"the recipe {loaded.file.name}")
+        raise ConfigError(unique(problems), f"the recipe {loaded.file.name}")
     sweep = {o.key: list(o.choices) for o in parsed if o.choices is not None}
     return Composed(
         recipe=recipe,
@@ -145,71 +119,9 @@ def load_file(file: RecipeFile) -> LoadedFile:
     Raises:
         Data2VecError: it cannot be read, or is not a mapping; the message names the file and the line.
     """
-    try:
-        text = file.path.read_text(encoding="utf-8")
-        foreign = _GROUP_HEADER.search(text) is not None
-        plain: Any
-        if not foreign and (file.ours or _HAS_DEFAULTS.search(text)):
-            plain = _hydra_load(file)
-        else:
-            plain = OmegaConf.to_container(OmegaConf.load(file.path), resolve=False)
-    except UnicodeDecodeError as error:
-        rule = "is not UTF-8; convert the file, for example with: iconv -f latin1 -t utf-8"
-        where = f"the recipe file {file.path} cannot be read: byte {error.start}"
-        raise Data2VecError(f"{where} {rule}") from error
-    except (YAMLError, OmegaConfBaseException, HydraException, OSError, ValueError, RecursionError) as error:
-        raise Data2VecError(f"the recipe file {file.path} cannot be read: {error}") from error
-    if not isinstance(plain, dict):
-        raise Data2VecError(f"the recipe file {file.path} must hold a mapping of groups")
-    if set(plain) == {"_group_"}:
-        plain = plain["_group_"]
-        if not isinstance(plain, dict):
-            raise Data2VecError(f"the recipe file {file.path} must hold a mapping of groups")
-    if dotted := _dotted_keys(plain):
-        rule = f"has names with dots as keys ({', '.join(dotted)}); write them nested, group: {{key: value}}"
-        raise Data2VecError(f"the recipe file {file.path} {rule}")
-    tree = expand_names(_translate_env(plain))
+    tree = read_tree(file)
     base = _recipe(tree, [], [])
     return LoadedFile(file=file, tree=tree, base=base.to_dict() if base is not None else None)
-
-
-def _dotted_keys(values: Any) -> list[str]:
-    if not isinstance(values, dict):
-        return []
-    return [repr(k) for k in values if "." in str(k)] + [k for v in values.values() for k in _dotted_keys(v)]
-
-
-def _hydra_load(file: RecipeFile) -> dict[str, Any]:
-    """Compose a file through Hydra; a user's file may build on ours by ``defaults: [/v2/..., _self_]``."""
-    root = config_root().resolve()
-    with _HYDRA_LOCK:
-        if file.ours:
-            return copy.deepcopy(_compose_ours(root, file.name, _stamp(root)))
-        search = assignment_text("hydra.searchpath", [f"file://{root}"])
-        return _hydra_compose(file.path.parent, file.path.stem, [search])
-
-
-@functools.lru_cache(maxsize=64)
-def _compose_ours(root: Path, name: str, _files: object) -> dict[str, Any]:
-    """Composing takes a quarter of a second: sweeps and notebooks compose many times."""
-    return _hydra_compose(root, name, [])
-
-
-def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Changes when any YAML file below the folder does."""
-    files = [(str(path), path.stat()) for path in sorted(folder.rglob("*.yaml"))]
-    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in files)
-
-
-def _hydra_compose(folder: Path, name: str, overrides: list[str]) -> dict[str, Any]:
-    instance = GlobalHydra.instance()
-    outer, instance.hydra = instance.hydra, None  # a program around us may use Hydra itself
-    try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(folder), job_name="d2v"):
-            plain: Any = OmegaConf.to_container(hydra_compose(name, overrides=overrides), resolve=False)
-            return plain
-    finally:
-        GlobalHydra.instance().hydra = outer
 
 
 def _with_overrides(
@@ -243,6 +155,12 @@ def _check(
 
 
 def _apply(tree: dict[str, Any], override: Override, problems: list[Problem], notes: list[str]) -> None:
+    others = [name for name in compat.TOGETHER.get(override.key, ()) if remove(tree, name)]
+    if others:
+        notes.append(f"{override.key}: takes the place of {', '.join(others)}")
+        if override.action == "delete":
+            remove(tree, override.key)
+            return
     group, _, rest = override.key.partition(".")
     if override.key in CHOICES and override.action == "set" and isinstance(override.value, str):
         _choose(tree, override.key, override.value, notes)
@@ -275,15 +193,21 @@ def _recipe(tree: dict[str, Any], problems: list[Problem], notes: list[str]) -> 
         problems.append(Problem(key, tree[key], "must be a mapping of fields"))
         tree = {k: v for k, v in tree.items() if k != key}
     unresolved: list[Problem] = []
-    given = _resolve(tree, unresolved)
-    notes += compat.translate(given, fill_defaults(given), lambda name: _is_field(tree, name), problems)
+    given = resolve(
+        tree,
+        fill_defaults(tree),
+        lambda name: TRAINING.is_ignored(name) and not _is_field(tree, name),
+        unresolved,
+    )
+    notes += translate(given, fill_defaults(given), lambda name: _is_field(tree, name), problems)
     given = {key: value for key, value in given.items() if value != {} or key in GROUPS or key in CHOICES}
     filled = fill_defaults(given)
     full = resolve_inherited(filled)
-    for dotted in _PATHS:
-        _make_absolute(full, dotted)
+    make_absolute(full)
     found: list[Problem] = []
     recipe = Recipe.read(full, found)
+    if recipe is not None:
+        notes += _set_direction(recipe)
     wrong = {problem.field for problem in found}
     sources = flatten(filled) | {problem.field: problem.value for problem in unresolved}
     for problem in found + unresolved:  # a field that takes another one's wrong value is not wrong itself
@@ -292,43 +216,19 @@ def _recipe(tree: dict[str, Any], problems: list[Problem], notes: list[str]) -> 
     return recipe
 
 
+def _set_direction(recipe: Recipe) -> list[str]:
+    """The metric decides which direction is better, whatever the file says; files of the reference err."""
+    rules = recipe.checkpoint
+    larger = checks.metrics(recipe).get(rules.best_checkpoint_metric, rules.maximize_best_checkpoint_metric)
+    if larger == rules.maximize_best_checkpoint_metric:
+        return []
+    rules.maximize_best_checkpoint_metric = larger
+    better = f"{'larger' if larger else 'smaller'} {rules.best_checkpoint_metric} is better"
+    return [f"checkpoint.maximize_best_checkpoint_metric: read as {str(larger).lower()}; {better}"]
+
+
 def _is_field(tree: Mapping[str, Any], dotted: str) -> bool:
     return "." in dotted and field_type(tree, dotted) is not None
-
-
-def _resolve(tree: Mapping[str, Any], problems: list[Problem]) -> dict[str, Any]:
-    """``tree`` with every ``${...}`` replaced; what is not given is looked up among the defaults."""
-    if "${" not in str(tree):
-        return copy.deepcopy(dict(tree))
-    try:
-        config = OmegaConf.create(fill_defaults(tree))
-    except OmegaConfBaseException as error:
-        problems.append(Problem("${...}", None, f"cannot be read: {str(error).splitlines()[0]}"))
-        return dict(tree)
-
-    def visit(plain: Mapping[str, Any], node: Any, path: str) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for key, value in plain.items():
-            where = f"{path}{key}"
-            if compat.is_ignored(where) and not _is_field(tree, where):
-                out[key] = value
-                continue
-            if isinstance(value, Mapping):
-                out[key] = visit(value, node[key], where + ".")
-                continue
-            out[key] = value
-            if "${" not in str(value):
-                continue
-            try:
-                found = node[key]
-                is_node = isinstance(found, DictConfig | ListConfig)
-                out[key] = OmegaConf.to_container(found, resolve=True) if is_node else found
-            except OmegaConfBaseException as error:
-                problems.append(Problem(where, value, f"cannot be resolved: {str(error).splitlines()[0]}"))
-                del out[key]  # reported once, here
-        return out
-
-    return visit(tree, config, "")
 
 
 def _rates_without_effect(recipe: Recipe, given: Sequence[Override], notes: list[str]) -> list[Problem]:
@@ -356,33 +256,15 @@ def _rates_without_effect(recipe: Recipe, given: Sequence[Override], notes: list
     ]
 
 
-def _translate_env(node: Any) -> Any:
-    """The environment as Hydra 1.0 wrote it, ``${env:HOME}``, in today's spelling."""
-    if isinstance(node, Mapping):
-        return {str(key): _translate_env(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_translate_env(value) for value in node]
-    return _OLD_ENV.sub("${oc.env:", node) if isinstance(node, str) else node
-
-
-def _make_absolute(full: dict[str, Any], dotted: str) -> None:
-    group, name = dotted.split(".")
-    node = full.get(group)
-    if not isinstance(node, dict):
-        return
-    value = node.get(name)
-    if not isinstance(value, str) or value in ("", MISSING, Checkpoint.restore_file) or _is_uri(value):
-        return
-    parts = value.split(":") if dotted == "task.data" else [value]
-    node[name] = ":".join(os.path.abspath(os.path.expanduser(part)) for part in parts)
-
-
-def _is_uri(value: str) -> bool:
-    return "://" in value or value.startswith(("models:/", "runs:/"))
-
-
-def _unique(problems: Sequence[Problem]) -> list[Problem]:
-    seen: dict[tuple[str, str, str], Problem] = {}
-    for problem in problems:
-        seen.setdefault((problem.field, repr(problem.value), problem.rule), problem)
-    return list(seen.values())
+def _without_language_model(recipe: Recipe, given: Sequence[Override], notes: list[str]) -> list[Problem]:
+    """``criterion.wer_*`` beside no language model: refused where it was asked for, noted in a file."""
+    criterion = recipe.criterion
+    if not isinstance(criterion, CTCCriterion) or criterion.wer_args or criterion.wer_kenlm_model:
+        return []
+    asked = {(o.key, o.value) for o in given if isinstance(o.value, str | int | float)}
+    fields = ("wer_lexicon", "wer_lm_weight", "wer_word_score")
+    values = {f"criterion.{name}": getattr(criterion, name) for name in fields}
+    wrong = [name for name, value in values.items() if (name, value) in asked]
+    if criterion.wer_lexicon is not None and "criterion.wer_lexicon" not in wrong:
+        notes.append("criterion.wer_lexicon: no effect here; only used with criterion.wer_kenlm_model")
+    return [Problem(name, values[name], "needs criterion.wer_kenlm_model") for name in wrong]

@@ -49,7 +49,7 @@ def fill_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
         key: value for key, value in given.items() if key not in GROUPS and key not in CHOICES
     }
     for group, cls in GROUPS.items():
-        out[group] = _lay_over(to_dict(cls()) | _inherited(group), given.get(group, {}))
+        out[group] = lay_over(to_dict(cls()) | _inherited(group), given.get(group, {}))
     for group in CHOICES:
         node = given.get(group)
         if node is None and group in DEFAULT_NAMES:
@@ -130,9 +130,10 @@ def _inherited(name: str) -> dict[str, str]:
     return {key: "${" + source + "}" for key, source in INHERITED.get(name, {}).items()}
 
 
-def _lay_over(under: Any, over: Any) -> Any:
+def lay_over(under: Any, over: Any) -> Any:
+    """``over`` merged into ``under``, nested mapping by nested mapping."""
     if isinstance(under, Mapping) and isinstance(over, Mapping):
-        merged = {key: _lay_over(value, over[key]) if key in over else value for key, value in under.items()}
+        merged = {key: lay_over(value, over[key]) if key in over else value for key, value in under.items()}
         return merged | {key: value for key, value in over.items() if key not in under}
     return over
 
@@ -142,7 +143,7 @@ def _fill_component(group: str, node: Any) -> Any:
     cls = CHOICES[group].get(str(name))
     if cls is None:
         return node
-    filled = _lay_over({"_name": name} | to_dict(cls()) | _inherited(str(name)), node)
+    filled = lay_over({"_name": name} | to_dict(cls()) | _inherited(str(name)), node)
     if cls is Composite and isinstance(filled["groups"], Mapping):
         filled["groups"] = {key: _fill_group(value) for key, value in filled["groups"].items()}
     return filled

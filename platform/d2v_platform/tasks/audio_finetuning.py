@@ -21,7 +21,7 @@ from data2vec.speech_metrics import ErrorCount, count_errors, total, word_errors
 from data2vec.speech_model import conv_layers
 from data2vec.v1.config import Data2VecAudioConfig
 
-from ..recipe.audio_checks import language_model
+from ..recipe.audio_checks import language_model, missing_files
 from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2VecCTC
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
@@ -79,7 +79,8 @@ class AudioFinetuning(OneModelTask[CTCModel]):
             layers = conv_layers(check_parent(recipe, read_artifact(model_folder)))
         letters = load_letters(recipe.task)
         assert isinstance(recipe.criterion, CTCCriterion)
-        make_beam(recipe.criterion, letters)  # a lexicon or language model that does not fit is refused here
+        if recipe.valid_subsets():  # a lexicon or language model that does not fit is refused here
+            make_beam(recipe.criterion, letters)
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
             dataset = open_subset(recipe, subset, letters, layers)
             dataset.verify()
@@ -251,8 +252,11 @@ def make_beam(criterion: CTCCriterion, letters: Dictionary) -> Any:
     """The decoder of ``criterion.wer_*``, as the reference has it (beam 50); ``None`` without one.
 
     Raises:
-        DataError: lexicon or language model are missing or do not fit the letters or each other.
+        ConfigError: lexicon or language model are missing.
+        DataError: they do not fit the letters or each other.
     """
+    if missing := missing_files(criterion):
+        raise ConfigError(missing)
     found = language_model(criterion)
     if found is None:
         return None
