@@ -82,68 +82,64 @@ def test_impossible_values_are_told_together() -> None:
     }  # fmt: skip
 
 
-def started(**values: object) -> Data2VecVision:
+def started(**values: object) -> dict[str, torch.Tensor]:
+    """Initial weights of a network wide enough for statistics."""
     wide = config(embed_dim=256, num_heads=4, depth=3, patch_size=8, num_mask_patches=9, **values)
-    return Data2VecVision(wide, seed=3)
+    return Data2VecVision(wide, seed=3).state_dict()
 
 
 def spread(tensor: torch.Tensor) -> float:
-    return float(tensor.detach().double().std())
+    return float(tensor.double().std())
 
 
 def test_the_reference_starts_tokens_wide_and_leaves_patches_and_head_to_pytorch() -> None:
-    model = started()
-    slight = config(embed_dim=1024, mlp_ratio=1, depth=1, average_top_k_layers=1)
-    drawn = [Data2VecVision(slight, seed=seed) for seed in range(8)]
-    tokens = torch.stack([t.detach() for one in drawn for t in (one.cls_emb, one.mask_emb) if t is not None])
-    assert spread(tokens) == pytest.approx(0.8796, abs=0.015)  # N(0, 1) cut at two deviations
+    slight = config(embed_dim=256, mlp_ratio=1, depth=1, average_top_k_layers=1)
+    drawn = [Data2VecVision(slight, seed=seed).state_dict() for seed in range(16)]
+    tokens = torch.stack([one[name] for one in drawn for name in ("cls_emb", "mask_emb")])
+    assert spread(tokens) == pytest.approx(0.8796, abs=0.03)  # N(0, 1) cut at two deviations
     assert 1.8 < float(tokens.abs().max()) <= 2.0
-    assert model.mask_emb is not None and not torch.equal(model.cls_emb, model.mask_emb)
-    for index, block in enumerate(model.encoder.blocks, start=1):
-        for weight, wanted in (
-            (block.attn.qkv.weight, 0.02),
-            (block.attn.proj.weight, 0.02 / (2 * index) ** 0.5),
-            (block.mlp[0].weight, 0.02),
-            (block.mlp[2].weight, 0.02 / (2 * index) ** 0.5),
-        ):
+    weights = started()
+    assert not torch.equal(weights["cls_emb"], weights["mask_emb"])
+    for index in range(3):
+        block = f"encoder.blocks.{index}"
+        last = 0.02 / (2 * (index + 1)) ** 0.5
+        for name, wanted in (
+            ("attn.qkv", 0.02), ("attn.proj", last), ("mlp.0", 0.02), ("mlp.2", last)
+        ):  # fmt: skip
+            weight = weights[f"{block}.{name}.weight"]
             assert spread(weight) == pytest.approx(wanted, rel=0.02)
             assert 3.0 < float(weight.abs().max()) / wanted < 6.5  # not cut
-        for bias in (block.attn.proj.bias, block.mlp[0].bias, block.mlp[2].bias, block.attn.q_bias):
-            assert not bias.any()
-    assert model.final_proj is not None
-    for layer, inputs in ((model.patch_embed.conv, 3 * 8 * 8), (model.final_proj, 256)):
+        assert not any(
+            weights[f"{block}.{name}"].any() for name in ("attn.proj.bias", "mlp.0.bias", "mlp.2.bias")
+        )
+    for name, inputs in (("patch_embed.conv", 3 * 8 * 8), ("final_proj", 256)):
         bound = inputs**-0.5
-        for values in (layer.weight, layer.bias):
-            assert values is not None and 0.95 * bound < float(values.abs().max()) <= bound
+        for values in (weights[f"{name}.weight"], weights[f"{name}.bias"]):
+            assert 0.95 * bound < float(values.abs().max()) <= bound
             assert spread(values) == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
 def test_beit_starts_everything_within_one_deviation() -> None:
-    model = started(beit_init=True)
-    cut = 0.02 * 0.5396  # deviation of N(0, 1) cut at one deviation
-    assert model.mask_emb is not None and model.final_proj is not None
-    for tensor, tolerance in (
-        (model.cls_emb, 0.1),
-        (model.mask_emb, 0.1),
-        (model.patch_embed.conv.weight, 0.02),
-        (model.final_proj.weight, 0.02),
-        (model.encoder.blocks[1].attn.qkv.weight, 0.02),
-        (model.encoder.blocks[1].mlp[2].weight * 2, 0.02),
-        (model.encoder.blocks[2].attn.proj.weight * 6**0.5, 0.02),
+    weights = started(beit_init=True)
+    for name, factor, tolerance in (
+        ("cls_emb", 1.0, 0.1),
+        ("mask_emb", 1.0, 0.1),
+        ("patch_embed.conv.weight", 1.0, 0.02),
+        ("final_proj.weight", 1.0, 0.02),
+        ("encoder.blocks.1.attn.qkv.weight", 1.0, 0.02),
+        ("encoder.blocks.1.mlp.2.weight", 2.0, 0.02),
+        ("encoder.blocks.2.attn.proj.weight", 6**0.5, 0.02),
     ):
-        assert spread(tensor) == pytest.approx(cut, rel=tolerance)
+        tensor = weights[name] * factor
+        assert spread(tensor) == pytest.approx(0.02 * 0.5396, rel=tolerance), name  # cut at one deviation
         assert 0.019 < float(tensor.abs().max()) <= 0.0200001
-    for bias in (model.patch_embed.conv.bias, model.final_proj.bias, model.encoder.blocks[0].mlp[0].bias):
-        assert bias is not None and not bias.any()
+    for name in ("patch_embed.conv.bias", "final_proj.bias", "encoder.blocks.0.mlp.0.bias"):
+        assert not weights[name].any()
 
 
 def test_weights_start_from_seed_and_name_alone() -> None:
-    one, other, fine_tuned = (
-        Data2VecVision(config(), seed=1),
-        Data2VecVision(config(), seed=2),
-        Data2VecVision(config(), pretraining=False, seed=1),
-    )
-    for name, value in fine_tuned.state_dict().items():
-        assert torch.equal(value, one.state_dict()[name])
-    assert not torch.equal(one.cls_emb, other.cls_emb)
-    assert not torch.equal(one.patch_embed.conv.bias, other.patch_embed.conv.bias)  # type: ignore[arg-type]
+    one, other = (Data2VecVision(config(), seed=seed).state_dict() for seed in (1, 2))
+    for name, value in Data2VecVision(config(), pretraining=False, seed=1).state_dict().items():
+        assert torch.equal(value, one[name])
+    for name in ("cls_emb", "mask_emb", "patch_embed.conv.bias", "encoder.blocks.1.attn.qkv.weight"):
+        assert not torch.equal(one[name], other[name])
