@@ -55,6 +55,7 @@ def run_case(case: Case) -> Report:
         "v2_audio": _pretraining,
         "trajectory_v2_text": _trajectory,
         "trajectory_v2_image": _trajectory,
+        "trajectory_v2_audio": _trajectory,
         "ft_text": _sentence_classifier,
         "schedules": _schedules,
         "ft_image": image_classifier,
@@ -127,6 +128,7 @@ def _trajectory(case: Case, report: Report, notes: list[str]) -> None:
             f"{where}.ema_decay_in_force", model.teacher.decay(update), entry["ema_decay_in_force"], SCHEDULE
         )
         key = f"step{update}/"
+        case.feed_optional(key + "input/precomputed_mask")  # is step<u>/mask, which is what was used
         output = model(
             case.feed(key + "input/source"),
             case.feed_optional(key + "input/padding_mask"),

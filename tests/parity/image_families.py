@@ -25,7 +25,10 @@ def image_classifier(case: Case, report: Report, notes: list[str]) -> None:
     tapped: dict[str, torch.Tensor] = {}
 
     def keep_features(_module: nn.Module, _inputs: object, features: Features) -> None:
-        tapped["feats"] = features.x_BTD.detach().clone()
+        found = features.x_BTD
+        if model.head_config.prediction_mode == "CLS_TOKEN" and features.extra_BED is not None:
+            found = torch.cat([features.extra_BED, found], dim=1)  # recorded with what is pooled
+        tapped["feats"] = found.detach().clone()
 
     def keep_pooled(_module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         tapped["pooled"] = inputs[0].detach().clone()
@@ -94,8 +97,7 @@ def _lr_scales(case: Case, report: Report, model: Any) -> dict[str, float] | Non
     scales = finetuning_lr_scales(model, decay)
     if "recipe_param_groups" in case.info:
         recorded = case.info["recipe_param_groups"]
-        peak = max(group["lr"] for group in recorded)
-        _compare_groups(report, "recipe_param_groups", model, recorded, peak, scales)
+        _compare_groups(report, "recipe_param_groups", model, recorded, scales)
     return scales
 
 
@@ -104,20 +106,30 @@ def _compare_groups(
     name: str,
     model: nn.Module,
     recorded: list[dict[str, Any]],
-    peak: float,
     scales: dict[str, float] | None = None,
 ) -> None:
-    """Which names share a group, and each group's learning rate and weight decay."""
-    mine = {frozenset(g.names): g for g in parameter_groups(model, dynamic=True, lr_scales=scales)}
+    """Which names share a group, and each group's learning rate and weight decay.
+
+    Whether the recipe splits by tags and has a group for the decoder shows in the recorded names alone.
+    """
+    splits = [
+        parameter_groups(model, dynamic=dynamic, decoder_group=decoder, lr_scales=scales)
+        for dynamic in (True, False)
+        for decoder in (False, True)
+    ]
+    wanted = {frozenset(entry["names"]) for entry in recorded}
+    mine = max(splits, key=lambda split: len({frozenset(g.names) for g in split} & wanted))
     report.number(f"{name}.groups", len(mine), len(recorded), 0.0)
-    decays = {entry["weight_decay"] for entry in recorded}
-    report.number(
-        f"{name}.weight_decays", len(decays), 1, 0.0
-    )  # the exemption of 1-D tensors is not honoured
-    for index, entry in enumerate(recorded):
-        group = mine.get(frozenset(entry["names"]))
+    group_of = {frozenset(group.names): group for group in mine}
+    pairs = [(entry, group_of.get(frozenset(entry["names"]))) for entry in recorded]
+    for index, (entry, group) in enumerate(pairs):
+        own = [other for other, g in pairs if g is not None and group is not None and g.name == group.name]
+        peak = max((other["lr"] for other in own), default=0.0)
         lr = None if group is None else group.lr_scale * peak
         report.number(f"{name}.{index}.lr", lr, entry["lr"], SCHEDULE)
+        # The exemption of 1-D tensors is not honoured: one decay for all parts of a named group.
+        decays = {other["weight_decay"] for other in own}
+        report.number(f"{name}.{index}.weight_decays", len(decays), 1, 0.0)
 
 
 def param_groups(case: Case, report: Report, notes: list[str]) -> None:
@@ -127,8 +139,7 @@ def param_groups(case: Case, report: Report, notes: list[str]) -> None:
         model = _model_like(name, names)
         missing = {n for n, p in model.named_parameters() if p.requires_grad} ^ set(names)
         report.number(f"models.{name}.names_differing", len(missing), 0, 0.0)
-        peak = max(group["lr"] for group in entry["groups"])
-        _compare_groups(report, f"models.{name}", model, entry["groups"], peak)
+        _compare_groups(report, f"models.{name}", model, entry["groups"])
     for name, entry in case.value("layer_decay_lr_scales").items():
         scales = layer_decay_scales(entry["blocks"], entry["layer_decay"])
         for index, (mine, recorded) in enumerate(zip(scales, entry["scale_of_block"], strict=True)):
@@ -145,9 +156,10 @@ def _model_like(name: str, names: list[str]) -> nn.Module:
         found = {n[len(prefix) :].split(".")[0] for n in names if n.startswith(prefix)}
         return len([index for index in found if index.isdigit()])
 
-    modality = {"v2_image_base": "IMAGE", "v2_text_base": "TEXT"}.get(name)
-    if modality is None:
-        raise UnsupportedCase(f"parameter groups of {name} are not built yet")
+    built = {n.split(".")[1] for n in names if n.startswith("modality_encoders.")}
+    if len(built) != 1 or not built <= {"TEXT", "IMAGE", "AUDIO"}:
+        raise UnsupportedCase(f"parameter groups of {name} are not built: {sorted(built)}")
+    (modality,) = built
     where = f"modality_encoders.{modality}."
     decoder = {"decoder_dim": 16, "decoder_groups": 1, "decoder_layers": count(f"{where}decoder.blocks.")}
     decoder["projection_layers"] = max(1, count(f"{where}decoder.proj."))
@@ -155,8 +167,16 @@ def _model_like(name: str, names: list[str]) -> nn.Module:
     values["num_extra_tokens"] = int(f"{where}extra_tokens" in names)
     if modality == "IMAGE":
         values |= {"input_size": 8, "patch_size": 4, "embed_dim": 16, "ema_local_encoder": True}
-    else:
+    elif modality == "TEXT":
         values |= {"mask_length": 1, "max_source_positions": 8}
+    else:
+        positions, learned = f"{where}relative_positional_encoder.", f"{where}alibi_scale" in names
+        before = f"{positions}0.weight" in names
+        layers = count(f"{where}local_encoder.conv_layers.")
+        depth = count(f"{positions}1." if before else positions)
+        values |= {"feature_encoder_spec": f"[(16, 2, 2)] * {layers}", "conv_pos_groups": 1,
+                   "conv_pos_pre_ln": before, "conv_pos_depth": depth,
+                   "use_alibi_encoder": learned, "learned_alibi_scale": learned}  # fmt: skip
     config = Data2VecMultiConfig.from_dict(
         {"embed_dim": 16, "num_heads": 2, "depth": count("blocks."), "average_top_k_layers": 1,
          "supported_modality": modality, "ema_encoder_only": modality == "TEXT",

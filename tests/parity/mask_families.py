@@ -75,6 +75,7 @@ def _blocks_1d(entry: Mapping[str, Any]) -> torch.Tensor:
         mask_prob=entry["mask_prob"],
         mask_length=entry["mask_length"],
         mask_prob_adjust=entry["mask_prob_adjust"],
+        inverse_mask=entry.get("inverse", False),
         key=("parity", 1),
     )
 
@@ -91,6 +92,7 @@ def _spans(entry: Mapping[str, Any]) -> torch.Tensor:
             valid_R=torch.tensor(valid) if valid else None,
             min_spans=entry.get("min_masks", 0),
             mask_dropout=entry.get("mask_dropout", 0.0),
+            equal_counts=bool(entry.get("require_same_masks", True)),
             add_masks=bool(entry.get("add_masks", False)),
             key=("parity", 1),
         )
