@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import pytest
@@ -126,6 +127,25 @@ def test_something_stays_visible_of_the_shortest_clips() -> None:
         assert (mask.sum(1) == length - 1).all()
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_padding_behind_a_clip_changes_nothing(seed: int) -> None:
+    """A row of t frames has the mask that it has alone, as far as its own frames go."""
+    pick = random.Random(seed)
+    length, span = pick.randint(1, 25), pick.randint(1, 12)
+    values = {"mask_prob": pick.random(), "mask_length": span, "mask_dropout": pick.choice([0.0, 0.3])}
+    rows = torch.arange(40)
+    alone = span_masks(rows, length, equal_counts=False, key=(seed,), **values)
+    valid = torch.full_like(rows, length)
+    padded = span_masks(rows, length + 17, equal_counts=False, key=(seed,), valid_R=valid, **values)
+    assert torch.equal(padded[:, :length], alone) and not padded[:, length:].any()
+
+
+def test_starts_have_room_even_where_spans_fill_the_clip() -> None:
+    """Four spans of one frame in five frames leave each frame visible equally often, the last one too."""
+    visible = (~spans(5, mask_prob=0.8)).float().mean(dim=0)
+    assert visible == pytest.approx(torch.full((5,), 0.2), abs=0.03)
+
+
 def test_clones_of_a_sample_lie_together_and_have_its_length() -> None:
     padding = torch.arange(40)[None] >= torch.tensor([40, 12, 25])[:, None]
     rows = clone_ids(torch.arange(3), 4)
@@ -158,6 +178,8 @@ def test_one_block_surrounds_its_centre() -> None:
     assert len(whole) / len(ROWS) == pytest.approx(46 / 50, abs=0.03)  # centres 0, 1, 48, 49 lose frames
     starts = torch.bincount(torch.tensor([row[0][0] for row in whole]), minlength=46)
     assert starts.min() > 0 and starts.max() < 2.2 * len(ROWS) / 50
+    rate = mask.float().mean(dim=0)
+    assert rate[:5] == pytest.approx(rate[-5:].flip(0), abs=0.02), "alike at both ends"
 
 
 def test_the_number_of_blocks_is_the_formula() -> None:

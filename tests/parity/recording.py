@@ -1,4 +1,4 @@
-"""Cases in the recorded format, made from our own library straight from its classes, for tests of the check."""
+"""Cases in the recorded format, made from our own library straight from its classes (tests)."""
 
 from __future__ import annotations
 

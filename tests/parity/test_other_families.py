@@ -41,8 +41,9 @@ def check() -> Iterator[ModuleType]:
 
 def audio_config(**audio: Any) -> Data2VecMultiConfig:
     front = {"feature_encoder_spec": "[(8, 10, 5)] + [(8, 3, 2)] * 2", "conv_pos_width": 9,
-             "decoder": DECODER, "conv_pos_depth": 2, "conv_pos_groups": 2, "prenet_depth": 1, "use_alibi_encoder": True,
-             "learned_alibi_scale": True, "learned_alibi_scale_per_head": True, **audio}  # fmt: skip
+             "decoder": DECODER, "conv_pos_depth": 2, "conv_pos_groups": 2, "prenet_depth": 1,
+             "use_alibi_encoder": True, "learned_alibi_scale": True, "learned_alibi_scale_per_head": True,
+             **audio}  # fmt: skip
     return Data2VecMultiConfig.from_dict(
         {"depth": 2, "embed_dim": 16, "num_heads": 2, "average_top_k_layers": 2, "clone_batch": 2,
          "ema_decay": 0.9, "ema_end_decay": 0.99, "ema_anneal_end_step": 10, "ema_encoder_only": False,
