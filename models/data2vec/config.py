@@ -141,7 +141,7 @@ class Data2VecMultiConfig(ModelConfig):
     layerdrop: float = 0.0  # probability of skipping a shared block while training
     embed_dim: int = 768  # width
     mlp_ratio: float = 4.0  # feed-forward width / embed_dim
-    layer_norm_first: bool = False  # pre-LN blocks; no published model uses them
+    layer_norm_first: bool = False  # pre-LN blocks, as in masked autoencoders; no published model has them
     average_top_k_layers: int = 8  # teacher blocks averaged into the target, from the top
     end_of_block_targets: bool = False  # average block outputs instead of feed-forward outputs
     clone_batch: int = 1  # masked copies of each sample
@@ -221,9 +221,9 @@ class Data2VecMultiConfig(ModelConfig):
         rule.share("ema_decay", "ema_end_decay")
         rule.at_least(0, "loss_beta")
         rule("shared_decoder", self.shared_decoder is None, "a shared decoder is not supported; use null")
-        rule("mae_init", not self.mae_init, "is not supported; no recipe uses it")
         text, image = self.modalities.text, self.modalities.image
         name = self.modality_name
+        rule("mae_init", not self.mae_init or name == "IMAGE", "is supported for images only; use false")
         if getattr(self.modalities, name.lower(), None) is None:
             rule("supported_modality", False, f"modalities.{name.lower()} is missing")
         if self.modalities.audio is not None and name == "AUDIO":

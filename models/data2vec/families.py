@@ -8,6 +8,7 @@ from typing import Any
 from .config import Data2VecMultiConfig, ModalityKind
 from .errors import CheckpointError
 from .lm.config import TransformerLMConfig
+from .mae_config import MaeConfig
 from .v1.config import Data2VecAudioConfig
 from .v1.text_config import Data2VecTextConfig
 from .v1.vision_config import Data2VecVisionConfig
@@ -17,6 +18,7 @@ ModelConfig = (
     | Data2VecAudioConfig
     | Data2VecTextConfig
     | Data2VecVisionConfig
+    | MaeConfig
     | TransformerLMConfig
 )
 
@@ -25,12 +27,14 @@ FAMILIES: dict[str, type[ModelConfig]] = {
     "data2vec_audio": Data2VecAudioConfig,
     "data2vec_text": Data2VecTextConfig,
     "data2vec_vision": Data2VecVisionConfig,
+    "mae": MaeConfig,
     "transformer_lm": TransformerLMConfig,
 }
-_V1_MODALITIES: dict[type[Any], ModalityKind] = {
+_MODALITIES: dict[type[Any], ModalityKind] = {
     Data2VecAudioConfig: "AUDIO",
     Data2VecTextConfig: "TEXT",
     Data2VecVisionConfig: "IMAGE",
+    MaeConfig: "IMAGE",
     TransformerLMConfig: "TEXT",
 }
 
@@ -42,12 +46,12 @@ def family_of(config: ModelConfig) -> str:
 
 def modality_of(config: ModelConfig) -> ModalityKind:
     """What models of this configuration read."""
-    return config.modality_name if isinstance(config, Data2VecMultiConfig) else _V1_MODALITIES[type(config)]
+    return config.modality_name if isinstance(config, Data2VecMultiConfig) else _MODALITIES[type(config)]
 
 
 def generation_of(config: ModelConfig) -> int:
-    """1 or 2."""
-    return 2 if isinstance(config, Data2VecMultiConfig) else 1
+    """1 or 2; masked autoencoders share data and fine-tuning with the second."""
+    return 2 if isinstance(config, Data2VecMultiConfig | MaeConfig) else 1
 
 
 def shape_of(config: ModelConfig) -> tuple[int, int, int, int | None]:
@@ -55,8 +59,7 @@ def shape_of(config: ModelConfig) -> tuple[int, int, int, int | None]:
     if isinstance(config, Data2VecMultiConfig):
         modality = config.modality
         return config.depth, modality.prenet_depth, config.embed_dim, getattr(modality, "patch_size", None)
-    patch = config.patch_size if isinstance(config, Data2VecVisionConfig) else None
-    return config.depth, 0, config.embed_dim, patch
+    return config.depth, 0, config.embed_dim, getattr(config, "patch_size", None)
 
 
 def shape_in_words(config: ModelConfig) -> str:

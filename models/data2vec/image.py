@@ -40,6 +40,16 @@ def patchify(image_BCSS: torch.Tensor, patch_size: int) -> torch.Tensor:
     return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, channels * patch_size**2)
 
 
+def pixel_targets(image_BCSS: torch.Tensor, patch_size: int, *, normalised: bool = True) -> torch.Tensor:
+    """The pixels of each patch as (row, column, channel), normalised within the patch: (B, T, P * P * C)."""
+    pixels_BTCPP = patchify(image_BCSS.float(), patch_size).unflatten(-1, (-1, patch_size, patch_size))
+    pixels_BTN = pixels_BTCPP.permute(0, 1, 3, 4, 2).flatten(2)
+    if not normalised:
+        return pixels_BTN
+    variance, mean = torch.var_mean(pixels_BTN, dim=-1, keepdim=True)
+    return (pixels_BTN - mean) * torch.rsqrt(variance + 1e-6)
+
+
 class FixedPositions(nn.Module):
     """Frozen sin-cos positions of a square grid."""
 

@@ -16,6 +16,7 @@ from torch import nn
 from .config import Data2VecMultiConfig, ImageHeadConfig
 from .errors import Data2VecError
 from .image import interpolate_positions
+from .mae_config import MaeConfig
 from .randomness import generator
 from .student import Data2VecMulti, Features
 from .v1.positions import interpolate_bias_table
@@ -44,16 +45,17 @@ class TrunkRegularisation:
 
 
 def finetuning_config(
-    pretrained: ImageConfig, regularisation: TrunkRegularisation, input_size: int | None = None
+    pretrained: ImageConfig | MaeConfig, regularisation: TrunkRegularisation, input_size: int | None = None
 ) -> ImageConfig:
     """The trunk's configuration: no pretraining parts, and the regularisation that fine-tuning gives.
 
     Args:
-        pretrained: an image model of either generation; the first has drop path and attention dropout alone.
+        pretrained: an image model of either generation, or a masked autoencoder, of which the encoder is
+            taken; the first generation has drop path and attention dropout alone.
         regularisation: dropouts, layer drop, drop path; ``None`` as pretrained.
         input_size: side of the images; by default as pretrained.
     """
-    config = copy.deepcopy(pretrained)
+    config = pretrained.encoder() if isinstance(pretrained, MaeConfig) else copy.deepcopy(pretrained)
     if isinstance(config, Data2VecVisionConfig):
         _set_given(
             config,
@@ -225,12 +227,19 @@ def layer_decay_scales(blocks: int, decay: float) -> list[float]:
     return [decay ** (blocks - j) for j in range(blocks)]
 
 
-def finetuning_lr_scales(model: ImageClassifier, decay: float) -> dict[str, float]:
+def finetuning_lr_scales(
+    model: ImageClassifier, decay: float, *, front_end: bool = False
+) -> dict[str, float]:
     """Learning-rate factor of every trunk parameter.
 
     v2: prenet blocks come before the shared ones, and all outside the blocks have 1, unlike BEiT and MAE. v1
     follows BEiT: class token and patches have ``decay ** (depth + 1)``, relative positions 1. Head and its
     norm are not listed: the reference tags the trunk only.
+
+    Args:
+        model: the classifier.
+        decay: factor from one block to the one below.
+        front_end: of a masked autoencoder: class token and patches have ``decay ** (depth + 1)`` here too.
     """
     trunk = model.model
     outside = 1.0
@@ -238,10 +247,13 @@ def finetuning_lr_scales(model: ImageClassifier, decay: float) -> dict[str, floa
         blocks, outside = list(trunk.encoder.blocks), decay ** (trunk.config.depth + 1)
     else:
         blocks = [*trunk.encoder.context_encoder.blocks, *trunk.blocks]
+        if front_end:
+            outside = decay ** (len(blocks) + 1)
     of_block = {
         id(parameter): scale
         for block, scale in zip(blocks, layer_decay_scales(len(blocks), decay), strict=True)
         for parameter in block.parameters()
     }
     scales = {f"model.{name}": of_block.get(id(p), outside) for name, p in trunk.named_parameters()}
-    return scales | {name: 1.0 for name in scales if "rel_pos_bias" in name}
+    last = ("rel_pos_bias", "model.norm.")  # the latter ends a masked autoencoder
+    return scales | {name: 1.0 for name in scales if any(part in name for part in last)}

@@ -22,6 +22,7 @@ from .errors import CheckpointError, DataError
 from .families import generation_of
 from .image_heads import ImageClassifier, TrunkRegularisation, finetuning_config, make_trunk
 from .in_use import ModelInUse, items_of
+from .mae_config import MaeConfig
 from .student import Data2VecMulti, Features
 from .v1.vision import Data2VecVision
 from .v1.vision_config import Data2VecVisionConfig
@@ -186,9 +187,11 @@ def pooled_features(
 
 
 def image_size(config: object) -> int:
-    """Side of the square input of an image model of either generation."""
+    """Side of the square input of an image model."""
     if isinstance(config, Data2VecVisionConfig):
         return config.image_size
+    if isinstance(config, MaeConfig):
+        return config.input_size
     image = getattr(getattr(config, "modalities", None), "image", None)
     if image is None:
         raise CheckpointError("this is no image model")

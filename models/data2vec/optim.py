@@ -39,7 +39,7 @@ class ParameterGroup:
     """Parameters that share learning rate and weight decay.
 
     Attributes:
-        name: the recipe's group ("default", "decoder").
+        name: the recipe's group ("default", "decoder", ...).
         lr_scale: factor of the group's learning rate (layer decay).
         exempt: 1-D parameters, biases, data2vec 1's class token and ALiBi scales, which the recipe may exempt
             from weight decay.
@@ -59,6 +59,7 @@ def parameter_groups(
     *,
     dynamic: bool,
     decoder_group: bool = False,
+    decay_groups: bool = False,
     lr_scales: Mapping[str, float] | None = None,
 ) -> list[ParameterGroup]:
     """Split the trainable parameters as the recipe's optimizer does.
@@ -68,6 +69,7 @@ def parameter_groups(
         dynamic: one group for each distinct set of tags (the composite optimizer's ``dynamic_groups``): those
             exempt from weight decay apart from the others, and listed ones apart from those that are not.
         decoder_group: parameters with ``decoder`` in their name form the group "decoder".
+        decay_groups: the groups are "no_decay", of 1-D parameters and biases, and "with_decay", of others.
         lr_scales: learning-rate factor by parameter name, 1 where absent. Each factor has its own group, with
             every optimizer; the reference stops where groups are not dynamic, and a flat Adam ignores them.
     """
@@ -76,6 +78,8 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         group = "decoder" if decoder_group and "decoder" in name else "default"
+        if decay_groups:
+            group = "no_decay" if parameter.ndim == 1 or name.endswith(".bias") else "with_decay"
         scale = (lr_scales or {}).get(name, 1.0)
         exempt = dynamic and (parameter.ndim <= 1 or name.endswith(_EXEMPT) or "alibi_scale" in name)
         listed = dynamic and not exempt and name in (lr_scales or {})

@@ -23,7 +23,7 @@ from .clone_chunks import CloneChunk, clone_chunks
 from .collapse import Scatter, stage_scatters
 from .config import NO_TEACHER, AudioModalityConfig, Data2VecMultiConfig, ImageModalityConfig
 from .errors import ConfigError, Problem
-from .image import ImageEncoder, patchify
+from .image import ImageEncoder, pixel_targets
 from .image_masking import image_masks
 from .masking import MaskSet, batch_mask_prob, clone_ids, random_masks, row_noise
 from .modality import ModalityEncoder
@@ -317,11 +317,7 @@ class Data2VecPretraining(nn.Module):
     ) -> torch.Tensor:
         """Loss against the pixels of each masked patch, normalised within the patch."""
         assert self.student.recon_proj is not None and isinstance(self.student.encoder, ImageEncoder)
-        patch = self.student.encoder.image.patch_size
-        pixels_BTCKK = patchify(source.float(), patch).unflatten(-1, (-1, patch, patch))
-        pixels_BTD = pixels_BTCKK.permute(0, 1, 3, 4, 2).flatten(2)  # (row, column, channel)
-        variance, mean = torch.var_mean(pixels_BTD, dim=-1, keepdim=True)
-        pixels_BTD = (pixels_BTD - mean) * torch.rsqrt(variance + 1e-6)
+        pixels_BTD = pixel_targets(source, self.student.encoder.image.patch_size)
         target_ND = masks.gather_masked_targets(pixels_BTD)
         return self._distance(
             "recon", self.student.recon_proj(prediction_ND), target_ND, self.config.recon_loss, tap

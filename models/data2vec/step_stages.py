@@ -214,14 +214,14 @@ def front_end_stage(
 
 
 def token_stage(config: Data2VecMultiConfig, modality: ModalityConfig, shape: StepShape) -> Part:
-    """Extra tokens, fixed positions, ALiBi scale and the context encoder's norm."""
+    """Extra tokens, fixed positions, ALiBi scale and the norm before (or, pre-LN, after) the blocks."""
     width, rows = config.embed_dim, shape.samples * shape.clones
     parameters = modality.num_extra_tokens * width + _alibi(config, modality)
     frozen, kept = 0, 0.0
     if isinstance(modality, ImageModalityConfig) and modality.fixed_positions:
         frozen = (modality.input_size // modality.patch_size) ** 2 * width
     text = isinstance(modality, TextModalityConfig)
-    if not config.layer_norm_first and (not text or modality.prenet_depth > 0):
+    if config.layer_norm_first or not text or modality.prenet_depth > 0:  # pre-LN: the norm at the end
         parameters += 2 * width * config.norm_affine
         kept = float(rows * (modality.num_extra_tokens + shape.kept) * width * FLOAT)
     return Part(

@@ -33,7 +33,8 @@ class Features:
 
     Attributes:
         x_BTD: (B, T, D) output of the last block, extra tokens cut.
-        layers: output of every block, lowest first, each (B, E + T, D), if asked for.
+        layers: output of every block, lowest first, each (B, E + T, D), if asked for; the last one through
+            the final norm of a pre-LN network.
         extra_BED: (B, E, D) output at the extra tokens.
     """
 
@@ -70,7 +71,7 @@ class Data2VecMulti(nn.Module):
         self.norm = make_norm(config) if config.layer_norm_first else None
         dim = config.embed_dim
         self.recon_proj = nn.Linear(dim, dim) if with_decoder and config.recon_loss > 0 else None
-        initialise(self, seed)
+        initialise(self, seed, xavier=config.mae_init)
 
     @property
     def encoder(self) -> ModalityEncoder:
@@ -138,6 +139,8 @@ class Data2VecMulti(nn.Module):
         padding_mask = self.encoder.token_padding(padding_mask, x.shape[1])
         x = self.encoder.add_positions(x, padding_mask)
         x = self.encode(x, padding_mask, *key, tap=keep if all_layers else None)
+        if layers:
+            layers[-1] = x
         extra = self.encoder.num_extra_tokens
         return Features(x[:, extra:], tuple(layers), x[:, :extra] if extra else None)
 
@@ -155,16 +158,26 @@ def make_encoder(config: Data2VecMultiConfig, vocab_size: int | None, with_decod
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int) -> None:
+def initialise(model: nn.Module, seed: int, *, xavier: bool = False, prefix: str = "") -> None:
     """BERT's initialisation, each tensor from its own generator so that build order does not matter.
 
     Linear and embedding weights are N(0, 0.02) with zero biases and zero padding rows; convolutions keep
     PyTorch's own uniform distribution; norms start as the identity. What a modality does otherwise stands in
     its ``reset_parameters``; text keeps N(0, 0.02) in its decoder projections too, as the reference does.
+
+    Args:
+        model: its parameters are overwritten.
+        seed: of the weights.
+        xavier: linear weights are Xavier-uniform instead, as in masked autoencoders.
+        prefix: of the names that decide the draws, for a part that is built beside others.
     """
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(prefix=prefix):
         if isinstance(module, nn.Linear | nn.Embedding):
-            module.weight.normal_(0.0, 0.02, generator=generator("init", seed, name))
+            draw = generator("init", seed, name)
+            if xavier:
+                nn.init.xavier_uniform_(module.weight, generator=draw)
+            else:
+                module.weight.normal_(0.0, 0.02, generator=draw)
             if isinstance(module, nn.Embedding) and module.padding_idx is not None:
                 module.weight[module.padding_idx].zero_()
             if isinstance(module, nn.Linear) and module.bias is not None:

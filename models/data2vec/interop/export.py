@@ -18,10 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ..artifact import LETTERS, WORDS, Artifact
+from ..config import Data2VecMultiConfig
 from ..ctc import CTCConfig
 from ..errors import CheckpointError
 from ..families import family_of, generation_of, modality_of
 from ..lm.config import TransformerLMConfig
+from ..mae_config import MaeConfig
 from ..typed import to_dict
 from .imported import State
 from .transformer_lm import reference_cfg, reference_state
@@ -41,11 +43,17 @@ def export_fairseq(artifact: Artifact, path: Path | str, *, half: bool = False) 
         Remarks in words.
 
     Raises:
-        CheckpointError: the file exists.
+        CheckpointError: the file exists, or the reference has no such model.
     """
     path = Path(path)
     if path.exists():
         raise CheckpointError(f"{path} exists; give a new file name")
+    config = artifact.model_config
+    if isinstance(config, MaeConfig) or (isinstance(config, Data2VecMultiConfig) and config.layer_norm_first):
+        raise CheckpointError(
+            f"{artifact.folder} holds a pre-LN network, as masked autoencoders are, which the reference's "
+            "data2vec_multi computes otherwise; use --to safetensors"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     state = artifact.state
     if isinstance(artifact.model_config, TransformerLMConfig):

@@ -16,6 +16,7 @@ from ..config import (
     ModalitiesConfig,
     TextModalityConfig,
 )
+from ..mae_config import MaeConfig
 from .config import Data2VecAudioConfig
 from .text_config import Data2VecTextConfig
 from .vision_config import Data2VecVisionConfig
@@ -25,6 +26,8 @@ def as_multi(config: object) -> Data2VecMultiConfig | None:
     """A configuration of equal widths, depths and dropouts; ``None`` for what is no model of ours."""
     if isinstance(config, Data2VecMultiConfig):
         return config
+    if isinstance(config, MaeConfig):
+        return config.encoder()
     if isinstance(config, Data2VecTextConfig):
         return _text(config)
     if isinstance(config, Data2VecAudioConfig):

@@ -10,6 +10,7 @@ from typing import Any
 from data2vec.config import NO_TEACHER, Data2VecMultiConfig
 from data2vec.errors import Problem, nearest_names
 from data2vec.lm.config import TransformerLMConfig
+from data2vec.mae_config import MaeConfig
 from data2vec.v1.text_config import Data2VecTextConfig
 
 from ..tracking.redaction import SECRET_IN_NAME, redact_text
@@ -156,17 +157,21 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
 
 def _composite(recipe: Recipe, optimizer: Composite) -> Iterator[Problem]:
     decoder_group = isinstance(recipe.model, Data2VecMultiConfig) and recipe.model.decoder_group
-    for name in ("default", "decoder") if decoder_group else ("default",):
+    known = ("default", "decoder")
+    wanted = known if decoder_group else known[:1]
+    if isinstance(recipe.model, MaeConfig):
+        known = wanted = ("with_decay", "no_decay")
+    for name in wanted:
         if name not in optimizer.groups:
             rule = f"has no group {name!r}, but parameters of the model belong to it; configure it"
             yield Problem("optimizer.groups", sorted(optimizer.groups), rule)
     for name, group in optimizer.groups.items():
         path = f"optimizer.groups.{name}"
-        if name == "decoder" and not decoder_group:
+        if name in known and name not in wanted:
             yield Problem(path, name, "no parameter belongs to it; set model.decoder_group=true or remove it")
-        elif name not in ("default", "decoder"):
-            yield Problem(path, name, f"no parameter belongs to it; groups are default, decoder"
-                                      f"{nearest_names(name, ('default', 'decoder'))}")  # fmt: skip
+        elif name not in known:
+            rule = f"no parameter belongs to it; groups are {', '.join(known)}{nearest_names(name, known)}"
+            yield Problem(path, name, rule)
         if group.lr_float is not None and group.lr_float <= 0:
             yield Problem(f"{path}.lr_float", group.lr_float, "must be > 0")
         if group.lr is not None and (not group.lr or any(x <= 0 for x in group.lr)):
@@ -332,6 +337,8 @@ def _logged(recipe: Recipe, criterion: ModelCriterion) -> Iterator[Problem]:
     reported = _MODEL_LOGS + (
         _NORM_LOGS if isinstance(model, Data2VecMultiConfig) and model.log_norms else ()
     )
+    if isinstance(model, MaeConfig):  # it has no teacher
+        reported = tuple(key for key in reported if key != "ema_decay")
     for key in criterion.log_keys:
         if key in _NORM_LOGS and key not in reported:
             yield Problem("criterion.log_keys", key, "needs model.log_norms=true of a data2vec 2.0 model")

@@ -302,7 +302,6 @@ NOT_BUILT: dict[str, dict[str, str]] = {
     },
     "model": {
         "data2vec_image": "data2vec 1.0 vision",
-        "mae": "vision",
         "wav2vec2": "speech",
     },
     "criterion": {

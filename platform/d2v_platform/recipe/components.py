@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from data2vec.config import Data2VecMultiConfig
 from data2vec.lm.config import TransformerLMConfig
+from data2vec.mae_config import MaeConfig
 from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.text_config import Data2VecTextConfig
 from data2vec.v1.vision_config import Data2VecVisionConfig
@@ -197,7 +198,9 @@ class OptimizerGroup:
 class Composite:
     """Named groups of parameters, each with its own optimizer and schedule."""
 
-    groups: dict[str, OptimizerGroup] = field(default_factory=dict)  # by parameter group: default, decoder
+    groups: dict[str, OptimizerGroup] = field(
+        default_factory=dict
+    )  # by parameter group: default, decoder, ...
     dynamic_groups: bool = (
         False  # parameters with overrides (such as a layer's lr scale) form groups of their own
     )
@@ -209,7 +212,7 @@ AnyAudioTask = AudioPretrainingTask | AudioFinetuningTask | AudioClassificationT
 Task = TextTask | AnyAudioTask | ImageTask
 Model = (
     Data2VecMultiConfig | Data2VecTextConfig | TextClassification | Roberta | Data2VecAudioConfig | Wav2VecCTC
-    | AudioClassification | Data2VecVisionConfig | ImageClassifierModel | TransformerLMConfig
+    | AudioClassification | Data2VecVisionConfig | MaeConfig | ImageClassifierModel | TransformerLMConfig
 )  # fmt: skip
 Criterion = ModelCriterion | SentencePredictionCriterion | CTCCriterion | LanguageCriterion
 Optimizer = Adam | Composite
@@ -237,6 +240,7 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
         "wav2vec_ctc": Wav2VecCTC,
         "audio_classification": AudioClassification,
         "data2vec_vision": Data2VecVisionConfig,
+        "mae": MaeConfig,
         "mae_image_classification": MaeImageClassification,
         "data2vec_image_classification": Data2VecImageClassification,
         "transformer_lm": TransformerLMConfig,

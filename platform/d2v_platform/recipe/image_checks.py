@@ -7,6 +7,7 @@ from typing import Any
 
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import Problem
+from data2vec.mae_config import MaeConfig
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
 from .components import ModelCriterion
@@ -27,8 +28,13 @@ PROBE_METRICS = ("knn", "linear_probe")
 CLASSIFICATION_METRICS = ("accuracy", "top5")
 
 # Model and criterion that belong to each task, and their names.
-IMAGE_COMBINATIONS: dict[type[Any], tuple[type[Any], type[Any], str, str]] = {
-    MaeImagePretrainingTask: (Data2VecMultiConfig, ModelCriterion, "data2vec_multi", "model"),
+IMAGE_COMBINATIONS: dict[type[Any], tuple[Any, type[Any], str, str]] = {
+    MaeImagePretrainingTask: (
+        Data2VecMultiConfig | MaeConfig,
+        ModelCriterion,
+        "data2vec_multi or mae",
+        "model",
+    ),
     ImagePretrainingTask: (Data2VecVisionConfig, ModelCriterion, "data2vec_vision", "model"),
     MaeImageClassificationTask: (MaeImageClassification, ModelCriterion, "mae_image_classification", "model"),
     ImageClassificationTask: (
@@ -78,6 +84,8 @@ def _pretraining(recipe: Recipe, task: ImagePretraining) -> Iterator[Problem]:
         size = image.input_size
     elif isinstance(model, Data2VecVisionConfig):
         size = model.image_size
+    elif isinstance(model, MaeConfig):
+        size = model.input_size
     if size is not None and task.input_size != size:
         yield Problem("task.input_size", task.input_size, f"must equal the model's input of {size} pixels")
     if task.probe_bank is not None:

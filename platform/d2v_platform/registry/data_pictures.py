@@ -15,6 +15,7 @@ from data2vec.data.image_files import UnreadableImageError, read_image
 from data2vec.data.image_sources import ImageSource, open_images
 from data2vec.errors import Data2VecError
 from data2vec.image_masking import image_masks
+from data2vec.mae_config import MaeConfig
 from data2vec.masking import clone_ids
 from data2vec.v1.vision_config import Data2VecVisionConfig
 from data2vec.v1.vision_masking import rectangle_masks
@@ -64,7 +65,9 @@ def _readable(source: ImageSource, wanted: int) -> list[tuple[int, Image.Image]]
     return list(found.items())
 
 
-def masks_of(config: Data2VecMultiConfig | Data2VecVisionConfig, ids: list[int], seed: int) -> np.ndarray:
+def masks_of(
+    config: Data2VecMultiConfig | Data2VecVisionConfig | MaeConfig, ids: list[int], seed: int
+) -> np.ndarray:
     """The masks that training draws for these samples in its first update.
 
     Returns:
@@ -81,6 +84,7 @@ def masks_of(config: Data2VecMultiConfig | Data2VecVisionConfig, ids: list[int],
             key=(seed, 0),
         )
         return mask.view(len(ids), 1, config.grid, config.grid).numpy()
+    config = config.encoder() if isinstance(config, MaeConfig) else config
     image = config.modalities.image
     assert image is not None
     grid, clones = image.input_size // image.patch_size, min(config.clone_batch, _CLONES)

@@ -17,7 +17,10 @@ ENTRY = "pyfunc_image_entry.py"
 
 def is_image(config: Mapping[str, Any]) -> bool:
     """Whether a model folder's ``config.json`` is of an image model."""
-    return config.get("family") == "data2vec_vision" or config["model"].get("supported_modality") == "IMAGE"
+    return (
+        config.get("family") in ("data2vec_vision", "mae")
+        or config["model"].get("supported_modality") == "IMAGE"
+    )
 
 
 def image_signature(config: Mapping[str, Any]) -> ModelSignature:

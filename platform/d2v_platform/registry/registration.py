@@ -10,6 +10,7 @@ from typing import Any
 
 from data2vec.families import ModelConfig, generation_of, modality_of, read_model_config, shape_in_words
 from data2vec.lm.config import TransformerLMConfig
+from data2vec.mae_config import MaeConfig
 
 from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest
@@ -113,9 +114,11 @@ def gate_tags(recipe: Recipe, summary: Summary) -> dict[str, str]:
         if target is None or prediction is None:
             return {"collapse": "unknown"}
         # Predictions start without variance: theirs counts once the recipe's own guard would.
-        still = prediction < recipe.model.min_pred_var and summary.update > COLLAPSE_GUARD_AFTER
+        # Pixels, the targets of masked autoencoders, cannot collapse.
+        low, low_target = (getattr(recipe.model, f"min_{name}_var", 0.0) for name in ("pred", "target"))
+        still = prediction < low and summary.update > COLLAPSE_GUARD_AFTER
         stages = collapsed_stages(recipe, summary.metrics, summary.update)
-        collapsed = bool(stages) or still or target < recipe.model.min_target_var
+        collapsed = bool(stages) or still or target < low_target
         return {"collapse": str(collapsed).lower()}
     return {
         "metric.name": rules.best_checkpoint_metric,
@@ -139,6 +142,8 @@ def card_facts(
     model, task = read_model_config(config.get("family"), config["model"]), config.get("task") or {}
     modality = modality_of(model).lower()
     generation = {1: "data2vec", 2: "data2vec 2.0"}[generation_of(model)]
+    if isinstance(model, MaeConfig):
+        generation = "MAE"
     what = f"{generation} {_KINDS.get(config['kind'], f'{modality} encoder')}"
     if config["kind"] == "language_model":
         what = f"Transformer language model over {task.get('units', 'tokens')}"

@@ -7,6 +7,7 @@ from typing import Any
 
 from data2vec.data.masked_lm import TextBlocksDataset
 from data2vec.data.next_token import NextTokenDataset
+from data2vec.mae_config import MaeConfig
 
 from ..recipe.audio_components import AudioClassificationTask, AudioFinetuningTask, AudioPretrainingTask
 from ..recipe.components import MaskedLMTask
@@ -27,6 +28,7 @@ from .audio_pretraining import AudioPretraining
 from .image_classification import ImageClassification
 from .image_pretraining import ImagePretraining
 from .language_modeling import LanguageModeling
+from .mae_pretraining import MaePretraining
 from .sentence_prediction import SentencePrediction
 from .task import MicroBatch, TrainingTask
 from .text_blocks import open_blocks
@@ -51,7 +53,7 @@ def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:
     if isinstance(recipe.task, AudioClassificationTask):
         return AudioClassification(recipe, model_folder)
     if isinstance(recipe.task, ImagePretrainingRecipe):
-        return ImagePretraining(recipe)
+        return (MaePretraining if isinstance(recipe.model, MaeConfig) else ImagePretraining)(recipe)
     if isinstance(recipe.task, ImageClassificationData):
         return ImageClassification(recipe, model_folder)
     if isinstance(recipe.task, LanguageModelingTask):

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from data2vec.artifact import Artifact, load_strictly, read_artifact, save_artifact
-from data2vec.config import Data2VecMultiConfig, ImageHeadConfig
+from data2vec.config import ImageHeadConfig
 from data2vec.data.vision import ImageDataset, Oddities
 from data2vec.errors import CheckpointError, ConfigError, DataError, Problem
+from data2vec.families import shape_of
 from data2vec.image_heads import (
     ImageClassifier,
     ImageConfig,
@@ -23,6 +24,7 @@ from data2vec.image_heads import (
     finetuning_lr_scales,
     fit_positions,
 )
+from data2vec.mae_config import MaeConfig
 from data2vec.randomness import seeded
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
@@ -53,6 +55,7 @@ class ImageClassification(OneModelTask[ImageClassifier]):
         parent = read_artifact(model_folder)
         self.parent = parent.config.get("origin", {})
         _check_fit(recipe, parent)
+        self.parent_is_mae = isinstance(parent.model_config, MaeConfig)
         self._datasets: dict[str, ImageDataset] = {}
         self.oddities = Oddities(speaks=rank_and_size()[0] == 0)
         self.classes = self.dataset(recipe.dataset.train_subset).source.classes
@@ -77,7 +80,7 @@ class ImageClassification(OneModelTask[ImageClassifier]):
     @property
     def lr_scales(self) -> Mapping[str, float] | None:
         """Layer decay."""
-        return finetuning_lr_scales(self.model, self.settings.layer_decay)
+        return finetuning_lr_scales(self.model, self.settings.layer_decay, front_end=self.parent_is_mae)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
@@ -224,7 +227,7 @@ def trunk_config(recipe: Recipe, parent: Artifact) -> ImageConfig:
     """The pretrained architecture for images of the task's size, under the recipe's regularisation."""
     model, task, config = recipe.model, recipe.task, parent.model_config
     assert isinstance(model, ImageClassifierModel) and isinstance(task, ImageClassificationData)
-    assert isinstance(config, ImageConfig), "_check_fit refuses other models"
+    assert isinstance(config, ImageConfig | MaeConfig), "_check_fit refuses other models"
     return finetuning_config(config, _regularisation(model), task.input_size)
 
 
@@ -282,14 +285,9 @@ def _check_fit(recipe: Recipe, parent: Artifact) -> None:
         task_name = wanted.removeprefix("data2vec_")
         rule = f"the model at model_path is {generation}; use model._name={wanted}, task._name={task_name}"
         raise ConfigError([Problem("model._name", type(recipe.model).__name__, rule)])
-    patch = config.patch_size if first else _patch_size(config)
+    patch = shape_of(config)[3] or 1
     task = recipe.task
     assert isinstance(task, ImageClassificationData)
     if task.input_size < patch:
         rule = f"must be at least one patch of {patch} pixels"
         raise ConfigError([Problem("task.input_size", task.input_size, rule)])
-
-
-def _patch_size(config: Any) -> int:
-    assert isinstance(config, Data2VecMultiConfig) and config.modalities.image is not None
-    return config.modalities.image.patch_size

@@ -36,17 +36,21 @@ class ImagePretraining(PretrainingTask):
 
     def __init__(self, recipe: Recipe) -> None:
         assert isinstance(recipe.task, ImagePretrainingRecipe)
-        assert isinstance(recipe.model, Data2VecMultiConfig | Data2VecVisionConfig)
         self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
         self._datasets: dict[tuple[str, bool], ImageDataset] = {}
         self.oddities = Oddities(speaks=rank_and_size()[0] == 0)
-        self.model: Data2VecPretraining | Data2VecVisionPretraining
-        if isinstance(self.config, Data2VecVisionConfig):
-            self.model = Data2VecVisionPretraining(self.config, seed=recipe.common.seed)
-        else:
-            self.model = Data2VecPretraining(self.config, seed=recipe.common.seed)
-        self.prepare(self.config.embed_dim)
+        self.build(recipe.common.seed)
         self.layout = Layout((*self.layout.scalars, "unreadable", *self._loss_names()), self.layout.moments)
+
+    def build(self, seed: int) -> None:
+        """The model, and the sums of vectors of its targets' width."""
+        config = self.config
+        assert isinstance(config, Data2VecMultiConfig | Data2VecVisionConfig)
+        first = isinstance(config, Data2VecVisionConfig)
+        self.model = (
+            Data2VecVisionPretraining(config, seed=seed) if first else Data2VecPretraining(config, seed=seed)
+        )
+        self.prepare(config.embed_dim)
 
     @staticmethod
     def check_data(recipe: Recipe) -> None:
@@ -142,7 +146,7 @@ class ImagePretraining(PretrainingTask):
             kind="pretrained",
             model_config=self.config,
             state=part_of(weights, "student."),
-            teacher=part_of(weights, "teacher.module."),
+            teacher=part_of(weights, "teacher.module.") or None,
             task={"input_size": self.task.input_size, **normalisation(self.recipe)},
             origin=origin,
         )
@@ -159,7 +163,7 @@ class ImagePretraining(PretrainingTask):
     def _loss_names(self) -> tuple[str, ...]:
         """Sums of the single losses, where there are several."""
         config = self.config
-        if isinstance(config, Data2VecVisionConfig):
+        if not isinstance(config, Data2VecMultiConfig):
             return ()
         names = ["cls"] if config.cls_loss > 0 else []
         names += ["recon"] if config.recon_loss > 0 else []

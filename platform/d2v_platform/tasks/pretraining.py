@@ -147,15 +147,19 @@ class PretrainingTask(TrainingTask):
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Loss per masked position, deviations of targets and predictions, masked share, teacher."""
-        teacher = self.model.teacher
-        figures = {
+        return {
             "loss": sums["loss"] / max(sums["sample_size"], 1.0),
             "target_var": sums.deviation("target"),
             "pred_var": sums.deviation("pred"),
             "masked_pct": sums["masked_pct"] / max(sums["micro_batches"], 1.0),
-            "ema_decay": teacher.decay(teacher.num_updates),
+            **self.teacher_figures(),
         }
-        if getattr(self.config, "log_norms", False):  # data2vec 2.0
+
+    def teacher_figures(self) -> dict[str, float]:
+        """The decay in force and, of data2vec 2.0, the norms of student and teacher."""
+        teacher = self.model.teacher
+        figures = {"ema_decay": teacher.decay(teacher.num_updates)}
+        if getattr(self.config, "log_norms", False):
             figures["model_norm"], figures["ema_norm"] = teacher.norms()
         return figures
 

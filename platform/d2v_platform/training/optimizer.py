@@ -11,6 +11,7 @@ from torch import nn
 
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import ConfigError, Problem
+from data2vec.mae_config import MaeConfig
 from data2vec.optim import GroupSettings, ScheduledAdam, parameter_groups
 from data2vec.schedules import Cosine, Fixed, PolynomialDecay, Schedule, TriStage
 
@@ -42,6 +43,7 @@ def make_optimizer(
         trained,
         dynamic=exempt_1d or (isinstance(recipe.optimizer, Composite) and recipe.optimizer.dynamic_groups),
         decoder_group=isinstance(recipe.model, Data2VecMultiConfig) and recipe.model.decoder_group,
+        decay_groups=isinstance(recipe.model, MaeConfig) and isinstance(recipe.optimizer, Composite),
         lr_scales=lr_scales,
     )
     unknown = sorted({group.name for group in groups} - named.keys())

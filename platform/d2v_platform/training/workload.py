@@ -31,6 +31,8 @@ from data2vec.flops import StepCost, StepShape, Storage, finetuning_step, pretra
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.lm.flops import as_multi as as_blocks
 from data2vec.lm.flops import language_model_step
+from data2vec.mae_config import MaeConfig
+from data2vec.mae_flops import autoencoder_step
 from data2vec.v1.sizes import as_multi
 
 from ..recipe.components import SentencePredictionTask
@@ -105,13 +107,14 @@ class Workload:
                 workers=workers,
             )
         shared: dict[str, Any] = {
-            "vocab_size": self.vocab_size,
             "storage": storage,
             "accumulates": accumulates,
             "checkpoint_activations": self.recipe.platform.checkpoint_activations,
-            "branch_scales": self.branch_scales,
             "workers": workers,
         }
+        if isinstance(self.recipe.model, MaeConfig):
+            return autoencoder_step(self.recipe.model, self.shape(*size), **shared)
+        shared |= {"vocab_size": self.vocab_size, "branch_scales": self.branch_scales}
         if self.pretraining:
             shared["clones_at_once"] = self.recipe.platform.clone_chunk
             return pretraining_step(self.config, self.shape(*size), **shared)
@@ -175,7 +178,7 @@ def make_workload(recipe: Recipe, pretrained: Path | None) -> Workload | None:
         sizes=sizes,
         epoch_micro_batches=count,
         dataset=dataset,
-        sees_all=own is not None and own is not recipe.model,
+        sees_all=own is not None and not isinstance(recipe.model, Data2VecMultiConfig | MaeConfig),
         branch_scales=getattr(network, "layer_scale_init_value", 0.0) > 0.0,
     )
 
@@ -220,7 +223,7 @@ def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float
     networks = [found for part in module.modules() if (found := as_multi(getattr(part, "config", None)))]
     if not networks:
         return None
-    pretraining = hasattr(module, "teacher")
+    pretraining = as_multi(recipe.model) is not None
     once = dataclasses.replace(recipe.platform, checkpoint_activations=False)
     workload = Workload(
         recipe=dataclasses.replace(recipe, platform=once),
@@ -229,7 +232,7 @@ def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float
         pretraining=pretraining,
         sizes=Counter(),
         epoch_micro_batches=None,
-        sees_all=not isinstance(recipe.model, Data2VecMultiConfig),
+        sees_all=not isinstance(recipe.model, Data2VecMultiConfig | MaeConfig),
     )
 
     @functools.cache
