@@ -101,7 +101,7 @@ def test_an_ambiguous_name_lists_the_candidates(tmp_path: Path, monkeypatch: pyt
         ("colla", "configs/v2/text_finetuning", "did you mean 'cola'"),
         ("base_imagez_only_task", None, "did you mean 'v2/base_images_only_task'"),
         ("vox_10hh", "/f/examples/wav2vec/config/finetuning", "did you mean 'vox_10h'"),
-        ("base_mae_imagenet", "examples/data2vec/config/vision/pretraining", "exists in the reference"),
+        ("base_mae_imagnet", "examples/data2vec/config/vision/pretraining", "mean 'base_mae_imagenet'"),
         ("base_text_only_task", "/nowhere", "no such folder"),
         ("base_text_only_task", "config/v2", "did you mean 'configs/v2'"),
     ],

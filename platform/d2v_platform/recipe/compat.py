@@ -322,11 +322,6 @@ _ELSEWHERE = {
     "decoding": "python experiments/infer.py ... decoding.type=kenlm, or d2v sweep decoding",
 }
 
-# Recipes of the reference that are not built here yet: folder of ours -> names, with what they belong to.
-RECIPES_NOT_BUILT: dict[str, dict[str, str]] = {
-    "vision/pretraining": {"base_mae_imagenet": "masked autoencoders"},
-}
-
 
 def reference_folder(path: str) -> str | None:
     """Our folder for a ``--config-dir`` of the reference, whatever precedes ``examples/``; else ``None``."""

@@ -74,8 +74,6 @@ def find_recipe(config_name: str, config_dir: str | None = None) -> RecipeFile:
     path = root / inner / f"{name}.yaml"
     if path.is_file():
         return _recipe_file(path.resolve(), root)
-    if later := _later(name, inner):
-        raise Data2VecError(later)
     inside = [n for n in recipe_names(root) if n.rpartition("/")[0] == inner]
     names = [n.rpartition("/")[2] for n in inside] or recipe_names(root)
     raise _unknown(name, names, f"{config_dir} (here: configs/{inner}) has no {name}.yaml")
@@ -98,28 +96,19 @@ def _find_by_name(name: str, root: Path) -> RecipeFile:
         lines = [f"  d2v train {n}   (or --config-dir configs/{n.rpartition('/')[0]} --config-name {wanted})"
                  for n in found]  # fmt: skip
         raise Data2VecError(f"the recipe name {name!r} is ambiguous; choose one:\n" + "\n".join(lines))
-    folder, _, last = wanted.rpartition("/")
-    for where in compat.RECIPES_NOT_BUILT:
-        if (not folder or where == folder) and (later := _later(last, where)):
-            raise Data2VecError(later)
     raise _unknown(name, names, f"there is no recipe {name!r}")
 
 
 def _our_folder(config_dir: str, root: Path) -> str | None:
     """Our folder that a ``--config-dir`` which does not exist stands for."""
     inner = compat.reference_folder(config_dir)
-    if inner is not None and ((root / inner).is_dir() or inner in compat.RECIPES_NOT_BUILT):
+    if inner is not None and (root / inner).is_dir():
         return inner
     parts = config_dir.replace("\\", "/").strip("/").split("/")
     if "configs" in parts:  # configs/v2 of an installed wheel, or of a checkout elsewhere
         inner = "/".join(parts[len(parts) - parts[::-1].index("configs") :])
         return inner if (root / inner).is_dir() else None
     return None
-
-
-def _later(name: str, folder: str) -> str | None:
-    what = compat.RECIPES_NOT_BUILT.get(folder, {}).get(name)
-    return f"the recipe {name!r} exists in the reference ({what}) and is not built here yet" if what else None
 
 
 def _dir_hint(config_dir: str, root: Path) -> str:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class ImagePretraining(PretrainingTask):
-    """``mae_image_pretraining`` and ``image_pretraining`` with the model of each generation."""
+    """``mae_image_pretraining`` and ``image_pretraining`` with the data2vec model of each generation."""
 
     def __init__(self, recipe: Recipe) -> None:
         assert isinstance(recipe.task, ImagePretrainingRecipe)
