@@ -52,6 +52,22 @@ def pretraining(data: Path, generation: int = 2, **groups: Any) -> dict[str, Any
     return recipe
 
 
+def autoencoding(data: Path, **groups: Any) -> dict[str, Any]:
+    """The same for a masked autoencoder, with its groups of parameters."""
+    recipe = pretraining(data)
+    recipe["model"] = {"_name": "mae", "input_size": 16, "patch_size": 4, "embed_dim": 32, "num_heads": 2,
+                       "depth": 2, "decoder_embed_dim": 16, "decoder_depth": 1,
+                       "decoder_num_heads": 2}  # fmt: skip
+    recipe["optimizer"] = {"_name": "composite", "groups": {
+        name: {"lr_float": 1e-3, "optimizer": {"_name": "adam", "weight_decay": decay},
+               "lr_scheduler": {"_name": "cosine", "warmup_updates": 2, "max_update": 6}}
+        for name, decay in (("with_decay", 0.05), ("no_decay", 0.0))}}  # fmt: skip
+    recipe["lr_scheduler"] = {"_name": "pass_through"}
+    for group, values in groups.items():
+        recipe[group] = {**recipe.get(group, {}), **values}
+    return recipe
+
+
 def finetuning(data: Path, **model: Any) -> dict[str, Any]:
     return {
         "common": {"log_interval": 1},

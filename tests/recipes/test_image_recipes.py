@@ -11,6 +11,7 @@ from d2v_platform.recipe.image_components import Data2VecImageClassification, Ma
 from d2v_platform.recipe.schema import Recipe
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import ConfigError
+from data2vec.mae_config import MaeConfig
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
 
@@ -127,6 +128,25 @@ def test_v1_pretraining() -> None:
     assert not beit.optimization.decay_norm_and_bias and not beit.model.ema_transformer_only
 
 
+def test_masked_autoencoder() -> None:
+    recipe = recipe_of("vision/pretraining/base_mae_imagenet")
+    assert recipe.model == MaeConfig(), "the reference's recipe has its code's defaults"
+    assert (recipe.world_size(), recipe.dataset.batch_size, recipe.optimization.max_update) == (
+        16,
+        64,
+        375300,
+    )
+    groups = recipe.parameter_groups()
+    assert {name: group.optimizer.weight_decay for name, group in groups.items()} == {
+        "with_decay": 0.05,
+        "no_decay": 0.0,
+    }
+    for group in groups.values():
+        schedule: Any = group.lr_scheduler
+        assert group.peaks == (6e-4,) and tuple(group.optimizer.adam_betas) == (0.9, 0.95)
+        assert (schedule.warmup_updates, schedule.min_lr) == (50040, 0.0)
+
+
 def test_v1_finetuning() -> None:
     own = recipe_of("vision/finetuning/imagenet", "model.model_path=/model")
     assert isinstance(own.model, Data2VecImageClassification)
@@ -144,7 +164,14 @@ def test_v1_finetuning() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["image_pretraining", "image_pretraining_v1", "image_finetuning", "image_finetuning_v1"]
+    "name",
+    [
+        "image_pretraining",
+        "image_pretraining_v1",
+        "image_pretraining_mae",
+        "image_finetuning",
+        "image_finetuning_v1",
+    ],
 )
 def test_tiny_recipes_compose(name: str) -> None:
     overrides = ["model.model_path=/model"] if "finetuning" in name else []
