@@ -155,7 +155,7 @@ def test_finetuning(image_runs: Any, pictures: Path, folder: Path, tmp_path: Pat
     model = data2vec.load(summary.export or "")
     assert model.classes == ["blue", "red"]
     for holder in (folder, Path(summary.export or "")):
-        with pytest.raises(CheckpointError, match="pre-LN network.*use --to safetensors"):
+        with pytest.raises(CheckpointError, match=r"pre-LN network.*use --to safetensors"):
             export_fairseq(read_artifact(holder), tmp_path / "model.pt")
 
 
