@@ -182,20 +182,6 @@ def test_one_block_surrounds_its_centre() -> None:
     assert rate[:5] == pytest.approx(rate[-5:].flip(0), abs=0.02), "alike at both ends"
 
 
-def test_the_number_of_blocks_is_the_formula() -> None:
-    """Blocks of one frame may coincide: of n drawn, some differ, and the rest is filled up at random."""
-    for adjust, dropout, blocks in ((0.0, 0.0, 20), (0.1, 0.0, 40), (0.0, 0.5, 30), (0.1, 0.5, 60)):
-        mask = block_masks_1d(
-            ROWS[:500], 1000, mask_prob=0.1, mask_length=5, mask_prob_adjust=adjust, mask_dropout=dropout,
-            key=(1,),
-        )  # fmt: skip
-        assert (mask.sum(1) == 100).all()
-        # 20 blocks of 5 rarely fill 100 frames, so single frames are added; 60 are cut.
-        pieces = sum(length == 5 for row in mask[:50] for _, length in runs(row)) / 50
-        covered = 1000 * (1 - (1 - 1 / 1000) ** (5 * blocks))
-        assert (pieces > 10) == (covered <= 100), (adjust, dropout, pieces)
-
-
 # ---- what data2vec 1 asks for ----------------------------------------------------------------------------
 
 

@@ -136,8 +136,8 @@ def test_a_rate_acts_on_the_student_in_training(kind: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "name"),
     [("text", "layerdrop"), ("image", "layerdrop"), ("audio", "layerdrop"),
-     ("audio", "front.prenet_layerdrop"), ("image", "front.prenet_layerdrop"), ("v1 audio", "encoder_layerdrop"),
-     ("v1 text", "transformer.encoder.layerdrop")],
+     ("audio", "front.prenet_layerdrop"), ("image", "front.prenet_layerdrop"),
+     ("v1 audio", "encoder_layerdrop"), ("v1 text", "transformer.encoder.layerdrop")],
 )  # fmt: skip
 def test_layer_drop_is_a_function_of_seed_and_update(kind: str, name: str) -> None:
     _, run = runner(kind, name, 0.5)
