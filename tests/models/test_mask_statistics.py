@@ -32,7 +32,7 @@ def chosen(rng: np.random.Generator, inside: np.ndarray, count: int) -> np.ndarr
 def simulated_blocks(
     side: int, dims: int, prob: float, width: int, adjust: float, dropout: float, inverse: bool
 ) -> np.ndarray:
-    """Rows of blocks over a line (``dims`` 1) or a square grid (2), around even centres, cut at the border."""
+    """Rows of blocks over a line (``dims`` 1) or a square grid (2), around even centres, cut at borders."""
     rng, size, rows = np.random.default_rng(3), side**dims, []
     share = 1 - prob if inverse else prob
     for _ in range(ROWS):

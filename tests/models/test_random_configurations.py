@@ -61,12 +61,16 @@ def text(pick: random.Random) -> tuple[Data2VecMultiConfig, torch.Tensor, torch.
 
 def image(pick: random.Random) -> tuple[Data2VecMultiConfig, torch.Tensor, torch.Tensor, int]:
     modality = {"input_size": 9, "patch_size": 3, "in_chans": 3, "mask_length": 3, **front(pick),
-                "embed_dim": pick.choice([12, 6]), "num_extra_tokens": pick.choice([1, 2]),
+                "embed_dim": pick.choice([12, 6]), "num_extra_tokens": pick.choice([1, 2, 3]),
                 "fixed_positions": True, "ema_local_encoder": pick.random() < 0.5}  # fmt: skip
     where = pick.choice([None, "add_positions_masked", "add_positions_all"])
     if where:
         modality["decoder"][where] = True
-    values = {**options(pick), "cls_loss": pick.choice([0.0, 0.1]), "ema_encoder_only": pick.random() < 0.3}
+    values = {
+        **options(pick),
+        "cls_loss": pick.choice([0.0, 0.1, 0.2]),
+        "ema_encoder_only": pick.random() < 0.3,
+    }
     if pick.random() < 0.5:  # needs as many values in a patch as the model is wide
         values |= {"embed_dim": 12, "recon_loss": 0.3}
         modality |= {"in_chans": 3, "patch_size": 2, "input_size": 6}
@@ -94,7 +98,7 @@ def audio(pick: random.Random) -> tuple[Data2VecMultiConfig, torch.Tensor, torch
     return config, source, frames, 10
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("make", [text, image, audio])
 def test_the_step_is_its_formulas(make: Any, seed: int) -> None:
     torch.manual_seed(seed)
