@@ -105,7 +105,7 @@ def _hydra_load(file: RecipeFile) -> dict[str, Any]:
         return _hydra_compose(file.path.parent, file.path.stem, [search])
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)  # more than there are recipes
 def _compose_ours(root: Path, name: str, _files: object) -> dict[str, Any]:
     """Composing takes a quarter of a second: sweeps and notebooks compose many times."""
     return _hydra_compose(root, name, [])

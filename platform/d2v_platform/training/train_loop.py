@@ -30,6 +30,7 @@ from ..storage.cache import with_local_data
 from ..storage.locations import open_location
 from ..tasks import TrainingTask, make_task
 from .accelerators import device_rate
+from .cadence import due_after
 from .checkpoint import Checkpoint, CheckpointStore, Retention
 from .checkpoint_writer import Checkpoints
 from .collapse import CollapseWatch
@@ -252,22 +253,15 @@ class TrainingLoop:
 
     def _after_update(self, epoch_end: bool) -> str | None:
         """Log, validate, save; returns a reason to stop."""
-        state, recipe = self.state, self.recipe
+        state = self.state
         self._log_interval()
-        rules, data = recipe.checkpoint, recipe.dataset
-        skipped = state.bad_in_a_row > 0
-        save = validate = False
-        if not skipped:
-            every, valid_every = rules.save_interval_updates, data.validate_interval_updates
-            save = every > 0 and state.update % every == 0 and state.update >= data.validate_after_updates
-            validate = save or (valid_every > 0 and state.update % valid_every == 0)
-        if epoch_end:
-            save = save or state.epoch % max(rules.save_interval, 1) == 0
-            validate = validate or state.epoch % max(data.validate_interval, 1) == 0
-        stop = self._stop_reason(epoch_end=epoch_end, pause=save or validate or epoch_end)
-        if stop or not (save or validate):
+        due = due_after(
+            self.recipe, state.update, state.epoch, epoch_end=epoch_end, skipped=state.bad_in_a_row > 0
+        )
+        stop = self._stop_reason(epoch_end=epoch_end, pause=bool(due) or epoch_end)
+        if stop or not due:
             return stop
-        return self._validate_and_save(epoch_end=epoch_end, validate=validate, save=save)
+        return self._validate_and_save(epoch_end=epoch_end, validate=due.validate, save=due.save)
 
     def _stop_reason(self, epoch_end: bool = False, pause: bool = False) -> str | None:
         state, limits = self.state, self.recipe.optimization
@@ -351,11 +345,7 @@ class TrainingLoop:
         state, rules, data = self.state, self.recipe.checkpoint, self.recipe.dataset
         scores: dict[str, float] = {}
         improved, metric, patience_spent = False, None, False
-        if (
-            validate
-            and not data.disable_validation
-            and (at_end or state.update >= data.validate_after_updates)
-        ):
+        if validate and not data.disable_validation:
             subsets = [name.strip() for name in data.valid_subset.split(",") if name.strip()]
             before = self.progress.clock()
             for subset in subsets:
