@@ -12,7 +12,7 @@ import fnmatch
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,9 +152,15 @@ def _match(table: Mapping[str, Any], key: str) -> Any:
     return next((entry for pattern, entry in table.items() if fnmatch.fnmatch(key, pattern)), None)
 
 
-def page(text: str) -> str:
+def page(text: str, compared: Callable[[str], Comparison] = compare) -> str:
     """The page with its generated parts made anew; the rest as it stands in ``text``."""
-    parts = {"recipes": _recipe_table(), "deviations": _deviation_table(), "no effect": _no_effect_table()}
+    comparisons = [compared(name) for name in BUILT]
+    parts = {
+        "recipes": _recipe_table(),
+        "figures": _figures(comparisons),
+        "deviations": _deviation_table(),
+        "no effect": _no_effect_table(comparisons),
+    }
     for name, lines in parts.items():
         begin, end = f"<!-- {name}: written by tests/recipes/recipe_comparison.py -->\n", f"<!-- end of {name} -->"
         pattern = re.escape(begin) + ".*?" + re.escape(end)
@@ -176,6 +182,13 @@ def _recipe_table() -> Iterator[str]:
         yield f"| `{folder}`{' *ours*' if ours else ''} | {', '.join(shown)} |"
 
 
+def _figures(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    keys, given = sum(c.keys for c in comparisons), sum(len(REFERENCE[name]) for name in BUILT)
+    yield f"{len(BUILT)} of {len(REFERENCE)} files compared: {given} values that they give, {keys} with the defaults."
+    if NOT_BUILT:
+        yield f"Not built: {', '.join(f'`{name}`' for name in sorted(NOT_BUILT))}."
+
+
 def _deviation_table() -> Iterator[str]:
     yield "| recipes | key | reference | ours | reason |"
     yield "|---|---|---|---|---|"
@@ -184,10 +197,10 @@ def _deviation_table() -> Iterator[str]:
         yield "| " + " | ".join(cells) + " |"
 
 
-def _no_effect_table() -> Iterator[str]:
+def _no_effect_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
     by_reason: dict[str, set[str]] = {}
-    for name in BUILT:
-        for key, reason in compare(name).without_effect.items():
+    for comparison in comparisons:
+        for key, reason in comparison.without_effect.items():
             by_reason.setdefault(reason, set()).add(key)
     yield "| keys | why |"
     yield "|---|---|"
@@ -201,7 +214,7 @@ def _code(patterns: str) -> str:
 
 def _shown(value: Any) -> str:
     if value in (ANY, ABSENT):
-        return "a path" if value == ANY else "not given"
+        return "any" if value == ANY else "not given"
     return f"`{json.dumps(value) if not isinstance(value, str) else value}`"
 
 
