@@ -1,4 +1,4 @@
-"""When a run validates and saves: the rule, and what it makes of the recipes for ten minutes to ten hours of speech."""
+"""When a run validates and saves: the rule, and what it makes of the recipes for CTC fine-tuning."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Our recipes beside the reference's files: every value, what differs with its reason, and the page about it.
 
-``reference_recipes.json`` holds the values of the reference's YAML files, keys as they stand there, defaults not
-filled in (``vox_1h_aws`` as it is meant: its file has an indentation slip). ``deviations.yaml`` lists what is
-otherwise here. ``python tests/recipes/recipe_comparison.py`` writes both into ``configs/README.md``.
+``reference_recipes.json`` holds the values of the reference's YAML files, keys as they stand there, defaults
+not filled in (``vox_1h_aws`` as it is meant: its file has an indentation slip). ``deviations.yaml`` lists
+what is otherwise here. ``python tests/recipes/recipe_comparison.py`` writes it into ``configs/README.md``.
 """
 
 from __future__ import annotations
@@ -162,7 +162,10 @@ def page(text: str, compared: Callable[[str], Comparison] = compare) -> str:
         "no effect": _no_effect_table(comparisons),
     }
     for name, lines in parts.items():
-        begin, end = f"<!-- {name}: written by tests/recipes/recipe_comparison.py -->\n", f"<!-- end of {name} -->"
+        begin, end = (
+            f"<!-- {name}: written by tests/recipes/recipe_comparison.py -->\n",
+            f"<!-- end of {name} -->",
+        )
         pattern = re.escape(begin) + ".*?" + re.escape(end)
         made = begin + "\n" + "\n".join(lines) + "\n\n" + end
         text, count = re.subn(pattern, lambda _, made=made: made, text, flags=re.DOTALL)
@@ -184,7 +187,7 @@ def _recipe_table() -> Iterator[str]:
 
 def _figures(comparisons: Sequence[Comparison]) -> Iterator[str]:
     keys, given = sum(c.keys for c in comparisons), sum(len(REFERENCE[name]) for name in BUILT)
-    yield f"{len(BUILT)} of {len(REFERENCE)} files compared: {given} values that they give, {keys} with the defaults."
+    yield f"{len(BUILT)} of {len(REFERENCE)} files: {given} values that they give, {keys} with the defaults."
     if NOT_BUILT:
         yield f"Not built: {', '.join(f'`{name}`' for name in sorted(NOT_BUILT))}."
 
@@ -205,7 +208,7 @@ def _no_effect_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
     yield "| keys | why |"
     yield "|---|---|"
     for reason, keys in sorted(by_reason.items(), key=lambda item: min(item[1])):
-        yield f"| {', '.join(f'`{key}`' for key in sorted(keys))} | {reason} |"
+        yield f"| {', '.join(f'`{key}`' for key in sorted(keys))} | {reason.replace('<', '&lt;')} |"
 
 
 def _code(patterns: str) -> str:

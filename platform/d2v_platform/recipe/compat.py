@@ -299,6 +299,7 @@ TOGETHER: dict[str, tuple[str, ...]] = {
 NOT_BUILT: dict[str, dict[str, str]] = {
     "task": {
         "multimodal": "several modalities",
+        "multimodal_pretraining": "several modalities",
     },
     "model": {
         "data2vec_image": "data2vec 1.0 vision",

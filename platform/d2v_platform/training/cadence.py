@@ -19,11 +19,11 @@ class Due:
 
 
 def due_after(recipe: Recipe, update: int, epoch: int, *, epoch_end: bool, skipped: bool = False) -> Due:
-    """What the recipe asks for after an update; the end of the run always validates and saves, and is not asked.
+    """What the recipe asks for after an update. A run's end always validates and saves, and is not asked.
 
-    As in the reference, ``checkpoint.save_interval_updates`` validates too, so that the best checkpoint is chosen
-    among all that are saved, and nothing of the two happens at such an update before
-    ``dataset.validate_after_updates``. (The reference leaves that validation out where the update ends an epoch.)
+    As in the reference, ``checkpoint.save_interval_updates`` validates too, so that the best checkpoint is
+    chosen among all that are saved, and does neither before ``dataset.validate_after_updates``. (The
+    reference leaves this validation out where the update ends an epoch.)
 
     Args:
         recipe: its ``checkpoint`` and ``dataset`` decide.
