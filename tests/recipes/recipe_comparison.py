@@ -11,7 +11,6 @@ import ast
 import fnmatch
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,12 @@ from typing import Any
 import yaml
 
 from d2v_platform.recipe import compat
-from d2v_platform.recipe.compose import Composed, compose_loaded, load_file
-from d2v_platform.recipe.locate import RecipeFile, config_root, find_recipe, recipe_names
+from d2v_platform.recipe.compose import compose_loaded, load_file
+from d2v_platform.recipe.locate import config_root, find_recipe, recipe_names
+from d2v_platform.recipe.reading import field_type, fill_defaults
+from d2v_platform.recipe.schema import Recipe
+from d2v_platform.recipe.translation import translate
+from data2vec.errors import Problem
 from data2vec.typed import flatten
 
 HERE = Path(__file__).resolve().parent
@@ -30,7 +33,7 @@ _NUMBERS = re.compile(r"[(\[][\d.,e\s-]*[)\]]")
 ANY = "*"  # in a deviation: whatever the value is
 ABSENT = "-"  # the file does not have the key
 REFERENCE: dict[str, dict[str, Any]] = json.loads((HERE / "reference_recipes.json").read_text("utf-8"))
-NOT_BUILT = {f"{folder}/{name}" for folder, names in compat.RECIPES_NOT_BUILT.items() for name in names}
+NOT_BUILT = set(REFERENCE) - set(recipe_names())
 BUILT = sorted(set(REFERENCE) - NOT_BUILT)
 
 
@@ -93,8 +96,8 @@ def compare(name: str) -> Comparison:
     """Every key that the reference's file gives, and every field beside it at its default."""
     given = {key if key not in ("criterion", "lr_scheduler") else f"{key}._name": value
              for key, value in REFERENCE[name].items()}  # fmt: skip
-    ours = _values(compose_loaded(load_file(find_recipe(name)), check=False))
-    theirs = _values(_as_our_reader_reads(name, given))
+    ours = _values(compose_loaded(load_file(find_recipe(name)), check=False).recipe)
+    theirs = _values(_as_a_recipe(given))
     found: list[Difference] = []
     without_effect: dict[str, str] = {}
     for key, value in given.items():
@@ -110,14 +113,14 @@ def compare(name: str) -> Comparison:
     )
 
 
-def _values(composed: Composed) -> dict[str, Any]:
-    recipe = composed.recipe.to_dict()
-    del recipe["platform"]  # where it runs
-    return {key: plain(value) for key, value in flatten(recipe).items()}
+def _values(recipe: Recipe) -> dict[str, Any]:
+    tree = recipe.to_dict()
+    del tree["platform"]  # where it runs
+    return {key: plain(value) for key, value in flatten(tree).items()}
 
 
-def _as_our_reader_reads(name: str, given: Mapping[str, Any]) -> Composed:
-    """The reference's file through our reader, with our defaults for what it leaves out."""
+def _as_a_recipe(given: Mapping[str, Any]) -> Recipe:
+    """The reference's values with our defaults for what its file leaves out, and nothing corrected."""
     tree: dict[str, Any] = {}
     for key, value in given.items():
         *groups, last = key.split(".")
@@ -125,10 +128,12 @@ def _as_our_reader_reads(name: str, given: Mapping[str, Any]) -> Composed:
         for group in groups:
             node = node.setdefault(group, {})
         node[last] = value
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{name.rpartition('/')[2]}.yaml"
-        path.write_text("# @package _group_\n" + yaml.safe_dump(tree), encoding="utf-8")
-        return compose_loaded(load_file(RecipeFile(path=path, name=name, ours=False)), check=False)
+    problems: list[Problem] = []
+    translate(
+        tree, fill_defaults(tree), lambda key: "." in key and field_type(tree, key) is not None, problems
+    )
+    assert not problems, problems
+    return Recipe.from_dict(tree)
 
 
 def _reason(key: str, value: Any, model: str) -> str:

@@ -20,6 +20,7 @@ import pytest
 from d2v_platform.recipe.components import CHOICES
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.groups import GROUPS, Common
+from d2v_platform.recipe.locate import config_root
 from d2v_platform.recipe.without_effect import WITHOUT_EFFECT
 from data2vec.errors import ConfigError
 
@@ -152,11 +153,19 @@ def test_what_has_no_effect_is_said_once_with_the_reason() -> None:
     given = ["dataset.gen_subset=dev", "common_eval.path=/m", "model.modalities.audio.remove_masks=true"]
     assert notes("v2/base_audio_only_task", *given) == [
         "model.modalities.audio.remove_masks: no effect here; as in the reference, which reads it nowhere",
-        "criterion.log_keys: no effect here; every figure of the model is logged",
         "dataset.gen_subset, common_eval.path: no effect here; "
         "training predicts nothing: give it to d2v infer",
     ]
     assert notes("v2/base_audio_only_task", "criterion.log_keys=[]", "dataset.gen_subset=test") == []
+
+
+def test_what_our_own_file_has_as_the_references_is_no_news(tmp_path: Path) -> None:
+    assert notes("v2/base_audio_only_task") == []
+    told = "criterion.log_keys: no effect here; every figure of the model is logged"
+    assert notes("v2/base_audio_only_task", "criterion.log_keys=[ema_decay]") == [told]
+    text = (config_root() / "v2/base_audio_only_task.yaml").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    assert compose("mine", ["task.data=/data"], str(tmp_path)).notes == (told,)
 
 
 def test_a_field_of_one_component_is_not_said_of_another_with_the_same_name() -> None:

@@ -98,7 +98,7 @@ def compose_loaded(
     if recipe is not None:
         problems += _rates_without_effect(recipe, parsed, notes)
         problems += _without_language_model(recipe, parsed, notes)
-        notes += without_effect.notes_of(recipe)
+        notes += without_effect.notes_of(recipe, loaded.base if loaded.file.ours else None)
     if problems or recipe is None:
         raise ConfigError(unique(problems), f"the recipe {loaded.file.name}")
     sweep = {o.key: list(o.choices) for o in parsed if o.choices is not None}

@@ -1,17 +1,19 @@
 """Fields that are accepted because the reference has them, and change nothing here, with the reason.
 
-Where a recipe gives one of them another value than its default, the reason is told once. Keys of the
-reference that are no fields at all stand in ``compat.py``.
+Where the command line or a user's file gives one of them another value than its default, the reason is told
+once; what our own files have because the reference's do is not news. Keys of the reference that are no fields
+at all stand in ``compat.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data2vec.audio_trunk import TrunkOptions
 from data2vec.config import ImageModalityConfig, ModalityConfig
+from data2vec.typed import flatten
 from data2vec.v1.config import Data2VecAudioConfig
 
 from .audio_components import CTCCriterion
@@ -51,16 +53,23 @@ WITHOUT_EFFECT: dict[type[Any], dict[str, str]] = {
 }
 
 
-def notes_of(recipe: Recipe) -> list[str]:
-    """What the recipe sets without effect, one line for each reason."""
+def notes_of(recipe: Recipe, ours: Mapping[str, Any] | None = None) -> list[str]:
+    """What the recipe sets without effect, one line for each reason.
+
+    Args:
+        recipe: what was composed.
+        ours: our own file that it was made from, as ``Recipe.to_dict``: its values are not told.
+    """
+    known = flatten(ours or {})
     fields: dict[str, list[str]] = {}
-    for field, reason in _found(recipe, ""):
-        fields.setdefault(reason, []).append(field)
+    for field, reason, value in _found(recipe, ""):
+        if field not in known or known[field] != value:
+            fields.setdefault(reason, []).append(field)
     return [f"{', '.join(names)}: no effect here; {reason}" for reason, names in fields.items()]
 
 
-def _found(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Dotted field and reason, wherever a value differs from the default."""
+def _found(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:
+    """Dotted field, reason and value, wherever the value differs from the default."""
     reasons = {name: why for cls, table in WITHOUT_EFFECT.items() if isinstance(node, cls)
                for name, why in table.items()}  # fmt: skip
     for field in dataclasses.fields(node):
@@ -68,6 +77,6 @@ def _found(node: Any, path: str) -> Iterator[tuple[str, str]]:
         made = field.default_factory
         default = field.default if made is dataclasses.MISSING else made()
         if field.name in reasons and value != default:
-            yield f"{path}{field.name}", reasons[field.name]
+            yield f"{path}{field.name}", reasons[field.name], value
         if dataclasses.is_dataclass(value):
             yield from _found(value, f"{path}{field.name}.")
