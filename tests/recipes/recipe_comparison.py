@@ -128,10 +128,12 @@ def _as_a_recipe(given: Mapping[str, Any]) -> Recipe:
         for group in groups:
             node = node.setdefault(group, {})
         node[last] = value
+
+    def is_field(key: str) -> bool:
+        return "." in key and field_type(tree, key) is not None
+
     problems: list[Problem] = []
-    translate(
-        tree, fill_defaults(tree), lambda key: "." in key and field_type(tree, key) is not None, problems
-    )
+    translate(tree, fill_defaults(tree), is_field, problems)
     assert not problems, problems
     return Recipe.from_dict(tree)
 

@@ -13,11 +13,9 @@ from d2v_platform.recipe.command_line import parse
 from d2v_platform.recipe.compose import Composed
 from d2v_platform.recipe.locate import find_recipe
 from d2v_platform.recipe.tree import read_tree
-from data2vec.errors import Data2VecError
 from data2vec.typed import flatten
 from tests.recipes.reference_yaml import VALUES, folder_of, write_reference
 
-NOT_BUILT = {"vision/pretraining/base_mae_imagenet": "mae"}  # remove it when model._name=mae is built
 # Keys without a field here, with the value that is what happens anyway: nothing is said about them.
 AS_HERE = {("task.skip_masking", True), ("task.d2v2_multi", True), ("task.leave_unmasked_prob", 0),
            ("task.random_token_prob", 0)}  # fmt: skip
@@ -36,7 +34,7 @@ def composed(root: Path, name: str, *more: str) -> Composed:
     return parse([*words, "task.data=/given", *missing, *more]).compose()
 
 
-@pytest.mark.parametrize("name", sorted(set(VALUES) - set(NOT_BUILT)))
+@pytest.mark.parametrize("name", sorted(VALUES))
 def test_a_file_resolves_with_all_its_values(
     checkout: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,12 +59,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("("):
         value = list(ast.literal_eval(value))
     return [value] if isinstance(value, int | float) else value or None
-
-
-@pytest.mark.parametrize("name", sorted(NOT_BUILT))
-def test_what_is_not_built_is_said(checkout: Path, name: str) -> None:
-    with pytest.raises(Data2VecError, match=rf"model\._name = '{NOT_BUILT[name]}' +exists in the reference"):
-        composed(checkout, name)
 
 
 def test_the_old_header_changes_nothing(checkout: Path, tmp_path: Path) -> None:
