@@ -132,7 +132,7 @@ def arpa_unigrams(path: Path) -> set[str] | None:
     with path.open("rb") as file:
         if not file.read(64).lstrip().startswith(b"\\data\\"):
             return None
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         inside = False
         for line in file:
             line = line.rstrip("\n")

@@ -22,7 +22,7 @@ def read_lexicon(path: Path, letters: Dictionary) -> dict[str, list[list[str]]]:
     if not path.is_file():
         raise DataError(f"lexicon {path} does not exist")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"lexicon {path}: byte {error.start} is not UTF-8") from None
     entries: dict[str, list[list[str]]] = {}

@@ -24,6 +24,11 @@ def d2v_home() -> Path:
     """
     asked = os.environ.get("D2V_HOME") or "~/.d2v"
     home = Path(os.path.abspath(os.path.expanduser(asked)))
+    if odd := sorted(set("%?#") & set(str(home))):
+        raise Data2VecError(
+            f"D2V_HOME = {str(home)!r}: the address of a database cannot hold {' or '.join(odd)}; "
+            "set D2V_HOME to another folder"
+        )
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -135,8 +135,11 @@ class Dictionary:
 
     def text(self) -> str:
         """The content of ``dict.txt``."""
-        rows = zip(self.symbols[NUM_SPECIALS:], self._stored_counts(), strict=False)
-        return "".join(f"{symbol} {count}\n" for symbol, count in rows)
+        seen, lines = set(map(str, SPECIALS)), list[str]()
+        for symbol, count in zip(self.symbols[NUM_SPECIALS:], self._stored_counts(), strict=False):
+            lines.append(f"{symbol} {count}{f' {_OVERWRITE}' if symbol in seen else ''}\n")
+            seen.add(symbol)
+        return "".join(lines)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Dictionary:
@@ -151,7 +154,7 @@ class Dictionary:
                 f"dictionary {path} does not exist; a prepared folder holds one (see d2v prepare)"
             )
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise DataError(f"dictionary {path}: byte {error.start} is not UTF-8") from error
         if lines and not lines[-1]:

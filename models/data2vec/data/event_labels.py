@@ -67,7 +67,7 @@ def read_event_labels(path: Path, wanted: int, num_classes: int) -> list[tuple[i
     if not path.is_file():
         raise DataError(f"labels {path} do not exist; make them with d2v prepare audio-events")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"labels {path}: byte {error.start} is not UTF-8") from None
     if len(lines) != wanted:
@@ -94,7 +94,7 @@ def read_event_labels(path: Path, wanted: int, num_classes: int) -> list[tuple[i
 
 def _rows(path: Path) -> list[list[str]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return list(csv.reader(file, skipinitialspace=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is no CSV in UTF-8: {error}") from None

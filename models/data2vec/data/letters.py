@@ -73,7 +73,7 @@ def read_label_lines(path: Path, wanted: int) -> list[str]:
     if not path.is_file():
         raise DataError(f"labels {path} do not exist; make them with d2v prepare audio-labels")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"labels {path}: byte {error.start} is not UTF-8") from None
     if lines and not lines[-1]:

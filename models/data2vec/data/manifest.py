@@ -7,6 +7,7 @@ into every loader process as soon as they are touched.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,8 @@ class Manifest:
         return bytes(self._blob[self._offsets[line] : self._offsets[line + 1]]).decode("utf-8")
 
     def file(self, index: int) -> str:
-        """Path of an entry."""
-        return f"{self.root}/{self.name(index)}"
+        """Path of an entry; an absolute name stands for itself, whatever the root."""
+        return os.path.join(self.root, self.name(index))
 
     def keep(self, chosen: np.ndarray) -> Manifest:
         """The entries at some positions, in that order."""
@@ -76,19 +77,20 @@ def read_manifest(path: Path) -> Manifest:
         hint = f"; {path.parent} has {', '.join(found)}" if found else ""
         raise DataError(f"manifest {path} does not exist{hint}; make it with d2v prepare audio-manifest")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"manifest {path}: byte {error.start} is not UTF-8") from None
     root, _, body = text.partition("\n")
-    root = root.strip()
-    if not root or "\t" in root:
+    root = root.removesuffix("\r")
+    if "\t" in root:
         raise DataError(f"manifest {path}: the first line must be the root folder, not {root[:60]!r}")
     names: list[bytes] = []
     frames: list[int] = []
     wrong: list[str] = []
-    for number, line in enumerate(body.splitlines(), start=2):
-        fields = line.strip().split("\t")
-        if len(fields) != 2 or not fields[1].isdecimal() or int(fields[1]) == 0:
+    lines = body.split("\n")  # names may hold every other kind of line end, and blanks
+    for number, line in enumerate(lines if lines[-1] else lines[:-1], start=2):
+        fields = line.removesuffix("\r").split("\t")
+        if len(fields) != 2 or not fields[0] or not _is_length(fields[1].strip()):
             wrong.append(f"line {number}: {line[:60]!r} is not '<path><TAB><samples>'")
             continue
         names.append(fields[0].encode())
@@ -102,6 +104,10 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(
         path, root, b"".join(names), offsets, np.asarray(frames, dtype=np.int64), np.arange(len(names))
     )
+
+
+def _is_length(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 15 and int(text) > 0  # 15 digits: two thousand years
 
 
 def manifest_text(root: str, entries: list[tuple[str, int]]) -> str:

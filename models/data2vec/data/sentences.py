@@ -240,7 +240,7 @@ class SentenceDataset:
             return self._without_targets()
         rows: list[list[float]] = []
         wrong: list[str] = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
             try:
                 values = [float(word) for word in line.split()]
             except ValueError:

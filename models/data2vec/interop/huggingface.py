@@ -275,23 +275,34 @@ def _checked(
     )
 
 
+def weights_file(folder: Path) -> Path:
+    """The file of a Hugging Face folder that holds its weights.
+
+    Raises:
+        CheckpointError: there is none, or they are split into several.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+        if (folder / f"{name}.index.json").is_file():
+            raise CheckpointError(
+                f"{folder} is split into several files; save it again in one (max_shard_size)"
+            )
+    raise CheckpointError(f"{folder} has no weights: model.safetensors is missing")
+
+
 def _read_state(folder: Path) -> State:
     """Weights as fp32, from safetensors, or from PyTorch's format without running anything in it."""
-    path = folder / "model.safetensors"
-    if path.is_file():
-        try:
-            return as_fp32(load_file(path))
-        except (SafetensorError, OSError, ValueError, MemoryError) as error:
-            raise CheckpointError(f"{path} is damaged or truncated: {error}") from None
-    old = folder / "pytorch_model.bin"
-    if old.is_file():
-        values = load_inert(old)
+    path = weights_file(folder)
+    if path.suffix == ".bin":
+        values = load_inert(path)
         if not isinstance(values, Mapping):
-            raise CheckpointError(f"{old} holds a {type(values).__name__}, not tensors by name")
+            raise CheckpointError(f"{path} holds a {type(values).__name__}, not tensors by name")
         return as_fp32(values)
-    if (folder / "model.safetensors.index.json").is_file():
-        raise CheckpointError(f"{folder} is split into several files; save it again in one (max_shard_size)")
-    raise CheckpointError(f"{folder} has no weights: model.safetensors is missing")
+    try:
+        return as_fp32(load_file(path))
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+        raise CheckpointError(f"{path} is damaged or truncated: {error}") from None
 
 
 def _found_prefix(state: State, kind: str) -> str:

@@ -76,10 +76,10 @@ def import_model(
     from data2vec.interop.teacher_weights import with_teacher_weights
 
     if file.is_dir():
-        from data2vec.interop.huggingface import import_folder
+        from data2vec.interop.huggingface import import_folder, weights_file
 
-        digest, cfg = sha256_of(file / "model.safetensors"), {}
         imported = import_folder(file)
+        digest, cfg = sha256_of(weights_file(file)), {}
     else:
         checkpoint = read_checkpoint(file)  # what is wrong with the file is said before it is hashed
         digest, cfg = sha256_of(file), checkpoint.cfg

@@ -186,7 +186,7 @@ def _look_at_all(files: Sequence[Path], options: AudioOptions, console: Console)
 
 def look_at(path: Path, options: AudioOptions) -> Looked:
     """Whether a file can be trained on; never raises for what is wrong with it."""
-    if "\t" in str(path) or "\n" in str(path):
+    if "\t" in str(path) or "\n" in str(path) or str(path).endswith("\r"):
         return Looked(path, 0, "a path with a tab or line break does not fit a manifest")
     try:
         str(path).encode("utf-8")

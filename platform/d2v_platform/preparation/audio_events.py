@@ -72,7 +72,7 @@ def prepare_events(
                 f"{path} has other classes than {classes}; remove it, or choose another --output-dir"
             )
     elif path.is_file():
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     elif segments is not None:
         raise DataError("--segments needs --classes (AudioSet's class_labels_indices.csv)")
     else:
@@ -115,7 +115,7 @@ def _of_folders(manifest: Manifest, level: int, wrong: list[str]) -> list[list[s
 def _of_table(manifest: Manifest, segments: Path, wrong: list[str]) -> list[list[str]]:
     table: dict[str, list[str]] = {}
     try:
-        with segments.open(encoding="utf-8", newline="") as file:
+        with segments.open(encoding="utf-8-sig", newline="") as file:
             for number, row in enumerate(csv.reader(file, skipinitialspace=True), start=1):
                 if not row or row[0].startswith("#"):
                     continue
@@ -140,7 +140,7 @@ def _of_table(manifest: Manifest, segments: Path, wrong: list[str]) -> list[list
 
 def _checked(path: Path) -> str:
     read_classes(path)
-    return path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def _indices(text: str) -> dict[str, int]:

@@ -91,7 +91,7 @@ def prepare_labels(
 
 def _read_transcripts(path: Path, wrong: list[str]) -> dict[str, str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         wrong.append(f"{path}: no such file")
         return {}

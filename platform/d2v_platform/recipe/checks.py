@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from data2vec.lm.config import TransformerLMConfig
 from data2vec.mae_config import MaeConfig
 from data2vec.v1.text_config import Data2VecTextConfig
 
+from ..tracking.mlflow_access import ALIAS, ALIAS_RULE, REGISTRY_NAME, REGISTRY_NAME_RULE
 from ..tracking.redaction import SECRET_IN_NAME, redact_text
 from .audio_checks import AUDIO_COMBINATIONS, audio_metrics, audio_problems
 from .audio_components import AudioClassification, Wav2VecCTC
@@ -49,8 +49,6 @@ _EXAMPLES = {
 # Values of the model that can be logged: data2vec2's monitors (spec: data2vec 2.0, section 10).
 _MODEL_LOGS = ("ema_decay", "target_var", "pred_var", "masked_pct")
 _NORM_LOGS = ("model_norm", "ema_norm")
-REGISTRY_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*$")
-REGISTRY_NAME_RULE = "may have letters, digits, '.', '_' and '-' only, and starts with a letter or digit"
 # lowest allowed value of plain fields
 _AT_LEAST: dict[str, float] = {
     "common.seed": 0, "common.log_interval": 1, "common.min_loss_scale": 0, "common.fp16_init_scale": 1,
@@ -427,10 +425,12 @@ def _platform(recipe: Recipe) -> Iterator[Problem]:
         )
     if p.alias is not None and p.register_as is None:
         yield Problem("platform.alias", p.alias, "needs platform.register_as")
-    for name in ("run_name", "register_as", "alias"):
+    for name in ("run_name", "register_as"):
         value = getattr(p, name)
-        if value is not None and not REGISTRY_NAME.match(value):
+        if value is not None and not REGISTRY_NAME.fullmatch(value):
             yield Problem(f"platform.{name}", value, REGISTRY_NAME_RULE)
+    if p.alias is not None and not ALIAS.fullmatch(p.alias):
+        yield Problem("platform.alias", p.alias, ALIAS_RULE)
     if not p.experiment.strip():
         yield Problem("platform.experiment", p.experiment, "must not be empty")
     for name in ("run_name", "register_as", "alias", "experiment"):

@@ -288,7 +288,7 @@ def _definition_problems(d: SweepDefinition) -> Iterator[Problem]:
         yield Problem("register.name", d.register.name, f"needs {_PLACEHOLDER}: there are several tasks")
     for name, text in (("name", d.register.name), ("alias", d.register.alias)):
         made = [text.replace(_PLACEHOLDER, str(task)) for task in tasks or ["task"]] if text else []
-        bad = [one for one in made if not checks.REGISTRY_NAME.match(one)]
+        bad = [one for one in made if not checks.REGISTRY_NAME.fullmatch(one)]
         if bad:
             yield Problem(f"register.{name}", bad[0], checks.REGISTRY_NAME_RULE)
     if d.register.alias is not None and d.register.name is None:

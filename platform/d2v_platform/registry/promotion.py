@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import re
 import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ import filelock
 from data2vec.errors import Data2VecError
 
 from ..home import home_folder
+from ..tracking.mlflow_access import ALIAS, ALIAS_RULE
 from .model_source import resolve
 from .model_versions import PRETRAINED, ModelVersion, get_version, show
 from .reload_check import CHECK_FILE, reload_problem
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ..tracking.tracker import Tracker
 
 _HISTORY = "history."
-_ALIAS = re.compile(r"(?!v\d+$|latest$)[A-Za-z][A-Za-z0-9_\-]{0,62}")
 
 
 class GateRefusedError(Data2VecError):
@@ -246,11 +245,8 @@ def _reload(tracker: Tracker, candidate: ModelVersion) -> str | None:
 
 
 def _check_alias(alias: str) -> None:
-    if not _ALIAS.fullmatch(alias):
-        raise Data2VecError(
-            f"alias = {alias!r} must start with a letter and hold letters, digits, '_' or '-'; "
-            "'latest' and 'v1', 'v2', ... are MLflow's own"
-        )
+    if not ALIAS.fullmatch(alias):
+        raise Data2VecError(f"alias = {alias!r} {ALIAS_RULE}")
 
 
 def _moving(tracker: Tracker) -> filelock.FileLock:

@@ -81,7 +81,7 @@ def local_data(data: str) -> str:
 
 def with_local_data(recipe: Recipe) -> Recipe:
     """A recipe whose ``task.data`` is on this machine; the same recipe if it was already."""
-    if not any(is_uri(place) for place in split_places(recipe.task.data)):
+    if "://" not in recipe.task.data:
         return recipe
     return dataclasses.replace(
         recipe, task=dataclasses.replace(recipe.task, data=local_data(recipe.task.data))

@@ -38,6 +38,16 @@ _SETTINGS = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _PERMANENT = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST", "INVALID_STATE"}
+# Names that MLflow takes, checked before any work: it would refuse them when the training has ended.
+REGISTRY_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,199}")
+REGISTRY_NAME_RULE = (
+    "may have up to 200 letters, digits, '.', '_' and '-' only, and starts with a letter or digit"
+)
+ALIAS = re.compile(r"(?!v\d+$|latest$)[A-Za-z][A-Za-z0-9_\-]{0,62}", re.IGNORECASE)
+ALIAS_RULE = (
+    "must start with a letter and hold up to 63 letters, digits, '_' or '-'; 'latest' and 'v1', 'v2', ... "
+    "are MLflow's own"
+)
 _METRIC_KEY = re.compile(r"[\w.\- /:]{1,250}")
 
 

@@ -75,9 +75,11 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
             "include_dashboard": True,
             "object_store_memory": 200_000_000,  # training passes no large objects through Ray
         }
+    else:
+        _refuse_no_head(os.environ.get("RAY_ADDRESS", ""))
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         where = os.environ.get("RAY_ADDRESS", "this machine")
         raise Data2VecError(
             f"no Ray cluster at {where}: {error}; start one with: ray start --head"
@@ -89,6 +91,29 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
         yield cluster_info()
     finally:
         ray.shutdown()
+
+
+def _refuse_no_head(address: str) -> None:
+    """Ray itself would try a head node that is gone for twelve minutes.
+
+    Raises:
+        Data2VecError: the address is the dashboard's, or nobody answers there.
+    """
+    if address.startswith(("http://", "https://")):
+        raise Data2VecError(
+            f"RAY_ADDRESS = {address!r} is the dashboard's address, for ray job submit; unset "
+            "RAY_ADDRESS, or give the head node's HOST:6379"
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in address or not port.isdecimal():
+        return  # auto, local, ray://...
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except OSError as error:
+        raise Data2VecError(
+            f"no Ray cluster at RAY_ADDRESS = {address!r} ({error.strerror or error}); start one with "
+            "ray start --head, or unset RAY_ADDRESS to train on this machine alone"
+        ) from error
 
 
 def _free_port() -> int:
