@@ -16,7 +16,7 @@ from d2v_platform.recipe.schema import Recipe
 from d2v_platform.storage.locations import Location, StorageAwayError, StorageError, open_location
 from d2v_platform.training import remote_checkpoints, run_storage
 from d2v_platform.training.checkpoint import CheckpointStore, Retention, describe, update_of, verify
-from d2v_platform.training.checkpoint_writer import Checkpoints
+from d2v_platform.training.checkpoint_writer import Checkpoints, Uploader
 from d2v_platform.training.remote_checkpoints import RemoteCheckpoints, copy_folder, fetch_model, upload_model
 from data2vec.errors import CheckpointError, ConfigError
 from tests.platform.toy_task import toy_recipe
@@ -187,20 +187,36 @@ def test_a_copy_follows_what_retention_keeps_of_both_sides(tmp_path: Path, run: 
     assert remote.sync() == [2, 1], "the newest first"
     assert remote.missing() == [] and remote.sync() == []
     assert json.loads(run.child("checkpoints").read("best.json")) == {"update": 1}
-    # Another machine goes on with nothing; what it needs of the first one is kept there.
+    # Another machine goes on with nothing; what is kept of both sides stays there.
     second = CheckpointStore(tmp_path / "b", first.retention)
-    assert RemoteCheckpoints(second, run).fetch(2).name == "update_00000002"
-    assert second.load(2).tensors["model"]["w"].eq(2).all()
     second.save(5, tensors(5), {}, metric=4.0)
     other = RemoteCheckpoints(second, run)
     assert other.missing() == [5]
     assert other.sync() == [5] and other.updates() == [1, 2, 5]
+    assert RemoteCheckpoints(second, run).fetch(2).name == "update_00000002"
+    assert second.load(2).tensors["model"]["w"].eq(2).all()
     second.save(6, tensors(6), {}, metric=0.1, best=True)
     assert other.sync() == [6] and other.updates() == [2, 6]
     assert json.loads(run.child("checkpoints").read("best.json")) == {"update": 6}
     with pytest.raises(CheckpointError, match=r"update_00000009.*missing"):
         other.fetch(9)
     assert not list(second.folder.glob(".update*"))
+
+
+def test_the_best_may_be_marked_after_its_copy_and_the_rest_is_not_missed(
+    tmp_path: Path, run: Location
+) -> None:
+    store = CheckpointStore(tmp_path)
+    for update in (1, 2):
+        store.save(update, tensors(update), {})
+    RemoteCheckpoints(store, run).sync()
+    store.mark_best(1)
+    assert RemoteCheckpoints(store, run).sync() == []
+    assert json.loads(run.child("checkpoints").read("best.json")) == {"update": 1}
+    narrow = CheckpointStore(tmp_path, Retention(interval=1))
+    assert RemoteCheckpoints(narrow, run.child("other")).missing() == [1, 2], "the best and the newest"
+    store.mark_best(2)
+    assert RemoteCheckpoints(narrow, run.child("other")).missing() == [2]
 
 
 def test_what_the_other_side_calls_best_is_kept_by_a_machine_that_does_not_know(
@@ -286,6 +302,25 @@ def test_the_exported_model_goes_along_when_everything_is_uploaded(tmp_path: Pat
     checkpoints.close()
     assert "config.json" in run.child("model").listing()
     assert RemoteCheckpoints(checkpoints.store, run).updates() == [1]
+
+
+def test_an_absent_place_is_asked_again_after_growing_pauses(
+    tmp_path: Path, run: Location, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    uploader = Uploader(RemoteCheckpoints(CheckpointStore(tmp_path), run))
+    answers, pauses = iter([False] * 7 + [True, False, False]), list[float]()
+    monkeypatch.setattr(uploader, "_attempt", lambda: next(answers))
+
+    def wait_for(ready: Any, timeout: float | None = None) -> bool:
+        if timeout is not None:
+            pauses.append(timeout)
+            uploader._stopping = len(pauses) == 9
+        uploader._wanted = uploader._done + 1  # there is always something new
+        return True
+
+    monkeypatch.setattr(uploader._changed, "wait_for", wait_for)
+    uploader._run()
+    assert pauses == [2, 4, 8, 16, 32, 60, 60, 2, 4]
 
 
 # ---- a run's folders --------------------------------------------------------------------------------------
