@@ -18,6 +18,7 @@ from rich.table import Table
 
 from data2vec.data.audio_events import EventDataset
 from data2vec.data.batching import epoch_batches
+from data2vec.data.encoding import file_sha256
 from data2vec.data.event_labels import read_classes
 from data2vec.data.speech import SpeechDataset, SpeechOptions
 from data2vec.errors import DataError
@@ -27,8 +28,10 @@ from data2vec.speech_model import SAMPLE_RATE, SpeechModel
 from ..bars import Bars
 from ..preparation.audio_events import DESCRIPTORS
 from ..storage.cache import local_data
+from ..tracking.scores import Score
 from .decoding import refuse_longer
 from .options import InferOptions, note_unused
+from .recording import update_of
 
 logger = logging.getLogger(__name__)
 LABELS = "lbl"
@@ -37,10 +40,8 @@ _USED = ("task.data", "task.max_sample_size", "task.min_sample_size", "dataset.g
          "dataset.max_tokens", "dataset.batch_size", "platform.device")  # fmt: skip
 
 
-def infer_events(
-    options: InferOptions, folder: Path, results: Path, console: Console | None
-) -> dict[str, float | None]:
-    """Classify every subset of the options; returns mAP in percent by subset, ``None`` without labels.
+def infer_events(options: InferOptions, folder: Path, results: Path, console: Console | None) -> list[Score]:
+    """Classify every subset of the options.
 
     Raises:
         DataError: a manifest or label file that is missing or does not fit; class names of the data that are
@@ -57,12 +58,17 @@ def infer_events(
         dataset.verify()  # all subsets before the first one is classified
         refuse_longer(dataset.manifest, options.task.max_sample_size)
     table = Table("subset", "clips", "hours", "mAP %", "mAUC %", "top-1 %")
-    found: dict[str, float | None] = {}
+    found: list[Score] = []
+    weights = file_sha256(folder / "model.safetensors")
     for subset, dataset in opened.items():
         place = results / subset if len(subsets) > 1 else results
         scores_NC = probabilities(model, dataset, options, console)
         summary = write_events(place, model.classes, dataset, scores_NC)
-        found[subset] = summary.get("mAP")
+        found.append(
+            Score(subset=subset, metrics={k: summary[k] for k in ("mAP", "mAUC", "top1") if k in summary},
+                  data=dataset.fingerprint(), weights=weights, samples=len(dataset),
+                  update=update_of(model.config))
+        )  # fmt: skip
         shown = [f"{summary[key]:.2f}" if key in summary else "-" for key in ("mAP", "mAUC", "top1")]
         table.add_row(subset, f"{len(dataset):,}", f"{summary['hours']:.2f}", *shown)
     if console is not None:

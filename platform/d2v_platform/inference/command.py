@@ -7,18 +7,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from data2vec.artifact import read_artifact
+from data2vec.data.encoding import file_sha256
 
 from ..home import home_folder
 from ..storage.cache import local_data
+from ..tracking.scores import Score
 from ..training.preflight import model_folder
-from .decoding import check_utterances, load_search, make_job, make_search
+from .decoding import Search, check_utterances, load_search, make_job, make_search, open_dataset
 from .options import InferOptions, read_runs
 from .outputs import errors_of, write_outputs
+from .recording import owner_of, record, update_of
 from .spread import decode_subset
 
 logger = logging.getLogger(__name__)
@@ -44,7 +48,28 @@ def show_notes(notes: Sequence[str]) -> None:
 
 
 def infer(options: InferOptions, console: Console | None = None) -> dict[str, float | None]:
-    """Decode every subset of the options.
+    """Decode or classify every subset of the options; scores go to MLflow where it knows the model.
+
+    Args:
+        options: of the call.
+        console: where progress and results are shown.
+
+    Returns:
+        The main metric of each subset in percent, ``None`` without labels.
+
+    Raises:
+        Data2VecError: a model, manifest, lexicon or language model that is missing or does not fit.
+    """
+    folder, uri = model_folder(options.common_eval.path)
+    config = read_artifact(folder).config
+    owner = owner_of(options.common_eval.path, uri, config, options.common_eval.run)
+    scores = score_subsets(options, console)
+    record(owner, scores)
+    return {score.subset: score.value for score in scores}
+
+
+def score_subsets(options: InferOptions, console: Console | None = None) -> list[Score]:
+    """Decode or classify every subset of the options, and write the results.
 
     Raises:
         Data2VecError: a model, manifest, lexicon or language model that is missing or does not fit.
@@ -67,7 +92,9 @@ def infer(options: InferOptions, console: Console | None = None) -> dict[str, fl
         check_utterances(job)  # all subsets before the first one is decoded
     load_search(str(folder), search)  # what is wrong with lexicon and language model is said here, once
     table = Table("subset", "utterances", "hours", "WER %", "S", "D", "I", "real-time factor")
-    rates: dict[str, float | None] = {}
+    scores: list[Score] = []
+    facts = {"weights": file_sha256(folder / "model.safetensors"), "update": update_of(artifact.config),
+             "decoding": decoding_facts(options, search)}  # fmt: skip
     for subset, job in jobs.items():
         begin = time.perf_counter()
         records = decode_subset(job, options.platform.num_workers, console)
@@ -78,7 +105,9 @@ def infer(options: InferOptions, console: Console | None = None) -> dict[str, fl
         worst = options.platform.worst
         write_outputs(place, records, decoding, worst, subset=subset, unique_wer_file=unique)
         errors = errors_of(records)
-        rates[subset] = None if errors is None else errors.rate
+        metrics = {} if errors is None else {"wer": errors.rate}
+        data_hash = open_dataset(job).fingerprint()
+        scores.append(Score(subset=subset, metrics=metrics, data=data_hash, samples=len(records), **facts))
         seconds = sum(record["seconds"] for record in records)
         counts = ["-"] * 4
         if errors is not None:
@@ -91,7 +120,24 @@ def infer(options: InferOptions, console: Console | None = None) -> dict[str, fl
     if console is not None:
         console.print(table)
         console.print(f"results: {results}", highlight=False)
-    return rates
+    return scores
+
+
+def decoding_facts(options: InferOptions, search: Search) -> dict[str, Any]:
+    """What decides over a decoding besides model and data; files by their content too."""
+    limits = {
+        name: getattr(options.task, name)
+        for name in ("min_sample_size", "max_sample_size")
+        if getattr(options.task, name) is not None
+    }
+    if search.kind == "viterbi":
+        return {"type": "viterbi"} | limits
+    facts = {"type": search.kind, "unitlm": search.unit, **dict(search.beam)}
+    for name, path in (("lexicon", search.lexicon), ("lmpath", search.language_model)):
+        if path is not None:
+            file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+            facts |= {name: getattr(options.decoding, name), f"{name}_sha256": file_sha256(file)[:16]}
+    return facts | limits
 
 
 def _results(options: InferOptions) -> Path:

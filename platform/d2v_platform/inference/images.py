@@ -16,13 +16,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from data2vec.data.encoding import file_sha256
 from data2vec.data.image_sources import SUBSETS, ImageSource
 from data2vec.errors import DataError, nearest_names
 from data2vec.image_model import ImageModel
 
 from ..storage.cache import local_data
+from ..tracking.scores import Score
 from .image_rows import BATCH, load_image_model, open_any, run_model
 from .options import InferOptions, note_unused
+from .recording import update_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,10 +157,8 @@ def draw_confusion(classes: list[str], confusion_CC: np.ndarray, path: Path) -> 
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def infer_images(
-    options: InferOptions, folder: Path, results: Path, console: Console | None
-) -> dict[str, float | None]:
-    """Classify every subset of the options; returns top-1 accuracy by subset.
+def infer_images(options: InferOptions, folder: Path, results: Path, console: Console | None) -> list[Score]:
+    """Classify every subset of the options.
 
     Raises:
         DataError: a subset is missing, or its classes are not the model's.
@@ -172,11 +173,16 @@ def infer_images(
     }
     model = load_image_model(folder, options.platform.chosen_device())
     table = Table("subset", "images", "unreadable", "top-1 %", "top-5 %")
-    found: dict[str, float | None] = {}
+    found: list[Score] = []
+    weights = file_sha256(folder / "model.safetensors")
     for subset, source in sources.items():
         place = results / subset if len(sources) > 1 else results
         summary = classify_folder(model, source, place, options.dataset.batch_size or BATCH)
-        found[subset] = summary.get("top1")
+        count = int(summary["images"])
+        found.append(
+            Score(subset=subset, metrics={k: summary[k] for k in ("top1", "top5") if k in summary},
+                  data=source.fingerprint(), weights=weights, samples=count, update=update_of(model.config))
+        )  # fmt: skip
         shown = [f"{summary[key]:.2f}" if key in summary else "-" for key in ("top1", "top5")]
         counts = [f"{int(summary[key]):,}" for key in ("images", "unreadable")]
         table.add_row(_subset_of(data, subset, options.task.data) or options.task.data, *counts, *shown)

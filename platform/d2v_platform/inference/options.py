@@ -40,6 +40,7 @@ examples:
   %(prog)s ... decoding.type=fairseqlm decoding.lmpath=models:/LM@ALIAS decoding.unitlm=true    # over letters
   %(prog)s ... platform.num_workers=4        # spread over Ray workers; distributed_world_size=4 is the same
   d2v sweep decoding ...                      # weights of the language model, tuned on a dev subset
+  %(prog)s ... --run RUN                     # scores go to this run in MLflow, of a model that is not registered
 
   %(prog)s task.data=/images common_eval.path=models:/NAME@ALIAS dataset.gen_subset=val   # an image model
   %(prog)s task.data=/photos common_eval.path=models:/NAME@ALIAS task.labels=null    # folders, no classes
@@ -52,6 +53,7 @@ speech: hypo.word, hypo.units, ref.word, ref.units, wer, utterances.parquet, utt
 all in common_eval.results_path.
 """,
     default_name="infer",
+    run=True,
 )
 _MODEL = "follows from the model"
 _NO_TRAINING = "nothing is trained"
@@ -156,6 +158,7 @@ class EvaluationOptions:
 
     path: str = MISSING  # any model name
     results_path: str | None = None  # folder; null = under D2V_HOME/inference
+    run: str | None = None  # run in MLflow that trained the model and gets its scores (--run)
 
 
 @dataclass(kw_only=True)
@@ -271,6 +274,8 @@ def read_runs(arguments: Sequence[str], prog: str = "d2v infer") -> tuple[dict[s
         trial = [replace(o, value=chosen[o.key]) if o.choices is not None else o for o in overrides]
         name = " ".join(f"{key}={value}" for key, value in chosen.items())
         runs[name] = _options(tree, trial, problems, notes)
+        if request.run is not None:
+            runs[name].common_eval.run = request.run
     if problems:
         raise ConfigError(unique(problems), "the inference")
     return runs, list(dict.fromkeys(notes))

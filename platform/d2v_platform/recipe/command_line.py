@@ -36,6 +36,7 @@ class Command:
     examples: str
     default_name: str | None = None  # the file if none is named
     plan: bool = False  # has --plan
+    run: bool = False  # has --run
 
 
 TRAIN = Command(
@@ -54,6 +55,7 @@ class RecipeRequest:
     overrides: tuple[str, ...] = ()
     multirun: bool = False  # commas in overrides make a sweep
     plan_only: bool = False  # print the plan and stop
+    run: str | None = None  # of the model that is used
 
     def compose(self) -> Composed:
         """Compose and check the recipe; see :func:`d2v_platform.recipe.compose.compose`."""
@@ -88,6 +90,11 @@ def parser(prog: str = "d2v train", command: Command = TRAIN) -> argparse.Argume
         made.add_argument(
             "--plan", action="store_true", help="print batch, accumulation, memory and FLOPs, and stop"
         )
+    if command.run:
+        made.add_argument(
+            "--run", metavar="RUN", help="run in MLflow that trained the model: its scores go there. A "
+            "registered model's scores go to its version and its run without it"
+        )  # fmt: skip
     return made
 
 
@@ -127,4 +134,5 @@ def parse(argv: Sequence[str], prog: str = "d2v train", command: Command = TRAIN
         overrides=overrides,
         multirun=args.multirun,
         plan_only=command.plan and args.plan,
+        run=args.run if command.run else None,
     )

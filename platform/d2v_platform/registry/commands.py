@@ -12,6 +12,7 @@ from rich.table import Table
 
 from data2vec.errors import Data2VecError
 
+from ..tracking.scores import stored_scores
 from ..tracking.tracker import Tracker
 from .model_versions import ancestry
 from .register import ModelVersion, RegisteredModel, history, list_models, promote, rollback, show
@@ -72,12 +73,13 @@ def show_command(
             return
         newest = model.versions[0] if model.versions else None
         steps = ancestry(tracker, newest) if newest else []
-    table = Table("version", "aliases", "score", "data", "parent", "run", "made", title=name)
+    table = Table("version", "aliases", "score", "tested", "data", "parent", "run", "made", title=name)
     for item in model.versions:
         table.add_row(
             str(item.version),
             ", ".join(item.aliases),
             _score(item),
+            _tested(item),
             item.tags.get("data.fingerprint", "")[:12],
             item.tags.get("parent.version", ""),
             item.run_id[:8],
@@ -177,6 +179,12 @@ def _aliases(model: RegisteredModel) -> str:
 def _score(version: ModelVersion) -> str:
     value = version.number("metric.value")
     return "" if value is None else f"{version.tags.get('metric.name', '?')} {value:.4g}"
+
+
+def _tested(version: ModelVersion) -> str:
+    """Scores of test subsets; where each of them comes from stands with --version."""
+    found = (item for score in stored_scores(version.tags) for item in score.metrics.items())
+    return ", ".join(f"{key.removeprefix('test/')} {value:.4g}" for key, value in found)
 
 
 def _day(version: ModelVersion) -> str:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from ..sweeps.selection import shown
 from ..tracking.redaction import redact_text
+from ..tracking.scores import StoredScore, stored_scores
 from .drawing import svg
 from .panels import Panel
 from .run_history import RunHistory
@@ -63,7 +64,7 @@ def run_page(histories: Sequence[RunHistory], panels: Sequence[Panel], tracking_
     sections = [Section("Figures", key_figures(history), ()) for history in histories[:1]]
     for other in histories[1:]:
         sections.append(Section(f"Figures of {other.name}", key_figures(other)))
-    sections += [_difference(main), _lineage(main)]
+    sections += [test_scores([("", stored_scores(main.tags))]), _difference(main), _lineage(main)]
     return render(
         title=main.name,
         subtitle=_subtitle(main, tracking_uri),
@@ -99,7 +100,15 @@ def sweep_page(sweep: SweepHistory, panels: Sequence[Panel], tracking_uri: str) 
         winners=winner_lines(sweep),
         drawings=_drawings(panels),
         drawings_title="Metric over learning rate, and validations",
-        sections=[s for s in (Section("Without a result", failed), _lineage(sweep.run)) if s.rows],
+        sections=[
+            section
+            for section in (
+                test_scores(sweep.scores),
+                Section("Without a result", failed),
+                _lineage(sweep.run),
+            )
+            if section.rows
+        ],
         protocol=sweep.protocol,
         footer=_footer(),
     )
@@ -132,6 +141,26 @@ def key_figures(history: RunHistory) -> list[tuple[str, ...]]:
     if skipped is not None:
         rows.append(("skipped updates (loss or gradient not finite)", skipped))
     return rows
+
+
+def test_scores(by_run: Sequence[tuple[str, Sequence[StoredScore]]]) -> Section:
+    """Scores of test subsets with what they were measured with, in the order in which they were recorded."""
+    rows = [
+        (*([name] if name else []), key, f"{value:.4g}", _decoding(score), f"{score.samples:,}",
+         score.data[:12], str(score.update), score.recorded)
+        for name, scores in by_run
+        for score in scores
+        for key, value in score.metrics.items()
+    ]  # fmt: skip
+    header = ("metric", "value", "decoding", "samples", "data", "update", "recorded")
+    named = any(name for name, _ in by_run)
+    return Section("Test scores", rows, ("run", *header) if named else header)
+
+
+def _decoding(score: StoredScore) -> str:
+    """What decided besides model and data, without hashes."""
+    shown = {key: value for key, value in score.decoding.items() if not key.endswith("_sha256")}
+    return ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None) or "-"
 
 
 def winner_lines(sweep: SweepHistory) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from data2vec.errors import Data2VecError
 
+from ..tracking.scores import stored_scores
 from .run_history import RunHistory
 
 # Never drawn: a counter of the x axis, and best-so-far values that repeat the validation curve.
@@ -137,10 +138,13 @@ def run_panels(histories: Sequence[RunHistory]) -> list[Panel]:
     """The panels of one run, or of several laid over each other.
 
     Loss, variance, learning rate and the like share panels by the table above; every other metric that was
-    logged gets one of its own, validation metrics first, so nothing logged is missing.
+    logged gets one of its own, validation metrics first, so nothing logged is missing. Scores of test subsets
+    are no curves: they stand in a table.
     """
+    left_out = {key for h in histories for score in stored_scores(h.tags) for key in score.metrics}
+    left_out |= set(_NOT_DRAWN)
     keys = list(dict.fromkeys(key for h in histories for key in sorted(h.curves)))
-    keys = [key for key in keys if key not in _NOT_DRAWN and not key.rpartition("/")[2].startswith(_BEST)]
+    keys = [key for key in keys if key not in left_out and not key.rpartition("/")[2].startswith(_BEST)]
     panels: list[Panel] = []
     left = dict.fromkeys(keys)
     for kind in _KINDS:

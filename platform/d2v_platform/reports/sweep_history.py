@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..recipe.sweep_definition import TRAIN_LOSS
+from ..tracking.scores import StoredScore, stored_scores
 from .run_history import Curve, RunHistory, load_run
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class SweepHistory:
         protocol: how the figures came about, one sentence each.
         complete: the sweep has written its tables; otherwise the figures are those of the runs so far.
         tables: the sweep's own files by name, their text.
+        scores: of test subsets, by the name of the trial.
     """
 
     run: RunHistory
@@ -109,6 +111,7 @@ class SweepHistory:
     protocol: tuple[str, ...]
     complete: bool
     tables: dict[str, str] = field(default_factory=dict)
+    scores: tuple[tuple[str, list[StoredScore]], ...] = ()
 
     @property
     def tasks(self) -> dict[str, list[Setting]]:
@@ -139,6 +142,11 @@ def load_sweep_history(client: MlflowClient, parent: Run) -> SweepHistory:
         protocol=tuple(parent.data.tags.get("protocol", "").splitlines()),
         complete=complete,
         tables=tables if complete else {},
+        scores=tuple(
+            (run.info.run_name or run.info.run_id, scores)
+            for run in children.values()
+            if (scores := stored_scores(run.data.tags))
+        ),
     )
 
 

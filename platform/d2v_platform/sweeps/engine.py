@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 from ..recipe.sweep_definition import Sweep
 from ..storage.locations import is_uri
+from ..tracking.scores import RecordScores
 from ..tracking.tracker_actor import RemoteTracker
 from ..training import ray_session
 from ..training.launch import code_version, open_tracker, refuse_node_local
@@ -32,7 +34,7 @@ from .split_decoding import decode_winners
 from .submission import write_test_files
 from .sweep_folder import SweepFolder, folder_bytes, identity, refuse_changes, sweep_root
 from .table import ResultTable, SweepRow, protocol, result_table, trials_csv
-from .winners import Winner, delete_losers, register_winner
+from .winners import Winner, delete_losers, record_winner_scores, register_winner
 
 logger = logging.getLogger(__name__)
 
@@ -194,8 +196,10 @@ class _Driver:
         table = result_table(points, records, floor, lines)
         paths = self._write_tables(table, records, points)
         winners = self._winners(table, floor, paths["summary.csv"])
-        paths |= decode_winners(self.sweep.definition.evaluate, table.choices, self.folder.root)
-        archive = self._test_files(table)
+        record = functools.partial(record_winner_scores, self.tracker, winners)
+        evaluate = self.sweep.definition.evaluate
+        paths |= decode_winners(evaluate, table.choices, self.folder.root, record=record)
+        archive = self._test_files(table, record)
         if archive is not None:
             paths[archive.name] = archive
         self._tidy(records, table)
@@ -326,10 +330,11 @@ class _Driver:
             for task, choice in table.choices.items()
         ]
 
-    def _test_files(self, table: ResultTable) -> Path | None:
+    def _test_files(self, table: ResultTable, record: RecordScores) -> Path | None:
         if not self.sweep.definition.test_files:
             return None
-        return write_test_files(list(table.choices.values()), self.folder.root / "glue_submission", self.room)
+        folder = self.folder.root / "glue_submission"
+        return write_test_files(list(table.choices.values()), folder, self.room, record)
 
     def _tidy(self, records: Sequence[Record], table: ResultTable) -> None:
         self.freed += delete_losers({record.stored.name: record for record in records}, table.choices)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..inference.command import infer
+from ..inference.command import score_subsets
 from ..inference.options import (
     DatasetOptions,
     DecodingOptions,
@@ -20,13 +20,18 @@ from ..inference.options import (
 )
 from ..recipe.audio_components import AudioFinetuningTask
 from ..recipe.sweep_definition import Evaluate
+from ..tracking.scores import RecordScores
 from .selection import Choice
 
 logger = logging.getLogger(__name__)
 
 
 def decode_winners(
-    evaluate: Evaluate, choices: Mapping[str, Choice], folder: Path, num_workers: int = 0
+    evaluate: Evaluate,
+    choices: Mapping[str, Choice],
+    folder: Path,
+    num_workers: int = 0,
+    record: RecordScores = lambda task, scores: None,
 ) -> dict[str, Path]:
     """Decode the winner of each task and write ``decoding.csv`` and ``decoding.md``.
 
@@ -35,6 +40,7 @@ def decode_winners(
         choices: winners by task; others than CTC models are left alone.
         folder: of the sweep.
         num_workers: Ray workers of each decoding.
+        record: receives each task's scores.
 
     Returns:
         Written files by name; empty if there is nothing to decode.
@@ -65,8 +71,11 @@ def decode_winners(
                 platform=WorkerOptions(num_workers=num_workers),
             )
             options.check()
-            for subset, rate in infer(options).items():
-                row[f"{subset} {name}"] = None if rate is None else round(rate, 2)
+            scores = score_subsets(options)
+            record(task, scores)
+            for score in scores:
+                value = score.value
+                row[f"{score.subset} {name}"] = None if value is None else round(value, 2)
         rows.append(row)
     if not rows:
         return {}

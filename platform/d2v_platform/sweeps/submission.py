@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data2vec.artifact import read_artifact
+from data2vec.data.encoding import file_sha256
 from data2vec.data.glue import GLUE_TASKS, GlueTask, write_submission
 from data2vec.errors import Data2VecError
+from data2vec.metrics import sentence_metrics
 
-from ..recipe.components import SentencePredictionTask
+from ..inference.recording import update_of
+from ..recipe.components import SentencePredictionCriterion, SentencePredictionTask
 from ..recipe.schema import Recipe
+from ..tracking.scores import RecordScores, Score
 from .capacity import Capacity
 from .results import StoredTrial
 from .selection import Choice
@@ -32,20 +37,30 @@ class Predictions:
         values: class ids, or scores.
         labels: label of each class id; empty for regression.
         truncated: rows that were too long for the model.
+        metrics: of a split whose labels are known, else empty.
+        data: fingerprint of the split.
     """
 
     values: list[float]
     labels: list[str]
     truncated: int
+    metrics: dict[str, float]
+    data: str
 
 
-def write_test_files(choices: Sequence[Choice], folder: Path, capacity: Capacity) -> Path | None:
+def write_test_files(
+    choices: Sequence[Choice],
+    folder: Path,
+    capacity: Capacity,
+    record: RecordScores = lambda task, scores: None,
+) -> Path | None:
     """Predict the test split of every task that has one, and write the server's files and one zip.
 
     Args:
         choices: winners with their exported models.
         folder: receives ``CoLA.tsv``, ...; made here.
         capacity: what one prediction may occupy.
+        record: receives the scores of splits whose labels are known.
 
     Returns:
         The zip; ``None`` if no task has a test split.
@@ -70,7 +85,7 @@ def write_test_files(choices: Sequence[Choice], folder: Path, capacity: Capacity
     ]  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for reference, (_, task, split) in zip(running, wanted, strict=True):
+    for reference, (choice, task, split) in zip(running, wanted, strict=True):
         try:
             found: Predictions = ray.get(reference)
         except RayTaskError as error:
@@ -85,6 +100,8 @@ def write_test_files(choices: Sequence[Choice], folder: Path, capacity: Capacity
                 split,
                 found.truncated,
             )
+        if found.metrics:
+            record(choice.point.task, [_score(choice, split, found)])
         path = folder / task.submission[split]
         written.append(write_submission(task, found.values, path, labels=found.labels or None))
     if not written:
@@ -101,12 +118,12 @@ def write_test_files(choices: Sequence[Choice], folder: Path, capacity: Capacity
 
 
 def predict(recipe: dict[str, Any], model_folder: str, split: str, *, threads: int, gpu: bool) -> Predictions:
-    """Predict one unlabelled split, every row of it, in the order of the file."""
+    """Predict one test split, every row of it, in the order of the file."""
     import torch
 
     from data2vec.artifact import load
 
-    from ..tasks.sentence_prediction import open_subset
+    from ..tasks.sentence_prediction import metrics_of, open_subset
 
     torch.set_num_threads(threads)
     typed = Recipe.from_dict(recipe)
@@ -130,7 +147,25 @@ def predict(recipe: dict[str, Any], model_folder: str, split: str, *, threads: i
             for row, value in zip(rows, found.tolist(), strict=True):
                 values[row] = value
     truncated = int((full.sizes > data.sizes).sum())
-    return Predictions(values, list(data.labels), truncated)
+    metrics: dict[str, float] = {}
+    criterion = typed.criterion
+    if data.targets is not None and isinstance(criterion, SentencePredictionCriterion):
+        metrics = sentence_metrics(
+            values, data.targets.reshape(-1), data.labels, regression, metrics_of(criterion)
+        )
+    return Predictions(values, list(data.labels), truncated, metrics, data.fingerprint())
+
+
+def _score(choice: Choice, split: str, found: Predictions) -> Score:
+    folder = choice.record.model_folder
+    return Score(
+        subset=split,
+        metrics=found.metrics,
+        data=found.data,
+        weights=file_sha256(folder / "model.safetensors"),
+        samples=len(found.values),
+        update=update_of(read_artifact(folder).config),
+    )
 
 
 def _with_task(recipe: Recipe, **changes: Any) -> Recipe:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..recipe.sweep_definition import SweepDefinition
 from ..registry.registration import register_summary
+from ..tracking.scores import Score
 from ..tracking.tracker_actor import AnyTracker
 from .results import Record
 from .selection import Choice, shown
@@ -118,6 +119,19 @@ def register_winner(
         model_uri=uri,
         alias=alias,
     )
+
+
+def record_winner_scores(
+    tracker: AnyTracker, winners: Sequence[Winner], task: str, scores: Sequence[Score]
+) -> None:
+    """Scores of test subsets, to the run of the task's winner and to its registered version."""
+    winner = next(winner for winner in winners if winner.task == task)
+    version = None
+    if winner.model_uri is not None:
+        name, _, number = winner.model_uri.removeprefix("models:/").rpartition("/")
+        version = name, int(number)
+    for line in tracker.call("record_scores", list(scores), winner.run_id, version):
+        logger.info("%s: recorded in %s", task, line)
 
 
 def delete_losers(records: Mapping[str, Record], choices: Mapping[str, Choice]) -> int:

@@ -18,7 +18,7 @@ from data2vec.data.sentences import SentenceDataset
 from data2vec.data.tokenizer import TextTokenizer
 from data2vec.errors import CheckpointError, ConfigError, DataError, Problem
 from data2vec.heads import SentenceClassifier, TextConfig, max_text_positions
-from data2vec.metrics import sentence_metrics
+from data2vec.metrics import sentence_metrics, wanted_metrics
 from data2vec.v1.text_config import Data2VecTextConfig
 
 from ..recipe.components import (
@@ -134,7 +134,7 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
             np.array([result["target"] for result in results]),
             labels=self.dataset(subset).labels,
             regression=self.regression,
-            wanted=self._wanted(),
+            wanted=metrics_of(self.criterion),
         )
         return scores
 
@@ -164,15 +164,15 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
             **parent_facts(self.parent),
         }
 
-    def _wanted(self) -> list[str]:
-        wanted = [] if self.regression else ["accuracy"]
-        if self.criterion.report_mcc:
-            wanted += ["mcc"]
-        if self.criterion.report_acc_and_f1:
-            wanted += ["f1", "acc_and_f1"]
-        if self.criterion.report_pearson_and_spearman:
-            wanted += ["pearson", "spearman", "pearson_and_spearman"]
-        return wanted
+
+def metrics_of(criterion: SentencePredictionCriterion) -> list[str]:
+    """Names of the metrics that the criterion asks for."""
+    return wanted_metrics(
+        regression=criterion.regression_target,
+        report_mcc=criterion.report_mcc,
+        report_acc_and_f1=criterion.report_acc_and_f1,
+        report_pearson_and_spearman=criterion.report_pearson_and_spearman,
+    )
 
 
 def open_subset(recipe: Recipe, subset: str) -> SentenceDataset:

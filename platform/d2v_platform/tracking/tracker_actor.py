@@ -12,13 +12,15 @@ from typing import Any
 
 from ..home import d2v_home
 from .redaction import redact_logs
+from .scores import Score, record_scores
 from .tracker import MetricPoint, Tracker, now_ms
 
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "d2v"
 _OF_AN_OPEN_RUN = ("log", "set_tags", "log_text", "log_dict", "log_artifact", "unsent", "flush", "finish")
-_OWN = ("unsent", "take_over", "leave_mistake", "mistake_of")  # methods of the service, not of the tracker
+# Methods of the service, not of the tracker.
+_OWN = ("unsent", "take_over", "leave_mistake", "mistake_of", "record_scores")
 
 
 class TrackerService:
@@ -56,6 +58,12 @@ class TrackerService:
         from ..registry.register import promote
 
         return promote(self.tracker, **kwargs)
+
+    def record_scores(
+        self, scores: Sequence[Score], run_id: str | None, version: tuple[str, int] | None = None
+    ) -> list[str]:
+        """Scores of test subsets: see :func:`d2v_platform.tracking.scores.record_scores`."""
+        return record_scores(self.tracker, scores, run_id, version)
 
     def unsent(self, run_id: str) -> dict[str, Any]:
         """The run's metric points that MLflow does not have yet, for its checkpoint."""
