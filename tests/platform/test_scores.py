@@ -176,7 +176,9 @@ def test_a_folder_is_scored_for_the_run_that_is_named(
     (stored,) = stored_scores(tracker.client.get_run(run_id).data.tags)
     assert stored.decoding == {"type": "viterbi", "max_sample_size": 100_000}
     with pytest.raises(Data2VecError, match="no run or sweep is called 'train-2'"):
-        infer(dataclasses.replace(options, common_eval=dataclasses.replace(options.common_eval, run="train-2")))
+        infer(
+            dataclasses.replace(options, common_eval=dataclasses.replace(options.common_eval, run="train-2"))
+        )
     config = json.loads((ctc_model / "config.json").read_text())
     config["origin"] = {"run_id": "a" * 32, "update": 7}
     (ctc_model / "config.json").write_text(json.dumps(config))

@@ -40,7 +40,7 @@ examples:
   %(prog)s ... decoding.type=fairseqlm decoding.lmpath=models:/LM@ALIAS decoding.unitlm=true    # over letters
   %(prog)s ... platform.num_workers=4        # spread over Ray workers; distributed_world_size=4 is the same
   d2v sweep decoding ...                      # weights of the language model, tuned on a dev subset
-  %(prog)s ... --run RUN                     # scores go to this run in MLflow, of a model that is not registered
+  %(prog)s ... --run RUN                     # scores of a model that is not registered go to this run
 
   %(prog)s task.data=/images common_eval.path=models:/NAME@ALIAS dataset.gen_subset=val   # an image model
   %(prog)s task.data=/photos common_eval.path=models:/NAME@ALIAS task.labels=null    # folders, no classes
