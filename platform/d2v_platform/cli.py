@@ -116,7 +116,8 @@ def train_command(arguments: Sequence[str], prog: str) -> None:
             run_or_plan(sweep, request.plan_only)
             return
     composed = request.compose()
-    from .training.launch import launch, result_lines, show_plan
+    from .training.launch import launch, show_plan
+    from .training.run_result import result_lines
     from .training.start_times import reached
 
     reached("recipe composed")

@@ -53,7 +53,7 @@ def difference(recipe: Recipe | Mapping[str, Any], named: Recipe | Mapping[str, 
     """
     return {
         name: change
-        for name, change in _changes(named, recipe).items()
+        for name, change in changes(named, recipe).items()
         if not name.startswith("platform.") and change.before != MISSING
     }
 
@@ -72,17 +72,18 @@ def resume_differences(old: Recipe | Mapping[str, Any], new: Recipe | Mapping[st
     logging, loading and the keeping of checkpoints, and how the micro-batches of an update split into workers
     and accumulation (W*F) as long as their product stays.
     """
-    changes = _changes(old, new)
+    found = changes(old, new)
     if _micro_batches(old) == _micro_batches(new):
-        changes = {name: change for name, change in changes.items() if name not in _WORKERS}
+        found = {name: change for name, change in found.items() if name not in _WORKERS}
     return {
         name: change
-        for name, change in changes.items()
+        for name, change in found.items()
         if name == "platform.precision" or not (name.startswith(_NOT_COMPUTED) or name in _FREE_TO_CHANGE)
     }
 
 
-def _changes(before: Recipe | Mapping[str, Any], after: Recipe | Mapping[str, Any]) -> dict[str, Change]:
+def changes(before: Recipe | Mapping[str, Any], after: Recipe | Mapping[str, Any]) -> dict[str, Change]:
+    """Every field that differs."""
     old, new = _flat(before), _flat(after)
     names = dict.fromkeys([*new, *old])
     return {

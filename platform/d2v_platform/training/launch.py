@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import secrets
-import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -21,52 +21,33 @@ import torch
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from ..recipe.compose import Composed
-from ..recipe.difference import difference, digest, resume_differences
+from ..recipe.difference import difference, digest
 from ..recipe.schema import Recipe
 from ..registry.model_versions import PARENT_TAG
 from ..registry.registration import register_summary
 from ..storage.cache import with_local_data
 from ..storage.locations import is_uri
-from ..tracking.redaction import redact, redact_text
 from ..tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
 from . import ray_session
 from .accelerators import local_gpus
+from .continuation import Continuation, continue_run, resume_command
 from .forecast import Forecast, forecast_as_stated, forecast_at_hand, placed
 from .loop_state import Summary, TrainingStopped, Worker
 from .plan import Plan, make_plan
 from .preflight import ResolvedModels, preflight, resolve_models
+from .run_result import RunResult, finished_before
 from .run_storage import (
     bring_model,
     check_storage,
-    data_started_with,
+    keep_end,
     keep_start,
     ray_storage,
     remote_folder,
     run_root,
-    started_with,
 )
 from .start_times import reached
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished training.
-
-    Attributes:
-        run_id: MLflow run.
-        run_name: its name.
-        folder: checkpoints and exported model.
-        summary: how it ended.
-        registered: ``models:/NAME/VERSION`` if it was registered.
-    """
-
-    run_id: str
-    run_name: str
-    folder: Path
-    summary: Summary
-    registered: str | None
 
 
 def launch(composed: Composed) -> RunResult:
@@ -97,6 +78,8 @@ def launch(composed: Composed) -> RunResult:
         stack.callback(tracker.close)
         data = costs[0].workload.fingerprint() if costs else None
         run = _open_run(composed, tracker, plan, models.pretrained_uri, data)
+        if isinstance(run, RunResult):
+            return run
         reached("run opened in MLflow")
         with _finishing(tracker, run.run_id) as outcome:
             summary = _train(recipe, plan, tracker, run, models)
@@ -105,6 +88,7 @@ def launch(composed: Composed) -> RunResult:
             registered = register_summary(
                 tracker, composed, run.run_id, run.folder, summary, parent_uri=models.pretrained_uri
             )
+            keep_end(run.folder, run.remote, summary, registered)
             outcome.status = "FINISHED"
     return RunResult(run.run_id, run.name, run.folder, summary, registered)
 
@@ -124,34 +108,44 @@ class _Run:
 
 def _open_run(
     composed: Composed, tracker: AnyTracker, plan: Plan, parent_uri: str | None, data: str | None
-) -> _Run:
-    """Create the MLflow run, or resume the unfinished one of this name; refuse a changed recipe or data."""
+) -> _Run | RunResult:
+    """Create the MLflow run, or go on with the one of this name; its result if it has finished.
+
+    Raises:
+        ConfigError: the run of this name has another recipe or other data.
+    """
     recipe, platform = composed.recipe, composed.recipe.platform
     name = platform.run_name or _fresh_name(composed.named_recipe)
-    root = run_root(platform.storage)
+    root, going_on = run_root(platform.storage), Continuation()
     existing = tracker.call("find_run", platform.experiment, name) if platform.run_name else None
     check_storage(platform.storage, new=existing is None)
+    tags = dict(platform.extra_tags)
     if existing is not None:
         places = root / existing.run_id, remote_folder(platform.storage, existing.run_id)
-        _refuse_changed(started_with(*places), recipe, data_started_with(*places), data, name)
+        going_on = continue_run(composed, existing, *places, data)
+        if going_on.nothing_left:
+            return finished_before(existing, *places)
+        for line in going_on.lines:
+            logger.info("%s", line)
+        if going_on.raised:
+            longer = [f"{field} {c.before} -> {c.after}" for field, c in going_on.raised.items()]
+            tags["d2v.longer"] = "; ".join([*filter(None, [existing.tags.get("d2v.longer")]), *longer])
     handle = tracker.call(
         "open_run",
         experiment=platform.experiment,
         name=name,
         params=recipe.to_dict(),
-        tags=recipe_tags(composed)
-        | _plan_tags(plan)
-        | {PARENT_TAG: parent_uri or "none"}
-        | dict(platform.extra_tags),
+        tags=recipe_tags(composed) | _plan_tags(plan) | {PARENT_TAG: parent_uri or "none"} | tags,
         resume_key=name,
+        reopen_finished=going_on.reopen,
     )
     if handle.status == "FINISHED":
-        raise Data2VecError(
-            f"platform.run_name = {name!r} has finished (run {handle.run_id}); use another name for a new run"
-        )
+        raise Data2VecError(f"platform.run_name = {name!r} has just been finished by another process")
     folder = root / handle.run_id
     folder.mkdir(parents=True, exist_ok=True)
     remote = remote_folder(platform.storage, handle.run_id)
+    if going_on.reopen and remote is not None:
+        shutil.rmtree(folder / "model", ignore_errors=True)  # the new one may be made on another machine
     keep_start(folder, remote, recipe, data)
     if not handle.resumed:
         tracker.call("log_dict", handle.run_id, recipe.to_dict(), "recipe/recipe.json")
@@ -164,35 +158,6 @@ def _open_run(
     logger.info("to resume it: %s", resume_command(composed, name))
     lineage = {"run_id": handle.run_id, "recipe": composed.named_recipe, "recipe.digest": digest(recipe)}
     return _Run(handle.run_id, name, folder, lineage | {"code": code_version()}, remote)
-
-
-def resume_command(composed: Composed, name: str) -> str:
-    """The command line that goes on with this run."""
-    overrides = [text for text in composed.overrides if not text.lstrip("+").startswith("platform.run_name=")]
-    words = ["d2v", "train", composed.named_recipe, *overrides, f"platform.run_name={name}"]
-    return redact_text(shlex.join(words))  # the secret itself is not in the line: type it again
-
-
-def _refuse_changed(
-    before: Mapping[str, Any] | None, recipe: Recipe, data_before: str | None, data: str | None, name: str
-) -> None:
-    changed = resume_differences(before, redact(recipe.to_dict())) if before is not None else {}
-    problems = [
-        Problem(
-            field,
-            c.after,
-            f"the run {name!r} was started with {c.before!r}; use it, or another platform.run_name",
-        )
-        for field, c in changed.items()
-    ]
-    if data is not None and data_before not in (None, data):
-        rule = (
-            f"holds other data ({data[:12]}) than the run {name!r} was started with ({data_before[:12]}); "
-            "use that data, or another platform.run_name"
-        )
-        problems.append(Problem("task.data", recipe.task.data, rule))
-    if problems:
-        raise ConfigError(problems, f"resuming {name!r}")
 
 
 def _fresh_name(recipe_name: str) -> str:
@@ -433,26 +398,6 @@ def refuse_node_local(
             "nodes share"
         )
         raise ConfigError([Problem("platform.storage", storage, rule)])
-
-
-def result_lines(result: RunResult) -> list[str]:
-    """The last words of a training."""
-    summary = result.summary
-    figures = "  ".join(
-        f"{name} {value:.4g}"
-        for name, value in sorted(summary.metrics.items())
-        if name.startswith(("train/loss", "valid"))
-    )
-    lines = [
-        f"done: {summary.reason}; {summary.update} updates in {summary.seconds:.0f} s",
-        f"      {figures}",
-    ]
-    if summary.best is not None:
-        lines.append(f"      best {summary.best:.4g} at update {summary.best_update}")
-    lines.append(f"      model folder {result.folder / 'model'}")
-    if result.registered:
-        lines.append(f"      registered as {result.registered}")
-    return lines
 
 
 def show_plan(composed: Composed) -> None:

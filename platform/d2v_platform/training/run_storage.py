@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from ..storage.locations import (
     probe,
 )
 from ..tracking.redaction import redact
+from .loop_state import Summary
 from .remote_checkpoints import fetch_model
 
 logger = logging.getLogger(__name__)
 
 _RECIPE = "recipe.json"
 _DATA = "data.json"  # fingerprint of the training data
+_END = "summary.json"  # how the training ended
 _REMOTE = "remote.json"  # names the URI, so that what could not be uploaded is found later
 _SHORT = Patience(seconds=20)
 
@@ -113,11 +116,33 @@ def keep_start(folder: Path, remote: str | None, recipe: Recipe, fingerprint: st
     files = {_RECIPE: json.dumps(redact(recipe.to_dict()), indent=1)}
     if fingerprint is not None:
         files[_DATA] = json.dumps({"fingerprint": fingerprint})
+    if remote is not None:
+        (folder / _REMOTE).write_text(json.dumps({"uri": remote}), encoding="utf-8")
+    _keep(files, folder, remote)
+
+
+def keep_end(folder: Path, remote: str | None, summary: Summary, registered: str | None) -> None:
+    """Write how a training ended into the run's folders."""
+    _keep(
+        {_END: json.dumps({"summary": asdict(summary), "registered": registered}, indent=1)}, folder, remote
+    )
+
+
+def ended_with(folder: Path, remote: str | None) -> tuple[Summary, str | None] | None:
+    """How a training ended, and what it was registered as; ``None`` if neither place has it.
+
+    Raises:
+        StorageAwayError: only the URI could have it, and it does not answer.
+    """
+    found = _kept(_END, folder, remote)
+    return None if found is None else (Summary(**found["summary"]), found["registered"])
+
+
+def _keep(files: Mapping[str, str], folder: Path, remote: str | None) -> None:
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
     if remote is None:
         return
-    (folder / _REMOTE).write_text(json.dumps({"uri": remote}), encoding="utf-8")
     try:
         for name, text in files.items():
             open_location(remote).write(name, text.encode(), _SHORT)
