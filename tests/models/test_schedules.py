@@ -98,3 +98,81 @@ def test_speech_fine_tuning_may_last_longer_than_its_decay() -> None:
     schedule = TriStage(peak=1e-5, warmup_steps=8_000, hold_steps=0, decay_steps=200_000, final_scale=0.05)
     assert schedule(8_000) == pytest.approx(1e-5)
     assert schedule(200_000) == pytest.approx(1e-5 * math.exp(math.log(0.05) * 192_000 / 200_000))
+
+
+def plain_cosine(s: Cosine, update: int) -> float:
+    """Period by period: each is ``t_mult`` longer and ``lr_shrink`` lower than the one before."""
+    low = min(s.min_lr, s.peak)
+    if update < s.warmup_updates:
+        start = low if s.warmup_init_lr < 0 else s.warmup_init_lr
+        return start + (s.peak - start) * update / s.warmup_updates
+    since, factor = float(update - s.warmup_updates), 1.0
+    period = s.period_updates if s.period_updates > 0 else float(s.max_update - s.warmup_updates)
+    while since >= period:
+        since, period, factor = since - period, period * s.t_mult, factor * s.lr_shrink
+    return factor * (low + (s.peak - low) * (1 + math.cos(math.pi * since / period)) / 2)
+
+
+@given(
+    peak=st.floats(0.1, 1.0), low=st.floats(0.0, 0.5), warmup=st.integers(0, 20), start=st.floats(-1.0, 0.5),
+    period=st.sampled_from([-1.0, 7.0, 13.0]), t_mult=st.sampled_from([1.0, 2.0, 3.0]),
+    shrink=st.floats(0.1, 1.0), update=st.integers(0, 150),
+)  # fmt: skip
+def test_cosine_is_the_plain_formula(
+    peak: float,
+    low: float,
+    warmup: int,
+    start: float,
+    period: float,
+    t_mult: float,
+    shrink: float,
+    update: int,
+) -> None:
+    schedule = Cosine(
+        peak=peak, min_lr=low, warmup_updates=warmup, warmup_init_lr=start, period_updates=period,
+        max_update=warmup + 50, lr_shrink=shrink, t_mult=t_mult,
+    )  # fmt: skip
+    assert schedule(update) == pytest.approx(plain_cosine(schedule, update), rel=1e-6, abs=1e-9)
+
+
+@given(
+    peak=st.floats(0.1, 1.0), warmup=st.integers(1, 20), hold=st.integers(0, 20), decay=st.integers(1, 20),
+    first=st.floats(0.0, 0.5), last=st.floats(0.01, 0.5), update=st.integers(0, 70),
+)  # fmt: skip
+def test_tri_stage_is_the_plain_formula(
+    peak: float, warmup: int, hold: int, decay: int, first: float, last: float, update: int
+) -> None:
+    schedule = TriStage(
+        peak=peak, warmup_steps=warmup, hold_steps=hold, decay_steps=decay, init_scale=first, final_scale=last
+    )
+    if update < warmup:
+        wanted = peak * (first + (1 - first) * update / warmup)
+    elif update < warmup + hold:
+        wanted = peak
+    else:
+        wanted = peak * last ** min((update - warmup - hold) / decay, 1.0)
+    assert schedule(update) == pytest.approx(wanted, rel=1e-9)
+
+
+@given(
+    peak=st.floats(0.1, 1.0), warmup=st.integers(0, 20), more=st.integers(0, 40), end=st.floats(0.0, 0.1),
+    power=st.sampled_from([0.5, 1.0, 2.0]), update=st.integers(0, 70),
+)  # fmt: skip
+def test_polynomial_decay_is_the_plain_formula(
+    peak: float, warmup: int, more: int, end: float, power: float, update: int
+) -> None:
+    total = warmup + more
+    schedule = PolynomialDecay(peak=peak, warmup_updates=warmup, total=total, end=end, power=power)
+    if update <= warmup and warmup > 0:
+        wanted = peak * update / warmup
+    elif update >= total:
+        wanted = end
+    else:
+        wanted = end + (peak - end) * ((total - update) / (total - warmup)) ** power
+    assert schedule(update) == pytest.approx(wanted, rel=1e-9)
+
+
+@given(peak=st.floats(0.1, 1.0), warmup=st.integers(0, 20), update=st.integers(0, 30))
+def test_fixed_is_the_plain_formula(peak: float, warmup: int, update: int) -> None:
+    wanted = peak * min((update + 1) / warmup, 1.0) if warmup else peak
+    assert Fixed(peak=peak, warmup_updates=warmup)(update) == pytest.approx(wanted, rel=1e-9)

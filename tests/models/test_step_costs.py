@@ -1,4 +1,4 @@
-"""Work of a step counted product by product, and what is in memory when, in numbers small enough to follow."""
+"""Work of a step product by product, and what is in memory when, in numbers small enough to follow."""
 
 from __future__ import annotations
 
