@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from d2v_platform.home import d2v_home
+from d2v_platform.inference.transcription import output_stems
 from d2v_platform.preparation.audio import AudioOptions, prepare_manifests
 from d2v_platform.recipe.compose import compose
 from d2v_platform.storage.cache import with_local_data
@@ -139,3 +140,10 @@ def test_the_weights_of_a_hugging_face_folder(tmp_path: Path) -> None:
         else:
             with pytest.raises(Data2VecError, match=expected):
                 weights_file(folder)
+
+
+def test_transcripts_of_a_manifest_stay_in_the_output_folder() -> None:
+    files = [Path("/data/clips/../../etc/a.wav"), Path("/data/clips/b.wav"), Path("/data/clips/b.flac")]
+    stems = output_stems(files, Path("/somewhere/list.tsv"))
+    assert stems == [Path("etc/a"), Path("data/clips/b.wav"), Path("data/clips/b.flac")]
+    assert output_stems(files[1:2], files[1]) == [Path("b")]

@@ -82,7 +82,9 @@ def output_stems(files: Sequence[Path], source: Path) -> list[Path]:
     The folders of the source are kept. Recordings that differ in their ending alone keep it, so that none
     overwrites another's results.
     """
-    root = source if source.is_dir() else Path(os.path.commonpath([file.parent for file in files]))
-    names = [file.relative_to(root) for file in files]
+    # Without "..", which a manifest's names may hold: a result never leaves the output folder.
+    places = [Path(os.path.abspath(file)) for file in files]
+    root = os.path.abspath(source) if source.is_dir() else os.path.commonpath([p.parent for p in places])
+    names = [place.relative_to(root) for place in places]
     counts = Counter(name.with_suffix("") for name in names)
     return [name if counts[name.with_suffix("")] > 1 else name.with_suffix("") for name in names]

@@ -22,6 +22,7 @@ import requests
 
 from data2vec.data.encoding import file_sha256
 from data2vec.errors import DataError
+from data2vec.folders import inside
 
 BLOCK_BYTES = 1 << 16  # what a broken connection can lose at most
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
@@ -110,9 +111,8 @@ def unpack(archive: Path, folder: Path) -> list[Path]:
     try:
         with zipfile.ZipFile(archive) as zipped:
             names = [n for n in zipped.namelist() if not n.endswith("/")]
-            root = folder.resolve()
-            if unsafe := [n for n in names if not (root / n).resolve().is_relative_to(root)]:
-                raise DataError(f"{archive} is refused: {unsafe[0]!r} would be written outside {folder}")
+            for name in names:
+                inside(folder, name)
             if broken := zipped.testzip():
                 raise DataError(f"{archive} is damaged at {broken!r}; remove it and download it again")
             zipped.extractall(folder)

@@ -23,7 +23,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data2vec.errors import CheckpointError
+from data2vec.errors import CheckpointError, DataError
+from data2vec.folders import inside
 
 from ..storage.locations import Location, Patience, StorageError
 from .checkpoint import BEST, MANIFEST, CheckpointStore, describe, folder_name, update_of, verify
@@ -212,9 +213,11 @@ def _files(manifest: Path) -> list[str]:
         names = list(json.loads(manifest.read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{manifest} is unreadable: {error}") from error
-    outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
-    if outside:
-        raise CheckpointError(f"{manifest} names files outside its folder: {outside}")
+    try:
+        for name in names:
+            inside(manifest.parent, name)
+    except DataError as error:
+        raise CheckpointError(f"{manifest}: {error}") from None
     return names
 
 
