@@ -260,3 +260,49 @@ print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_the_highest_rate_of_a_group_that_layer_decay_splits_is_told() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    groups = parameter_groups(model, dynamic=False, lr_scales={"0.weight": 0.25, "2.weight": 0.5})
+    schedules = [[Fixed(peak=0.8 * group.lr_scale)] for group in groups]
+    optimizer = ScheduledAdam(groups, {"default": GroupSettings()}, schedules)
+    assert [g.lr_scale for g in groups] == [0.25, 1.0, 0.5]
+    assert optimizer.learning_rates(0) == {"default": 0.8}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.step(0)
+    moved = [float((b - p.detach()).mean()) for b, p in zip(before, model.parameters(), strict=True)]
+    assert moved == pytest.approx([0.2, 0.8, 0.8, 0.8, 0.4, 0.8], rel=1e-4)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_groups_by_tags(listed: bool) -> None:
+    """Exempt or not, decoder or not, each factor; listed parameters apart from others of the same factor."""
+    model = nn.ModuleDict({"decoder": nn.Linear(2, 2), "rest": nn.Linear(2, 2), "more": nn.Linear(2, 2)})
+    model.register_parameter("alibi_scale", nn.Parameter(torch.ones(1, 1, 2)))
+    scales = {"rest.weight": 1.0, "rest.bias": 1.0} if listed else None
+    groups = parameter_groups(model, dynamic=True, decoder_group=True, lr_scales=scales)
+    found = {(g.name, g.exempt, tuple(g.names)) for g in groups}
+    weights = (
+        {("default", False, ("rest.weight",)), ("default", False, ("more.weight",))}
+        if listed
+        else {("default", False, ("rest.weight", "more.weight"))}
+    )
+    assert found == weights | {
+        ("default", True, ("alibi_scale", "rest.bias", "more.bias")),
+        ("decoder", False, ("decoder.weight",)), ("decoder", True, ("decoder.bias",)),
+    }  # fmt: skip
+    one = parameter_groups(model, dynamic=False, lr_scales=scales)
+    assert [len(g.params) for g in one] == [7] and not one[0].exempt
+
+
+def test_the_norm_is_that_of_all_workers() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 0.0])
+    norm = scale_and_clip([parameter], 2.0, 1.0, total=lambda square: square + 16.0)  # another one holds a 4
+    assert norm == pytest.approx(2.5)
+    assert parameter.grad[0] == pytest.approx(1.5 / (2.5 + 1e-6))
+    empty = nn.Parameter(torch.zeros(0))
+    assert scale_and_clip([empty], 2.0, 1.0, total=lambda square: square + 16.0) == 4.0, "none of the rows"
