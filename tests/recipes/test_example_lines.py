@@ -12,6 +12,7 @@ import typer
 from d2v_platform.cli import app
 from d2v_platform.inference.options import read_options
 from d2v_platform.recipe.command_line import parse
+from d2v_platform.recipe.difference import difference
 from d2v_platform.recipe.locate import config_root
 from d2v_platform.recipe.sweep_definition import load_sweep
 from d2v_platform.sweeps import decoding_sweep
@@ -120,6 +121,23 @@ def test_the_splits_sweep_has_every_recipes_own_rate() -> None:
     for task in load_sweep("splits", given).definition.grid["task"]:
         own = parse([f"wav2vec/finetuning/vox_{task}", *given]).compose().recipe.optimization.lr
         assert set(own) <= rates, task
+
+
+def test_the_pages_recipe_of_ones_own(folder: Path) -> None:
+    """The YAML and the command under "A recipe of your own" in configs/README.md."""
+    text = (config_root() / "README.md").read_text(encoding="utf-8")
+    recipe, command = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)[0] for kind in ("yaml", "bash"))
+    program, verb, *words = shlex.split(command)
+    assert (program, verb) == ("d2v", "train")
+    place = folder / words[words.index("--config-dir") + 1]
+    place.mkdir()
+    (place / f"{words[words.index('--config-name') + 1]}.yaml").write_text(recipe, encoding="utf-8")
+    made = parse(words).compose().recipe
+    inherited = parse(["wav2vec/finetuning/vox_10h", *words[-2:]]).compose().recipe
+    changed = difference(made, inherited)
+    assert {key: change.after for key, change in changed.items()} == {
+        "optimization.max_update": 5000, "lr_scheduler.max_update": 5000, "model.mask_prob": 0.5,
+    }  # fmt: skip
 
 
 def _with_file(word: str, folder: Path) -> str:

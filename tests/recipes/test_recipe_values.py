@@ -14,7 +14,7 @@ compare = functools.cache(comparison.compare)
 LISTED = comparison.deviations()
 
 
-@pytest.mark.parametrize("name", comparison.BUILT)
+@pytest.mark.parametrize("name", sorted(comparison.REFERENCE))
 def test_a_recipe_is_the_references_but_for_the_listed_deviations(name: str) -> None:
     found = compare(name).differences
     assert [one for one in found if not any(listed.covers(name, one) for listed in LISTED)] == []
@@ -23,7 +23,7 @@ def test_a_recipe_is_the_references_but_for_the_listed_deviations(name: str) -> 
 
 
 def test_no_deviation_is_listed_in_vain() -> None:
-    found = [(name, one) for name in comparison.BUILT for one in compare(name).differences]
+    found = [(name, one) for name in comparison.REFERENCE for one in compare(name).differences]
     for listed in LISTED:
         for pattern in listed.recipes.split():
             alone = comparison.Deviation(**{**vars(listed), "recipes": pattern})
@@ -31,10 +31,9 @@ def test_no_deviation_is_listed_in_vain() -> None:
         assert listed.reason.strip() and "|" not in listed.reason
 
 
-def test_every_file_of_the_reference_is_compared() -> None:
-    assert {"vision/pretraining/base_mae_imagenet"} >= comparison.NOT_BUILT
+def test_as_many_values_are_compared_as_there_are() -> None:
     assert len(comparison.REFERENCE) == 64
-    assert sum(compare(name).keys for name in comparison.BUILT) > 7000
+    assert sum(compare(name).keys for name in comparison.REFERENCE) > 7000
 
 
 def test_the_page_is_what_is_generated() -> None:
