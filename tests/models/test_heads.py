@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from data2vec.config import Data2VecMultiConfig, SentenceHeadConfig
-from data2vec.heads import SentenceClassifier, SentenceHead
+from data2vec.heads import SentenceClassifier, SentenceHead, max_text_positions
 from data2vec.student import Data2VecMulti
+from data2vec.v1.text_config import Data2VecTextConfig
 
 MakeConfig = Callable[..., Data2VecMultiConfig]
 FORMULAS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -110,3 +111,25 @@ def test_pretraining_dropouts_stay_in_force(make_config: MakeConfig) -> None:
     assert not torch.equal(model(source), model(source))
     model.eval()
     assert torch.equal(model(source), model(source))
+
+
+def test_layer_drop_of_the_network_follows_the_key(make_config: MakeConfig) -> None:
+    config = make_config(depth=4, layerdrop=0.5)
+    model = SentenceClassifier(config, SentenceHeadConfig(num_classes=3), vocab_size=30).train()
+    source = torch.randint(4, 30, (2, 9))
+    found = [model(source, None, 1, update) for update in range(8)]
+    assert torch.equal(found[0], model(source, None, 1, 0))
+    assert len({round(float(logits.sum().detach()), 5) for logits in found}) > 2
+
+
+def test_padding_reaches_the_network(make_config: MakeConfig) -> None:
+    model = make(make_config).eval()
+    source = torch.randint(4, 30, (1, 9))
+    padding = torch.arange(9)[None] >= 6
+    torch.testing.assert_close(model(source, padding), model(source[:, :6]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_longest_text_is_the_configurations(make_config: MakeConfig) -> None:
+    assert max_text_positions(make_config()) == 40
+    first = Data2VecTextConfig.from_dict({"transformer": {"max_source_positions": 77}})
+    assert max_text_positions(first) == 77

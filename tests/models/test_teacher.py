@@ -102,6 +102,7 @@ def test_norms_are_of_what_is_averaged(make_config: MakeConfig) -> None:
 
 def test_is_not_trained_and_does_not_hold_its_student(make_config: MakeConfig) -> None:
     teacher, averaged, _ = make(make_config())
+    assert not averaged.training and not averaged.dropout.training, "from the beginning"
     assert not any(p.requires_grad for p in teacher.parameters())
     assert set(teacher.state_dict()) == {f"module.{name}" for name in averaged.state_dict()}
     teacher.train()
