@@ -35,13 +35,17 @@ def letters_of(path: tuple[int, ...]) -> tuple[int, ...]:
 def best_letters(
     frames: np.ndarray, silence: float, model: NgramModel | None, weight: float
 ) -> tuple[float, tuple[int, ...]]:
-    """The best path over blank, |, A and B: emissions, a number for each new |, the language model of letters."""
+    """The best path over blank, |, A and B: emissions, a number for each frame of |, the model of letters.
+
+    The search stands in | at the beginning, so that one there is no new letter to the language model.
+    """
     best: tuple[float, tuple[int, ...]] = (-math.inf, ())
     for path in itertools.product((0, 4, 5, 6), repeat=len(frames)):
         found = letters_of(path)
         score = float(sum(frames[t, s] for t, s in enumerate(path))) + silence * path.count(4)
         if model is not None:
-            score += weight * model.sentence([LETTERS.symbols[s] for s in found])
+            told = found[1:] if path[0] == 4 else found
+            score += weight * model.sentence([LETTERS.symbols[s] for s in told])
         best = max(best, (score, found))
     return best
 

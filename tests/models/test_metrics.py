@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data2vec.errors import DataError
-from data2vec.metrics import sentence_metrics, wanted_metrics
+from data2vec.metrics import event_metrics, event_scores_by_class, sentence_metrics, wanted_metrics
 
 ALL = ["accuracy", "mcc", "f1", "acc_and_f1"]
 
@@ -80,3 +80,36 @@ def test_impossible_metrics(labels: list[str], regression: bool, wanted: list[st
 def test_lengths_must_agree() -> None:
     with pytest.raises(DataError, match="equally many"):
         sentence_metrics([0], [0, 1], ["0", "1"], False, ["accuracy"])
+
+
+def test_f1_where_precision_and_recall_differ() -> None:
+    labels = ["0", "1"]
+    found = sentence_metrics([1, 0, 0, 1, 0], [1, 1, 1, 0, 0], labels, False, ["f1", "acc_and_f1", "f1"])
+    found = sentence_metrics([1, 0, 0, 1, 0], [1, 1, 1, 0, 0], ["0", "1"], False, ["f1", "acc_and_f1", "f1"])
+    assert found["f1"] == pytest.approx(100 * 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
+    assert list(found) == ["f1", "acc_and_f1"] and found["acc_and_f1"] == pytest.approx((40 + 40.0) / 2)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "targets", "value"),
+    [([1.0, 2.0], [3.0, 3.0], 0.0), ([2.0, 2.0], [1.0, 3.0], 0.0), ([1.0], [2.0], 0.0),
+     ([1.0, 2.0], [2.0, 1.0], -100.0)],
+)  # fmt: skip
+def test_correlations_of_what_does_not_vary(
+    predictions: list[float], targets: list[float], value: float
+) -> None:
+    found = sentence_metrics(predictions, targets, [], True, ["spearman", "pearson"])
+    assert found == pytest.approx({"spearman": value, "pearson": value})
+
+
+def test_no_matthews_correlation_where_a_side_has_one_class() -> None:
+    for predictions, targets in (([1, 1], [0, 1]), ([0, 1], [1, 1])):
+        assert sentence_metrics(predictions, targets, ["0", "1"], False, ["mcc"]) == {"mcc": 0.0}
+
+
+def test_events_that_all_clips_hold_have_a_precision_and_no_area() -> None:
+    labels = np.array([[1, 1], [1, 0]])
+    precision, area = event_scores_by_class(np.array([[0.4, 0.9], [0.6, 0.2]]), labels)
+    assert precision.tolist() == [100.0, 100.0] and math.isnan(area[0]) and area[1] == 100.0
+    found = event_metrics(np.array([[0.4, 0.9], [0.6, 0.2]]), labels)
+    assert found == {"mAP": 100.0, "mAUC": 100.0, "top1": 100.0}
