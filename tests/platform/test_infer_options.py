@@ -121,11 +121,13 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
 
 def test_the_launchers_words_have_no_effect(conf: str) -> None:
     plain, _ = read_options(["--config-dir", conf, *NEEDED])
-    words = ["-m", "+run_config=fb_slurm_1", "hydra/sweeper=ax", "hydra/launcher=x", "hydra.sweep.dir=/x"]
+    words = ["-m", "+run_config=fb_slurm_1", "hydra/sweeper=ax", "hydra/launcher=x", "hydra.sweep.dir=/x",
+             "checkpoint.save_dir=/x", "optimization.lr=[1]"]  # fmt: skip
     options, notes = read_options(["--config-dir", conf, *words, *NEEDED])
     assert options == plain
     assert any(note.startswith("run_config, hydra/sweeper, hydra/launcher, hydra.sweep.dir: no effect")
                for note in notes)  # fmt: skip
+    assert "checkpoint, optimization: no effect here; nothing is trained" in notes
 
 
 def test_values_are_read_as_in_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

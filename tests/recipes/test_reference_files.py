@@ -232,8 +232,8 @@ def test_the_metric_decides_which_direction_is_better(metric: str, given: str, l
 
 
 def test_defaults_beside_the_old_header(folder: Path) -> None:
-    chosen = FINETUNING.replace("# @package _group_\n", "# @package _group_\ndefaults:\n  - model: null\n"
-                                "  - lr_scheduler: polynomial_decay\n  - _self_\n")  # fmt: skip
+    chosen = FINETUNING.replace("# @package _group_\n", "# @package _group_\ndefaults:\n  - _self_\n"
+                                "  - model: null\n  - lr_scheduler: polynomial_decay\n")  # fmt: skip
     chosen = chosen.replace("lr_scheduler: {_name: polynomial_decay, ", "lr_scheduler: {")
     (folder / "task.yaml").write_text(chosen, encoding="utf-8")
     given = ["task.data=/x", "model.model_path=/m", "optimization.lr=[1e-5]"]
