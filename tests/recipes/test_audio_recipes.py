@@ -188,9 +188,10 @@ def test_files_of_a_language_model_are_asked_for_when_training_decodes(tmp_path:
     assert [(p.field, p.value) for p in missing_files(listed.criterion)] == [("criterion.wer_args", "/lm")]
 
 
+@pytest.mark.parametrize("first", [(), ("criterion.wer_args=[/lm,/lexicon,2,-1]",)])
 @pytest.mark.parametrize("word", ["criterion.wer_args=null", "~criterion.wer_args"])
-def test_the_four_as_one_stand_for_the_single_fields(word: str) -> None:
-    given = ["task.data=/data", "model.w2v_path=/model", *_AUTHORS, word]
+def test_the_four_as_one_stand_for_the_single_fields(word: str, first: tuple[str, ...]) -> None:
+    given = ["task.data=/data", "model.w2v_path=/model", *first, *_AUTHORS, word]
     composed = compose("wav2vec/finetuning/base_100h", given)
     criterion = composed.recipe.criterion
     assert isinstance(criterion, CTCCriterion) and language_model(criterion) is None

@@ -117,5 +117,8 @@ def test_a_command_of_the_readme_composes(line: str, there: bool, checkout: Path
 @pytest.mark.parametrize("name", ["vox_10m_2", "vox_10h_aws_v100"])
 def test_the_authors_language_model_can_be_left_out(checkout: Path, name: str) -> None:
     for word in ("criterion.wer_args=null", "~criterion.wer_args", "criterion.wer_kenlm_model=null"):
-        criterion = composed(checkout, f"wav2vec/finetuning/{name}", word).recipe.to_dict()["criterion"]
+        result = composed(checkout, f"wav2vec/finetuning/{name}", word)
+        criterion = result.recipe.to_dict()["criterion"]
+        told = any(note.startswith("criterion.wer_lexicon: no effect here") for note in result.notes)
+        assert told == (criterion["wer_lexicon"] is not None) == ("wer_args" not in word)
         assert criterion["wer_kenlm_model"] is None and criterion["wer_args"] is None
