@@ -181,6 +181,31 @@ def test_the_served_model_names_the_row_that_is_wrong(pictures: Path, classifier
         entry.predict(None, pd.DataFrame())  # what MLflow makes of columns that it does not know
 
 
+def test_a_served_table_of_pixels_is_checked_and_agrees_with_the_file(classifier: Path) -> None:
+    entry = importlib.import_module("d2v_platform.registry.pyfunc_image_entry").ImageModel()
+    entry.load_context(SimpleNamespace(artifacts={"model": str(classifier)}))
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, format="PNG")
+    by_pixels = entry.predict(None, pd.DataFrame({"image": [pixels.tolist()]}))
+    by_file = entry.predict(None, pd.DataFrame({"file": [buffer.getvalue()]}))
+    pd.testing.assert_frame_equal(by_pixels, by_file)
+    scores = by_file.filter(like="score_").iloc[0]
+    assert by_file["score"][0] == scores.max() and scores.idxmax() == f"score_{by_file['label'][0]}"
+    for wrong in (-1, 256, 1000.0):
+        table = pd.DataFrame({"image": [pixels.tolist(), [[[0, 0, wrong]]]]})
+        with pytest.raises(DataError, match=r"row 1: values of an image must lie in 0 \.\.\. 255"):
+            entry.predict(None, table)
+    embedded = entry.predict(None, pd.DataFrame({"file": [buffer.getvalue()]}), {"output": "embedding"})
+    by_class_token = entry.predict(
+        None, pd.DataFrame({"file": [buffer.getvalue()]}), {"output": "embedding", "pooling": "cls"}
+    )
+    assert list(embedded) == ["embedding"] and embedded["embedding"][0] != by_class_token["embedding"][0]
+    for params in ({"output": "nothing"}, {"output": "embedding", "pooling": "max"}):
+        with pytest.raises(DataError, match="must be one of"):
+            entry.predict(None, pd.DataFrame({"file": [buffer.getvalue()]}), params)
+
+
 def test_embed_takes_any_layer_and_pooling(
     pictures: Path, pretrained: Path, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

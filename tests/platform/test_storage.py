@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 from d2v_platform.storage import cache
 from d2v_platform.storage.cache import cached, cached_folder, local_data, split_places
@@ -24,9 +26,15 @@ from d2v_platform.storage.locations import (
     patiently,
     probe,
 )
+from d2v_platform.storage.s3 import NoBucketError, translated
 from data2vec.errors import DataError
 
 BRIEF = Patience(seconds=1.0, first_s=0.1)
+
+
+def _refusal(code: str, status: int = 400) -> ClientError:
+    answer: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "GetObject")
 
 
 @pytest.fixture(params=["memory", "s3", "file"])
@@ -100,6 +108,30 @@ def test_refusals_are_said_at_once_and_without_the_secret(
     with pytest.raises(StorageError, match="credentials"):
         open_location(s3_bucket).listing()
     assert time.monotonic() - begin < 30  # none of the three was tried for a minute
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        *((_refusal(code), PermissionError) for code in ("AccessDenied", "403", "ExpiredToken")),
+        *((_refusal(code), FileNotFoundError) for code in ("404", "NoSuchKey", "NoSuchBucket")),
+        (_refusal("SlowDown", 503), ConnectionError), (_refusal("429", 429), ConnectionError),
+        (_refusal("InternalError", 500), ConnectionError), (_refusal("InvalidRange", 416), OSError),
+        (S3UploadFailedError("Failed to upload: An error occurred (AccessDenied) when ..."), PermissionError),
+        (S3UploadFailedError("Failed to upload: An error occurred (SlowDown) when ..."), ConnectionError),
+        (S3UploadFailedError("Failed to upload: An error occurred (NoSuchBucket) when ..."), NoBucketError),
+        (NoCredentialsError(), PermissionError), (EndpointConnectionError(endpoint_url="x"), ConnectionError),
+    ],
+)  # fmt: skip
+def test_what_the_server_says_decides_whether_waiting_helps(error: Exception, kind: type[Exception]) -> None:
+    def fails() -> None:
+        raise error
+
+    with pytest.raises(kind) as caught:
+        translated(fails, "s3://bucket/x")
+    assert "s3://bucket/x" in str(caught.value)
+    assert isinstance(caught.value, ConnectionError) == (kind is ConnectionError)
+    assert isinstance(caught.value, NoBucketError) == ("NoSuchBucket" in str(error))
 
 
 def test_credentials_in_a_uri_are_refused() -> None:

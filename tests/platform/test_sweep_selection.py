@@ -123,6 +123,16 @@ def test_the_rate_is_chosen_by_the_median_and_the_seed_nearest_it_is_registered(
     assert (choice.point.lr, choice.point.value, choice.record.stored.seed) == (1e-5, 50.0, 1)
 
 
+def test_of_a_score_that_should_be_low_the_lowest_is_the_lucky_seed(cola: Any) -> None:
+    curves = {(1e-5, 1): 30.0, (1e-5, 2): 80.0, (2e-5, 1): 40.0, (2e-5, 2): 50.0}
+    records = [run(cola, "cola", lr, seed, {5: value}) for (lr, seed), value in curves.items()]
+    metrics = {record.stored.name: ("mcc", False) for record in records}
+    for rule, winner in (("max", (1e-5, 30.0, 1)), ("median", (2e-5, 45.0, 1))):
+        choice = choose(grid_points(records, metrics, Select(over_seeds=rule)))
+        assert choice is not None
+        assert (choice.point.lr, choice.point.value, choice.record.stored.seed) == winner
+
+
 def test_with_two_seeds_the_better_one_is_registered(cola: Any) -> None:
     choice = choose(points([run(cola, "cola", 1e-5, 1, {5: 10.0}), run(cola, "cola", 1e-5, 2, {5: 20.0})]))
     assert choice is not None

@@ -65,6 +65,55 @@ def test_a_pair_task_reads_back(tmp_path: Path, tokenizer: TextTokenizer) -> Non
     assert card["vocabulary"] == 50265
 
 
+# Columns of the published files, and what the reference takes of them: inputs in order, label, class names.
+PUBLISHED = {
+    "cola": ("", (3,), 1, ("0", "1")),  # no header: source, label, author's mark, sentence
+    "mnli": ("index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse "
+             "sentence2_parse sentence1 sentence2 label1 gold_label", (8, 9), 11,
+             ("contradiction", "entailment", "neutral")),
+    "mrpc": ("Quality|#1 ID|#2 ID|#1 String|#2 String", (3, 4), 0, ("0", "1")),
+    "qnli": ("index question sentence label", (1, 2), 3, ("entailment", "not_entailment")),
+    "qqp": ("id qid1 qid2 question1 question2 is_duplicate", (3, 4), 5, ("0", "1")),
+    "rte": ("index sentence1 sentence2 label", (1, 2), 3, ("entailment", "not_entailment")),
+    "sst_2": ("sentence label", (0,), 1, ("0", "1")),
+    "sts_b": ("index genre filename year old_index source1 source2 sentence1 sentence2 score", (7, 8), 9, ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_columns_of_the_published_files(name: str, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    head, inputs, label, classes = PUBLISHED[name]
+    task = GLUE_TASKS[name]
+    columns = head.split("|" if "|" in head else " ") if head else ["source", "label", "mark", "sentence"]
+    values = classes or ("1.0", "2.5", "4.0")
+    rows = [[f"{'abcdefghijkl'[at]}{row}" for at in range(len(columns))] for row in range(2 * len(values))]
+    for number, row in enumerate(rows):
+        row[label] = values[number % len(values)]
+    text = "\t".join(columns) + "\n" if head else ""
+    text += "".join("\t".join(row) + "\n" for row in rows)
+    files = {split.file.removesuffix(".tsv"): text for split in task.splits if split.label is not None}
+    root = raw(tmp_path / "glue" / task.folder, **files)
+    wanted = replace(task, splits=tuple(split for split in task.splits if split.label is not None))
+    folder = prepare_task(wanted, root, tmp_path / "out", tokenizer).folder
+    for split in wanted.splits:
+        data = SentenceDataset(folder, split.split, num_classes=max(len(classes), 1), regression=not classes)
+        assert len(data) == len(rows) and data.targets is not None
+        for number, row in enumerate(rows):
+            expected = [0, *tokenizer.encode(row[inputs[0]])]
+            for at in inputs[1:]:
+                expected += [2, *tokenizer.encode(row[at])]
+            assert data[number]["source"].tolist() == expected
+        ranks = [float(v) / 5 for v in values] if not classes else list(range(len(classes)))
+        assert data.targets.tolist() == pytest.approx(ranks * 2)
+    splits = [(split.file, split.split) for split in wanted.splits]
+    if name == "mnli":
+        assert splits[1:] == [("dev_matched.tsv", "valid"), ("dev_mismatched.tsv", "valid1")]
+    else:
+        assert splits == [("train.tsv", "train"), ("dev.tsv", "valid")]
+    scores = {"cola": "mcc", "mrpc": "acc_and_f1", "qqp": "acc_and_f1", "sts_b": "pearson_and_spearman"}
+    assert task.metric == scores.get(name, "accuracy")
+
+
 def test_the_majority_label_is_class_zero_and_labels_absent_from_training_come_last(
     tmp_path: Path, tokenizer: TextTokenizer
 ) -> None:

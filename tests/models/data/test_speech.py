@@ -225,3 +225,116 @@ def test_dictionary_is_what_labels_are_read_with(folder: Path) -> None:
     small = Dictionary(["|", "A"], [1, 1])
     dataset = SpeechDataset(folder, "train", SpeechOptions(pad=True, labels="ltr"), dictionary=small)
     assert dataset.target(0).tolist() == [5, 4, Dictionary.unk, 5, Dictionary.unk, 4]
+
+
+def noise(folder: Path) -> list[np.ndarray]:
+    """The clips of the manifest become noise around 0.25, so that every piece tells where it was cut."""
+    clips = []
+    for number, line in enumerate((folder / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]):
+        name, frames = line.split("\t")
+        clip = np.random.default_rng(number).uniform(0.0, 0.5, int(frames)).astype(np.float32)
+        sf.write(str(folder / "audio" / name), clip, 16_000, subtype="PCM_24")
+        clips.append(clip)
+    return clips
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_samples_are_normalised_as_asked_and_cut_where_the_key_says(folder: Path, normalize: bool) -> None:
+    clips = noise(folder)
+    dataset = SpeechDataset(
+        folder, "train", SpeechOptions(normalize=normalize, max_sample_size=9_000), seed=5
+    )
+    batch = dataset.collate([dataset[i] for i in (3, 1)])
+    assert batch["source"].shape == (2, 9_000) and batch["id"].tolist() == [3, 1]
+    starts = set()
+    for row, number in enumerate((3, 1)):
+        clip = torch.from_numpy(clips[number])
+        if normalize:
+            clip = (clip - clip.mean()) / torch.sqrt(clip.var(correction=0) + 1e-5)
+        heads = (clip[: len(clip) - 8_999] - batch["source"][row, 0]).abs() < 1e-4
+        where = [int(at) for at in heads.nonzero()
+                 if torch.allclose(clip[int(at) :][:9_000], batch["source"][row], atol=1e-4)]  # fmt: skip
+        assert len(where) == 1
+        starts.add(where[0])
+        for seed, epoch in ((5, 2), (6, 1)):
+            other = SpeechDataset(folder, "train", dataset.options, seed=seed, epoch=epoch)
+            assert not torch.equal(other.collate([other[number]])["source"][0], batch["source"][row])
+    assert len(starts) == 2, "each utterance is cut at a place of its own"
+
+
+def test_a_crop_can_begin_at_the_first_sample_and_end_at_the_last(folder: Path) -> None:
+    clips = noise(folder)
+    dataset = SpeechDataset(folder, "train", SpeechOptions(max_sample_size=7_998))
+    begins = set[int]()
+    for epoch in range(1, 40):
+        crop = dataset.for_epoch(epoch).collate([dataset[0]])["source"][0]
+        begins.add(int(np.abs(clips[0][:3] - float(crop[0])).argmin()))
+    assert begins == {0, 1, 2}
+
+
+def test_longer_utterances_are_left_out_only_in_training(folder: Path) -> None:
+    for drop, kept in ((True, [0, 2, 3]), (False, [0, 1, 2, 3])):
+        options = SpeechOptions(pad=True, max_tokens=24_000, drop_longer=drop)
+        dataset = SpeechDataset(folder, "train", options)
+        assert dataset.manifest.lines.tolist() == kept
+        assert dataset.sizes.max() == 24_000, "what does not fit a batch counts as a whole one"
+    lengths = SpeechDataset(folder, "train", SpeechOptions(min_sample_size=16_000)).manifest.frames
+    assert lengths.tolist() == [32_000, 16_000, 24_000], "a clip of exactly the least length stays"
+
+
+def test_repeated_letters_need_a_frame_between_them(folder: Path) -> None:
+    # 8000 samples are 24 frames of LAYERS; "A B A B ..." of 24 letters fits, with one repeat it does not.
+    for line, dropped in (("A B " * 12, 0), ("A B " * 11 + "A A ", 1)):
+        (folder / "train.ltr").write_text(f"{line.strip()}\nA |\nA |\nA |\n")
+        options = SpeechOptions(pad=True, labels="ltr", drop_longer=True)
+        dataset = SpeechDataset(folder, "train", options, dictionary=released_letters(), convolutions=LAYERS)
+        assert 4 - len(dataset) == dropped
+
+
+def test_a_subsample_is_a_share_of_what_is_left_rounded_up_and_keyed_by_the_seed(folder: Path) -> None:
+    chosen = set()
+    for seed in range(12):
+        options = SpeechOptions(subsample=0.5, min_sample_size=10_000)
+        dataset = SpeechDataset(folder, "train", options, seed=seed)
+        assert len(dataset) == 2 and dataset.dropped["beyond task.subsample 0.5"] == 1
+        chosen.add(tuple(dataset.manifest.lines.tolist()))
+    assert chosen == {(1, 2), (1, 3), (2, 3)}
+
+
+def test_buckets_pad_to_their_edges(folder: Path) -> None:
+    options = SpeechOptions(pad=True, num_batch_buckets=2)
+    dataset = SpeechDataset(folder, "train", options)
+    assert dataset.sizes.tolist() == [16_000, 32_000, 16_000, 32_000]
+    assert dataset.collate([dataset[0]])["source"].shape == (1, 16_000)
+    assert dataset.collate([dataset[0], dataset[3]])["source"].shape == (2, 32_000)
+    with pytest.raises(ConfigError, match="needs padding"):
+        SpeechDataset(folder, "train", SpeechOptions(num_batch_buckets=2))
+
+
+def test_a_broken_file_is_replaced_by_the_next_with_its_own_label(folder: Path) -> None:
+    (folder / "audio" / "a.flac").write_bytes(b"fLaC")
+    options = SpeechOptions(pad=True, labels="ltr", skip_broken=True)
+    dataset = SpeechDataset(folder, "train", options, dictionary=released_letters())
+    sample = dataset[0]
+    assert sample["id"] == 1 and len(sample["source"]) == 32_000
+    assert "target" in sample and sample["target"].tolist() == dataset.target(1).tolist()
+    strict = SpeechDataset(folder, "train", SpeechOptions())
+    with pytest.raises(DataError, match=r"line 2 of .*train\.tsv"):
+        _ = strict[0]
+
+
+def test_the_fingerprint_knows_names_lengths_and_labels_but_not_the_root(folder: Path) -> None:
+    def fingerprint() -> str:
+        options = SpeechOptions(pad=True, labels="ltr")
+        return SpeechDataset(folder, "train", options, dictionary=released_letters()).fingerprint()
+
+    first, manifest = fingerprint(), folder / "train.tsv"
+    text, labels = manifest.read_text(encoding="utf-8"), (folder / "train.ltr").read_text()
+    manifest.write_text("/elsewhere\n" + text.partition("\n")[2], encoding="utf-8")
+    assert fingerprint() == first
+    for changed in (text.replace("c.wav", "e.wav"), text.replace("\t8000", "\t8001")):
+        manifest.write_text(changed, encoding="utf-8")
+        assert fingerprint() != first
+    manifest.write_text(text, encoding="utf-8")
+    (folder / "train.ltr").write_text(labels.replace("A |", "O |", 1))
+    assert fingerprint() != first

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import random
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,3 +199,110 @@ def test_only_the_first_generation_pads_small_images(folder: Path) -> None:
         torch.manual_seed(1)
         seen = np.asarray(crop(ramp))[:, :, 0].astype(float)
         assert least <= (seen.max() - seen[seen > 0].min()) / 255 <= most
+
+
+def plain(value: int, size: int = 64) -> Image.Image:
+    return Image.new("RGB", (size, size), (value, value, value))
+
+
+def drawn(
+    transform: Callable[[Image.Image], torch.Tensor], image: Image.Image, times: int
+) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    return [transform(image) for _ in range(times)]
+
+
+@pytest.mark.parametrize("transform", [
+    pretraining_transform(16), pretraining_transform(16, resize_only=True), evaluation_transform(16),
+    finetuning_transform(16, auto_augment=None, erasing=0.0),
+], ids=["pretraining", "resize", "evaluation", "finetuning"])  # fmt: skip
+def test_values_become_standard_scores_of_each_channel(
+    transform: Callable[[Image.Image], torch.Tensor],
+) -> None:
+    expected = [
+        (100 / 255 - mean) / std
+        for mean, std in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)
+    ]
+    (tensor,) = drawn(transform, plain(100), 1)
+    assert tensor.shape == (3, 16, 16) and tensor.dtype == torch.float32
+    for channel, value in enumerate(expected):
+        assert tensor[channel].numpy() == pytest.approx(np.full((16, 16), value), abs=1e-5)
+
+
+@pytest.mark.parametrize(("erasing", "least", "most"), [(0.0, 0, 0), (0.25, 10, 45), (1.0, 90, 100)])
+def test_erasing_happens_as_often_as_asked_and_leaves_noise(erasing: float, least: int, most: int) -> None:
+    results = drawn(finetuning_transform(32, auto_augment=None, erasing=erasing), plain(100), 100)
+    erased = [tensor for tensor in results if float(tensor[0].std()) > 0.05]
+    assert least <= len(erased) <= most
+    for tensor in erased:  # pixel by pixel, not one colour; timm's share of the area is 0.02 ... 1/3
+        changed = tensor[0][(tensor[0] - tensor[0].median()).abs() > 1e-4]
+        assert 0.01 < changed.numel() / tensor[0].numel() < 0.4 and float(changed.std()) > 0.3
+
+
+def test_colours_change_only_where_the_recipe_asks() -> None:
+    gray = plain(100)
+    for transform, changes in (
+        (pretraining_transform(16), False), (pretraining_transform(16, jitter=0.4), True),
+        (finetuning_transform(16, auto_augment=None, erasing=0.0), False),
+        (finetuning_transform(16, erasing=0.0), True),
+    ):  # fmt: skip
+        means = {round(float(tensor.mean()), 3) for tensor in drawn(transform, gray, 30)}
+        assert (len(means) > 5) == changes
+    strengths = [drawn(pretraining_transform(16, jitter=j, std=(1, 1, 1)), gray, 60) for j in (0.1, 0.4)]
+    spreads = [float(torch.stack(found).mean(dim=(1, 2, 3)).std()) for found in strengths]
+    assert spreads[1] > 2 * spreads[0]
+
+
+@pytest.mark.parametrize("make", [pretraining_transform, finetuning_transform])
+def test_crops_cover_the_asked_share_and_half_are_mirrored(make: Callable[..., Any]) -> None:
+    """On a picture whose red is the column and whose green is the row, a crop tells where it was."""
+    size = 200
+    ramp = np.linspace(0, 255, size, dtype=np.uint8)
+    both = np.stack(
+        [np.tile(ramp, (size, 1)), np.tile(ramp[:, None], (1, size)), np.zeros((size, size), np.uint8)], 2
+    )
+    more: dict[str, Any] = {} if make is pretraining_transform else {"auto_augment": None, "erasing": 0.0}
+    for scale in ((0.3, 0.5), (0.9, 1.0)):
+        transform = make(64, scale=scale, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), **more)
+        areas, mirrored = [], 0
+        for tensor in drawn(transform, Image.fromarray(both), 60):
+            columns, rows = tensor[0].mean(0), tensor[1].mean(1)
+            mirrored += bool(columns[-1] < columns[0])
+            assert rows[-1] > rows[0], "never upside down"
+            areas.append(float((columns.max() - columns.min()) * (rows.max() - rows.min())))
+        assert scale[0] * 0.85 < min(areas) and max(areas) < scale[1] * 1.03
+        assert 18 <= mirrored <= 42
+    whole = pretraining_transform(64, resize_only=True, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))(
+        Image.fromarray(both)
+    )
+    assert float(whole[0, 0, 0]) < 0.02 and float(whole[0, 0, -1]) > 0.98 and float(whole[1, -1, 0]) > 0.98
+
+
+def test_labels_names_and_crops_go_with_the_image_that_was_read(folder: Path) -> None:
+    source = open_images(folder, "train")
+    data = ImageDataset(source, evaluation_transform(16), replace=True)
+    for index in (0, 5, 11):
+        sample = data[index]
+        assert sample["label"] == source.labels[index] == index // 4
+        expected = evaluation_transform(16)(read_image(source.read(index))[0])
+        assert "image" in sample and torch.equal(sample["image"], expected)
+    last = sorted((folder / "train" / "dog" / "deeper").iterdir())[-1]
+    last.write_bytes(b"x")
+    sample = data[11]  # the one after the last is the first
+    assert (sample["id"], sample["label"]) == (11, 0) and "unreadable" in sample["notes"][0][1]
+    for path in (folder / "train").rglob("*.JPG"):
+        path.write_bytes(b"x")
+    with pytest.raises(DataError, match="none of the 12 images can be read"):
+        _ = data[0]
+
+
+def test_crops_differ_by_seed_and_by_sample(folder: Path) -> None:
+    same = content(picture(seed=1))
+    for path in (folder / "train").rglob("*.JPG"):
+        path.write_bytes(same)
+    source = open_images(folder, "train")
+    crops = [ImageDataset(source, pretraining_transform(16), seed=seed)[index]["image"]  # type: ignore[typeddict-item]
+             for seed, index in ((1, 0), (1, 1), (2, 0))]  # fmt: skip
+    assert not any(torch.equal(crops[a], crops[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
