@@ -16,17 +16,27 @@ from d2v_platform.inference.command import decoding_facts, infer, infer_command
 from d2v_platform.inference.decoding import Search, make_search
 from d2v_platform.inference.options import read_options, read_runs
 from d2v_platform.inference.recording import owner_of
+from d2v_platform.preparation.glue import prepare_glue
+from d2v_platform.recipe.audio_components import AudioFinetuningTask
+from d2v_platform.recipe.compose import compose
+from d2v_platform.recipe.sweep_definition import Evaluate
 from d2v_platform.registry.model_versions import get_version
 from d2v_platform.registry.register import register
 from d2v_platform.reports.page import run_page, sweep_page
 from d2v_platform.reports.panels import run_panels
 from d2v_platform.reports.run_history import find_run, load_run
 from d2v_platform.reports.sweep_history import load_sweep_history
+from d2v_platform.sweeps.split_decoding import decode_winners
+from d2v_platform.sweeps.submission import predict
 from d2v_platform.sweeps.winners import Winner, record_winner_scores
 from d2v_platform.tracking.scores import SCORE_TAG, Score, record_scores, stored_scores
 from d2v_platform.tracking.tracker import MetricPoint, Tracker, now_ms
 from d2v_platform.tracking.tracker_actor import LocalTracker
+from data2vec.artifact import read_artifact, save_artifact
+from data2vec.config import SentenceHeadConfig
+from data2vec.data.indexed import IndexedTokensWriter
 from data2vec.errors import Data2VecError
+from data2vec.heads import SentenceClassifier
 
 SCORE = Score(
     subset="dev other", metrics={"wer": 12.3456789, "uer": 4.5}, data="d" * 32, weights="w", samples=11,
@@ -242,6 +252,47 @@ def test_the_report_shows_scores_in_a_table_and_not_as_curves(tracker: Tracker, 
         assert cell in row, cell
     without = dataclasses.replace(history, tags={})
     assert "Test scores" not in run_page([without], run_panels([without]), "uri")
+
+
+def test_a_test_split_with_labels_is_scored(tiny_glue: Any, tmp_path: Path) -> None:
+    data = tmp_path / "bin"
+    prepare_glue(tiny_glue.raw, data, tasks=["CoLA"], dictionary=tiny_glue.model / "tokenizer" / "dict.txt")
+    words = [f"task.data={data}/CoLA-bin", f"model.model_path={tiny_glue.model}"]
+    recipe = compose("v2/text_finetuning/cola", words).recipe
+    artifact = read_artifact(tiny_glue.model)
+    head = SentenceHeadConfig(num_classes=2)
+    config: Any = artifact.model_config
+    network = SentenceClassifier(config, head, vocab_size=artifact.vocab_size)
+    folder = save_artifact(
+        tmp_path / "model", kind="sentence_classifier", model_config=config, head_config=head,
+        state=network.state_dict(), tokenizer=artifact.tokenizer, task={"labels": ["0", "1"]},
+        origin={"update": 9},
+    )  # fmt: skip
+    without = predict(recipe.to_dict(), str(folder), "test", threads=1, gpu=False)
+    assert without.metrics == {} and len(without.values) == 10
+    truth = [int(value) for value in without.values[:7]] + [1 - int(value) for value in without.values[7:]]
+    with IndexedTokensWriter(data / "CoLA-bin" / "label" / "test", 6) as writer:
+        for value in truth:
+            writer.add_line([4 + value, 2])
+    found = predict(recipe.to_dict(), str(folder), "test", threads=1, gpu=False)
+    assert found.values == without.values and found.data != without.data
+    assert found.metrics["accuracy"] == 70.0 and "mcc" in found.metrics
+
+
+def test_decoded_winners_hand_their_scores_on(ctc_model: Path, utterances: Path, tmp_path: Path) -> None:
+    task = AudioFinetuningTask(data=str(utterances), labels="ltr")
+    recipe = SimpleNamespace(task=task, valid_subsets=lambda: ["dev"])
+    stored = SimpleNamespace(trial=SimpleNamespace(recipe=recipe), name="x", lr=1.0)
+    choices: Any = {"t": SimpleNamespace(record=SimpleNamespace(stored=stored, model_folder=ctc_model))}
+    seen: list[tuple[str, str, dict[str, float]]] = []
+
+    def record(task: str, scores: Any) -> None:
+        seen.extend((task, score.subset, dict(score.metrics)) for score in scores)
+
+    paths = decode_winners(Evaluate(), choices, tmp_path, record=record)
+    ((task_name, subset, metrics),) = seen
+    assert (task_name, subset) == ("t", "dev")
+    assert f",{round(metrics['wer'], 2)}" in paths["decoding.csv"].read_text()
 
 
 def test_a_sweeps_winner_and_its_version_are_scored(
