@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from d2v_platform.recipe.components import SentencePredictionCriterion
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.image_components import MaeImageClassification
 from d2v_platform.recipe.schema import Recipe
@@ -135,11 +136,7 @@ def test_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_metrics_that_the_criterion_asks_for(criterion: dict[str, Any], wanted: list[str]) -> None:
-    task: Any = object.__new__(sentence_prediction.SentencePrediction)
-    given = {"report_mcc": False, "report_acc_and_f1": False, "report_pearson_and_spearman": False}
-    task.criterion = SimpleNamespace(**given | criterion)
-    task.regression = criterion.get("regression_target", False)
-    assert task._wanted() == wanted
+    assert sentence_prediction.metrics_of(SentencePredictionCriterion(**criterion)) == wanted
 
 
 # ---- audio ------------------------------------------------------------------------------------------------
