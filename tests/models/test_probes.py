@@ -71,6 +71,7 @@ def test_the_linear_probe_is_the_regression_of_its_strength_on_everything(
     """Where all strengths tell everything, the strongest is taken; scikit-learn sums where we average."""
     monkeypatch.setattr("data2vec.probes._STRENGTHS", strengths)
     (bank, labels), (queries, _) = clusters(1, 0.5), clusters(2, 3.0)
+    bank, queries = 0.01 * bank, 0.01 * queries  # standardised: their size is no matter
     ours = linear_probe(bank, labels, queries, 4).log_softmax(dim=1)
     mean, deviation = bank.double().mean(0), bank.double().std(0)
     x, others = (((part.double() - mean) / deviation).numpy() for part in (bank, queries))
