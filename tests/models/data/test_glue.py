@@ -96,7 +96,9 @@ def test_columns_of_the_published_files(name: str, tmp_path: Path, tokenizer: Te
     wanted = replace(task, splits=tuple(split for split in task.splits if split.label is not None))
     folder = prepare_task(wanted, root, tmp_path / "out", tokenizer).folder
     for split in wanted.splits:
-        data = SentenceDataset(folder, split.split, num_classes=max(len(classes), 1), regression=not classes)
+        data = SentenceDataset(
+            folder, split.split, num_classes=max(len(classes), 1), regression_target=not classes
+        )
         assert len(data) == len(rows) and data.targets is not None
         for number, row in enumerate(rows):
             expected = [0, *tokenizer.encode(row[inputs[0]])]
@@ -104,7 +106,7 @@ def test_columns_of_the_published_files(name: str, tmp_path: Path, tokenizer: Te
                 expected += [2, *tokenizer.encode(row[at])]
             assert data[number]["source"].tolist() == expected
         ranks = [float(v) / 5 for v in values] if not classes else list(range(len(classes)))
-        assert data.targets.tolist() == pytest.approx(ranks * 2)
+        assert data.targets.flatten().tolist() == pytest.approx(ranks * 2)
     splits = [(split.file, split.split) for split in wanted.splits]
     if name == "mnli":
         assert splits[1:] == [("dev_matched.tsv", "valid"), ("dev_mismatched.tsv", "valid1")]
