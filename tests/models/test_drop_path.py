@@ -92,6 +92,9 @@ def test_rows_are_kept_with_the_probability_asked_for_and_the_mean_stays() -> No
     assert sorted(set(drawn.tolist())) == pytest.approx([0.0, 1 / (1 - RATE)])
     assert float(drawn.mean()) == pytest.approx(1.0, abs=0.05)
     assert draw_kept_rows(8, 0.0, CPU) is ALL_ROWS
+    single = [draw_kept_rows(1, RATE, CPU) for _ in range(300)]  # all of the rows, or none
+    assert {round(kept.scale, 6) for kept in single} == {0.0, round(1 / (1 - RATE), 6)}
+    assert sum(kept.index is None for kept in single) / 300 == pytest.approx(1 - RATE, abs=0.1)
 
 
 def test_the_type_does_not_depend_on_the_draw() -> None:
