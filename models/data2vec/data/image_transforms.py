@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..config import IMAGENET_MEAN, IMAGENET_STD
 
@@ -70,9 +70,12 @@ def finetuning_transform(
         mean: channel means, also the fill colour of the augmentations.
         std: channel deviations.
     """
-    from timm.data import create_transform  # seconds of imports that only fine-tuning needs
+    from timm.data import auto_augment as operations  # seconds of imports that only fine-tuning needs
+    from timm.data import create_transform
     from torchvision.transforms import v2
 
+    for name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
+        operations.NAME_TO_OP[name] = _posterize
     transform = create_transform(
         input_size=size,
         is_training=True,
@@ -115,6 +118,11 @@ def evaluation_transform(
     crop = 1.0 if whole else 224 / 256
     steps = [v2.Resize(int(size / crop), interpolation=Mode.BICUBIC), v2.CenterCrop(size)]
     return v2.Compose([*steps, *_to_tensor(mean, std)])
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """timm's, which asks for 0 bits at the highest magnitude: black in older Pillow, an error in newer."""
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def _to_tensor(mean: tuple[float, ...], std: tuple[float, ...]) -> list[torch.nn.Module]:

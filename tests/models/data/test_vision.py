@@ -201,6 +201,16 @@ def test_only_the_first_generation_pads_small_images(folder: Path) -> None:
         assert least <= (seen.max() - seen[seen > 0].min()) / 255 <= most
 
 
+def test_every_augmentation_works_at_the_highest_magnitude() -> None:
+    transform: Any = finetuning_transform(16, auto_augment="rand-m10-inc1")
+    (policy,) = [step for step in transform.transforms if hasattr(step, "ops")]
+    seen: dict[str, np.ndarray] = {}
+    for operation in policy.ops:
+        operation.prob = 1.0
+        seen[operation.name] = np.asarray(operation(picture()))
+    assert len(seen) == 15 and not seen["PosterizeIncreasing"].any(), "no bit is left"
+
+
 def plain(value: int, size: int = 64) -> Image.Image:
     return Image.new("RGB", (size, size), (value, value, value))
 
