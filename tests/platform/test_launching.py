@@ -25,6 +25,7 @@ from d2v_platform.training.loop_state import Summary, TrainingStopped, Worker
 from d2v_platform.training.plan import make_plan
 from d2v_platform.training.preflight import ResolvedModels, model_folder, preflight, resolve_models
 from d2v_platform.training.ray_session import ClusterInfo
+from d2v_platform.training.run_result import RunResult, result_lines
 from d2v_platform.training.run_storage import run_root
 from data2vec.errors import ConfigError, Data2VecError
 from tests.platform.toy_task import toy_recipe
@@ -172,8 +173,8 @@ def test_every_end_is_recorded_and_the_name_goes_on(
 
 
 def test_the_last_words() -> None:
-    result = launching.RunResult("id", "name", Path("/runs/id"), SUMMARY, "models:/m/3")
-    assert launching.result_lines(result) == [
+    result = RunResult("id", "name", Path("/runs/id"), SUMMARY, "models:/m/3")
+    assert result_lines(result) == [
         "done: max_update 7 reached; 7 updates in 62 s",
         "      train/loss 0.5  valid/wer 12.35",
         "      best 0.25 at update 5",
@@ -181,7 +182,7 @@ def test_the_last_words() -> None:
         "      registered as models:/m/3",
     ]
     plain = replace(SUMMARY, best=None, best_update=None)
-    assert len(launching.result_lines(replace(result, summary=plain, registered=None))) == 3
+    assert len(result_lines(replace(result, summary=plain, registered=None))) == 3
 
 
 def test_a_run_on_several_nodes_needs_shared_storage(tmp_path: Path) -> None:

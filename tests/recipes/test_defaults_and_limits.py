@@ -141,7 +141,6 @@ EDGES: list[tuple[str, str, list[Any], list[Any]]] = [
     ("audio", "task.max_sample_size", [], [1_000_001]),
     ("audio", "task.masks_before_crop", [True], []),
     ("audio", "task.precompute_mask_config", [{}, {"mask_prob": 0.4}, {"clone_batch": 8}], []),
-    ("audio", "dataset.max_tokens", [320_000], []),
     ("ctc", "task.num_batch_buckets", [2], []),
     ("ctc", "criterion.post_process", ["letter"], ["sentencepiece"]),
     ("ctc", "checkpoint.best_checkpoint_metric", ["loss", "wer", "raw_wer", "uer"], ["mAP", "accuracy"]),
@@ -238,7 +237,7 @@ def test_limits_between_fields() -> None:
     assert "lr_scheduler.decay_steps" in found("ctc", **steps, lr_scheduler__decay_steps=0)
     assert not found("ctc", **steps, lr_scheduler__decay_steps=1)
     assert "platform.clone_chunk" in found("cola", platform__clone_chunk=1)
-    assert "dataset.max_tokens" not in found("audio", dataset__max_tokens=320_000)
+    assert "task.max_sample_size" not in found("audio", dataset__max_tokens=320_000)
     assert "task.max_sample_size" in found("audio", dataset__max_tokens=319_999)
 
 

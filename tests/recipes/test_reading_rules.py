@@ -460,5 +460,7 @@ def test_data_folders_and_names_of_trials(tmp_path: Path) -> None:
     }
     elsewhere = load_sweep("s", ["task.data=/other"], str(tmp_path))
     assert [t.recipe.task.data for t in elsewhere.trials] == ["/other/RTE-bin", "/other"]
+    far = load_sweep("s", ["task.data=s3://b/glue/"], str(tmp_path))
+    assert far.trials[0].recipe.task.data == "s3://b/glue/RTE-bin"
     seeds = sweep_of(COLA, ["task.data=/x", "model.model_path=/m", "common.seed=1,2"])
     assert seeds.trials[0].group == seeds.trials[1].group == {} and seeds.name == COLA.replace("/", "-")
