@@ -166,3 +166,21 @@ def test_nothing_but_flags_is_kept_of_the_attention_maps() -> None:
         attention(x)
     maps = [tensor for tensor in saved if tensor.shape[-2:] == (40, 40)]
     assert [tensor.dtype for tensor in maps] == [torch.bool]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2], ids=["a bias that learns", "dropout too"])
+def test_attention_that_is_computed_again_leaves_padding_out(dropout: float) -> None:
+    """The path without a fused kernel: rows that see some keys, all of them, or none."""
+    torch.manual_seed(1)
+    q, k, v = (torch.randn(3, 2, 6, 4, requires_grad=True) for _ in range(3))
+    hidden = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
+    slope = torch.randn(2, 1, 1, requires_grad=True)
+    bias = slope * torch.randn(6, 6) + attention_bias(hidden)
+    seen = attend(q, k, v, bias, dropout) if dropout == 0.0 else torch.stack(
+        [attend(q, k, v, bias, dropout) for _ in range(600)]
+    ).mean(0)  # fmt: skip
+    logits = q @ k.transpose(-2, -1) / 2 + bias
+    weights = logits.masked_fill(hidden[:, None, None, :].all(-1, keepdim=True), 0.0).softmax(-1)
+    wanted = weights.masked_fill(hidden[:, None, None, :], 0.0) @ v
+    torch.testing.assert_close(seen, wanted, rtol=1e-4, atol=1e-5 if dropout == 0.0 else 0.12)
+    assert not seen[2].any() and torch.isfinite(seen).all()
