@@ -24,6 +24,7 @@ from d2v_platform.recipe.locate import config_root, find_recipe, recipe_names
 from d2v_platform.recipe.reading import field_type, fill_defaults
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.recipe.translation import translate
+from d2v_platform.recipe.without_effect import WITHOUT_EFFECT
 from data2vec.errors import Problem
 from data2vec.typed import flatten
 
@@ -165,6 +166,7 @@ def page(text: str, compared: Callable[[str], Comparison] = compare) -> str:
         "figures": _figures(comparisons),
         "deviations": _deviation_table(),
         "no effect": _no_effect_table(comparisons),
+        "fields": _fields_table(),
     }
     for name, lines in parts.items():
         begin, end = (
@@ -212,6 +214,17 @@ def _no_effect_table(comparisons: Sequence[Comparison]) -> Iterator[str]:
     yield "|---|---|"
     for reason, keys in sorted(by_reason.items(), key=lambda item: min(item[1])):
         yield f"| {', '.join(f'`{key}`' for key in sorted(keys))} | {reason.replace('<', '&lt;')} |"
+
+
+def _fields_table() -> Iterator[str]:
+    by_reason: dict[str, list[str]] = {}
+    for cls, reasons in WITHOUT_EFFECT.items():
+        for field, reason in reasons.items():
+            by_reason.setdefault(reason, []).append(f"`{cls.__name__}.{field}`")
+    yield "| fields | why |"
+    yield "|---|---|"
+    for reason, fields in by_reason.items():
+        yield f"| {', '.join(fields)} | {reason} |"
 
 
 def _code(patterns: str) -> str:
