@@ -112,7 +112,7 @@ def _check_result(result: SweepResult) -> None:
     for winner in result.winners:
         assert winner.model_uri is not None and winner.model_uri.startswith(f"models:/tiny-{winner.task}/")
         assert (winner.model_folder / "model.safetensors").is_file()
-        assert winner.baseline is not None
+        assert winner.floor is not None
     weights = sorted(path.parents[1].name for path in result.folder.glob("trials/*/model/model.safetensors"))
     assert weights == sorted(winner.trial for winner in result.winners)
     assert not list(result.folder.glob("trials/*/checkpoints"))

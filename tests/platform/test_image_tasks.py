@@ -23,10 +23,14 @@ from d2v_platform.inference.images import classify_folder
 from d2v_platform.preparation.images import ImageOptions, prepare_images
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.registry.image_models import check_images, check_outputs, image_signature, is_image
-from d2v_platform.tasks import check_data
+from d2v_platform.registry.registration import gate_tags
+from d2v_platform.tasks import check_data, make_task
 from d2v_platform.training.checkpoint import CheckpointStore
+from d2v_platform.training.loop_state import Worker
+from d2v_platform.training.train_loop import TrainingLoop
 from data2vec.data.image_sources import open_images
 from data2vec.errors import DataError
+from tests.platform.recorder import Recorder
 
 
 @pytest.mark.timeout(400)
@@ -87,7 +91,15 @@ def test_probes_at_validation(image_runs: Any, pictures: Path, tmp_path: Path) -
         dataset={"disable_validation": False, "valid_subset": "val"},
     )
     check_data(Recipe.from_dict(recipe), None)
-    _, recorder = image_runs.run(recipe, tmp_path)
+    summary, recorder = image_runs.run(recipe, tmp_path)
+    untrained = TrainingLoop(
+        typed := Recipe.from_dict(recipe), make_task(typed, None), tmp_path / "none", Recorder(), Worker()
+    )
+    assert summary.facts["floor.metric"] == "knn" and len(summary.facts["floor.data"]) == 64
+    assert float(summary.facts["floor.value"]) == pytest.approx(untrained.evaluate("val")["knn"])
+    tags = gate_tags(typed, summary)
+    assert tags["downstream.name"] == "knn" and tags["downstream.data"] == summary.facts["floor.data"]
+    assert float(tags["downstream.value"]) == recorder.curve("val/knn")[-1]
     assert recorder.curve("val/knn")[-1] > 90, "a colour is easy to see"
     assert recorder.curve("val/linear_probe")[-1] > 90
     assert recorder.curve("train/loss_cls"), "each loss is logged by itself"

@@ -75,6 +75,45 @@ def test_all_reasons_come_at_once() -> None:
     assert len(gate_reasons(candidate, tuned(1, "2"), never)) == 4
 
 
+def floored(own: str, floor: float, maximize: bool, holder: ModelVersion | None = None) -> list[str]:
+    tags = {"floor__value": repr(floor), "floor__answer": "always answering 'x'"}
+    return gate_reasons(tuned(2, own, metric__maximize=str(maximize).lower(), **tags), holder, never)
+
+
+def test_the_first_holder_must_beat_an_answer_that_knows_nothing() -> None:
+    assert floored("50.1", 50.0, True) == floored("99.9", 100.0, False) == []
+    for own, floor, maximize, better in (
+        ("50.0", 50.0, True, "higher"), ("49", 50.0, True, "higher"),
+        ("100.0", 100.0, False, "lower"), ("120", 100.0, False, "lower"),
+    ):  # fmt: skip
+        told = f"mcc = {float(own):g} is not better than the {floor:g} of always answering 'x' "
+        assert floored(own, floor, maximize) == [f"{told}({better} is better)"]
+    assert len(floored("49", 50.0, True, tuned(1, "48"))) == 1  # nor may a later one be useless
+    assert "was never validated" in floored("none", 50.0, True)[0]
+    assert gate_reasons(tuned(1, "1"), None, never) == []  # judged, but no floor is known of the metric
+
+
+def test_probed_features_must_beat_those_of_the_untrained_network() -> None:
+    tags = {"collapse": "false", "downstream__name": "knn", "downstream__maximize": "true"}
+    tags |= {"floor__value": "40.0", "floor__answer": "the network before training"}
+    assert gate_reasons(version(1, "pretrained", downstream__value="41", **tags), None, lambda: None) == []
+    reasons = gate_reasons(version(1, "pretrained", downstream__value="40", **tags), None, never)
+    assert reasons == ["knn = 40 is not better than the 40 of the network before training (higher is better)"]
+
+
+def test_force_overrules_scores_and_nothing_else() -> None:
+    useless = tuned(2, "0", floor__value="0.0")
+    assert len(gate_reasons(useless, tuned(1, "50"), never)) == 2
+    assert gate_reasons(useless, tuned(1, "50"), never, forced=True) == []
+    assert gate_reasons(replace(useless, description=""), None, never, forced=True) == [
+        "it has no model card"
+    ]
+    other = replace(tuned(1, "50"), tags=tuned(1, "50").tags | {KIND_TAG: "ctc"})
+    assert "its kind is" in gate_reasons(useless, other, never, forced=True)[0]
+    collapsed = version(1, "pretrained", collapse="true")
+    assert gate_reasons(collapsed, None, lambda: "other outputs", forced=True) == ["other outputs"]
+
+
 def test_the_first_finetuned_holder_needs_lineage_only() -> None:
     assert gate_reasons(version(1, "sentence_classifier"), None, never) == []
     nameless = replace(version(1, "sentence_classifier"), tags={KIND_TAG: "sentence_classifier"})

@@ -13,7 +13,7 @@ from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.describe import describe
 from d2v_platform.tracking.redaction import MASK, looks_secret, redact, redact_file, redact_text
 from d2v_platform.tracking.tracker import Tracker
-from d2v_platform.training.launch import resume_command
+from d2v_platform.training.continuation import resume_command
 from data2vec.errors import ConfigError, Data2VecError
 
 

@@ -288,6 +288,30 @@ def test_gate_history_and_rollback_on_the_registry(
             promote(tracker, name="tiny", version=3, alias=alias)
 
 
+def test_a_useless_model_gets_no_alias_but_by_force_and_on_the_record(
+    tracker: Tracker, run_id: str, folders: dict[str, Path]
+) -> None:
+    floor = {"floor.metric": "mcc", "floor.value": "52.5", "floor.answer": "always answering 'a'"}
+    made = add(tracker, folders["classifier"], run_id, tags=score(52.5) | floor, alias="champion")
+    told = "mcc = 52.5 is not better than the 52.5 of always answering 'a' (higher is better)"
+    assert (made.aliases, made.refusal) == ((), f"tiny@champion -> version 1 refused: {told}")
+    call, words = CliRunner().invoke, ["promote", "tiny", "1", "--alias", "champion"]
+    refused = str(call(app, words).exception)
+    assert told in refused and "--force 'WHY'" in refused
+    assert "needs a reason" in str(call(app, [*words, "--force", " "]).exception)
+    assert show(tracker, "tiny").aliases == {} and history(tracker, "tiny") == []
+    assert call(app, [*words, "--force", "for a demonstration"]).exit_code == 0
+    (move,) = history(tracker, "tiny")
+    assert move.reason == f"forced: for a demonstration (although {told})" and "@" in move.by
+    better = add(tracker, folders["classifier"], run_id, "good", tags=score(60) | floor, alias="champion")
+    assert better.aliases == ("champion",)
+    assert history(tracker, "good")[0].reason == (
+        "first holder; mcc 60 against the 52.5 of always answering 'a'"
+    )
+    move = promote(tracker, name="good", version=1, alias="other", force="no need")
+    assert move is not None and move.reason.startswith("first holder")  # nothing spoke against it
+
+
 @pytest.mark.timeout(400)  # clean processes import torch and mlflow: slow beside other work
 def test_a_pretrained_model_must_reproduce_its_outputs_in_a_clean_process(
     tracker: Tracker, run_id: str, folders: dict[str, Path], tmp_path: Path

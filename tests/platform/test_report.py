@@ -266,7 +266,7 @@ def test_a_sweeps_report_has_its_table_and_every_seed_over_the_rate(
     page = report.html.read_text()
     assert report.run_id == parent
     assert table_rows(page) == [
-        ["task", "setting", "metric", "majority", "seed 1", "seed 2", "seed 3", "median", "min", "max", ""],
+        ["task", "setting", "metric", "floor", "seed 1", "seed 2", "seed 3", "median", "min", "max", ""],
         ["cola", "lr 1e-05", "mcc", "0.00", "4.00", "6.00", "5.00", "5.00", "4.00", "6.00", ""],
         ["cola", "lr 4e-05", "mcc", "0.00", "8.00", "9.00", "failed", "8.50", "8.00", "9.00", "best"],
     ]

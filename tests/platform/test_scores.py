@@ -311,7 +311,7 @@ def test_a_sweeps_winner_and_its_version_are_scored(
     for run in (trial, parent):
         tracker.finish(run.run_id)
     winner = Winner(
-        task="t", trial="lr 1e-4", lr=1e-4, seed=1, metric="wer", value=30.0, median=30.0, baseline=None,
+        task="t", trial="lr 1e-4", lr=1e-4, seed=1, metric="wer", value=30.0, median=30.0, floor=None,
         run_id=trial.run_id, model_folder=ctc_model, model_uri=bare_version,
     )  # fmt: skip
     local = LocalTracker(None)

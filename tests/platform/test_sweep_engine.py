@@ -12,16 +12,14 @@ from typing import Any
 import pytest
 
 from d2v_platform.cli import train_command
-from d2v_platform.recipe.schema import Recipe
-from d2v_platform.recipe.sweep_definition import Sweep, load_sweep
+from d2v_platform.recipe.sweep_definition import Select, Sweep, load_sweep
 from d2v_platform.sweeps import engine, tune_run
-from d2v_platform.sweeps.baselines import majority
 from d2v_platform.sweeps.capacity import Capacity, capacity
 from d2v_platform.sweeps.command import plan_lines, read_command, report_failures
 from d2v_platform.sweeps.engine import SweepResult
 from d2v_platform.sweeps.preparation import prepare_trials
 from d2v_platform.sweeps.results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
-from d2v_platform.sweeps.selection import GridPoint, choose_all, grid_points
+from d2v_platform.sweeps.selection import GridPoint, choose_all, floors, grid_points
 from d2v_platform.sweeps.sweep_folder import SweepFolder, delete_weights, identity, refuse_changes, sweep_root
 from d2v_platform.sweeps.table import protocol, result_table, trials_csv
 from d2v_platform.sweeps.winners import delete_losers
@@ -50,7 +48,8 @@ def ended(
     stored.write(folder)
     ChildRun(f"run-{stored.name}").write(folder)
     metric = stored.trial.recipe.checkpoint.best_checkpoint_metric
-    summary = Summary(20, {}, value, 20, "max_update 20 reached", "x", {"dictionary.hash": "d" * 64}, 3.0, 0)
+    facts = {"dictionary.hash": "d" * 64, "floor.metric": metric, "floor.value": "52.0"}
+    summary = Summary(20, {}, value, 20, "max_update 20 reached", "x", facts, 3.0, 0)
     evaluations = {20: {"valid/accuracy": 60.0, f"valid/{metric}": value, "valid/loss": 0.5}}
     result = TrialResult(status=status, run_id=f"run-{stored.name}", update=20, evaluations=evaluations,
                          summary=summary if status == "finished" else None, seconds=3.0, **more)  # fmt: skip
@@ -250,12 +249,14 @@ def test_the_table_holds_every_setting_seed_and_status(tiny_glue: Any, home: Pat
     sweep, records = records_of(tiny_glue, tmp_path)
     found = points_of(sweep, records)
     words = protocol(sweep.definition.select, records, "asha", 20)
+    assert floors(found) == {"cola": 52.0, "rte": 52.0}
+    assert floors(grid_points(records, {r.stored.name: ("loss", False) for r in records}, Select())) == {}
     table = result_table(found, records, {"cola": 0.0, "rte": 52.0}, words)
     by = {(row.task, row.lr): row for row in table.rows}
     assert len(by) == 4
     best = by["cola", 1e-3]
     assert (best.median, best.low, best.high, best.chosen) == (25.0, 15.0, 35.0, True)
-    assert best.others == {"accuracy": 60.0} and best.baseline == 0.0
+    assert best.others == {"accuracy": 60.0} and best.floor == 0.0
     assert by["rte", 1e-3].statuses == {1: "stopped@20", 2: "stopped@20", 3: "failed"}
     assert by["rte", 1e-3].values == {1: 10.0, 2: 30.0, 3: None}
     assert by["rte", 1e-4].chosen and table.choices["rte"].record.stored.seed == 2  # nearest 20 are 10 and 30
@@ -326,15 +327,6 @@ def test_only_the_losers_weights_go(tiny_glue: Any, home: Path, tmp_path: Path) 
     assert not mine["cola_lr=0.001_seed=1"].has_weights
     assert (mine["cola_lr=0.001_seed=1"].folder / "result.json").is_file()
     assert delete_weights(mine[winner].folder, model=False) == 500 and mine[winner].has_weights
-
-
-def test_the_majority_class_in_the_official_metric(tiny_glue: Any, home: Path) -> None:
-    recipes: dict[str, Recipe] = {s.task: s.trial.recipe for s in prepared(sweep_on(tiny_glue))}
-    lines = (tiny_glue.raw / "RTE" / "dev.tsv").read_text().splitlines()[1:]
-    share = sum(line.endswith("\tentailment") for line in lines) / len(lines)
-    assert majority(recipes["rte"], "accuracy") == pytest.approx(100 * max(share, 1 - share))
-    assert majority(recipes["cola"], "mcc") == 0.0
-    assert majority(recipes["cola"], "loss") is None
 
 
 # ---- room and command line ----------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def run_demo(options: DemoOptions) -> Screen:
             control = _sweep(options, material, pretrained=False)
     tasks = [_figures(task, tuned.get(task), control.get(task), material) for task in TASKS]
     with _step(5, "a model from the registry, in a clean process, predicts"):
-        predictions = _predict(_registered_name("cola", options))
+        predictions = _predict(tuned["cola"].uri if "cola" in tuned else None, options)
     return Screen(
         title=_title(options, facts.sources),
         seconds=time.monotonic() - begin,
@@ -280,7 +280,7 @@ def _short_name(registered: str | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Best:
-    """The best trial of a task: its setting, its value, the majority class and its model."""
+    """The best trial of a task: setting, value, majority class, its model in words and its URI."""
 
     metric: str
     value: float
@@ -288,6 +288,7 @@ class _Best:
     lr: float
     seed: int
     model: str
+    uri: str
 
 
 def _registered_name(task: str, options: DemoOptions) -> str:
@@ -328,14 +329,19 @@ def _sweep(options: DemoOptions, material: Material, *, pretrained: bool) -> dic
     for winner in result.winners:
         version = (winner.model_uri or "").removeprefix("models:/")
         name = version.rpartition("/")[0]
-        model = f"{name}@{winner.alias}" if winner.alias else f"{version} (@{ALIAS} stays: no better)"
+        model, uri = f"{name}@{winner.alias}", f"models:/{name}@{winner.alias}"
+        if not winner.alias:
+            useless = winner.floor is not None and winner.value <= winner.floor
+            why = "no better than one answer for all" if useless else f"@{ALIAS} stays: no better"
+            model, uri = f"{version} ({why})", f"models:/{version}"
         found[winner.task] = _Best(
             metric=winner.metric,
             value=winner.value,
-            majority=winner.baseline,
+            majority=winner.floor,
             lr=winner.lr,
             seed=winner.seed,
             model=model,
+            uri=uri,
         )
     return found
 
@@ -358,10 +364,11 @@ def _figures(task: str, tuned: _Best | None, control: _Best | None, material: Ma
 # ---------------------------------------------------------------------------------------------------
 
 
-def _predict(name: str) -> list[Prediction]:
+def _predict(uri: str | None, options: DemoOptions) -> list[Prediction]:
+    """By this demo's model, or by an earlier one's where no trial has a result."""
     from .registry_prediction import predict
 
-    uri = f"models:/{name}@{ALIAS}"
+    uri = uri or f"models:/{_registered_name('cola', options)}@{ALIAS}"
     return [
         Prediction(
             model=uri, sentence=found.text, label=_CLASSES.get(found.label, found.label), score=found.score

@@ -15,7 +15,16 @@ from data2vec.errors import Data2VecError
 from ..tracking.scores import stored_scores
 from ..tracking.tracker import Tracker
 from .model_versions import ancestry
-from .register import ModelVersion, RegisteredModel, history, list_models, promote, rollback, show
+from .register import (
+    GateRefusedError,
+    ModelVersion,
+    RegisteredModel,
+    history,
+    list_models,
+    promote,
+    rollback,
+    show,
+)
 
 app = typer.Typer(
     help="Registered models: what exists, where it comes from, which version an alias stands for.",
@@ -119,15 +128,26 @@ def promote_command(
     name: Name,
     version: Annotated[int, typer.Argument(help="version number")],
     alias: AliasOption,
+    force: Annotated[
+        str | None,
+        typer.Option(metavar="WHY", help="whatever the scores say; who and why go into the history"),
+    ] = None,
     tracking_uri: Uri = None,
 ) -> None:
     """Give an alias to a version, through the gate.
 
     Fine-tuned models must be better than the holder on the same data; pretrained ones must not have collapsed
-    and must give their recorded outputs when loaded in a clean process.
+    and must give their recorded outputs when loaded in a clean process. Both must beat an answer that knows
+    nothing: the most frequent class, an empty transcript, the features of an untrained network.
     """
     with Tracker(tracking_uri) as tracker:
-        move = promote(tracker, name=name, version=version, alias=alias)
+        try:
+            move = promote(tracker, name=name, version=version, alias=alias, force=force)
+        except GateRefusedError as refused:
+            hint = (
+                "" if force is not None else "\n  (--force 'WHY' overrules what scores say, and is recorded)"
+            )
+            raise Data2VecError(f"{refused}{hint}") from refused
     if move is None:
         typer.echo(f"{name}@{alias} is version {version} already.")
     else:

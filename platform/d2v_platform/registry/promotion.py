@@ -1,8 +1,9 @@
 """Aliases move only through a gate, and every move is kept (design §5.7).
 
 Fine-tuned: better than the holder on the same data. Pretrained: not collapsed, and a reload in a clean
-process reproduces the recorded outputs. Both: lineage and card. There is no way around the gate; ``rollback``
-goes back to what held the alias before.
+process reproduces the recorded outputs. Both: better than an answer that knows nothing (the floor that
+training recorded), lineage and card. Forcing overrules scores, never lineage, card or reload, and is kept
+with who and why; ``rollback`` goes back to what held the alias before.
 """
 
 from __future__ import annotations
@@ -39,6 +40,11 @@ class GateRefusedError(Data2VecError):
         self.reasons = list(reasons)
         super().__init__("\n".join([f"{subject} refused:", *(f"  {reason}" for reason in self.reasons)]))
 
+    @property
+    def line(self) -> str:
+        """The same in one line."""
+        return f"{self.subject} refused: {'; '.join(self.reasons)}"
+
     def __reduce__(self) -> tuple[type[GateRefusedError], tuple[str, list[str]]]:
         return type(self), (self.subject, self.reasons)
 
@@ -58,7 +64,11 @@ class AliasMove:
 
 
 def gate_reasons(
-    candidate: ModelVersion, holder: ModelVersion | None, reload: Callable[[], str | None]
+    candidate: ModelVersion,
+    holder: ModelVersion | None,
+    reload: Callable[[], str | None],
+    *,
+    forced: bool = False,
 ) -> list[str]:
     """Why ``candidate`` may not take the alias from ``holder``; empty: it may.
 
@@ -67,6 +77,7 @@ def gate_reasons(
         holder: who has it, ``None`` if nobody.
         reload: loads a pretrained candidate in a clean process and returns what is wrong; asked last,
             because it takes some seconds.
+        forced: leave out what scores say.
     """
     reasons = [f"lineage tag {tag!r} is missing" for tag in candidate.missing_lineage()]
     if not candidate.description.strip():
@@ -75,13 +86,45 @@ def gate_reasons(
         reasons.append(
             f"its kind is {candidate.kind}, the holder (version {holder.version}) is of kind {holder.kind}"
         )
-    elif candidate.kind == PRETRAINED:
-        reasons += _pretrained_reasons(candidate, holder)
-    elif holder is not None:
-        reasons += _finetuned_reasons(candidate, holder)
+    elif not forced:
+        reasons += judgement(candidate, holder)
     if candidate.kind == PRETRAINED and not reasons and (problem := reload()):
         reasons.append(problem)
     return reasons
+
+
+def judgement(candidate: ModelVersion, holder: ModelVersion | None) -> list[str]:
+    """What scores and variances say against ``candidate``."""
+    if candidate.kind == PRETRAINED:
+        return _pretrained_reasons(candidate, holder) + _floor_reasons(candidate)
+    against = [] if holder is None else _finetuned_reasons(candidate, holder)
+    return against + _floor_reasons(candidate)
+
+
+def _score_tag(candidate: ModelVersion) -> str:
+    return "downstream" if candidate.kind == PRETRAINED else "metric"
+
+
+def _floor_reasons(candidate: ModelVersion) -> list[str]:
+    """It must beat an answer that knows nothing; a version that training has not judged has no floor."""
+    tags, score = candidate.tags, _score_tag(candidate)
+    floor, own = candidate.number("floor.value"), candidate.number(f"{score}.value")
+    name = tags.get(f"{score}.name")
+    if name is not None and own is None:
+        return [f"tag '{score}.value' = {tags.get(f'{score}.value')!r}: it was never validated"]
+    if floor is None or own is None:
+        return []
+    maximize = tags.get(f"{score}.maximize", "true").lower() == "true"
+    if own > floor if maximize else own < floor:
+        return []
+    better = "higher" if maximize else "lower"
+    return [f"{name} = {own:g} is not better than {_floor_text(candidate)} ({better} is better)"]
+
+
+def _floor_text(candidate: ModelVersion) -> str:
+    return (
+        f"the {candidate.number('floor.value'):g} of {candidate.tags.get('floor.answer', 'knowing nothing')}"
+    )
 
 
 def _pretrained_reasons(candidate: ModelVersion, holder: ModelVersion | None) -> list[str]:
@@ -134,9 +177,23 @@ def _finetuned_reasons(candidate: ModelVersion, holder: ModelVersion) -> list[st
 
 
 def promote(
-    tracker: Tracker, *, name: str, version: int | str, alias: str, by: str | None = None
+    tracker: Tracker,
+    *,
+    name: str,
+    version: int | str,
+    alias: str,
+    by: str | None = None,
+    force: str | None = None,
 ) -> AliasMove | None:
     """Give ``alias`` to a version, through the gate.
+
+    Args:
+        tracker: where.
+        name: registered name.
+        version: its number.
+        alias: what to give it.
+        by: who, for the history; by default this user on this machine.
+        force: why it shall have the alias whatever its scores say; goes into the history.
 
     Returns:
         The entry made in the history; ``None`` if the version held the alias already.
@@ -146,6 +203,8 @@ def promote(
         Data2VecError: no such model or version, or an alias MLflow would not take.
     """
     _check_alias(alias)
+    if force is not None and not force.strip():
+        raise Data2VecError("--force needs a reason, which is kept in the alias's history")
     with _moving(tracker):
         candidate = get_version(tracker, name, version)
         model = show(tracker, name)
@@ -153,10 +212,14 @@ def promote(
         if held == candidate.version:
             return None
         holder = next((v for v in model.versions if v.version == held), None)
-        reasons = gate_reasons(candidate, holder, lambda: _reload(tracker, candidate))
+        against = judgement(candidate, holder) if force is not None else []
+        reasons = gate_reasons(
+            candidate, holder, lambda: _reload(tracker, candidate), forced=force is not None
+        )
         if reasons:
             raise GateRefusedError(f"{name}@{alias} -> version {candidate.version}", reasons)
-        return _move(tracker, name, alias, held, candidate.version, by, _why(candidate, holder), False)
+        why = f"forced: {force} (although {'; '.join(against)})" if against else _why(candidate, holder)
+        return _move(tracker, name, alias, held, candidate.version, by, why, False)
 
 
 def rollback(tracker: Tracker, *, name: str, alias: str, by: str | None = None) -> AliasMove:
@@ -228,7 +291,13 @@ def _move(
 
 def _why(candidate: ModelVersion, holder: ModelVersion | None) -> str:
     if holder is None:
-        return "first holder"
+        own = candidate.number(f"{_score_tag(candidate)}.value")
+        if own is None:
+            return "first holder; no score is recorded"
+        if candidate.number("floor.value") is None:
+            return f"first holder; no floor is known of {candidate.tags[f'{_score_tag(candidate)}.name']}"
+        name = candidate.tags[f"{_score_tag(candidate)}.name"]
+        return f"first holder; {name} {own:g} against {_floor_text(candidate)}"
     if candidate.kind == PRETRAINED:
         return "not collapsed; reload in a clean process reproduces its outputs"
     metric = candidate.tags["metric.name"]

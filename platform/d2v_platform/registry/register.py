@@ -129,7 +129,7 @@ def register(
     try:
         promote(tracker, name=name, version=version.version, alias=alias)
     except GateRefusedError as refused:
-        return dataclasses.replace(version, refusal=str(refused))
+        return dataclasses.replace(version, refusal=refused.line)
     return get_version(tracker, name, version.version)
 
 

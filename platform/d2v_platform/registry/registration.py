@@ -85,7 +85,7 @@ def register_summary(
     )
     wanted = alias or platform.alias
     if version.refusal:
-        logger.warning("%s/%s was registered, but %s", name, version.version, version.refusal)
+        logger.warning("%s/%s was registered without the alias: %s", name, version.version, version.refusal)
     taken = f"@{wanted}" if wanted and wanted in version.aliases else ""
     return f"models:/{name}/{version.version}{f' ({name}{taken})' if taken else ''}"
 
@@ -119,7 +119,16 @@ def gate_tags(recipe: Recipe, summary: Summary) -> dict[str, str]:
         still = prediction < low and summary.update > COLLAPSE_GUARD_AFTER
         stages = collapsed_stages(recipe, summary.metrics, summary.update)
         collapsed = bool(stages) or still or target < low_target
-        return {"collapse": str(collapsed).lower()}
+        tags = {"collapse": str(collapsed).lower()}
+        if (metric := summary.facts.get("floor.metric")) is not None:  # a probe of the features
+            value = summary.metrics.get(f"{recipe.valid_subsets()[0]}/{metric}")
+            tags |= {
+                "downstream.name": metric,
+                "downstream.value": repr(value) if value is not None else "none",
+                "downstream.maximize": "true",
+                "downstream.data": summary.facts["floor.data"],
+            }
+        return tags
     return {
         "metric.name": rules.best_checkpoint_metric,
         "metric.value": repr(summary.best) if summary.best is not None else "none",

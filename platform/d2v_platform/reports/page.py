@@ -88,7 +88,7 @@ def sweep_page(sweep: SweepHistory, panels: Sequence[Panel], tracking_uri: str) 
     if not sweep.complete:
         notes.append(
             f"The sweep has not ended: these are the figures of its {len(sweep.trials)} trials so far, "
-            "without a winner and without the majority class."
+            "without a winner and without the floor."
         )
     failed = [(f"{t.task} {_words(t.setting)} seed {t.seed}", f"{t.status}: {t.error}")
               for t in sweep.trials if t.error]  # fmt: skip
@@ -185,7 +185,7 @@ def winner_lines(sweep: SweepHistory) -> list[str]:
 
 def _result_table(sweep: SweepHistory) -> _Table:
     seeds = sorted({trial.seed for trial in sweep.trials})
-    header = ["task", "setting", "metric", "majority", *(f"seed {seed}" for seed in seeds)]
+    header = ["task", "setting", "metric", "floor", *(f"seed {seed}" for seed in seeds)]
     header += ["median", "min", "max", ""]
     rows = []
     for setting in sweep.settings:
@@ -194,7 +194,7 @@ def _result_table(sweep: SweepHistory) -> _Table:
             _Cell(setting.task),
             _Cell(_words(setting.setting)),
             _Cell(metric := setting.trials[0].metric),
-            _figure(metric, setting.majority),
+            _figure(metric, setting.floor),
             *(_of_seed(setting, seed) for seed in seeds),
             _figure(metric, setting.median),
             _figure(metric, min(values, default=None)),

@@ -72,14 +72,14 @@ class Setting:
         task: which task.
         setting: as in :class:`TrialFacts`.
         trials: by ascending seed.
-        majority: the metric of always saying the most frequent class, where known.
+        floor: what an answer that knows nothing scores (the most frequent class, an empty transcript).
         chosen: it won its task.
     """
 
     task: str
     setting: tuple[tuple[str, str], ...]
     trials: tuple[TrialFacts, ...]
-    majority: float | None = None
+    floor: float | None = None
     chosen: bool = False
 
     @property
@@ -205,7 +205,7 @@ def _from_tables(client: MlflowClient, tables: dict[str, str], children: dict[st
     known: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float | None, bool]] = {}
     for row in csv.DictReader(tables[_SUMMARY].splitlines()):
         setting = (("lr", row["lr"]), *((name, row[name]) for name in names))
-        known[row["task"], setting] = (_number(row["majority_class"]), row["chosen"] == "True")
+        known[row["task"], setting] = (_number(row["floor"]), row["chosen"] == "True")
     return _group(trials, known)
 
 
@@ -270,7 +270,7 @@ def _group(
             task=key[0],
             setting=key[1],
             trials=tuple(sorted(groups[key], key=lambda trial: trial.seed)),
-            majority=known.get(key, (None, False))[0],
+            floor=known.get(key, (None, False))[0],
             chosen=known.get(key, (None, False))[1],
         )
         for key in keys

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..sweeps.selection import shown
 from .panels import Line, Panel
 from .sweep_history import Setting, SweepHistory
 
@@ -45,19 +46,19 @@ def _over_lr(task: str, settings: Sequence[Setting]) -> Panel | None:
         )
         seeds = sorted({trial.seed for setting in members for trial in setting.trials})
         for seed in seeds:
-            shown = [
+            drawn = [
                 trial
                 for setting in members
                 for trial in setting.trials
                 if trial.seed == seed and trial.counted is not None
             ]
-            if shown:
+            if drawn:
                 lines.append(
                     Line(
                         key=f"{task} seed {seed}{suffix}",
                         label=f"seed {seed}{suffix}",
-                        x=np.array([trial.lr for trial in shown]),
-                        y=np.array([trial.counted for trial in shown], dtype=np.float64),
+                        x=np.array([trial.lr for trial in drawn]),
+                        y=np.array([trial.counted for trial in drawn], dtype=np.float64),
                         style="dots",
                         colour=len(groups) + seeds.index(seed),
                     )
@@ -74,13 +75,13 @@ def _over_lr(task: str, settings: Sequence[Setting]) -> Panel | None:
                 )
             )
     rates = sorted({trial.lr for setting in measured for trial in setting.trials})
-    floors = {setting.majority for setting in measured if setting.majority is not None}
+    floors = {setting.floor for setting in measured if setting.floor is not None}
     return Panel(
         name=f"{task}-lr",
         title=f"{task}: {metric} over the peak learning rate",
         x_label="learning rate",
         lines=tuple(lines),
-        limits=tuple((f"majority class {floor:.2f}", floor) for floor in sorted(floors)),
+        limits=tuple((f"floor {shown(metric, floor)}", floor) for floor in sorted(floors)),
         log_x=rates[0] > 0 and rates[-1] > rates[0],
         x_ticks=tuple(rates),
     )

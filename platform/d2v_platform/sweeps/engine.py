@@ -24,12 +24,11 @@ from ..tracking.scores import RecordScores
 from ..tracking.tracker_actor import RemoteTracker
 from ..training import ray_session
 from ..training.launch import code_version, open_tracker, refuse_node_local
-from .baselines import baselines
 from .capacity import Capacity, capacity
 from .preparation import prepare_trials
 from .results import ChildRun, Record, StoredTrial, task_of
 from .schedule import clock, ideal_seconds
-from .selection import GridPoint, by_task, choose, grid_points
+from .selection import GridPoint, by_task, choose, floors, grid_points
 from .split_decoding import decode_winners
 from .submission import write_test_files
 from .sweep_folder import SweepFolder, folder_bytes, identity, refuse_changes, sweep_root
@@ -192,7 +191,7 @@ class _Driver:
             self.sweep.definition.select, records, self.sweep.definition.scheduler.name,
             self.sweep.definition.max_updates,
         )  # fmt: skip
-        floor = baselines(points)
+        floor = floors(points)
         table = result_table(points, records, floor, lines)
         paths = self._write_tables(table, records, points)
         winners = self._winners(table, floor, paths["summary.csv"])

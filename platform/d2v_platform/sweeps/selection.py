@@ -189,6 +189,17 @@ def choose(points: Sequence[GridPoint]) -> Choice | None:
     return best
 
 
+def floors(points: Sequence[GridPoint]) -> dict[str, float]:
+    """By task, what an answer that knows nothing scores in the metric that decides, as trainings found."""
+    found: dict[str, float] = {}
+    for point in points:
+        for record in point.records:
+            facts = record.result.summary.facts if record.result and record.result.summary else {}
+            if facts.get("floor.metric") == point.metric:
+                found.setdefault(point.task, float(facts["floor.value"]))
+    return found
+
+
 def shown(metric: str, value: float | None) -> str:
     """A figure in words: two digits of a percentage, four of a loss or another training figure."""
     if value is None:

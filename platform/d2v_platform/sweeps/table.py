@@ -31,7 +31,7 @@ class SweepRow:
         low: smallest value.
         high: largest value.
         others: further metrics at the same validations, median over the seeds.
-        baseline: the metric of always saying the majority class of the validation set.
+        floor: what an answer that knows nothing scores (the most frequent class, an empty transcript).
         chosen: this setting won its task.
     """
 
@@ -45,7 +45,7 @@ class SweepRow:
     low: float | None
     high: float | None
     others: dict[str, float]
-    baseline: float | None
+    floor: float | None
     chosen: bool
 
 
@@ -141,7 +141,7 @@ class ResultTable:
             "lr",
             *names,
             "metric",
-            "majority_class",
+            "floor",
             "median",
             "min",
             "max",
@@ -150,7 +150,7 @@ class ResultTable:
         ]
         rows = [
             [
-                row.task, row.lr, *(row.group.get(name, "") for name in names), row.metric, row.baseline,
+                row.task, row.lr, *(row.group.get(name, "") for name in names), row.metric, row.floor,
                 row.median, row.low, row.high, len(row.values),
                 " ".join(f"{seed}:{status}" for seed, status in row.statuses.items()),
                 *(row.others.get(name) for name in others), row.chosen,
@@ -161,7 +161,7 @@ class ResultTable:
 
     def _cells(self) -> tuple[list[str], list[list[str]]]:
         seeds = sorted({seed for row in self.rows for seed in row.values})
-        header = ["task", "setting", "metric", "majority", *(f"seed {seed}" for seed in seeds)]
+        header = ["task", "setting", "metric", "floor", *(f"seed {seed}" for seed in seeds)]
         header += ["median", "min..max", "also", ""]
         body: list[list[str]] = []
         for row in self.rows:
@@ -169,7 +169,7 @@ class ResultTable:
                 "-" if row.low is None else f"{shown(row.metric, row.low)}..{shown(row.metric, row.high)}"
             )
             also = ", ".join(f"{name} {shown(name, value)}" for name, value in row.others.items())
-            cells = [row.task, _group_text(row.group), row.metric, shown(row.metric, row.baseline)]
+            cells = [row.task, _group_text(row.group), row.metric, shown(row.metric, row.floor)]
             cells += [_cell(row, seed) for seed in seeds]
             body.append([*cells, shown(row.metric, row.median), spread, also, "best" if row.chosen else ""])
         return header, body
@@ -178,7 +178,7 @@ class ResultTable:
 def result_table(
     points: Sequence[GridPoint],
     records: Iterable[Record],
-    baselines: Mapping[str, float],
+    floor: Mapping[str, float],
     protocol: Sequence[str],
 ) -> ResultTable:
     """Tabulate a sweep.
@@ -186,12 +186,12 @@ def result_table(
     Args:
         points: its settings.
         records: all of its trials, for those without a result.
-        baselines: majority class by task.
+        floor: what an answer that knows nothing scores, by task.
         protocol: how the figures came about.
     """
     choices = choose_all(points)
     rows = [
-        _row(point, baselines.get(task), chosen=task in choices and choices[task].point is point)
+        _row(point, floor.get(task), chosen=task in choices and choices[task].point is point)
         for task, members in by_task(points).items()
         for point in members
     ]
@@ -317,7 +317,7 @@ def protocol(select: Select, records: Sequence[Record], scheduler: str, cap: int
     return lines
 
 
-def _row(point: GridPoint, baseline: float | None, chosen: bool) -> SweepRow:
+def _row(point: GridPoint, floor: float | None, chosen: bool) -> SweepRow:
     others: dict[str, list[float]] = {}
     for found in point.scores:
         for name, value in (found.others if found else {}).items():
@@ -337,7 +337,7 @@ def _row(point: GridPoint, baseline: float | None, chosen: bool) -> SweepRow:
         low=min(point.values, default=None),
         high=max(point.values, default=None),
         others={name: statistics.median(values) for name, values in others.items()},
-        baseline=baseline,
+        floor=floor,
         chosen=chosen,
     )
 

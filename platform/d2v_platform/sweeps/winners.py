@@ -31,7 +31,7 @@ class Winner:
         metric: what decided.
         value: of this run.
         median: of the setting over its seeds.
-        baseline: majority class, in the same metric.
+        floor: what an answer that knows nothing scores, in the same metric.
         run_id: MLflow run.
         model_folder: its exported model.
         model_uri: ``models:/NAME/VERSION``, ``None`` if it was not registered.
@@ -45,7 +45,7 @@ class Winner:
     metric: str
     value: float
     median: float
-    baseline: float | None
+    floor: float | None
     run_id: str | None
     model_folder: Path
     model_uri: str | None = None
@@ -56,7 +56,7 @@ def register_winner(
     tracker: AnyTracker,
     definition: SweepDefinition,
     choice: Choice,
-    baseline: float | None,
+    floor: float | None,
     protocol: Sequence[str],
     table: Path,
 ) -> Winner:
@@ -66,7 +66,7 @@ def register_winner(
         tracker: where.
         definition: its ``register`` part.
         choice: the winner.
-        baseline: majority class.
+        floor: what an answer that knows nothing scores.
         protocol: how the figures came about; goes into the card.
         table: the result table, kept beside the card.
     """
@@ -113,7 +113,7 @@ def register_winner(
         metric=point.metric,
         value=choice.score.value,
         median=point.median,
-        baseline=baseline,
+        floor=floor,
         run_id=result.run_id,
         model_folder=record.model_folder,
         model_uri=uri,

@@ -25,6 +25,7 @@ from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
 from .audio_data import speech_options
 from .audio_parent import block_lr_scales, check_parent
+from .floor import Floor, event_floor
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 
@@ -153,6 +154,14 @@ class AudioClassification(OneModelTask[AudioEventModel]):
             },
             origin=origin,
         )
+
+    def floor(self, subset: str, metric: str) -> Floor | None:
+        """The share of each class."""
+        data = self.dataset(subset)
+        labels_NC = np.zeros((len(data.sizes), len(self.classes)), dtype=np.int64)
+        for row in range(len(labels_NC)):
+            labels_NC[row, list(data.events(row))] = 1
+        return event_floor(labels_NC, metric)
 
     def facts(self) -> dict[str, str]:
         """Fingerprints of what it was judged and trained on, and the parent's run."""

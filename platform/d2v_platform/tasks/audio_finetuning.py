@@ -27,6 +27,7 @@ from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
 from .audio_data import check_symbols, speech_options
 from .audio_parent import block_lr_scales, check_parent
+from .floor import Floor, transcript_floor
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 logger = logging.getLogger(__name__)
@@ -231,6 +232,10 @@ class AudioFinetuning(OneModelTask[CTCModel]):
             letters=self.letters,
             origin=origin,
         )
+
+    def floor(self, subset: str, metric: str) -> Floor | None:
+        """An empty transcript."""
+        return transcript_floor(metric)
 
     def facts(self) -> dict[str, str]:
         """Fingerprints of what it was judged and trained on, hash of the letters, the parent's run."""

@@ -37,6 +37,7 @@ from ..recipe.image_components import (
 from ..recipe.schema import Recipe
 from ..training.reduction import rank_and_size
 from ..training.statistics import Layout, Sums
+from .floor import Floor, image_floor
 from .image_data import check_subsets, never_empty, normalisation, open_subset, report_oddities
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
@@ -209,6 +210,10 @@ class ImageClassification(OneModelTask[ImageClassifier]):
             },
             origin=origin,
         )
+
+    def floor(self, subset: str, metric: str) -> Floor | None:
+        """The most frequent classes."""
+        return image_floor(self.dataset(subset).source.labels, self.classes, metric)
 
     def close(self) -> None:
         """Say what was odd about images, whichever worker met them."""

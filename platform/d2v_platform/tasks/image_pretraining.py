@@ -19,11 +19,13 @@ from data2vec.probes import accuracy, knn_predict, linear_probe
 from data2vec.v1.vision import Data2VecVisionPretraining
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
+from ..recipe.image_checks import PROBE_METRICS
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.schema import Recipe
-from ..training.loading import Share
+from ..training.loading import Share, to_device
 from ..training.reduction import gather_objects, rank_and_size
 from ..training.statistics import Layout, Sums
+from .floor import Floor
 from .image_data import check_subsets, never_empty, normalisation, open_subset, report_oddities
 from .pretraining import PretrainingTask
 from .task import MicroBatch, batches_of, part_of
@@ -154,6 +156,24 @@ class ImagePretraining(PretrainingTask):
     def close(self) -> None:
         """Say what was odd about images, whichever worker met them."""
         report_oddities(self.oddities)
+
+    def floor(self, subset: str, metric: str) -> Floor | None:
+        """Where the recipe probes features: those of the network before training."""
+        if self.task.probe_bank is None:
+            return None
+        metric = metric if metric in PROBE_METRICS else PROBE_METRICS[0]
+        start = type(self)(self.recipe)
+        device = next(self.model.parameters()).device
+        start.model.to(device).eval()
+        data = start.dataset(subset)
+        with torch.no_grad():
+            rows = [
+                row
+                for batch in start.batches(subset, 1, training=False)
+                for row in start.predict(to_device(data.collate([data[i] for i in batch]), device))
+            ]
+        value = start.score(subset, sorted(rows, key=lambda row: row["id"]))[metric]
+        return Floor(metric, value, "the network before training", data.source.fingerprint())
 
     def facts(self) -> dict[str, str]:
         """Data fingerprint."""

@@ -21,6 +21,7 @@ from data2vec.lm.transformer import TransformerLM
 from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
+from .floor import Floor, token_floor
 from .task import MicroBatch, OneModelTask, batches_of, data_facts
 from .text_blocks import check_blocks, open_blocks
 
@@ -111,6 +112,14 @@ class LanguageModeling(OneModelTask[TransformerLM]):
             words=self.dictionary,
             origin=origin,
         )
+
+    def floor(self, subset: str, metric: str) -> Floor | None:
+        """The shares of the tokens."""
+        data = self.dataset(subset)
+        counts_V = np.zeros(len(self.dictionary), dtype=np.int64)
+        for index in range(len(data)):
+            counts_V += np.bincount(data[index]["target"].numpy(), minlength=len(counts_V))
+        return token_floor(counts_V, metric)
 
     def facts(self) -> dict[str, str]:
         """Fingerprints of what it was judged and trained on, and the dictionary's hash."""

@@ -30,6 +30,7 @@ from ..recipe.components import (
 )
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
+from .floor import Floor, sentence_floor
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 
@@ -163,6 +164,14 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
             "dictionary.hash": self.dictionary.digest(),
             **parent_facts(self.parent),
         }
+
+    def floor(self, subset: str, metric: str) -> Floor | None:
+        """The best constant answer."""
+        data = self.dataset(subset)
+        if data.targets is None:
+            return None
+        targets = np.asarray(data.targets).reshape(len(data.targets), -1)[:, 0]
+        return sentence_floor(targets, data.labels, self.regression, metric)
 
 
 def metrics_of(criterion: SentencePredictionCriterion) -> list[str]:

@@ -18,6 +18,7 @@ from data2vec.pretraining import Moments
 
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
+from .floor import Floor
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -140,6 +141,15 @@ class TrainingTask(ABC):
             weights: the complete state of :attr:`module`, of which this worker may hold a part only.
         """
 
+    def floor(self, subset: str, metric: str) -> Floor | None:
+        """What an answer that knows nothing scores on a subset; every worker asks.
+
+        Args:
+            subset: of validation.
+            metric: the one that decides; a task may tell of another one instead.
+        """
+        return None
+
     @abstractmethod
     def facts(self) -> dict[str, str]:
         """Lineage: data fingerprint, dictionary hash, parent model."""
@@ -159,6 +169,14 @@ class OneModelTask(TrainingTask, Generic[Network]):
     def trained(self) -> nn.Module:
         """The model."""
         return self.model
+
+
+def floor_facts(task: TrainingTask) -> dict[str, str]:
+    """The floor of the metric that decides, on the first validation subset; empty where there is none."""
+    subsets = task.recipe.valid_subsets()
+    metric = task.recipe.checkpoint.best_checkpoint_metric
+    found = task.floor(subsets[0], metric) if subsets else None
+    return {} if found is None else found.facts()
 
 
 def data_facts(recipe: Recipe, fingerprint: Callable[[str], str]) -> dict[str, str]:
