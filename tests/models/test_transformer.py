@@ -84,3 +84,30 @@ def test_norms_without_weights(make_config: MakeConfig) -> None:
     names = dict(Block(make_config(norm_affine=False)).named_parameters())
     assert not any("norm" in name for name in names)
     assert len(names) == 8
+
+
+def test_a_dropped_block_that_must_run_has_no_effect(make_config: MakeConfig) -> None:
+    """Where workers share a block's parameters: it runs, and gives its input back, with gradients of zero."""
+    config = make_config(depth=4, encoder_dropout=0.3)
+    blocks = make_blocks(config).train()
+    torch.manual_seed(1)
+    x = torch.randn(2, 5, 16, requires_grad=True)
+    plain = [index for index, _ in kept_blocks(blocks, 0.5, True, 3)]
+    assert 0 < len(plain) < 4
+    for block in blocks:
+        block.in_step = True
+    found = dict(kept_blocks(blocks, 0.5, True, 3))
+    assert list(found) == [0, 1, 2, 3]
+    for index, run in found.items():
+        torch.manual_seed(2)
+        y, _ = run(x, None)
+        after = torch.rand(1)
+        torch.manual_seed(2)
+        if index in plain:
+            assert not torch.equal(y, x)
+            continue
+        assert torch.equal(y, x) and torch.equal(after, torch.rand(1)), "its random numbers are put back"
+        y.square().sum().backward()
+        for parameter in blocks[index].parameters():
+            assert parameter.grad is not None and not parameter.grad.any()
+    assert [index for index, _ in kept_blocks(blocks.eval(), 0.5, False, 3)] == [0, 1, 2, 3]
