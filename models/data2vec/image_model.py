@@ -16,7 +16,7 @@ from PIL import Image
 
 from .artifact import Artifact, load_strictly
 from .config import IMAGENET_MEAN, IMAGENET_STD, ImageHeadConfig
-from .data.image_files import UnreadableImageError, read_image
+from .data.image_files import UnreadableImageError, read_image, upright
 from .data.image_transforms import evaluation_transform
 from .errors import CheckpointError, DataError
 from .families import generation_of
@@ -209,22 +209,22 @@ def _is_image(item: Any) -> bool:
 
 
 def as_image(image: AnyImage) -> Image.Image:
-    """Any of the accepted forms as an RGB image.
+    """Any of the accepted forms as an RGB image, upright where its EXIF data says how it was held.
 
     Raises:
         DataError: the bytes are no image, the file is missing, or the array has another shape or type.
     """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return upright(image).convert("RGB")
     if isinstance(image, str | Path):
         try:
-            return read_image(Path(image).read_bytes())[0]
+            return read_image(Path(image).read_bytes(), turn_upright=True)[0]
         except OSError as error:
             raise DataError(f"{image}: {error.strerror or error}") from error
         except UnreadableImageError as error:
             raise UnreadableImageError(f"{image}: {error}") from None
     if isinstance(image, bytes | bytearray | memoryview):
-        return read_image(bytes(image))[0]
+        return read_image(bytes(image), turn_upright=True)[0]
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]

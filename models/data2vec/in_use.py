@@ -35,8 +35,9 @@ def device_problem(name: str) -> str | None:
     count = _num_gpus()
     if kind != "cuda" or int(number or 0) < count:
         return None
-    there = "no GPU that PyTorch can use" if not count else "1 GPU" if count == 1 else f"{count} GPUs"
-    return f"is not here: this machine has {there}; auto takes the best there is, counting begins with cuda:0"
+    if not count:
+        return "is not here: this machine has no GPU that PyTorch can use; take auto or cpu"
+    return f"is not here: this machine has {count} GPU{'s' if count > 1 else ''}, counted from cuda:0"
 
 
 def _num_gpus() -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import data2vec
 from data2vec import speech_model
@@ -20,6 +21,7 @@ from data2vec.config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadCo
 from data2vec.ctc import CTCConfig, CTCModel
 from data2vec.data.bpe import shared_bpe
 from data2vec.data.dictionary import Dictionary
+from data2vec.data.image_files import read_image
 from data2vec.data.letters import released_letters
 from data2vec.data.tokenizer import TextTokenizer
 from data2vec.errors import DataError
@@ -270,6 +272,20 @@ def test_anything_else_is_refused_with_what_is_wanted(
         call(all_models)
 
 
+def test_photos_are_seen_as_they_were_held(all_models: dict[str, Any], tmp_path: Path) -> None:
+    image, draw = all_models["image"], np.random.default_rng(2)
+    held = Image.fromarray(draw.integers(0, 256, (16, 16, 3)).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it by 90 degrees clockwise to see it as it was held
+    held.rotate(90, expand=True).save(tmp_path / "phone.png", exif=exif)
+    photo = tmp_path / "phone.png"
+    forms = [photo, photo.read_bytes(), Image.open(photo)]
+    np.testing.assert_allclose(image.embed(forms), [image.embed(held)] * 3, atol=1e-6)
+    stored, odd = read_image(photo.read_bytes())
+    assert odd is not None and "EXIF orientation" in odd
+    assert stored.tobytes() == held.rotate(90, expand=True).tobytes(), "data sets are read as they are stored"
+
+
 def test_devices_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     def machine(gpus: int) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
@@ -286,7 +302,7 @@ def test_devices_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="'cuda:2' is not here: this machine has 2 GPUs"):
         device_of("cuda:2")
     machine(1)
-    with pytest.raises(DataError, match="'cuda:1' is not here: this machine has 1 GPU;"):
+    with pytest.raises(DataError, match="'cuda:1' is not here: this machine has 1 GPU,"):
         device_of("cuda:1")
     for name in ("gpu", "cuda:", "cuda:x", "cuda1", "", "mps", "cpu:0"):
         with pytest.raises(DataError, match="must be auto, cpu, cuda, or one of several such as cuda:1"):

@@ -6,7 +6,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
 
@@ -14,6 +14,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 """Recognised file names, in any case: torchvision's list."""
 
 MAX_PIXELS = 256_000_001  # larger images are refused: a small file can claim any size
+_ORIENTATION = 0x0112  # EXIF tag
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
@@ -21,15 +22,18 @@ class UnreadableImageError(DataError):
     """The bytes are no image, or a damaged one."""
 
 
-def read_image(data: bytes) -> tuple[Image.Image, str | None]:
+def read_image(data: bytes, *, turn_upright: bool = False) -> tuple[Image.Image, str | None]:
     """Decode one image.
 
     Args:
         data: content of the file.
+        turn_upright: follow the EXIF orientation that cameras write; data sets are read as they are stored,
+            as the reference reads them.
 
     Returns:
         The image in mode RGB, and what was odd about it: 16 bits a channel (scaled to 8), several frames (the
-        first is taken), CMYK, transparency (dropped), very small. ``None`` if nothing was.
+        first is taken), CMYK, transparency (dropped), turned by its EXIF data, very small. ``None`` if
+        nothing was.
 
     Raises:
         UnreadableImageError: truncated, damaged, no image, or too large.
@@ -42,12 +46,25 @@ def read_image(data: bytes) -> tuple[Image.Image, str | None]:
                 raise UnreadableImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
             oddity = _oddity(image)
             image.load()
-            return _to_rgb(image), oddity
+            return _to_rgb(upright(image) if turn_upright else image), oddity
     except UnreadableImageError:
         raise
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, ArithmeticError,
             Image.DecompressionBombError) as error:  # fmt: skip
         raise UnreadableImageError(_reason(error)) from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned and mirrored as its EXIF orientation says."""
+    return ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF blocks raise whatever they meet, and are no reason to refuse a picture
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _oddity(image: Image.Image) -> str | None:
@@ -60,6 +77,8 @@ def _oddity(image: Image.Image) -> str | None:
         found.append(f"{image.mode} colours: converted")
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         found.append("transparent: transparency is dropped")
+    if _orientation(image) > 1:
+        found.append("turned or mirrored by its EXIF orientation")
     if min(image.size) < 8:
         found.append("a side of less than 8 pixels: enlarged")
     return "; ".join(found) or None
