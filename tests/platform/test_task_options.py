@@ -306,7 +306,7 @@ MEAN, STD = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
 def test_images_are_transformed_as_the_task_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("finetuning", "pretraining", "evaluation"):
         monkeypatch.setattr(image_data, f"{name}_transform", lambda *g, name=name, **n: (name, g, n))
-    norms = {"normalization_mean": MEAN, "normalization_std": STD}
+    norms: Any = {"normalization_mean": MEAN, "normalization_std": STD}
     constants = {"mean": tuple(MEAN), "std": tuple(STD)}
     transform = image_data.training_transform
     mae, first = "mae_image_classification", "image_classification"
