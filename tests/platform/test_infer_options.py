@@ -138,9 +138,9 @@ def test_values_are_read_as_in_recipes(tmp_path: Path, monkeypatch: pytest.Monke
     )
     monkeypatch.chdir(tmp_path)
     options, _ = read_options(["--config-dir", ".", "own", "task.data=here",
-                               "common_eval.path=~/m.pt\\\\n.pt", "task.labels=007"])  # fmt: skip
+                               "common_eval.path=~/m.pt\\\\n.pt", "task.labels=1e3"])  # fmt: skip
     assert (options.decoding.unkweight, options.decoding.beamthreshold) == (-math.inf, 100.0)
-    assert options.task.labels == "007" and options.dataset.max_tokens == 3_000_000
+    assert options.task.labels == "1e3" and options.dataset.max_tokens == 3_000_000
     assert options.common_eval.results_path == f"{tmp_path}/here/007" == f"{options.task.data}/007"
     assert options.common_eval.path == str(Path.home() / "m.pt")
 
