@@ -68,6 +68,7 @@ def tests_of(module: Path, most: int) -> list[str]:
         level = [path for path in files if path not in reached and uses[path] & names]
         reached.update(level)
         near = [str(path.relative_to(REPO)) for path in level if path.name.startswith("test_")]
+        near.sort(key=lambda name: module.stem not in name)  # the module's own tests first
         chosen += [name for name in near if not name.startswith(("tests/cluster", "tests/mutation"))]
     return chosen[:most]
 

@@ -154,3 +154,24 @@ def test_masked_share_of_a_batch() -> None:
     assert max(drawn) < 0.6
     assert sum(drawn) / len(drawn) == pytest.approx(0.4, abs=0.01)
     assert drawn[5] == batch_mask_prob(0.6, 0.2, 1, 5)
+
+
+def test_a_share_is_drawn_only_where_there_is_a_range() -> None:
+    for low in (None, 0.5, 0.6, -0.1):
+        assert batch_mask_prob(0.5, low, 1, 2) == 0.5
+    assert 0.0 <= batch_mask_prob(0.5, 0.0, 1, 2) < 0.5
+    assert 0.4 <= batch_mask_prob(0.5, 0.4, 1, 2) < 0.5
+
+
+def test_positions_that_are_not_gathered_have_a_gradient_of_zero() -> None:
+    torch.use_deterministic_algorithms(True)  # fills memory that nobody wrote with NaN
+    try:
+        masks = random_masks(clone_ids(torch.arange(2), 2), 9, 0.4, 1)
+        x = torch.randn(4, 9, 3, requires_grad=True)
+        weights = torch.randn(int(masks.mask_RT.sum()), 3)
+        (masks.gather_masked(x) * weights).sum().backward()
+        wanted = torch.zeros(4, 9, 3)
+        wanted[masks.mask_RT] = weights
+        assert torch.equal(x.grad, wanted)  # type: ignore[arg-type]
+    finally:
+        torch.use_deterministic_algorithms(False)

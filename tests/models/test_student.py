@@ -117,3 +117,12 @@ def test_embedding_options(make_config: MakeConfig, text: dict[str, bool]) -> No
 def test_another_modality_is_refused(make_config: MakeConfig) -> None:
     with pytest.raises(Data2VecError, match="image is missing"):
         Data2VecMulti(make_config(supported_modality="IMAGE"), vocab_size=20)
+
+
+def test_no_padding_is_none_at_all(make_config: MakeConfig) -> None:
+    """Attention without a bias has faster kernels."""
+    encoder = Data2VecMulti(make_config(), vocab_size=20).encoder
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    assert encoder.token_padding(None, 6) is None and encoder.token_padding(padding, 6) is None
+    padding[1, 4:] = True
+    assert encoder.token_padding(padding, 6) is padding
