@@ -250,6 +250,23 @@ def test_time_is_counted_over_all_attempts(tmp_path: Path, monkeypatch: pytest.M
     assert CheckpointStore(tmp_path).load(8).state["elapsed_s"] == pytest.approx(8 * 900.0)
 
 
+def test_validations_are_no_part_of_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, honest = Clock(monkeypatch), ToyTask.score
+
+    def slow(task: ToyTask, subset: str, results: list[Any]) -> dict[str, float]:
+        clock.now += 7200.0
+        return honest(task, subset, results)
+
+    monkeypatch.setattr(ToyTask, "score", slow)
+    recipe = cadence({
+        "common": {"log_interval": 4}, "optimization": {"max_update": 8},
+        "dataset": {"validate_interval_updates": 3, "validate_interval": 100},
+    })  # fmt: skip
+    summary, diary, _ = run_toy(recipe, tmp_path, monkeypatch)
+    assert diary.points["speed/s_per_update"] == {4: pytest.approx(900.0), 8: pytest.approx(900.0)}
+    assert summary.seconds == pytest.approx(8 * 900.0 + 3 * 7200.0), "but of the time that it took"
+
+
 # ---- resuming ------------------------------------------------------------------------------------
 
 
