@@ -17,6 +17,7 @@ from .names import Names
 
 INDEX_NAME = "index.json"  # beside prepared shards: class names and counts
 _LABEL = "cls"
+_MOST_CLASSES = 1_000_000  # a larger number is an identifier of something else
 
 
 class ShardSource:
@@ -167,7 +168,13 @@ def _class_names(folder: Path, labels: Sequence[str]) -> list[str]:
     if (index := _read_index(folder)) is not None:
         return index["classes"]
     if all(label.isdecimal() for label in labels):
-        return [str(i) for i in range(max(int(label) for label in labels) + 1)]
+        largest = max(int(label) for label in labels)
+        if largest >= _MOST_CLASSES:
+            raise DataError(
+                f"{folder}: 1 000 000 classes at most, but a .{_LABEL} holds {str(largest)[:20]}; number the "
+                "classes from 0, or write their names"
+            )
+        return [str(i) for i in range(largest + 1)]
     return sorted(set(labels))
 
 
