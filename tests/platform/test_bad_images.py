@@ -190,8 +190,9 @@ def test_shards_and_models_at_s3(
     ]  # fmt: skip
     code, said = said_by(["train", "tiny/image_finetuning", *words])
     assert code == 0, said
-    (cached,) = (path for path in (mlflow_home / "cache" / "data").iterdir() if path.is_dir())
-    assert len(list(cached.rglob("*.tar"))) == 6
+    cached = [path for path in (mlflow_home / "cache" / "data").iterdir() if path.is_dir()]
+    held = sorted((len(list(path.rglob("*.tar"))), (path / "config.json").is_file()) for path in cached)
+    assert held == [(0, True), (6, False)], "the model and the images, each in a folder of its own"
     (run_folder,) = (mlflow_home / "runs").iterdir()
     assert json.loads((run_folder / "model" / "config.json").read_text())["task"]["labels"] == ["blue", "red"]
 
