@@ -219,6 +219,20 @@ def test_the_best_may_be_marked_after_its_copy_and_the_rest_is_not_missed(
     assert RemoteCheckpoints(narrow, run.child("other")).missing() == [2]
 
 
+def test_a_checkpoint_that_is_pruned_before_its_copy_is_left_out(
+    tmp_path: Path, run: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, honest = CheckpointStore(tmp_path), CheckpointStore.pinned
+    store.save(1, tensors(1), {})
+
+    def too_late(self: CheckpointStore, update: int) -> Any:
+        shutil.rmtree(self.folder / "update_00000001")
+        return honest(self, update)
+
+    monkeypatch.setattr(CheckpointStore, "pinned", too_late)
+    assert RemoteCheckpoints(store, run).sync() == [] and RemoteCheckpoints(store, run).updates() == []
+
+
 def test_what_the_other_side_calls_best_is_kept_by_a_machine_that_does_not_know(
     tmp_path: Path, run: Location
 ) -> None:
