@@ -177,6 +177,7 @@ def from_audio(theirs: Mapping[str, Any]) -> Data2VecAudioConfig:
             "attention_dropout": theirs.get("attention_dropout", 0.1),
             "activation_dropout": theirs.get("activation_dropout", 0.1),
             "encoder_layerdrop": theirs.get("layerdrop", 0.1),
+            "dropout_input": theirs.get("feat_proj_dropout", 0.0),
             "conv_feature_layers": str([tuple(map(int, layer)) for layer in convolutions]),
             "conv_bias": bool(theirs.get("conv_bias", False)),
             "conv_pos": int(theirs.get("conv_pos_kernel_size", 19)) * depth,
