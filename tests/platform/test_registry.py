@@ -385,7 +385,7 @@ def test_a_version_behind_a_server_is_downloaded_once(
     version = add(tracker, folders["classifier"], run_id)
     monkeypatch.setattr("d2v_platform.registry.model_source._as_local", lambda location: None)
     found = resolve(version.uri, tracker)
-    assert tracker.home / "cache" / "models" in found.path.parents
+    assert tracker.home / "cache" / "data" in found.path.parents
     assert (found.path / "check.json").is_file()
     (found.path / "mark").touch()
     again = resolve(version.uri, tracker)
