@@ -390,7 +390,7 @@ def test_a_version_behind_a_server_is_downloaded_once(
     (found.path / "mark").touch()
     again = resolve(version.uri, tracker)
     assert (again.path / "mark").exists()
-    assert len(list((tracker.home / "cache" / "models").iterdir())) == 1
+    assert len([p for p in (tracker.home / "cache" / "data").iterdir() if p.is_dir()]) == 1
 
 
 def test_a_models_artifact_of_a_run_resolves(tracker: Tracker, run_id: str, folders: dict[str, Path]) -> None:
