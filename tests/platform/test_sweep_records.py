@@ -283,7 +283,7 @@ def test_the_run_that_stands_for_the_winner_is_registered(
     }  # fmt: skip
     assert found == Winner(
         task="cola", trial="cola_lr=1e-05_seed=2", lr=1e-5, seed=2, metric="mcc", value=20.0, median=20.0,
-        baseline=12.5, run_id="run2", model_folder=choice.record.folder / "model", model_uri=uri, alias=alias,
+        floor=12.5, run_id="run2", model_folder=choice.record.folder / "model", model_uri=uri, alias=alias,
     )  # fmt: skip
 
 
@@ -291,7 +291,7 @@ def test_value_and_median_of_a_winner_are_not_the_same(monkeypatch: pytest.Monke
     calls = registered(monkeypatch, None)
     definition = SweepDefinition(register=Register(name="m"))
     found = register_winner(Tracker(), definition, chosen(10.0, 20.0), None, [], Path("/t"))  # type: ignore[arg-type]
-    assert (found.value, found.median, found.seed, found.baseline) == (20.0, 15.0, 2, None)
+    assert (found.value, found.median, found.seed, found.floor) == (20.0, 15.0, 2, None)
     assert "mcc 20.00 with seed 2; median over 2 seed(s) 15.00 (10.00 to 20.00)" in calls[0][1]["protocol"]
     assert (calls[0][1]["name"], calls[0][1]["alias"]) == ("m", None)
 
@@ -308,7 +308,7 @@ def test_nothing_is_registered_without_a_name_or_a_run(monkeypatch: pytest.Monke
 
 def test_scores_go_to_the_run_and_the_version_of_the_task(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    base = Winner(task="rte", trial="t", lr=1.0, seed=1, metric="m", value=1.0, median=1.0, baseline=None,
+    base = Winner(task="rte", trial="t", lr=1.0, seed=1, metric="m", value=1.0, median=1.0, floor=None,
                   run_id="r", model_folder=Path())  # fmt: skip
     won = [base, replace(base, task="cola", run_id="c", model_uri="models:/a/b/12")]
     scores = [subset_score("test", {"wer": 5.0})]
