@@ -6,6 +6,7 @@ S samples.
 from __future__ import annotations
 
 import io
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ SUFFIXES = (".wav", ".flac", ".ogg")
 _SLICE = re.compile(r"^(?P<archive>.+):(?P<offset>\d+):(?P<length>\d+)$")
 _MAGIC = (b"RIFF", b"fLaC", b"OggS")
 _ATTEMPTS = 3
+MIN_RATE, MAX_RATE = 1_000, 768_000  # samples a second; below, resampling multiplies a small file
+# Samples of all channels that any file may hold (4.6 hours at 16 kHz), and that each byte of a larger one may
+# hold: speech has one or two, silence in FLAC some hundreds.
+MAX_SAMPLES, MAX_SAMPLES_PER_BYTE = 2**28, 64
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def read_header(path: Path | str) -> AudioHeader:
     """The header of an audio file.
 
     Raises:
-        DataError: the file is missing or no audio; the message names it.
+        DataError: the file is missing, no audio, or claims what its bytes cannot hold; the message names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -59,6 +64,10 @@ def read_header(path: Path | str) -> AudioHeader:
         info = sf.info(str(path))
     except (sf.LibsndfileError, RuntimeError) as error:
         raise DataError(f"{path}: not readable as audio ({_plain(error)})") from None
+    try:
+        _check_claims(info.frames * info.channels, info.samplerate, path.stat().st_size)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     return AudioHeader(int(info.frames), int(info.samplerate), int(info.channels), str(info.subtype))
 
 
@@ -100,10 +109,31 @@ def decode_bytes(data: bytes, sample_rate: int, name: str = "the audio") -> np.n
         DataError: the content is no audio, or empty.
     """
     try:
-        samples, rate = sf.read(io.BytesIO(data), dtype="float32", always_2d=False)
-    except (sf.LibsndfileError, RuntimeError, TypeError) as error:
+        samples, rate = _read(io.BytesIO(data), len(data))
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+    except (sf.LibsndfileError, RuntimeError, TypeError, MemoryError) as error:
         raise DataError(f"{name}: not readable as audio ({_plain(error)})") from None
-    return to_model_rate(np.asarray(samples), int(rate), sample_rate, name)
+    return to_model_rate(samples, rate, sample_rate, name)
+
+
+def _read(file: str | io.BytesIO, size: int) -> tuple[np.ndarray, int]:
+    """All samples and the rate; what the header claims is checked before memory is taken for it.
+
+    Raises:
+        DataError: without the file's name: more samples than so many bytes hold, or an impossible rate.
+    """
+    with sf.SoundFile(file) as sound:
+        _check_claims(sound.frames * sound.channels, sound.samplerate, size)
+        return sound.read(dtype="float32"), int(sound.samplerate)
+
+
+def _check_claims(samples: int, rate: int, size: int) -> None:
+    limit = max(MAX_SAMPLES, MAX_SAMPLES_PER_BYTE * size)
+    if samples > limit:
+        raise DataError(f"its header claims {samples} samples; {size} bytes may hold {limit} at most")
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise DataError(f"its header claims {rate} Hz; a recording has {MIN_RATE} ... {MAX_RATE}")
 
 
 def to_model_rate(samples: np.ndarray, rate: int, sample_rate: int, name: str = "the audio") -> np.ndarray:
@@ -132,9 +162,9 @@ def _decoded(path: str) -> tuple[np.ndarray, int | None]:
             return _decode_once(path)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
-        except (sf.LibsndfileError, RuntimeError, OSError, ValueError, EOFError) as error:
+        except (sf.LibsndfileError, RuntimeError, OSError, ValueError, EOFError, MemoryError) as error:
             if isinstance(error, DataError):
-                raise
+                raise DataError(str(error) if str(error).startswith(path) else f"{path}: {error}") from None
             if attempt == _ATTEMPTS - 1 or not isinstance(error, OSError):
                 raise DataError(f"{path}: not readable as audio ({_plain(error)})") from None
             time.sleep(attempt)  # a network file system may come back
@@ -143,13 +173,12 @@ def _decoded(path: str) -> tuple[np.ndarray, int | None]:
 
 def _decode_once(path: str) -> tuple[np.ndarray, int | None]:
     if path.endswith(".npy"):
-        return np.load(path, allow_pickle=False).astype(np.float32), None
+        return np.load(path, mmap_mode="r", allow_pickle=False).astype(np.float32), None
     match = None if path.endswith(SUFFIXES) else _SLICE.match(path)
     if match is None:
         if not Path(path).is_file():
             raise FileNotFoundError(path)
-        samples, rate = sf.read(path, dtype="float32", always_2d=False)
-        return np.asarray(samples), int(rate)
+        return _read(path, os.path.getsize(path))
     with open(match["archive"], "rb") as file:
         file.seek(int(match["offset"]))
         data = file.read(int(match["length"]))
@@ -157,8 +186,7 @@ def _decode_once(path: str) -> tuple[np.ndarray, int | None]:
         raise DataError(
             f"{path}: the slice of the archive is no WAV, FLAC or OGG; it must be stored, not deflated"
         )
-    samples, rate = sf.read(io.BytesIO(data), dtype="float32", always_2d=False)
-    return np.asarray(samples), int(rate)
+    return _read(io.BytesIO(data), len(data))
 
 
 def _plain(error: Exception) -> str:

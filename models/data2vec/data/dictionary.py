@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,9 @@ SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK = "<mask>"
 NUM_SPECIALS = len(SPECIALS)
 GPT2_SIZE = 50257
+MAX_BPE_SIZE = 2**24  # far more than any BPE has
 _OVERWRITE = "#fairseq:overwrite"
+_DIGITS, _COUNT = re.compile("[0-9]{1,18}"), re.compile("-?[0-9]{1,18}")
 
 
 class Dictionary:
@@ -90,7 +93,12 @@ class Dictionary:
             DataError: no symbol is a decimal number, so this is no dictionary over BPE ids.
         """
         if self._lookup is None:
-            known = {int(s): i for i, s in enumerate(self.symbols) if s.isascii() and s.isdecimal()}
+            known = {int(s): i for i, s in enumerate(self.symbols) if _DIGITS.fullmatch(s)}
+            if known and max(known) >= MAX_BPE_SIZE:
+                raise DataError(
+                    f"the dictionary has the BPE id {max(known)}; ids must be < {MAX_BPE_SIZE}: a table of "
+                    "all of them is kept"
+                )
             if not known:
                 raise DataError(
                     f"the dictionary ({len(self)} symbols, first: {', '.join(self.symbols[4:8])}) is not "
@@ -117,7 +125,7 @@ class Dictionary:
     def decode_ids(self, ids: Iterable[int]) -> list[int]:
         """BPE ids of model ids; specials, ``<mask>`` and padding words are left out."""
         names = (self.symbol(int(i)) for i in ids)
-        return [int(name) for name in names if name.isascii() and name.isdecimal()]
+        return [int(name) for name in names if _DIGITS.fullmatch(name)]
 
     def symbol(self, index: int) -> str:
         """Symbol of an id.
@@ -168,7 +176,7 @@ class Dictionary:
             if text.endswith(" " + _OVERWRITE):
                 text, overwrite = text[: -len(_OVERWRITE) - 1], True
             symbol, _, count = text.rpartition(" ")
-            if not symbol or not count.lstrip("-").isdecimal():
+            if not symbol or not _COUNT.fullmatch(count):
                 wrong.append(f"line {number}: {line[:60]!r} is not '<symbol> <count>'")
             elif symbol in seen and not overwrite:
                 where = f"line {seen[symbol]}" if seen[symbol] else "a special symbol"

@@ -34,9 +34,9 @@ def read_classes(path: Path) -> list[str]:
         if not fields:
             continue
         index = fields[0].strip()
-        if number == 1 and not index.isdecimal():
+        if number == 1 and not _is_number(index):
             continue
-        if len(fields) < 2 or not index.isdecimal():
+        if len(fields) < 2 or not _is_number(index):
             wrong.append(f"line {number}: {','.join(fields)[:60]!r} is not '<index>,<label>'")
         elif int(index) in names:
             wrong.append(f"line {number}: index {index} is listed twice")
@@ -80,7 +80,7 @@ def read_event_labels(path: Path, wanted: int, num_classes: int) -> list[tuple[i
     for number, line in enumerate(lines, start=1):
         fields = line.rstrip().split("\t")
         parts = fields[2].split(",") if len(fields) == 3 else []
-        if not parts or not all(part.strip().isdecimal() for part in parts):
+        if not parts or not all(_is_number(part.strip()) for part in parts):
             wrong.append(f"line {number}: {line[:60]!r} is not '<start><TAB><end><TAB><index>[,<index>...]'")
             continue
         classes = tuple(sorted({int(part) for part in parts}))
@@ -103,3 +103,7 @@ def _rows(path: Path) -> list[list[str]]:
 def _report(head: str, lines: list[str]) -> str:
     more = f"\n  ... and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     return f"{head}:\n  " + "\n  ".join(lines[:_SHOWN]) + more
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 9  # Python refuses to convert thousands of digits

@@ -13,7 +13,7 @@ from ..errors import DataError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Recognised file names, in any case: torchvision's list."""
 
-MAX_PIXELS = 256_000_001  # larger images are refused: a small file can claim any size
+MAX_PIXELS = 100_000_000  # larger images are refused: a small file can claim any size; Pillow refuses later
 _ORIENTATION = 0x0112  # EXIF tag
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
@@ -88,14 +88,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode not in _DEEP_MODES:
         return image.convert("RGB")
     # Pillow's own conversion cuts 16-bit values off at 255, which leaves a white picture.
-    values = np.asarray(image).astype(np.float64)
+    values = np.asarray(image)
+    low, factor = 0.0, 1.0
     if image.mode == "F":
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        values = (values - low) / ((high - low) or 1.0) * 255.0
+        factor = 255.0 / ((high - low) or 1.0)
     elif values.max(initial=0.0) > 255 or image.mode != "I":
-        values = values / 257.0
-    values = np.nan_to_num(values)
-    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+        factor = 1.0 / 257.0
+    out = np.empty(values.shape, dtype=np.uint8)
+    for row, line in enumerate(values):  # row by row: in doubles the whole would take eight times its memory
+        out[row] = np.nan_to_num((line.astype(np.float64) - low) * factor).round().clip(0, 255)
+    return Image.fromarray(out).convert("RGB")
 
 
 def _reason(error: Exception) -> str:

@@ -181,12 +181,12 @@ def _class_names(folder: Path, labels: Sequence[str]) -> list[str]:
 def _class_ids(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """Ids of labels: numbers if all of them are, else class names."""
     if all(label.isdecimal() for label in labels):
-        numbers = np.array([int(label) for label in labels], dtype=np.int64)
-        if len(numbers) and numbers.max() >= len(classes):
+        numbers = [int(label) for label in labels]
+        if (largest := max(numbers, default=-1)) >= len(classes):
             raise DataError(
-                f"class {numbers.max()} of a shard is not among the {len(classes)} of {INDEX_NAME}"
+                f"class {str(largest)[:20]} of a shard is not among the {len(classes)} of {INDEX_NAME}"
             )
-        return numbers
+        return np.array(numbers, dtype=np.int64)
     ids = {name: index for index, name in enumerate(classes)}
     unknown = sorted({label for label in labels if label not in ids})
     if unknown:

@@ -118,12 +118,19 @@ def as_fp32(values: Mapping[Any, Any], prefix: str = "") -> State:
             or value.is_complex()
         ):
             raise CheckpointError(f"{name} is no dense, real tensor")
-        # A view that repeats its storage (stride 0) would unfold to any size when copied.
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise CheckpointError(f"{name} has shape {tuple(value.shape)}, more than the file holds for it")
-        dtype = torch.float32 if value.is_floating_point() else value.dtype
-        copy = torch.empty(value.shape, dtype=dtype)
-        state[str(key)] = copy.copy_(value.detach())
+        state[str(key)] = value.detach()
+    # Views that repeat or share their storage unfold to any size when copied; tied weights are there twice.
+    asked = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    stored = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
+    if asked > 2 * sum(stored.values()):
+        name, largest = max(state.items(), key=lambda item: item[1].numel())
+        raise CheckpointError(
+            f"its {len(state)} tensors have {asked} bytes, more than the file holds for them "
+            f"({sum(stored.values())}); the largest, {prefix}{name}, has shape {tuple(largest.shape)}"
+        )
+    for name, tensor in state.items():
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        state[name] = torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
     return state
 
 

@@ -131,7 +131,7 @@ def test_empty_and_broken_samples_are_named(tmp_path: Path) -> None:
 def test_a_disk_that_comes_back_is_asked_three_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.wav"
     path.write_bytes(_wav(LEFT))
-    real, calls, waits = sf.read, [], []
+    real, calls, waits = sf.SoundFile, [], []
     failures = 2
 
     def flaky(*args: object, **options: object) -> object:
@@ -140,7 +140,7 @@ def test_a_disk_that_comes_back_is_asked_three_times(tmp_path: Path, monkeypatch
             raise OSError("stale handle")
         return real(*args, **options)
 
-    monkeypatch.setattr(audio_files.sf, "read", flaky)
+    monkeypatch.setattr(audio_files.sf, "SoundFile", flaky)
     monkeypatch.setattr(audio_files.time, "sleep", waits.append)
     assert read_audio(str(path), RATE).tolist() == LEFT.tolist()
     assert len(calls) == 3 and len(waits) == 2
@@ -156,3 +156,78 @@ def test_normalizing_is_over_the_whole_clip() -> None:
     wanted = (samples - 4.0) / (5.0 + 1e-5) ** 0.5
     torch.testing.assert_close(normalized(samples), wanted)
     assert normalized(torch.full((3,), 2.0)).tolist() == [0, 0, 0]
+
+
+def _flac(total: int | None = None, rate: int | None = None) -> bytes:
+    """A second of noise whose header claims so many samples, or another rate."""
+    file = io.BytesIO()
+    sf.write(file, np.random.default_rng(0).normal(0, 0.1, RATE), RATE, format="FLAC", subtype="PCM_16")
+    data = bytearray(file.getvalue())
+    place = 8 + 10  # the stream's information: 20 bits rate, 3 channels, 5 bits a sample, 36 samples
+    fields = int.from_bytes(data[place : place + 8], "big")
+    if total is not None:
+        fields = fields >> 36 << 36 | total
+    if rate is not None:
+        fields = fields & ((1 << 44) - 1) | rate << 44
+    data[place : place + 8] = fields.to_bytes(8, "big")
+    return bytes(data)
+
+
+def _rated(rate: int) -> bytes:
+    data = bytearray(_wav(LEFT))
+    data[24:28] = rate.to_bytes(4, "little")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (_flac(total=2**36 - 1), r"claims 68719476735 samples; \d+ bytes may hold 268435456 at most"),
+        (_flac(total=2**28 + 1), "claims 268435457 samples"),
+        (_rated(1), r"claims 1 Hz; a recording has 1000 \.\.\. 768000"),
+        (_rated(999), "claims 999 Hz"),
+        (_rated(768_001), "claims 768001 Hz"),
+    ],
+)
+def test_what_a_header_claims_is_checked_before_memory_is_taken(
+    tmp_path: Path, content: bytes, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sf.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
+    path = tmp_path / "bomb.audio"
+    path.write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("bomb", content)
+        offset = len(archive.infolist()[0].FileHeader())
+    piece = f"{tmp_path}/all.zip:{offset}:{len(content)}"
+    for read in (
+        lambda: read_header(path),
+        lambda: read_audio(str(path), RATE, resample=True),
+        lambda: read_audio(piece, RATE, resample=True),
+        lambda: decode_bytes(content, RATE, "bomb.audio"),
+    ):
+        with pytest.raises(DataError, match=rf"(bomb\.audio|all\.zip\S+): its header {rule}"):
+            read()
+
+
+def test_the_lowest_and_the_highest_rate_are_read() -> None:
+    for rate in (audio_files.MIN_RATE, audio_files.MAX_RATE):
+        assert len(decode_bytes(_rated(rate), rate)) == 4
+
+
+def test_large_files_may_hold_more_than_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio_files, "MAX_SAMPLES", 1000)
+    content = _flac()
+    monkeypatch.setattr(audio_files, "MAX_SAMPLES_PER_BYTE", RATE / len(content))
+    assert len(decode_bytes(content, RATE)) == RATE
+    monkeypatch.setattr(audio_files, "MAX_SAMPLES_PER_BYTE", (RATE - 1) / len(content))
+    with pytest.raises(DataError, match="claims 16000 samples"):
+        decode_bytes(content, RATE)
+
+
+def test_an_array_or_slice_that_claims_more_than_its_file_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", LEFT)
+    data = (tmp_path / "a.npy").read_bytes().replace(b"(4,), ", b"(400000000000,), ")
+    (tmp_path / "a.npy").write_bytes(data)
+    for path in (f"{tmp_path}/a.npy", f"{tmp_path}/a.npy:0:{10**18}"):
+        with pytest.raises(DataError, match=r"a\.npy"):
+            read_audio(path, RATE)

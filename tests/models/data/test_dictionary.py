@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.data.dictionary import Dictionary
+from data2vec.data.dictionary import MAX_BPE_SIZE, Dictionary
 from data2vec.errors import DataError
 
 SYMBOLS = st.lists(st.integers(0, 50256).map(str), min_size=1, max_size=30, unique=True)
@@ -114,3 +114,17 @@ def test_unreadable_files(tmp_path: Path, content: bytes | None, message: str) -
 def test_a_dictionary_of_words_is_no_bpe_dictionary() -> None:
     with pytest.raises(DataError, match="not over GPT-2 BPE ids"):
         Dictionary(["the", "of"], [1, 1]).encode_line([1])
+
+
+def test_numbers_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    largest = Dictionary([str(MAX_BPE_SIZE - 1)], [1])
+    assert largest.bpe_lookup()[MAX_BPE_SIZE - 1] == 4
+    with pytest.raises(DataError, match=r"BPE id 3000000000; ids must be < 16777216"):
+        Dictionary(["7", "3000000000"], [1, 1]).bpe_lookup()
+    long = "9" * 5000  # Python itself refuses to read so many digits
+    assert Dictionary([long, "5"], [1, 1]).bpe_lookup()[5] == 5
+    path = tmp_path / "dict.txt"
+    for count in (long, "--5", "5-"):
+        path.write_text(f"a {count}\n")
+        with pytest.raises(DataError, match=r"line 1: .* is not '<symbol> <count>'"):
+            Dictionary.load(path)

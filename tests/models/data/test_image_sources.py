@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from data2vec.data import image_files
 from data2vec.data.image_files import EXTENSIONS, UnreadableImageError, read_image
@@ -299,10 +300,20 @@ def test_what_is_odd_is_said() -> None:
 
 
 def test_a_claim_of_too_many_pixels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert image_files.MAX_PIXELS == 256_000_001
+    assert image_files.MAX_PIXELS == 100_000_000
     monkeypatch.setattr(image_files, "MAX_PIXELS", 80)
     assert read_image(content(Image.new("RGB", (10, 8))))[0].size == (10, 8)
     with pytest.raises(UnreadableImageError, match="9 x 9 pixels, more than 80"):
         read_image(content(Image.new("RGB", (9, 9))))
     with pytest.raises(UnreadableImageError, match="no image that can be read"):
         read_image(b"nothing")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "RGBA"])
+def test_the_claim_is_refused_before_decoding(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray(content(Image.new(mode, (8, 8))))
+    data[16:24] = (10_001).to_bytes(4, "big") + (10_000).to_bytes(4, "big")
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    with pytest.raises(UnreadableImageError, match="10001 x 10000 pixels, more than 100000000"):
+        read_image(bytes(data))

@@ -206,6 +206,16 @@ def test_a_tensor_that_claims_more_than_its_storage_is_refused(tmp_path: Path) -
     assert inspect(tmp_path / "file.pt").problem is not None
 
 
+def test_names_that_share_a_storage_are_not_copied_six_thousand_times(tmp_path: Path) -> None:
+    one = torch.arange(512.0)
+    tied = {"model": {"embedding": one, "projection": one, "transposed": torch.ones(1)}, "cfg": {}}
+    torch.save(tied, tmp_path / "tied.pt")
+    assert read_checkpoint(tmp_path / "tied.pt").model["projection"].equal(one)
+    torch.save({"model": {f"x.{i}": one for i in range(6000)}, "cfg": {}}, tmp_path / "bomb.pt")
+    with pytest.raises(CheckpointError, match=r"6000 tensors have 12288000 bytes, more than the file holds"):
+        read_checkpoint(tmp_path / "bomb.pt")
+
+
 def test_looking_inside_a_hostile_file_names_what_it_would_run(tmp_path: Path) -> None:
     mark = tmp_path / "it_ran"
 
