@@ -52,7 +52,7 @@ def written_folder(folder: Path | str) -> Iterator[Path]:
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield beside
-        _usual_permissions(beside)
+        usual_permissions(beside)
         _take_place(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -84,8 +84,8 @@ def _exchange(one: Path, other: Path) -> bool:
     )
 
 
-def _usual_permissions(folder: Path) -> None:
-    """What the umask gives: temporary folders and safetensors' files are made for their owner alone."""
+def usual_permissions(folder: Path) -> None:
+    """Give a folder what the umask says: temporary folders and safetensors' files are their owner's alone."""
     mode = _usual_mode(folder)
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():

@@ -103,6 +103,16 @@ def test_a_checkpoint_is_deleted_manifest_first(tmp_path: Path, monkeypatch: pyt
 # ---- what is whole ----------------------------------------------------------------------------------------
 
 
+def test_a_checkpoint_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        folder = CheckpointStore(tmp_path).save(1, tensors(1.0), {})
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     turned = torch.arange(6.0).view(2, 3).T  # not contiguous

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from d2v_platform.registry.alias_history import AliasMove, holders
 from d2v_platform.registry.model_versions import KIND_TAG, LINEAGE_TAGS, RUN_TAG, ModelVersion
-from d2v_platform.registry.promotion import AliasMove, _holders, gate_reasons  # pyright: ignore[reportPrivateUsage]
+from d2v_platform.registry.promotion import gate_reasons
 
 
 def version(number: int, kind: str, **tags: str) -> ModelVersion:
@@ -156,6 +157,6 @@ def test_rollbacks_pop_what_moves_pushed() -> None:
         return AliasMove(0, "", alias, None, to, "", "", rollback)
 
     moves = [move(1), move(2), move(9, alias="b"), move(3)]
-    assert _holders(moves, "a") == [1, 2, 3]
-    assert _holders([*moves, move(2, rollback=True)], "a") == [1, 2]
-    assert _holders([*moves, move(2, rollback=True), move(1, rollback=True), move(4)], "a") == [1, 4]
+    assert holders(moves, "a") == [1, 2, 3]
+    assert holders([*moves, move(2, rollback=True)], "a") == [1, 2]
+    assert holders([*moves, move(2, rollback=True), move(1, rollback=True), move(4)], "a") == [1, 4]

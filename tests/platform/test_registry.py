@@ -282,7 +282,9 @@ def test_gate_history_and_rollback_on_the_registry(
         rollback(tracker, name="tiny", alias="champion")
     tracker.client.set_registered_model_alias("tiny", "champion", "4")  # by hand, in the UI
     assert rollback(tracker, name="tiny", alias="champion").to_version == 1
-    assert [m.number for m in history(tracker, "tiny")] == [1, 2, 3, 4]
+    assert [(m.number, m.outside) for m in history(tracker, "tiny")] == [
+        (1, False), (2, False), (3, False), (4, True), (5, False)
+    ]  # fmt: skip
     for alias in ("latest", "v3", "1st", "a b"):
         with pytest.raises(Data2VecError, match="must start with a letter"):
             promote(tracker, name="tiny", version=3, alias=alias)
@@ -373,6 +375,7 @@ def test_names_resolve_or_list_what_exists(tracker: Tracker, run_id: str, folder
         "models:tiny": "write models:/NAME@ALIAS",
         "runs:/0123": "MLflow has no run '0123'",
         f"runs:/{run_id}/other": "has no model 'other'; its artifacts are",
+        f"runs:/{run_id}/model": f"d2v registry add {run_id}@last --name NAME",
     }
     for name, words in cases.items():
         with pytest.raises(Data2VecError, match=words):
@@ -398,6 +401,22 @@ def test_a_models_artifact_of_a_run_resolves(tracker: Tracker, run_id: str, fold
     found = resolve(f"runs:/{run_id}/exported/best", tracker)
     assert found.kind == "artifact"
     assert load(found.path).config["kind"] == "sentence_classifier"
+
+
+def test_a_run_that_registered_nothing_is_found_where_it_left_its_model(
+    tracker: Tracker, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    stored: tuple[tuple[str | None, Path], ...] = (
+        (None, tracker.home / "runs"), (str(shared), shared), (shared.as_uri(), tmp_path / "shared"),
+    )  # fmt: skip
+    for number, (storage, root) in enumerate(stored):
+        run = tracker.open_run(experiment="e", name=f"r{number}", params={"platform": {"storage": storage}})
+        shutil.copytree(folders["classifier"], root / run.run_id / "model")
+        for name in (f"runs:/{run.run_id}", f"runs:/{run.run_id}/model"):
+            found = resolve(name, tracker)
+            assert (found.uri, found.kind) == (f"runs:/{run.run_id}", "artifact")
+            assert load(found.path).config["kind"] == "sentence_classifier"
 
 
 def test_the_commands_show_all_this(tracker: Tracker, run_id: str, folders: dict[str, Path]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from d2v_platform.registry import promotion, reload_check
+from d2v_platform.registry.alias_history import history, notice_outside_moves
 from d2v_platform.registry.from_run import RunCheckpoint, _as_composed, _choose, _stated, find_run
 from d2v_platform.registry.model_versions import (
     KIND_TAG,
@@ -22,7 +23,7 @@ from d2v_platform.registry.model_versions import (
     list_models,
     show,
 )
-from d2v_platform.registry.promotion import GateRefusedError, gate_reasons, history, promote, rollback
+from d2v_platform.registry.promotion import GateRefusedError, gate_reasons, promote, rollback
 from d2v_platform.registry.register import _check_request, _fitting_card, _fitting_tag, _folder_config
 from d2v_platform.registry.reload_check import reload_problem
 from data2vec.errors import CheckpointError, ConfigError, Data2VecError
@@ -132,10 +133,16 @@ def test_moves_are_numbered_and_told(registry: Registry, tracker: Any) -> None:
             promote(tracker, name="tiny", version=worse, alias="best")
     promote(tracker, name="tiny", version=4, alias="other")  # each alias has its own holder
     assert registry.aliases == {"best": "3", "other": "4"}
-    assert list(registry.tags) == [f"history.{number:04d}" for number in (1, 2, 3)]
-    assert [json.loads(text)["to_version"] for text in registry.tags.values()] == [1, 3, 4]
-    registry.tags |= {"history.0010": registry.tags["history.0003"], "note": "not a move"}
-    assert len(history(tracker, "tiny")) == 4
+    entries = {k: json.loads(v) for k, v in registry.tags.items() if k.startswith("mlflow.d2v.history.")}
+    assert [key[-4:] for key in entries] == ["0001", "0002", "0003"]
+    assert [entry["to_version"] for entry in entries.values()] == [1, 3, 4]
+    before = {**entries["mlflow.d2v.history.0003"], "number": 10, "alias": "older"}
+    registry.tags |= {"history.0010": json.dumps(before), "note": "not a move"}
+    assert [move.number for move in history(tracker, "tiny")] == [1, 2, 3, 10]
+    # What MLflow's list of models shows: all that is not its own.
+    assert {k: v for k, v in registry.tags.items() if not k.startswith(("mlflow.", "history"))} == {
+        "best": "mcc 70, v3", "other": "mcc 40, v4", "note": "not a move",
+    }  # fmt: skip
     assert set(registry.versions[0].tags) >= {"metric.value"}
 
 
@@ -154,6 +161,39 @@ def test_rollbacks_go_one_holder_further_each_time(registry: Registry, tracker: 
     with pytest.raises(Data2VecError, match="version 1, which held it before, was deleted"):
         rollback(tracker, name="tiny", alias="best")
     assert registry.aliases == {"best": "5"}
+
+
+def test_an_alias_moved_outside_is_told_and_written_down_once(
+    registry: Registry, tracker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    promote(tracker, name="tiny", version=2, alias="best")
+    notice_outside_moves(tracker, "tiny")
+    assert len(history(tracker, "tiny")) == 1 and not caplog.records
+    registry.aliases = {"best": "4", "mine": "1"}  # in MLflow's pages
+    notice_outside_moves(tracker, "tiny")
+    notice_outside_moves(tracker, "tiny")
+    found = [(m.alias, m.from_version, m.to_version, m.outside) for m in history(tracker, "tiny")]
+    assert found == [("best", None, 2, False), ("best", 2, 4, True), ("mine", None, 1, True)]
+    assert [record.message.partition(" was ")[0] for record in caplog.records] == ["tiny@best", "tiny@mine"]
+    assert (
+        "no gate has judged it" in caplog.text
+        and "gave it to version 2, and now it is version 4" in caplog.text
+    )
+    assert registry.tags["best"] == "mcc 40, v4"
+    del registry.aliases["mine"]
+    promote(tracker, name="tiny", version=5, alias="best")  # judged against the one that holds it
+    assert [(m.alias, m.to_version, m.outside) for m in history(tracker, "tiny")][3:] == [
+        ("mine", None, True), ("best", 5, False),
+    ]  # fmt: skip
+    assert rollback(tracker, name="tiny", alias="best").to_version == 2  # not the one that no gate let in
+
+
+def test_a_registry_that_one_may_only_read_is_used_all_the_same(
+    registry: Registry, tracker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry.aliases, registry.failing = {"best": "1"}, {"tag"}
+    notice_outside_moves(tracker, "tiny")
+    assert "no gate has judged it" in caplog.text and "the history of tiny cannot be written" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from ..ctc import CTCConfig
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError, ConfigError
 from ..families import modality_of
+from ..folders import usual_permissions
 from ..v1.config import Data2VecAudioConfig
 from ..v1.text_config import Data2VecTextConfig
 from ..v1.vision_config import Data2VecVisionConfig
@@ -77,6 +78,7 @@ def export_folder(artifact: Artifact, folder: Path | str) -> list[str]:
               metadata={"format": "pt"})  # fmt: skip
     write_json(folder / "config.json", config)
     write_processor(artifact, folder)
+    usual_permissions(folder)
     return left
 
 

@@ -54,7 +54,7 @@ def list_command(tracking_uri: Uri = None) -> None:
             newest.kind if newest else "",
             str(len(model.versions)),
             _aliases(model),
-            _score(newest) if newest else "",
+            newest.score() if newest else "",
             _day(newest) if newest else "",
         )
     _print(table)
@@ -87,7 +87,7 @@ def show_command(
         table.add_row(
             str(item.version),
             ", ".join(item.aliases),
-            _score(item),
+            item.score(),
             _tested(item),
             item.tags.get("data.fingerprint", "")[:12],
             item.tags.get("parent.version", ""),
@@ -164,10 +164,8 @@ def history_command(name: Name, tracking_uri: Uri = None) -> None:
         return
     table = Table("#", "time", "alias", "from", "to", "by", "reason", title=name)
     for move in moves:
-        came = "" if move.from_version is None else str(move.from_version)
-        table.add_row(
-            str(move.number), move.time, move.alias, came, str(move.to_version), move.by, move.reason
-        )
+        came, went = ("" if v is None else str(v) for v in (move.from_version, move.to_version))
+        table.add_row(str(move.number), move.time, move.alias, came, went, move.by, move.reason)
     _print(table)
 
 
@@ -194,11 +192,6 @@ def _print(table: Table) -> None:
 
 def _aliases(model: RegisteredModel) -> str:
     return ", ".join(f"{alias} -> {version}" for alias, version in sorted(model.aliases.items()))
-
-
-def _score(version: ModelVersion) -> str:
-    value = version.number("metric.value")
-    return "" if value is None else f"{version.tags.get('metric.name', '?')} {value:.4g}"
 
 
 def _tested(version: ModelVersion) -> str:

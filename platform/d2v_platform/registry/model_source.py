@@ -21,13 +21,16 @@ from data2vec.folders import inside
 
 from ..home import home_folder
 from ..storage.cache import cached, cached_folder
-from ..storage.locations import patiently
+from ..storage.locations import is_uri, local_path, patiently
 from ..tracking.mlflow_access import configure_environment, error_code
 from ..tracking.redaction import redact_text
+from .alias_history import notice_outside_moves
 from .model_package import MODEL_FOLDER
 from .model_versions import ModelVersion, get_alias, get_version, show
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
+
     from ..tracking.tracker import Tracker
 
 _REGISTRY = re.compile(r"models:/(?P<name>[^@/]+)(?:@(?P<alias>[^/]+)|/(?P<version>[^/]+))?/?")
@@ -99,6 +102,7 @@ def _from_mlflow(tracker: Tracker, name: str) -> ResolvedModel:
     model, alias, number = match["name"], match["alias"], match["version"]
     if alias:
         version = get_alias(tracker, model, alias)
+        notice_outside_moves(tracker, model)
     elif number and number.isdigit():
         version = get_version(tracker, model, number)
     else:
@@ -140,13 +144,30 @@ def _from_run(tracker: Tracker, name: str) -> ResolvedModel:
     there = [item.path for item in tracker.client.list_artifacts(run_id)]
     wanted = path or MODEL_FOLDER
     if wanted.split("/")[0] not in there:
+        folder, remote = _left_by_training(tracker, run)
+        if wanted == MODEL_FOLDER and (folder / "config.json").is_file():
+            return _classify(folder, f"runs:/{run_id}")
+        if wanted == MODEL_FOLDER and remote is not None:
+            return _classify(_download_uri(remote, tracker), f"runs:/{run_id}")
         raise Data2VecError(
-            f"model {name!r}: the run {run.info.run_name} has no model {wanted!r}; "
-            f"its artifacts are: {', '.join(there) or 'none'}"
+            f"model {name!r}: the run {run.info.run_name} has no model {wanted!r}; its artifacts are: "
+            f"{', '.join(there) or 'none'}, and {folder} is not there; if it left checkpoints: "
+            f"d2v registry add {run_id}@last --name NAME"
         )
     place = f"{str(run.info.artifact_uri).rstrip('/')}/{wanted}"
     folder = _mlflow_download(tracker, place, f"run-{run_id}-{wanted.replace('/', '-')}")
     return _classify(folder, f"runs:/{run_id}/{wanted}")
+
+
+def _left_by_training(tracker: Tracker, run: Run) -> tuple[Path, str | None]:
+    """Where a training that registered nothing left its model: on this machine, and at a URI."""
+    storage, run_id = run.data.params.get("platform.storage", "None"), run.info.run_id
+    if storage in ("None", "null") or is_uri(storage):
+        folder = home_folder("runs", tracker.home)
+        remote = f"{storage.rstrip('/')}/{run_id}/{MODEL_FOLDER}" if is_uri(storage) else None
+    else:
+        folder, remote = local_path(storage), None
+    return folder / run_id / MODEL_FOLDER, remote
 
 
 def _logged_model(tracker: Tracker, model_id: str) -> Path:

@@ -63,6 +63,14 @@ class ModelVersion:
             return None
         return value if math.isfinite(value) else None
 
+    def score(self) -> str:
+        """What the gate compares, in words; empty where nothing was measured."""
+        for kind in ("metric", "downstream"):
+            value = self.number(f"{kind}.value")
+            if value is not None:
+                return f"{self.tags.get(f'{kind}.name', '?')} {value:.4g}"
+        return ""
+
     def missing_lineage(self) -> list[str]:
         """Lineage tags that are absent or empty."""
         return missing_lineage(self.tags) + ([] if self.tags.get(RUN_TAG) else [RUN_TAG])

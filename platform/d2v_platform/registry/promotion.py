@@ -8,28 +8,19 @@ with who and why; ``rollback`` goes back to what held the alias before.
 
 from __future__ import annotations
 
-import getpass
-import json
-import socket
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
-
-import filelock
 
 from data2vec.errors import Data2VecError
 
-from ..home import home_folder
 from ..tracking.mlflow_access import ALIAS, ALIAS_RULE
+from .alias_history import AliasMove, history, holders, moving, note_outside_moves, show_score, write_entry
 from .model_source import resolve
 from .model_versions import PRETRAINED, ModelVersion, get_version, show
 from .reload_check import CHECK_FILE, reload_problem
 
 if TYPE_CHECKING:
     from ..tracking.tracker import Tracker
-
-_HISTORY = "history."
 
 
 class GateRefusedError(Data2VecError):
@@ -47,20 +38,6 @@ class GateRefusedError(Data2VecError):
 
     def __reduce__(self) -> tuple[type[GateRefusedError], tuple[str, list[str]]]:
         return type(self), (self.subject, self.reasons)
-
-
-@dataclass(frozen=True)
-class AliasMove:
-    """One entry of the history; versions are ``None`` where nobody held the alias."""
-
-    number: int
-    time: str  # ISO 8601, UTC
-    alias: str
-    from_version: int | None
-    to_version: int
-    by: str
-    reason: str
-    rollback: bool = False
 
 
 def gate_reasons(
@@ -205,7 +182,8 @@ def promote(
     _check_alias(alias)
     if force is not None and not force.strip():
         raise Data2VecError("--force needs a reason, which is kept in the alias's history")
-    with _moving(tracker):
+    with moving(tracker):
+        note_outside_moves(tracker, name)
         candidate = get_version(tracker, name, version)
         model = show(tracker, name)
         held = model.aliases.get(alias)
@@ -219,7 +197,7 @@ def promote(
         if reasons:
             raise GateRefusedError(f"{name}@{alias} -> version {candidate.version}", reasons)
         why = f"forced: {force} (although {'; '.join(against)})" if against else _why(candidate, holder)
-        return _move(tracker, name, alias, held, candidate.version, by, why, False)
+        return _move(tracker, candidate, alias, held, by, why, False)
 
 
 def rollback(tracker: Tracker, *, name: str, alias: str, by: str | None = None) -> AliasMove:
@@ -228,10 +206,11 @@ def rollback(tracker: Tracker, *, name: str, alias: str, by: str | None = None) 
     Raises:
         Data2VecError: nothing to go back to, or that version was deleted.
     """
-    with _moving(tracker):
+    with moving(tracker):
+        note_outside_moves(tracker, name)
         model = show(tracker, name)
         held = model.aliases.get(alias)
-        stack = _holders(history(tracker, name), alias)
+        stack = holders(history(tracker, name), alias)
         # An alias moved by another program is not on the stack: going back means to our last holder.
         if stack and stack[-1] == held:
             stack.pop()
@@ -240,52 +219,29 @@ def rollback(tracker: Tracker, *, name: str, alias: str, by: str | None = None) 
                 f"{name}@{alias}: no earlier holder is recorded; see 'd2v registry history {name}'"
             )
         target = stack[-1]
-        if target not in [v.version for v in model.versions]:
+        version = next((v for v in model.versions if v.version == target), None)
+        if version is None:
             raise Data2VecError(
                 f"{name}@{alias}: version {target}, which held it before, was deleted; promote another"
             )
-        return _move(tracker, name, alias, held, target, by, f"rollback from version {held}", True)
-
-
-def history(tracker: Tracker, name: str) -> list[AliasMove]:
-    """All alias moves of a model, oldest first."""
-    show(tracker, name)  # a clear message for an unknown name
-    tags = tracker.client.get_registered_model(name).tags
-    return [AliasMove(**json.loads(text)) for key, text in sorted(tags.items()) if key.startswith(_HISTORY)]
-
-
-def _holders(moves: list[AliasMove], alias: str) -> list[int]:
-    """The stack of holders: a move pushes, a rollback pops."""
-    stack: list[int] = []
-    for move in moves:
-        if move.alias != alias:
-            continue
-        if move.rollback:
-            while stack and stack[-1] != move.to_version:
-                stack.pop()
-        else:
-            stack.append(move.to_version)
-    return stack
+        return _move(tracker, version, alias, held, by, f"rollback from version {held}", True)
 
 
 def _move(
     tracker: Tracker,
-    name: str,
+    version: ModelVersion,
     alias: str,
     held: int | None,
-    version: int,
     by: str | None,
     reason: str,
     is_rollback: bool,
 ) -> AliasMove:
-    moves = history(tracker, name)
-    number = moves[-1].number + 1 if moves else 1
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    move = AliasMove(number, now, alias, held, version, by or _this_user(), reason, is_rollback)
-    # The entry first: a process killed in between leaves an entry without a move, never a move without one.
-    text = json.dumps(asdict(move), sort_keys=True)
-    tracker.client.set_registered_model_tag(name, f"{_HISTORY}{number:04d}", text)
-    tracker.client.set_registered_model_alias(name, alias, str(version))
+    # First the entry: a process killed in between leaves an entry without a move, never a move without one.
+    move = write_entry(
+        tracker, version.name, alias, held, version.version, reason, by=by, rollback=is_rollback
+    )
+    tracker.client.set_registered_model_alias(version.name, alias, str(version.version))
+    show_score(tracker, alias, version)
     return move
 
 
@@ -316,15 +272,3 @@ def _reload(tracker: Tracker, candidate: ModelVersion) -> str | None:
 def _check_alias(alias: str) -> None:
     if not ALIAS.fullmatch(alias):
         raise Data2VecError(f"alias = {alias!r} {ALIAS_RULE}")
-
-
-def _moving(tracker: Tracker) -> filelock.FileLock:
-    return filelock.FileLock(home_folder("queue", tracker.home) / "aliases.lock", timeout=600)
-
-
-def _this_user() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"

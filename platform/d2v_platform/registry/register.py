@@ -21,6 +21,7 @@ from data2vec.errors import CheckpointError, ConfigError, Data2VecError, Problem
 from ..home import home_folder
 from ..tracking.mlflow_access import error_code, is_server
 from ..tracking.redaction import redact, redact_text
+from .alias_history import AliasMove, history, moving, note_outside_moves, show_score
 from .card_pictures import PICTURE_FOLDER, draw_curves, with_pictures
 from .model_package import CARD_FILE, LINEAGE_FILE, package_model
 from .model_source import ResolvedModel, resolve
@@ -38,7 +39,7 @@ from .model_versions import (
     missing_lineage,
     show,
 )
-from .promotion import AliasMove, GateRefusedError, history, promote, rollback
+from .promotion import GateRefusedError, promote, rollback
 from .reload_check import CHECK_FILE, record_check
 
 if TYPE_CHECKING:
@@ -182,6 +183,8 @@ def _register_new(
     except Exception as error:
         if error_code(error) != "RESOURCE_ALREADY_EXISTS":
             raise
+    if not client.get_registered_model(name).description:
+        client.update_registered_model(name, _about(name, card))
     created = client.create_model_version(
         name,
         # With a database as backend MLflow looks a models:/m-... source up in the *default* tracking store
@@ -193,7 +196,17 @@ def _register_new(
         description=_fitting_card(with_pictures(card, _addresses(logged.model_id, pictures))),
     )
     tracker.set_tags(run_id, {f"registered.{name}": str(created.version)})
-    return get_version(tracker, name, created.version)
+    version = get_version(tracker, name, created.version)
+    show_score(tracker, "newest", version)
+    with moving(tracker):
+        note_outside_moves(tracker, name)
+    return version
+
+
+def _about(name: str, card: str) -> str:
+    """The registered model in a sentence or two, for the head of its page."""
+    summary = card.partition("\n\n")[2].partition("\n\n## ")[0].strip()
+    return f"{summary}\n\nEach version holds its card; `d2v registry show {name}` lists scores and lineage."
 
 
 def _addresses(model_id: str, pictures: Sequence[Path]) -> dict[str, str]:

@@ -35,6 +35,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data2vec.errors import CheckpointError
+from data2vec.folders import usual_permissions
 
 from ..recipe.groups import Checkpoint as CheckpointRules
 
@@ -160,6 +161,7 @@ class CheckpointStore:
             files = {path.name: describe(path) for path in sorted(beside.iterdir())}
             manifest = {"update": update, "epoch_end": epoch_end, "metric": metric, "files": files}
             _write_synced(beside / MANIFEST, json.dumps(manifest, indent=1))
+            usual_permissions(beside)
             self.publish(beside, update)
             if best:
                 self.mark_best(update)

@@ -1,0 +1,157 @@
+"""Every move of every alias of a registered model, kept as tags of that model, and moves that went past us.
+
+MLflow's pages hide tags that begin with ``mlflow.``; what they show of an alias is its score, in a tag of the
+alias's name.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import socket
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import filelock
+
+from ..home import home_folder
+from ..tracking.mlflow_access import short_reason
+from .model_versions import ModelVersion, RegisteredModel, show
+
+if TYPE_CHECKING:
+    from ..tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+_HISTORY = "mlflow.d2v.history."
+_HISTORY_BEFORE = "history."  # of versions of ours until 2026
+_WAIT_S = 600.0  # a gate may reload a model while it holds the lock
+_OUTSIDE = "moved outside d2v (in MLflow's pages, or by another program): no gate has judged it"
+
+
+@dataclass(frozen=True)
+class AliasMove:
+    """One entry of the history; versions are ``None`` where nobody held the alias."""
+
+    number: int
+    time: str  # ISO 8601, UTC
+    alias: str
+    from_version: int | None
+    to_version: int | None
+    by: str
+    reason: str
+    rollback: bool = False
+    outside: bool = False
+
+
+def history(tracker: Tracker, name: str) -> list[AliasMove]:
+    """All alias moves of a model, oldest first."""
+    show(tracker, name)  # a clear message for an unknown name
+    tags = tracker.client.get_registered_model(name).tags
+    moves = [
+        AliasMove(**json.loads(text))
+        for key, text in tags.items()
+        if key.startswith((_HISTORY, _HISTORY_BEFORE))
+    ]
+    return sorted(moves, key=lambda move: move.number)
+
+
+def holders(moves: list[AliasMove], alias: str) -> list[int]:
+    """The stack of holders: a move through the gate pushes, a rollback pops."""
+    stack: list[int] = []
+    for move in moves:
+        if move.alias != alias or move.outside or move.to_version is None:
+            continue
+        if move.rollback:
+            while stack and stack[-1] != move.to_version:
+                stack.pop()
+        else:
+            stack.append(move.to_version)
+    return stack
+
+
+def write_entry(
+    tracker: Tracker,
+    name: str,
+    alias: str,
+    held: int | None,
+    version: int | None,
+    reason: str,
+    *,
+    by: str | None = None,
+    rollback: bool = False,
+    outside: bool = False,
+) -> AliasMove:
+    """Add a move to the history."""
+    moves = history(tracker, name)
+    number = moves[-1].number + 1 if moves else 1
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    move = AliasMove(number, now, alias, held, version, by or _this_user(), reason, rollback, outside)
+    text = json.dumps(asdict(move), sort_keys=True)
+    tracker.client.set_registered_model_tag(name, f"{_HISTORY}{number:04d}", text)
+    return move
+
+
+def show_score(tracker: Tracker, alias: str, version: ModelVersion) -> None:
+    """Let MLflow's list of models show the score behind an alias."""
+    words = ", ".join(filter(None, [version.score(), f"v{version.version}"]))
+    tracker.client.set_registered_model_tag(version.name, alias, words)
+
+
+def moving(tracker: Tracker, wait_s: float = _WAIT_S) -> filelock.FileLock:
+    """Aliases are moved by one process of this machine at a time."""
+    return filelock.FileLock(home_folder("queue", tracker.home) / "aliases.lock", timeout=wait_s)
+
+
+def note_outside_moves(tracker: Tracker, name: str) -> list[AliasMove]:
+    """Write moves that went past the gate into the history, and say so; the caller holds :func:`moving`."""
+    model, moves = show(tracker, name), history(tracker, name)
+    noted = []
+    for alias, known, found in _outside(model, moves):
+        _say(name, alias, known, found)
+        noted.append(write_entry(tracker, name, alias, known, found, _OUTSIDE, by="unknown", outside=True))
+        if version := next((v for v in model.versions if v.version == found), None):
+            show_score(tracker, alias, version)
+    return noted
+
+
+def notice_outside_moves(tracker: Tracker, name: str) -> None:
+    """The same for somebody who merely uses the model: nothing about it stops them."""
+    try:
+        if not any(_outside(show(tracker, name), history(tracker, name))):
+            return
+        with moving(tracker, 5.0):
+            note_outside_moves(tracker, name)
+    except filelock.Timeout:  # somebody moves an alias at this moment
+        return
+    except Exception as error:  # a registry that one may only read
+        logger.warning("the history of %s cannot be written: %s", name, short_reason(error))
+
+
+def _outside(model: RegisteredModel, moves: list[AliasMove]) -> list[tuple[str, int | None, int | None]]:
+    """Alias, its version by the history, and the one that it has."""
+    known: dict[str, int | None] = {move.alias: move.to_version for move in moves}
+    return [
+        (alias, known.get(alias), model.aliases.get(alias))
+        for alias in sorted(known.keys() | model.aliases.keys())
+        if known.get(alias) != model.aliases.get(alias)
+    ]
+
+
+def _say(name: str, alias: str, known: int | None, found: int | None) -> None:
+    now = "it is gone" if found is None else f"it is version {found}"
+    was = "was never set" if known is None else f"gave it to version {known}"
+    logger.warning(
+        "%s@%s was %s; d2v %s, and now %s ('d2v registry rollback %s --alias %s' goes back)",
+        name, alias, _OUTSIDE, was, now, name, alias,
+    )  # fmt: skip
+
+
+def _this_user() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
