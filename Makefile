@@ -24,8 +24,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## The main job, small: pretrain, sweep, register, predict (DATA=<GLUE folder> for real tasks, KILL=1 kills a worker)
 	@$(PY) experiments/quickstart.py $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(KILL)),--kill)
 
-test: setup ## All tests but the slow ones; those that start a Ray cluster come last (ARGS=… goes to pytest)
-	@$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+JOBS ?= 2
+test: setup ## All tests but the slow ones, in two processes (JOBS=…; ARGS=… goes to pytest)
+	@$(PY) -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadgroup $(ARGS)
 
 test-slow: setup ## The tests that take minutes each
 	@$(PY) -m pytest -m "slow and not gpu" $(ARGS)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's tables on real data, from raw files to reports:  bash experiments/reproduce.sh text|images|speech
+# The tables of experiments/README.md on real data, from raw files to reports:  bash experiments/reproduce.sh text|images|speech
 #
 #   DATA=../shared/data   folder with text/, glue/, images/ and speech/ (read only)
 #   WORK=~/d2v-tables     prepared data, runs, registry and reports; a lane that was cut off goes on when run again

@@ -73,12 +73,17 @@ atexit.register(shutil.rmtree, _SESSION_FOLDER, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fast tests first; tests on the cluster last, with a longer time limit."""
+    """Fast tests first; tests on the cluster last, with a longer time limit.
+
+    A process of ``make test`` takes whole files, whose fixtures are then made once; one takes the cluster's.
+    """
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.cluster)
         if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(CLUSTER_TIMEOUT_S))
+        on_cluster = item.get_closest_marker("cluster") is not None
+        item.add_marker(pytest.mark.xdist_group("cluster" if on_cluster else str(item.path)))
     items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)  # stable: else as collected
 
 

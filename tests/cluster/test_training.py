@@ -177,7 +177,13 @@ def test_bare_job_submission_resumes_under_its_name(
 
     def ray(*words: str) -> str:
         return subprocess.run(
-            ["ray", "job", *words], env=head, cwd=upload, capture_output=True, text=True, timeout=120
+            ["ray", "job", *words],
+            env=head,
+            cwd=upload,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
         ).stdout
 
     def submit(name: str) -> Callable[[], str]:
@@ -190,11 +196,13 @@ def test_bare_job_submission_resumes_under_its_name(
             "--working-dir",
             ".",
         ]
-        until(
-            lambda: "submitted successfully" in ray("submit", *options, "--", *train),
-            lambda: "no cluster",
-            90,
-        )
+        said: list[str] = []
+
+        def accepted() -> bool:
+            said.append(ray("submit", *options, "--", *train))
+            return "submitted successfully" in said[-1]
+
+        until(accepted, lambda: said[-1], 240)
         return lambda: ray("logs", name)
 
     def saved() -> int:

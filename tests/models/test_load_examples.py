@@ -1,4 +1,4 @@
-"""The examples in the package's docstring (and the README) run as they stand, for each modality."""
+"""The examples in the package's docstring (and of models/README.md) run as they stand, for each modality."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from data2vec.data.tokenizer import TextTokenizer
 from data2vec.heads import make_text_trunk
 from data2vec.image_heads import ImageClassifier
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+README = Path(__file__).resolve().parents[2] / "models" / "README.md"
 
 
 def config(modality: str, **front: Any) -> Data2VecMultiConfig:

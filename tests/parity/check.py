@@ -68,7 +68,7 @@ def check(folder: Path, device: str = "cpu") -> Outcome:
 
 
 def markdown(outcomes: list[Outcome]) -> str:
-    """The table of cases for the README."""
+    """The table of cases for tests/README.md."""
     rows = [
         "| case | result | values compared | nearest to its limit | error | limit |",
         "|---|---|---:|---|---:|---:|",

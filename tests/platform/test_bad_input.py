@@ -1,6 +1,6 @@
 """What a user sees who gives us something wrong: a message that names it and the fix, exit code 2, no trace.
 
-``python tests/platform/test_bad_input.py`` prints the table of the README.
+``python tests/platform/test_bad_input.py`` prints the table of tests/README.md.
 """
 
 from __future__ import annotations

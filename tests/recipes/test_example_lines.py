@@ -1,4 +1,4 @@
-"""Every command line in the headers of configs/: trainings compose, sweeps plan, options are read."""
+"""Command lines in the headers of configs/ and in the READMEs are understood: recipes compose, sweeps plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from d2v_platform.inference.options import read_options
 from d2v_platform.recipe.command_line import parse
 from d2v_platform.recipe.difference import difference
 from d2v_platform.recipe.locate import config_root
-from d2v_platform.recipe.sweep_definition import load_sweep
+from d2v_platform.recipe.sweep_definition import load_sweep, sweep_of
 from d2v_platform.sweeps import decoding_sweep
 from d2v_platform.sweeps.command import decoding_definition, read_words
 
@@ -70,10 +70,22 @@ def words_of(path: Path) -> list[tuple[str, list[str]]]:
     return found
 
 
+def words_of_page(path: Path) -> list[tuple[str, list[str]]]:
+    """Verb and arguments of each ``d2v`` line in a page's shell blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [(words[1], words[2:]) for words in lines if words[:1] == ["d2v"]]
+
+
+PAGES = [config_root().parent / folder / "README.md" for folder in ("", "platform")]
 LINES = [
     pytest.param(verb, words, id=f"{path.relative_to(config_root()).with_suffix('')}-{number}")
     for path in sorted(config_root().rglob("*.yaml"))
     for number, (verb, words) in enumerate(words_of(path), 1)
+] + [
+    pytest.param(verb, words, id=f"{page.parent.name}-{number}")
+    for page in PAGES
+    for number, (verb, words) in enumerate(words_of_page(page), 1)
 ]
 
 
@@ -90,13 +102,14 @@ def test_the_line_is_accepted(
 ) -> None:
     words = [_with_file(word, folder) for word in words]
     if verb == "train":
-        assert parse(words).compose().recipe is not None
+        request = parse(words)
+        if request.multirun:
+            assert len(sweep_of(request.config_name, request.overrides, request.config_dir).trials) > 1
+        else:
+            assert request.compose().recipe is not None
     elif verb == "infer":
         read_options(words)
-    elif verb == "prepare":
-        _read_by_typer([verb, *words])
-    else:
-        assert verb == "sweep"
+    elif verb == "sweep":
         name, overrides, config_dir, _ = read_words(words, "d2v sweep")
         tuning = decoding_definition(name, config_dir)
         if tuning is None:
@@ -104,6 +117,8 @@ def test_the_line_is_accepted(
         else:
             monkeypatch.setattr(decoding_sweep, "_resolved", lambda search, *_: search)
             assert decoding_sweep.read_sweep(overrides, tuning)
+    else:
+        _read_by_typer([verb, *words])
 
 
 def test_every_recipe_and_sweep_has_one() -> None:
