@@ -1,4 +1,4 @@
-"""Command lines in the headers of configs/ and in the READMEs are understood: recipes compose, sweeps plan."""
+"""Command lines in the headers of configs/ and in the READMEs: recipes compose, sweeps plan, options are read."""
 
 from __future__ import annotations
 
