@@ -1,4 +1,4 @@
-"""Command lines in the headers of configs/ and in the READMEs: recipes compose, sweeps plan, options are read."""
+"""Command lines in the headers of configs/ and in the READMEs: recipes compose, sweeps plan, options fit."""
 
 from __future__ import annotations
 
