@@ -331,7 +331,7 @@ def _kenlm(path: Path, words: Any) -> Any:
 
     try:
         return KenLM(str(path), words)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, MemoryError) as error:
         raise DataError(
             f"language model {path} cannot be read: {' '.join(str(error).split())[:300]}"
         ) from None

@@ -8,6 +8,9 @@ for large corpora give up; for those, KenLM's own ``lmplz`` is the better estima
 from __future__ import annotations
 
 import math
+import signal
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +19,7 @@ from .data.letters import WORD_END
 from .errors import DataError
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
+_NGRAM_BYTES = 4  # of the shortest line: a probability, a tab, a word and a line end
 Ngram = tuple[str, ...]
 
 
@@ -127,22 +131,90 @@ def lexicon_text(words: Iterable[str]) -> str:
 
 
 def arpa_unigrams(path: Path) -> set[str] | None:
-    """The words of an ARPA file; ``None`` if the file is binary."""
+    """The words of an ARPA file; ``None`` if the file is binary.
+
+    Raises:
+        DataError: it is not UTF-8, or its header claims what such a file cannot hold.
+    """
     words: set[str] = set()
     with path.open("rb") as file:
         if not file.read(64).lstrip().startswith(b"\\data\\"):
             return None
-    with path.open(encoding="utf-8-sig") as file:
+        file.seek(0)
+        most = path.stat().st_size // _NGRAM_BYTES
         inside = False
-        for line in file:
-            line = line.rstrip("\n")
+        for number, raw in enumerate(file, start=1):
+            try:
+                line = raw.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
+                raise DataError(
+                    f"language model {path}, line {number} is not UTF-8; convert it, for example with: "
+                    "iconv -f latin1 -t utf-8"
+                ) from None
             if line.startswith("\\"):
                 if inside:
                     break
                 inside = line.strip() == "\\1-grams:"
-                continue
-            if inside and line:
+            elif inside:
                 fields = line.split("\t")
                 if len(fields) >= 2:
                     words.add(fields[1])
+            elif line.startswith("ngram "):
+                count = line.partition("=")[2].strip()
+                if not (count.isascii() and count.isdecimal()) or len(count) > 18 or int(count) > most:
+                    raise DataError(
+                        f"language model {path}, line {number}: {line[:60]!r} is no number of n-grams that a "
+                        f"file of {path.stat().st_size} bytes can hold; it is damaged or cut off"
+                    )
     return words
+
+
+_TRY = """
+import sys
+from flashlight.lib.text.decoder.kenlm import KenLM
+from flashlight.lib.text.dictionary import Dictionary
+units = Dictionary()
+for symbol in sys.stdin.buffer.read().decode().split("\\n"):
+    units.add_entry(symbol)
+try:
+    model = KenLM(sys.argv[1], units)
+except (RuntimeError, ValueError, MemoryError):
+    sys.exit()
+start = model.start(False)
+state, last = start, 0
+for index in range(units.index_size()):
+    after_start, _ = model.score(start, index)
+    model.score(after_start, last)
+    state, _ = model.score(state, index)
+    last = index
+"""
+
+
+def try_binary(path: Path, symbols: Iterable[str]) -> None:
+    """Load a KenLM binary and look every unit up in a process of its own.
+
+    KenLM takes a binary's bytes as they are: damaged ones end the process that reads them, or hold
+    it for ever.
+
+    Raises:
+        DataError: that process did not survive.
+    """
+    patience = 60 + path.stat().st_size / 1e7
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-P", "-c", _TRY, str(path)],
+            input="\n".join(symbols).encode(),
+            capture_output=True,
+            timeout=patience,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DataError(
+            f"language model {path} is damaged: looking words up in it did not end within {patience:.0f} s"
+        ) from None
+    if tried.returncode < 0:
+        name = signal.Signals(-tried.returncode).name
+        raise DataError(
+            f"language model {path} is damaged: reading it ended a process with {name}; copy or "
+            "build it again"
+        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -180,9 +182,53 @@ def test_lexicons(tmp_path: Path) -> None:
         read_lexicon(path, LETTERS)
     with pytest.raises(DataError, match="does not exist"):
         read_lexicon(tmp_path / "nothing", LETTERS)
-    path.write_text("".join(f"W{n} X |\n" for n in range(12)))
+    path.write_text("".join(f"W{n} A\n" for n in range(12)))
     with pytest.raises(DataError, match=r"line 10: .*\n.*and 2 more"):
         read_lexicon(path, LETTERS)
+
+
+def test_words_in_foreign_letters_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "lexicon"
+    path.write_text("AB A B |\nCAFÉ A É |\nAB A X |\nB B |\nQ Q |\nZ Z |\n")
+    assert read_lexicon(path, LETTERS) == {"AB": [["A", "B", "|"]], "B": [["B", "|"]]}
+    (said,) = caplog.messages
+    assert said == (
+        f"lexicon {path}: 4 spellings have symbols that the dictionary lacks and are left out: 'CAFÉ' with É "
+        "(line 2); 'AB' with X (line 3); 'Q' with Q (line 5); ..."
+    )
+    path.write_text("a a |\nb b |\n")
+    with pytest.raises(DataError, match=r"2 spellings have .*'a' with a .*None is left"):
+        read_lexicon(path, LETTERS)
+
+
+def test_damaged_language_models_are_told(tmp_path: Path) -> None:
+    good = NgramModel.estimate([["A", "B"]], order=2).arpa()
+    path = tmp_path / "lm.arpa"
+    for claim in ("-5", "", "5x", "²", "1e3", str(2**63), str(len(good)), "9" * 5000):
+        path.write_text(good.replace("ngram 1=5", f"ngram 1={claim}"))
+        with pytest.raises(DataError, match=r"lm\.arpa, line 2: 'ngram 1=.* can hold"):
+            check_language_model(path, {"A": []})
+    path.write_bytes(good.encode().replace(b"\tB", b"\t\xc9"))
+    with pytest.raises(DataError, match=r"lm\.arpa, line \d+ is not UTF-8"):
+        check_language_model(path, {"A": []})
+
+
+def trie_of_noise() -> bytes:
+    """KenLM's header of a trie of three orders, and noise after it."""
+    magic = b"mmap lm http://kheafield.com/code format version 5\n".ljust(56, b"\0")
+    sanity = struct.pack("<fffIIIQ", 0.0, 1.0, -0.5, 1, 2**32 - 1, 0, 1)
+    settings = struct.pack("<B3xfi?3xI", 3, 1.5, 2, False, 1)
+    counts = struct.pack("<3Q4x", 50, 100, 100)
+    return magic + sanity + settings + counts + random.Random(1).randbytes(3_000_000)
+
+
+def test_a_binary_that_ends_the_process_that_reads_it(tmp_path: Path) -> None:
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    (tmp_path / "lm.bin").write_bytes(trie_of_noise())
+    with pytest.raises(DataError, match=r"lm\.bin is damaged: reading it ended a process with SIGSEGV"):
+        check_language_model(tmp_path / "lm.bin", {f"W{n}": [] for n in range(40)})
 
 
 def test_a_language_model_over_other_units_is_refused(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_lexicons_and_language_models_that_do_not_fit(
     (tmp_path / "bad").write_text("A A |\nCAB C A B |\nAB A B\nBA\n")
     with pytest.raises(DataError) as caught:
         read_lexicon(tmp_path / "bad", LETTERS)
-    assert all(f"line {n}:" in str(caught.value) for n in (2, 3, 4))
+    assert all(f"line {n}:" in str(caught.value) for n in (3, 4)) and "CAB" not in str(caught.value)
     (tmp_path / "lower.arpa").write_text(NgramModel.estimate([["a", "ab"]], 2).arpa())
     with pytest.raises(DataError, match="0 of 3 words"):
         LexiconBeam(LETTERS, lexicon, tmp_path / "lower.arpa", BeamOptions())

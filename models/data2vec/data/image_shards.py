@@ -6,8 +6,9 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -35,7 +36,9 @@ class ShardSource:
         for number, shard in enumerate(self.shards):
             samples, cut = _index_shard(shard)
             if cut:
-                self.notes.append(f"{shard}: cut off after {len(samples)} whole images; the rest is lost")
+                self.notes.append(
+                    f"{shard}: cut off after {len(samples)} whole images, or damaged there; the rest is lost"
+                )
             bare = [key for key, sample in samples.items() if sample.label is None]
             if labelled and bare:
                 self.notes.append(
@@ -56,7 +59,10 @@ class ShardSource:
                     f".{_LABEL}; it is not used"
                 )
         if not rows:
-            raise DataError(f"{self.shards[0].parent}: {len(self.shards)} shards hold no usable image")
+            raise DataError(
+                f"{self.shards[0].parent}: {len(self.shards)} shards hold no usable image"
+                + "".join(f"\n  {note}" for note in self.notes[:5])
+            )
         self._names, self._rows = Names(names), np.array(rows, dtype=np.int64)
         self.notes += _missing(self.shards, len(rows))
         self.classes: list[str] = []
@@ -100,20 +106,31 @@ class _Sample:
         self.label: str | None = None
 
 
+class _Header(tarfile.TarInfo):
+    """A tar header; a negative size, which leads back to members already read, makes it a damaged one."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.HeaderError("a negative size")
+        return header
+
+
 def _index_shard(shard: Path) -> tuple[dict[str, _Sample], bool]:
     """The whole samples of a shard by key, in order, and whether the file ends too early."""
     samples: dict[str, _Sample] = {}
     length = shard.stat().st_size
-    cut = False
+    cut, last = False, -1
     try:
-        with tarfile.open(shard, "r:") as tar:
-            ended = False
+        with tarfile.open(shard, "r:", tarinfo=_Header) as tar:
             while (member := tar.next()) is not None:
+                if not 0 <= member.size <= length - member.offset_data or member.offset <= last:
+                    cut = True
+                    break
+                last = member.offset
                 if not member.isfile():
                     continue
-                if member.offset_data + member.size > length:
-                    cut = ended = True
-                    break
                 stem, _, extension = Path(member.name).name.partition(".")
                 key = str(Path(member.name).parent / stem)
                 if f".{extension.lower()}" in EXTENSIONS:
@@ -125,11 +142,13 @@ def _index_shard(shard: Path) -> tuple[dict[str, _Sample], bool]:
                     samples.setdefault(key, _Sample()).label = (
                         file.read(1000).decode(errors="replace").strip()
                     )
-            if not ended:
-                with shard.open("rb") as file:  # a whole archive ends in zeros
-                    file.seek(max(length - 1024, 0))
-                    cut = file.read(1024).strip(b"\0") != b""
-    except tarfile.TarError as error:
+            if not cut:
+                with shard.open(
+                    "rb"
+                ) as file:  # where a whole archive ends there are zeros, no damaged header
+                    file.seek(tar.offset)
+                    cut = file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE)
+    except Exception as error:  # tarfile raises whatever damaged bytes lead it to
         if not samples:
             raise DataError(f"{shard}: no tar archive ({error})") from None
         cut = True
@@ -140,7 +159,8 @@ def _missing(shards: Sequence[Path], images: int) -> list[str]:
     """One line if there are fewer shards or images than were prepared."""
     folder = shards[0].parent
     name = shards[0].name.rpartition("-")[0]
-    counts = ((_read_index(folder) or {}).get("splits") or {}).get(name) or {}
+    index = _index_of(folder)
+    counts = index.splits.get(name, {}) if index else {}
     all_images, all_shards = counts.get("images", 0), counts.get("shards", 0)
     absent = all_shards - len(shards)
     if images >= all_images and absent <= 0:
@@ -150,23 +170,52 @@ def _missing(shards: Sequence[Path], images: int) -> list[str]:
     return [told + (f"; {absent} of {all_shards} shards are missing" if absent > 0 else "")]
 
 
-def _read_index(folder: Path) -> dict[str, Any] | None:
-    """What ``d2v prepare images`` wrote beside its shards, or a folder above them."""
+@dataclass(frozen=True)
+class ShardIndex:
+    """What ``d2v prepare images`` wrote: class names by id, and numbers of images and shards by subset."""
+
+    classes: list[str]
+    splits: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def read_index(path: Path) -> ShardIndex:
+    """Read an index.
+
+    Raises:
+        DataError: it is none; the message says which part is not as it must be.
+    """
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(index, dict):
+            raise ValueError("it must be a mapping")
+        classes, splits = index.get("classes"), index.get("splits") or {}
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes must be a list of names")
+        if len({*classes}) < len(classes):
+            raise ValueError("classes must not repeat a name")
+        if not isinstance(splits, dict) or not all(map(_are_counts, splits.values())):
+            raise ValueError("splits must hold numbers of images and shards by subset")
+    except (ValueError, OSError, RecursionError) as error:
+        raise DataError(f"{path} is no index of prepared shards: {error}") from None
+    return ShardIndex(classes, splits)
+
+
+def _are_counts(counts: Any) -> bool:
+    return isinstance(counts, dict) and all(type(n) is int and n >= 0 for n in counts.values())
+
+
+def _index_of(folder: Path) -> ShardIndex | None:
+    """The index beside shards, or a folder above them."""
     for place in (folder, folder.parent):
-        path = place / INDEX_NAME
-        if path.is_file():
-            try:
-                index = json.loads(path.read_text(encoding="utf-8"))
-                return {"classes": list(index["classes"]), "splits": index.get("splits")}
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path} is no index of prepared shards: {error}") from None
+        if (place / INDEX_NAME).is_file():
+            return read_index(place / INDEX_NAME)
     return None
 
 
 def _class_names(folder: Path, labels: Sequence[str]) -> list[str]:
     """Class names by id: those that ``d2v prepare images`` wrote, else what the labels themselves say."""
-    if (index := _read_index(folder)) is not None:
-        return index["classes"]
+    if (index := _index_of(folder)) is not None:
+        return index.classes
     if all(label.isdecimal() for label in labels):
         largest = max(int(label) for label in labels)
         if largest >= _MOST_CLASSES:

@@ -93,6 +93,7 @@ class FolderSource:
         self.folder, self.notes = folder, []
         self._ignored: Counter[str] = Counter()
         self._broken: list[str] = []
+        self._circles: list[str] = []
         found: list[tuple[str, int]] = []
         strict, labelled = labelled is True, self._has_classes() if labelled is None else labelled
         self.classes = sorted(e.name for e in os.scandir(folder) if e.is_dir()) if labelled else []
@@ -123,6 +124,11 @@ class FolderSource:
                 f"{folder}: {len(self._broken)} images cannot be opened and are not used, "
                 f"first {self._broken[0]}"
             )
+        if self._circles:
+            self.notes.append(
+                f"{folder}: {len(self._circles)} links to folders that are read anyway or hold this one are "
+                f"not followed, first {self._circles[0]}"
+            )
         if not found:
             raise DataError(f"{folder} holds no image ({', '.join(EXTENSIONS)}), at any depth")
         if self._ignored:
@@ -135,9 +141,23 @@ class FolderSource:
         self._sizes = np.array([size for _, size in found], dtype=np.int64)
 
     def _files(self, folder: Path) -> list[tuple[str, int]]:
-        """Images below a folder at any depth, links followed: (path below it, bytes), sorted."""
+        """Images below a folder at any depth, links followed: (path below it, bytes), sorted.
+
+        Each real folder is read once, and no link leads up and out again, to images of other classes or
+        subsets.
+        """
         found: list[tuple[str, int]] = []
+        root = Path(os.path.realpath(self.folder))
+        seen = {str(place) for place in (root, *root.parents)} | {
+            os.path.realpath(root / name) for name in self.classes
+        }
         for place, folders, files in os.walk(folder, followlinks=True):
+            for name in sorted(folders):
+                real = os.path.realpath(os.path.join(place, name))
+                if real in seen:
+                    folders.remove(name)
+                    self._circles.append(os.path.join(place, name))
+                seen.add(real)
             folders.sort()
             for name in files:
                 if _is_image(name):

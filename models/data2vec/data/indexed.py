@@ -28,6 +28,7 @@ DTYPES = {
 }  # fmt: skip
 _HEADER = struct.Struct("<QBQ")
 HEADER_BYTES = len(MAGIC) + _HEADER.size
+_CHECKED_AT_ONCE = 1 << 20  # lines: the check needs no memory of the whole index
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -123,10 +124,18 @@ class IndexedTokens:
                 f"{self.dtype.itemsize} bytes = {wanted}; the pair does not belong together or was cut "
                 "while copying"
             )
-        if len(self._sizes):
-            last_end = int(self._offsets[-1]) + int(self._sizes[-1]) * self.dtype.itemsize
-            if int(self._sizes.min()) < 0 or int(self._offsets[0]) != 0 or last_end != wanted:
-                raise DataError(f"{index} is damaged: its sizes and offsets contradict each other")
+        end = 0
+        for first in range(0, len(self._sizes), _CHECKED_AT_ONCE):
+            sizes, offsets = (part[first : first + _CHECKED_AT_ONCE] for part in (self._sizes, self._offsets))
+            ends = np.cumsum(sizes, dtype=np.int64)
+            ends *= self.dtype.itemsize
+            ends += end
+            if sizes.min() < 0 or offsets[0] != end or not np.array_equal(offsets[1:], ends[:-1]):
+                raise DataError(
+                    f"{index} is damaged: its sizes and offsets contradict each other in lines "
+                    f"{first + 1} ... {first + len(sizes)}; copy or prepare it again"
+                )
+            end = int(ends[-1])
 
 
 class CombinedTokens:

@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 from data2vec.data.batching import permutation
 from data2vec.data.image_files import UnreadableImageError, read_image
-from data2vec.data.image_shards import INDEX_NAME
+from data2vec.data.image_shards import INDEX_NAME, read_index
 from data2vec.data.image_sources import FolderSource
 from data2vec.errors import DataError
 from data2vec.folders import write_text
@@ -126,10 +126,10 @@ def _index_with(dest: Path, classes: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {"classes": classes, "splits": {}}
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        known, splits = list(before["classes"]), dict(before["splits"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no index of prepared shards: {error}; choose another --dest") from None
+        before = read_index(path)
+    except DataError as error:
+        raise DataError(f"{error}; choose another --dest") from None
+    known, splits = before.classes, before.splits
     if known and classes and known != classes:
         differ = sorted(set(known) ^ set(classes))
         raise DataError(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import random
+import struct
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -79,6 +82,41 @@ def test_folders_that_are_followed_and_the_fingerprint(tmp_path: Path) -> None:
     assert longer != before
     (tmp_path / "data/a/y.png").rename(tmp_path / "data/a/z.png")
     assert FolderSource(tmp_path / "data").fingerprint() != longer
+
+
+def test_no_link_brings_images_in_again(tmp_path: Path) -> None:
+    files(
+        tmp_path,
+        "data/train/a/x.png",
+        "data/train/b/y.png",
+        "data/val/a/z.png",
+        "more/w.png",
+        "more/in/v.png",
+    )
+    train = tmp_path / "data/train"
+    for name, target in {
+        "me": train / "a",
+        "up": train,
+        "all": tmp_path,
+        "b": train / "b",
+        "new": tmp_path / "more",
+    }.items():
+        (train / "a" / name).symlink_to(target)
+    (tmp_path / "more/in/back").symlink_to(tmp_path / "more")
+    source = FolderSource(train)
+    names = [source.name(i) for i in range(len(source))]
+    assert names == ["a/new/in/v.png", "a/new/w.png", "a/x.png", "b/y.png"] and source.labels.tolist() == [
+        0,
+        0,
+        0,
+        1,
+    ]
+    assert source.notes == [
+        f"{train}: 5 links to folders that are read anyway or hold this one are not followed, "
+        f"first {train}/a/all"
+    ]
+    bare = FolderSource(train, labelled=False)
+    assert len(bare) == 4, "each real folder once"
 
 
 def test_without_classes_any_depth_is_taken(tmp_path: Path) -> None:
@@ -232,7 +270,13 @@ def test_the_index_beside_shards_names_classes_and_counts(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="class 3 of a shard is not among the 3"):
         ShardSource([tar(tmp_path / "x-0.tar", [("a.jpg", "x"), ("a.cls", "3")])])
     assert ShardSource([tar(tmp_path / "x-0.tar", [("a.jpg", "x"), ("a.cls", "2")])]).labels.tolist() == [2]
-    for text in ("no json", "{}", "[]"):
+    classes = '"classes": ["yak", "ape", "dog"]'
+    for text in ("no json", "{}", "[]", "3", '{"classes": "yak"}', '{"classes": [1, 2]}',
+                 '{"classes": ["a", "a"]}',
+                 f'{{{classes}, "splits": 3}}',
+                 f'{{{classes}, "splits": {{"train": 3}}}}',
+                 f'{{{classes}, "splits": {{"train": {{"images": "2"}}}}}}',
+                 f'{{{classes}, "splits": {{"train": {{"images": -2}}}}}}', "[" * 100_000):  # fmt: skip
         (tmp_path / "index.json").write_text(text)
         with pytest.raises(DataError, match="is no index of prepared shards"):
             ShardSource(shards)
@@ -245,15 +289,48 @@ def test_a_shard_that_ends_too_early(tmp_path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: 4 * (512 + 1024)])  # every member is whole, the end mark is gone
     assert ShardSource([path], labelled=False).notes == [
-        f"{path}: cut off after 2 whole images; the rest is lost"
+        f"{path}: cut off after 2 whole images, or damaged there; the rest is lost"
     ]
     path.write_bytes(content[: 2 * 1536 + 512 + 599])  # a byte of the second image is missing
     source = ShardSource([path], labelled=False)
     assert len(source) == 1 and source.read(0) == b"1" * 600
-    assert source.notes == [f"{path}: cut off after 1 whole images; the rest is lost"]
+    assert source.notes == [f"{path}: cut off after 1 whole images, or damaged there; the rest is lost"]
+    path.write_bytes(content[:3072] + b"?" * 512 + content[3584:])  # the third header
+    assert "cut off after 1 whole images, or damaged" in ShardSource([path], labelled=False).notes[0]
     path.write_bytes(b"text" * 1000)
     with pytest.raises(DataError, match="no tar archive"):
         ShardSource([path])
+
+
+def damaged_tar(path: Path, at: int, size: bytes) -> Path:
+    """The size of one header changed, and its checksum with it."""
+    content = bytearray(path.read_bytes())
+    header = content[at : at + 512]
+    header[124:136], header[148:156] = size, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    path.write_bytes(content[:at] + header + content[at + 512 :])
+    return path
+
+
+@pytest.mark.parametrize(
+    "size", [b"\xff" * 10 + b"\xfa\x00", b"\xff" * 12, b"-0000001000\0", b"\x80" + b"\x7f" * 11]
+)
+def test_sizes_that_no_member_has_end_a_shard(tmp_path: Path, size: bytes) -> None:
+    members = [(f"{n}.{kind}", "1" * 600) for n in range(2) for kind in ("jpg", "cls")]
+    source = ShardSource([damaged_tar(tar(tmp_path / "a.tar", members), 3072, size)], labelled=False)
+    assert len(source) == 1 and "cut off after 1 whole images, or damaged" in source.notes[0]
+    with pytest.raises(DataError, match=r"no tar archive|no usable image\n.*cut off after 0 whole"):
+        ShardSource([damaged_tar(tar(tmp_path / "b.tar", members), 0, size)], labelled=False)
+
+
+def test_a_negative_size_beside_the_header_ends_a_shard_too(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for name, more in (("a.jpg", {}), ("b.jpg", {"size": "-1024"})):
+            member = tarfile.TarInfo(name)
+            member.size, member.pax_headers = 600, more
+            archive.addfile(member, io.BytesIO(b"1" * 600))
+    source = ShardSource([tmp_path / "a.tar"], labelled=False)
+    assert len(source) == 1 and source.read(0) == b"1" * 600 and source.notes
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -278,6 +355,41 @@ def test_deep_and_floating_values_are_scaled_to_eight_bits() -> None:
     assert np.asarray(read_image(content(large, "TIFF"))[0])[0, 0].tolist() == [9, 9, 9]
     dark = Image.fromarray(np.full((8, 8), 200, np.uint16))  # 16 bits are 16 bits, however dark
     assert np.asarray(read_image(content(dark))[0])[0, 0].tolist() == [1, 1, 1]
+
+
+def test_whatever_a_decoder_raises_is_an_unreadable_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = content(Image.new("RGB", (8, 8)), "TIFF")
+    for error in (
+        TypeError("a"),
+        struct.error("a"),
+        IndexError("a"),
+        KeyError("a"),
+        MemoryError(),
+        AttributeError("a"),
+    ):
+
+        def load(_: object, raised: Exception = error) -> None:
+            raise raised
+
+        monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+        with pytest.raises(UnreadableImageError, match=r"a|MemoryError"):
+            read_image(picture)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF"])
+def test_damaged_bytes_give_an_image_or_an_error_of_ours(
+    kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drawn = random.Random(kind)
+    good = content(Image.fromarray(np.arange(24 * 24 * 3, dtype=np.uint8).reshape(24, 24, 3)), kind)
+    for _ in range(300):
+        damaged = bytearray(good)
+        for _ in range(2):
+            damaged[drawn.choice((drawn.randrange(len(good)), -drawn.randrange(1, 160)))] = drawn.randrange(
+                256
+            )
+        with contextlib.suppress(UnreadableImageError):
+            read_image(bytes(damaged))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1"])

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data2vec.data import indexed
 from data2vec.data.indexed import (
+    HEADER_BYTES,
     CombinedTokens,
     IndexedTokens,
     IndexedTokensWriter,
@@ -140,6 +142,18 @@ def test_offsets_that_contradict_the_sizes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "train.idx").write_bytes(bytes(content))
     with pytest.raises(DataError, match="contradict"):
         IndexedTokens(tmp_path / "train")
+
+
+def test_every_byte_of_sizes_and_offsets_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexed, "_CHECKED_AT_ONCE", 3)
+    write(tmp_path / "train", [[5, 6, 2], [], [2], [], [7, 8, 9, 2], [1], []])
+    assert [len(line) for line in IndexedTokens(tmp_path / "train")] == [3, 0, 1, 0, 4, 1, 0]
+    good = (tmp_path / "train.idx").read_bytes()
+    for at in range(HEADER_BYTES, len(good)):
+        for bits in (0x01, 0x80):
+            (tmp_path / "train.idx").write_bytes(good[:at] + bytes([good[at] ^ bits]) + good[at + 1 :])
+            with pytest.raises(DataError, match=r"train\.(idx|bin)"):
+                IndexedTokens(tmp_path / "train")
 
 
 def test_a_missing_split_lists_those_that_exist(tmp_path: Path) -> None:
