@@ -207,6 +207,13 @@ def test_the_next_point_is_near_what_was_low_and_never_depends_on_chance() -> No
     assert all(low <= next_point(BOUNDS, same, [], 1)[n] <= high for n, (low, high) in BOUNDS.items())
 
 
+def test_hopeless_points_weigh_no_more_the_worse_they_are() -> None:
+    points = spread_points(BOUNDS, 8, 1)
+    good = [(point, hill(point)) for point in points[2:]]
+    found = [next_point(BOUNDS, [(point, bad) for point in points[:2]] + good, [], 3) for bad in (500, 1e6)]
+    assert found[0] == found[1] != next_point(BOUNDS, [(point, 20.0) for point in points[:2]] + good, [], 3)
+
+
 def finish(search: ExpectedImprovement, name: str, wer: float | None, error: bool = False) -> None:
     search.on_trial_complete(name, None if wer is None else {"wer": wer}, error)
 

@@ -56,7 +56,8 @@ def test_workers_follow_the_cluster_and_the_micro_batches() -> None:
     [
         (ClusterInfo(2, 0, 1), {"num_workers": 3}, "cluster's 2 CPUs; use at most 2, or lower platform.cpus"),
         (ClusterInfo(8, 2, 1), {"num_workers": 3}, "cluster's 2 GPUs; use at most 2, or lower platform.gpus"),
-        (ClusterInfo(0.5, 0, 1), {}, "cluster's 0.5 CPUs; .* or lower platform.cpus_per_worker"),
+        (ClusterInfo(0.5, 0, 1), {}, r"cpus_per_worker = 1.0 +is more than .* 0.5 CPUs, .*; lower it"),
+        (ClusterInfo(8, 2, 1), {"gpus_per_worker": 3}, r"gpus_per_worker = 3.0 +is more than .* 2 GPUs"),
         (ClusterInfo(99, 0, 1), {"num_workers": 5}, "an update has 4 micro-batches .* at most 4 workers"),
         (None, {"num_workers": 0, "gpus_per_worker": 1}, "no GPU that PyTorch can use"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -31,11 +32,13 @@ from d2v_platform.registry.register import (
     rollback,
     show,
 )
+from d2v_platform.tracking.scores import Score, record_scores, stored_scores
 from d2v_platform.tracking.tracker import Tracker
 from data2vec.artifact import load, save_artifact
 from data2vec.config import Data2VecMultiConfig, SentenceHeadConfig
 from data2vec.data.bpe import GPT2BPE
 from data2vec.data.dictionary import Dictionary
+from data2vec.data.encoding import file_sha256
 from data2vec.data.tokenizer import TextTokenizer
 from data2vec.errors import CheckpointError, ConfigError, Data2VecError
 from data2vec.heads import SentenceClassifier
@@ -142,6 +145,9 @@ def test_a_classifier_is_registered_and_predicts_in_a_clean_process(
     """The whole road of a user: register, load by alias with pyfunc in another process, compare scores."""
     table = tmp_path / "results.csv"
     table.write_text("task,mcc\ncola,50\n")
+    weights = file_sha256(folders["classifier"] / "model.safetensors")
+    mine = Score(subset="test", metrics={"mcc": 41.5}, data="d", weights=weights, samples=3)
+    record_scores(tracker, [mine, dataclasses.replace(mine, subset="other", weights="w")], run_id)
     version = add(
         tracker, folders["classifier"], run_id, alias="champion", tags=score(50), results_table=table
     )
@@ -151,6 +157,10 @@ def test_a_classifier_is_registered_and_predicts_in_a_clean_process(
     assert found.kind == "artifact"
     assert found.uri == "models:/tiny/1"
     assert found.package is not None
+    told = (found.package / "model_card.md").read_text()
+    for text in (told, version.description):
+        assert "| `test/test/mcc` | 41.5 |" in text and "test/other" not in text
+    assert [score.id for score in stored_scores(version.tags)] == [mine.id]
     kept = {path.name for path in found.package.iterdir()}
     assert {"model_card.md", "lineage.json", "results.csv", "MLmodel"} <= kept
     assert not [p for p in found.package.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth", ".bin")]
@@ -246,7 +256,7 @@ def test_long_lineage_and_cards_are_kept_whole(
     )
     assert version.tags["recipe.difference"] == "6000 characters, see lineage.json in the version"
     assert len(version.description) <= 5000
-    assert version.description.endswith("characters in all.)")
+    assert version.description.endswith("goes on in model_card.md of this version.)")
     package = resolve(version.uri, tracker).package
     assert package is not None
     assert json.loads((package / "lineage.json").read_text())["recipe.difference"] == long

@@ -13,6 +13,7 @@ import pytest
 from d2v_platform.registry import promotion, reload_check
 from d2v_platform.registry.alias_history import history, notice_outside_moves
 from d2v_platform.registry.from_run import RunCheckpoint, _as_composed, _choose, _stated, find_run
+from d2v_platform.registry.model_card import fitting_card
 from d2v_platform.registry.model_versions import (
     KIND_TAG,
     LINEAGE_TAGS,
@@ -24,7 +25,7 @@ from d2v_platform.registry.model_versions import (
     show,
 )
 from d2v_platform.registry.promotion import GateRefusedError, gate_reasons, promote, rollback
-from d2v_platform.registry.register import _check_request, _fitting_card, _fitting_tag, _folder_config
+from d2v_platform.registry.register import _check_request, _fitting_tag, _folder_config
 from d2v_platform.registry.reload_check import reload_problem
 from data2vec.errors import CheckpointError, ConfigError, Data2VecError
 
@@ -356,9 +357,10 @@ def test_long_tags_and_cards_point_to_the_file() -> None:
     assert _fitting_tag("x" * 5000) == "x" * 5000
     assert _fitting_tag("x" * 5001) == "5001 characters, see lineage.json in the version"
     card = "line\n" * 1000
-    assert _fitting_card(card) == card
-    short = _fitting_card(card + "x")
-    assert len(short) <= 5000 and short.startswith("line\nline\n") and "5001 characters in all" in short
+    assert fitting_card(card) == card
+    short = fitting_card(card + "x")
+    assert len(short) <= 5000 and short.startswith("line\nline\n")
+    assert short.endswith("goes on in model_card.md of this version.)")
     assert short.count("line\n") > 950 and "line(" not in short and "lin\n" not in short
 
 

@@ -20,6 +20,7 @@ from d2v_platform.preparation.glue import prepare_glue
 from d2v_platform.recipe.audio_components import AudioFinetuningTask
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.sweep_definition import Evaluate
+from d2v_platform.registry.model_card import with_scores
 from d2v_platform.registry.model_versions import get_version
 from d2v_platform.registry.register import register
 from d2v_platform.reports.page import run_page, sweep_page
@@ -34,6 +35,7 @@ from d2v_platform.tracking.tracker import MetricPoint, Tracker, now_ms
 from d2v_platform.tracking.tracker_actor import LocalTracker
 from data2vec.artifact import read_artifact, save_artifact
 from data2vec.config import SentenceHeadConfig
+from data2vec.data.encoding import file_sha256
 from data2vec.data.indexed import IndexedTokensWriter
 from data2vec.errors import Data2VecError
 from data2vec.heads import SentenceClassifier
@@ -103,7 +105,7 @@ def test_a_language_model_has_its_own_name(tmp_path: Path) -> None:
     found = dataclasses.replace(SCORE, decoding={"type": "kenlm", "lm_weight": 2.0}, metrics={"wer": 9.0})
     put: dict[str, Any] = {}
     client = SimpleNamespace(
-        get_model_version=lambda *_: SimpleNamespace(tags={}),
+        get_model_version=lambda *_: SimpleNamespace(name="m", version="1", tags={}, description=""),
         set_model_version_tag=lambda name, number, key, value: put.update({key: value}),
     )
     fake: Any = SimpleNamespace(client=client, home=tmp_path)
@@ -116,6 +118,33 @@ def test_a_language_model_has_its_own_name(tmp_path: Path) -> None:
         found.id,
     )
     assert len(stored_scores({**put, SCORE_TAG + "x": "[1]"})) == 2
+
+
+def test_the_card_of_a_version_shows_its_scores_once(tracker: Tracker, run_id: str, ctc_model: Path) -> None:
+    weights = file_sha256(ctc_model / "model.safetensors")
+    mine = dataclasses.replace(SCORE, weights=weights, decoding={"type": "kenlm", "lm_sha256": "0"})
+    record_scores(tracker, [mine, dataclasses.replace(SCORE, subset="unlike")], run_id)
+    tracker.client.create_registered_model("speech")
+    own = {"run.id": run_id, "weights.sha256": weights}
+    whole = "# speech\n\n## Results\n\nNone.\n\n## Lineage\n\n| tag |\n|---|\n| a |\n"
+    tracker.client.create_model_version("speech", "runs:/x/model", run_id, tags=own, description=whole)
+    for _ in range(2):  # of an earlier try that did not come to the scores
+        made = register(
+            tracker, folder=ctc_model, name="speech", run_id=run_id, tags=LINEAGE, card_markdown="# s"
+        )
+        assert made.tags["test/dev_other/wer_kenlm"] == "12.3457" and "test/unlike/wer" not in made.tags
+        assert [score.id for score in stored_scores(made.tags)] == [mine.id]
+        assert made.description.startswith("# speech\n\n## Results\n\nNone.\n\n## Test scores\n\n| metric |")
+    later = dataclasses.replace(SCORE, subset="test", metrics={"wer": 9.0}, samples=7)
+    record_scores(tracker, [later], None, ("speech", 1))
+    card = get_version(tracker, "speech", 1).description
+    rows = card.partition("## Test scores\n\n")[2].splitlines()
+    assert rows[2] == f"| `test/dev_other/wer_kenlm` | 12.35 | 11 | `{'d' * 12}` | type kenlm |"
+    assert rows[4:7] == [f"| `test/test/wer` | 9 | 7 | `{'d' * 12}` | type viterbi |", "", "## Lineage"]
+    assert card.count("## Test scores") == 1 and card.endswith(whole.partition("## Lineage")[2])
+    assert with_scores("# s\n", []) == "# s\n"
+    alone = with_scores("# s\n", stored_scores(made.tags))
+    assert alone.startswith("# s\n\n## Test scores\n\n| metric |") and alone.endswith("|\n")
 
 
 @pytest.fixture

@@ -89,8 +89,9 @@ def race(updates: int, **more: Any) -> Race:
 def test_the_longest_run_of_a_task_sets_its_rungs() -> None:
     races = {"short": race(100), "long": race(200), "other": race(200), "rte": race(900, task="rte")}
     asha = PerTaskASHA(races, HALVING)
+    assert report(asha, "long", 15, 50.0) == "CONTINUE"
+    assert report(asha, "short", 15, 1.0) == "CONTINUE"  # the first rung is at 20, not at 10 and not at 90
     assert report(asha, "long", 20, 50.0) == "CONTINUE"
-    assert report(asha, "short", 19, 1.0) == "CONTINUE"  # the first rung is at 20, not at 10 and not at 90
     assert report(asha, "other", 20, 1.0) == "STOP"
     # whoever has done all of its own updates is over anyway
     asha = PerTaskASHA(races, HALVING)

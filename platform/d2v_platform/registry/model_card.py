@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..tracking.redaction import redact, redact_text
 
+if TYPE_CHECKING:
+    from ..tracking.scores import StoredScore
+
+CARD_FILE = "model_card.md"
+_MAX_DESCRIPTION = 5000  # characters; MLflow's limit
 _SHOWN = 40  # changed recipe keys listed in the card; all of them are in lineage.json and the run
 
 
@@ -69,6 +75,30 @@ def model_card(facts: CardFacts) -> str:
         *(f"## {title}\n\n{body}" for title, body in facts.extra.items()),
     ]
     return redact_text("\n\n".join(sections)) + "\n"
+
+
+def with_scores(card: str, scores: Sequence[StoredScore]) -> str:
+    """A card with these test scores, instead of those that it shows, before its lineage."""
+    card = re.sub(r"\n\n## Test scores\n(\n\|.*)+", "", card)
+    rows = [
+        (f"`{name}`", f"{value:.4g}", str(score.samples), f"`{score.data[:12]}`", score.decoded)
+        for score in scores
+        for name, value in score.metrics.items()
+    ]
+    if not rows:
+        return card
+    table = _table(("metric", "value", "samples", "data", "decoding"), rows)
+    head, mark, rest = card.partition("\n\n## Lineage")
+    return f"{head.rstrip()}\n\n## Test scores\n\n{table}{mark}{rest}" + ("" if mark else "\n")
+
+
+def fitting_card(card: str) -> str:
+    """What MLflow takes as a description."""
+    if len(card) <= _MAX_DESCRIPTION:
+        return card
+    note = f"\n\n(The card goes on in {CARD_FILE} of this version.)"
+    head = card[: _MAX_DESCRIPTION - len(note)]
+    return head[: head.rfind("\n")] + note
 
 
 _DEFAULT_LICENCE = (

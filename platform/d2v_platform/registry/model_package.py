@@ -17,12 +17,12 @@ import data2vec
 from ..tracking.mlflow_access import configure_environment
 from . import audio_models, image_models, language_models
 from .card_pictures import PICTURE_FOLDER
+from .model_card import CARD_FILE
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 MODEL_FOLDER = "model"  # name of our folder inside the package: artifacts/model
-CARD_FILE = "model_card.md"
 LINEAGE_FILE = "lineage.json"
 # What the library's base dependencies are (a test compares with pyproject.toml): enough to load and predict.
 LIBRARY_REQUIREMENTS = (

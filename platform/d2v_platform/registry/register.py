@@ -21,9 +21,11 @@ from data2vec.errors import CheckpointError, ConfigError, Data2VecError, Problem
 from ..home import home_folder
 from ..tracking.mlflow_access import error_code, is_server
 from ..tracking.redaction import redact, redact_text
+from ..tracking.scores import stored_scores, take_scores
 from .alias_history import AliasMove, history, moving, note_outside_moves, show_score
 from .card_pictures import PICTURE_FOLDER, draw_curves, with_pictures
-from .model_package import CARD_FILE, LINEAGE_FILE, package_model
+from .model_card import fitting_card, with_scores
+from .model_package import LINEAGE_FILE, package_model
 from .model_source import ResolvedModel, resolve
 from .model_versions import (
     KIND_TAG,
@@ -66,7 +68,6 @@ __all__ = [
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,127}")
 _MAX_TAG = 5000  # characters; the column's size in PostgreSQL
-_MAX_DESCRIPTION = 5000
 _PACKAGING = threading.Lock()
 
 
@@ -85,7 +86,7 @@ def register(
     """Log a model folder as an MLflow model of a run and register it as a new version.
 
     The same weights of the same run are registered once: calling again after a crash gives the version that
-    is there.
+    is there. Scores that the run has of these weights become the version's.
 
     Args:
         tracker: where.
@@ -110,6 +111,8 @@ def register(
     weights = _sha256(folder / "model.safetensors")
     own = {RUN_TAG: run_id, KIND_TAG: str(config["kind"]), WEIGHTS_TAG: weights}
     all_tags = {key: str(value) for key, value in redact({**tags, **own}).items()}
+    run_tags = tracker.client.get_run(run_id).data.tags
+    scores = [score for score in stored_scores(run_tags) if score.weights == weights]
     version = _already_there(tracker, name, run_id, weights)
     if version is None:
         if not (folder / CHECK_FILE).is_file():
@@ -121,17 +124,18 @@ def register(
             name,
             run_id,
             all_tags,
-            redact_text(card_markdown),
+            with_scores(redact_text(card_markdown), scores),
             results_table,
             pictures,
         )
-    if alias is None:
-        return version
-    try:
-        promote(tracker, name=name, version=version.version, alias=alias)
-    except GateRefusedError as refused:
-        return dataclasses.replace(version, refusal=refused.line)
-    return get_version(tracker, name, version.version)
+    take_scores(tracker, scores, run_tags, name, version.version)
+    refusal = None
+    if alias is not None:
+        try:
+            promote(tracker, name=name, version=version.version, alias=alias)
+        except GateRefusedError as refused:
+            refusal = refused.line
+    return dataclasses.replace(get_version(tracker, name, version.version), refusal=refusal)
 
 
 def _register_new(
@@ -193,7 +197,7 @@ def _register_new(
         run_id=run_id,
         model_id=logged.model_id,
         tags={key: _fitting_tag(value) for key, value in tags.items()} | {MODEL_ID_TAG: logged.model_id},
-        description=_fitting_card(with_pictures(card, _addresses(logged.model_id, pictures))),
+        description=fitting_card(with_pictures(card, _addresses(logged.model_id, pictures))),
     )
     tracker.set_tags(run_id, {f"registered.{name}": str(created.version)})
     version = get_version(tracker, name, created.version)
@@ -263,11 +267,3 @@ def _sha256(path: Path) -> str:
 
 def _fitting_tag(value: str) -> str:
     return value if len(value) <= _MAX_TAG else f"{len(value)} characters, see {LINEAGE_FILE} in the version"
-
-
-def _fitting_card(card: str) -> str:
-    if len(card) <= _MAX_DESCRIPTION:
-        return card
-    note = f"\n\n(The card goes on in {CARD_FILE} of this version: {len(card)} characters in all.)"
-    head = card[: _MAX_DESCRIPTION - len(note)]
-    return head[: head.rfind("\n")] + note

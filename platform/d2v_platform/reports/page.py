@@ -146,7 +146,7 @@ def key_figures(history: RunHistory) -> list[tuple[str, ...]]:
 def test_scores(by_run: Sequence[tuple[str, Sequence[StoredScore]]]) -> Section:
     """Scores of test subsets with what they were measured with, in the order in which they were recorded."""
     rows = [
-        (*([name] if name else []), key, f"{value:.4g}", _decoding(score), f"{score.samples:,}",
+        (*([name] if name else []), key, f"{value:.4g}", score.decoded, f"{score.samples:,}",
          score.data[:12], str(score.update), score.recorded)
         for name, scores in by_run
         for score in scores
@@ -155,12 +155,6 @@ def test_scores(by_run: Sequence[tuple[str, Sequence[StoredScore]]]) -> Section:
     header = ("metric", "value", "decoding", "samples", "data", "update", "recorded")
     named = any(name for name, _ in by_run)
     return Section("Test scores", rows, ("run", *header) if named else header)
-
-
-def _decoding(score: StoredScore) -> str:
-    """What decided besides model and data, without hashes."""
-    shown = {key: value for key, value in score.decoding.items() if not key.endswith("_sha256")}
-    return ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None) or "-"
 
 
 def winner_lines(sweep: SweepHistory) -> list[str]:

@@ -48,8 +48,9 @@ def next_point(
     """
     x = np.array([_unit(bounds, point) for point, _ in tried])
     y = np.array([value for _, value in tried], dtype=float)
-    scale = y.std() or 1.0
-    y = (np.clip(y, None, np.median(y) + 3 * scale) - y.mean()) / scale  # hopeless points have no say
+    middle = np.median(y)
+    spread = 1.4826 * np.median(np.abs(y - middle)) or y.std()  # hopeless points do not widen it
+    y = np.clip(y, None, middle + 3 * spread)
     scales: Any = np.full(len(bounds), 0.3)
     kernel = Matern(length_scale=scales, length_scale_bounds=(0.05, 5.0), nu=2.5)
     process = GaussianProcessRegressor(

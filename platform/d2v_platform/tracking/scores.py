@@ -19,11 +19,14 @@ import filelock
 from data2vec.errors import Data2VecError
 
 from ..home import home_folder
+from ..registry.model_card import fitting_card, with_scores
 from .metric_queue import MetricPoint
 from .mlflow_access import error_code
 from .redaction import redact
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
     from .tracker import Tracker
 
 SCORE_TAG = "d2v.score."
@@ -80,6 +83,7 @@ class StoredScore:
         samples: how many.
         decoding: what else decided.
         update: of the weights.
+        weights: their hash.
         recorded: when, ISO 8601.
     """
 
@@ -90,7 +94,14 @@ class StoredScore:
     samples: int = 0
     decoding: dict[str, Any] = field(default_factory=dict)
     update: int = 0
+    weights: str = ""
     recorded: str = ""
+
+    @property
+    def decoded(self) -> str:
+        """What decided besides model and data in words, without hashes."""
+        shown = {key: value for key, value in self.decoding.items() if not key.endswith("_sha256")}
+        return ", ".join(f"{key} {value}" for key, value in shown.items() if value is not None) or "-"
 
 
 def stored_scores(tags: Mapping[str, str]) -> list[StoredScore]:
@@ -166,13 +177,36 @@ def _to_run(tracker: Tracker, scores: Sequence[Score], run_id: str) -> list[str]
 def _to_version(tracker: Tracker, scores: Sequence[Score], name: str, number: int) -> list[str]:
     held = tracker.client.get_model_version(name, str(number))
     new = _new(scores, dict(held.tags))
-    for score, named in new:
-        for key, value in named.items():
-            tracker.client.set_model_version_tag(name, str(number), key, f"{value:.6g}")
-        # Last: what has this tag is complete.
-        text = _as_json(score, named)
-        tracker.client.set_model_version_tag(name, str(number), SCORE_TAG + score.id, text)
+    _put(tracker, held, {SCORE_TAG + score.id: _as_json(score, named) for score, named in new})
     return _told(f"models:/{name}/{number}", new, len(scores))
+
+
+def take_scores(
+    tracker: Tracker, scores: Sequence[StoredScore], run_tags: Mapping[str, str], name: str, number: int
+) -> None:
+    """Give a version what its run was scored with before it was registered.
+
+    Args:
+        tracker: where.
+        scores: of these weights.
+        run_tags: of the run, which hold them.
+        name: registered name.
+        number: of the version.
+    """
+    held = tracker.client.get_model_version(name, str(number))
+    tags = [SCORE_TAG + score.id for score in scores]
+    _put(tracker, held, {tag: run_tags[tag] for tag in tags if tag not in held.tags})
+
+
+def _put(tracker: Tracker, held: ModelVersion, texts: Mapping[str, str]) -> None:
+    """Scores as tags of a version and on its card; last the tag that says that a score is complete."""
+    if texts and held.description:  # without a card there is nothing to add to
+        card = with_scores(held.description, stored_scores({**held.tags, **texts}))
+        tracker.client.update_model_version(held.name, held.version, fitting_card(card))
+    for tag, text in texts.items():
+        for key, value in json.loads(text)["metrics"].items():
+            tracker.client.set_model_version_tag(held.name, held.version, key, f"{value:.6g}")
+        tracker.client.set_model_version_tag(held.name, held.version, tag, text)
 
 
 def _new(scores: Sequence[Score], tags: Mapping[str, str]) -> list[tuple[Score, dict[str, float]]]:

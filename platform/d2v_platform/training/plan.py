@@ -90,15 +90,17 @@ def make_plan(recipe: Recipe, cluster: ClusterInfo | None, local_gpus: int = 0) 
     else:
         gpus = platform.gpus_per_worker if platform.gpus_per_worker is not None else float(cluster.gpus > 0)
         room = math.floor(cluster.gpus / gpus if gpus else cluster.cpus / max(platform.cpus_per_worker, 1e-9))
-        workers = platform.num_workers or max(1, min(micro, room))
+        have = f"{cluster.gpus:g} GPUs" if gpus else f"{cluster.cpus:g} CPUs"
+        kind, each = ("gpus", gpus) if gpus else ("cpus", platform.cpus_per_worker)
+        if room < 1:
+            rule = f"is more than the cluster's {have}, so no worker fits; lower it"
+            raise ConfigError([Problem(f"platform.{kind}_per_worker", each, rule)])
+        workers = platform.num_workers or min(micro, room)
         if platform.num_workers is None:
             notes.append(f"platform.num_workers is not given: {workers} of {room} that fit the cluster")
         if workers > room:
-            have = f"{cluster.gpus:g} GPUs" if gpus else f"{cluster.cpus:g} CPUs"
-            rule = (
-                f"needs more than the cluster's {have}; use at most {room}, or lower "
-                f"platform.{'gpus' if gpus else 'cpus'}_per_worker"
-            )
+            lower = f"lower platform.{kind}_per_worker"
+            rule = f"needs more than the cluster's {have}; use at most {room}, or {lower}"
             raise ConfigError([Problem("platform.num_workers", workers, rule)])
     if workers > micro:
         rule = (
