@@ -68,15 +68,7 @@ format: setup ## Rewrite the sources in the project's format
 
 PORT ?= 5000
 ui: setup ## MLflow's pages over your runs and registered models (PORT=… for another port than 5000)
-	@uri=$$($(PY) -c 'from d2v_platform.home import default_tracking_uri; print(default_tracking_uri())') || exit; \
-	case "$$uri" in \
-	    http*) echo "ui: your MLflow server is $$uri"; exit 0 ;; \
-	    sqlite:*) [ -f "$${uri#sqlite:///}" ] || { \
-	        echo "ui: there is no $${uri#sqlite:///} yet; run 'make demo' or a training first" >&2; exit 2; } ;; \
-	esac; \
-	echo "ui: http://127.0.0.1:$(PORT)/#/models (Ctrl-C ends it)"; \
-	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false exec $(PY) -m mlflow server \
-	    --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "$$uri"
+	@exec $(VENV)/bin/d2v ui --port $(PORT)
 
 clean: ## Remove build outputs and caches, not the environment and not your runs
 	@rm -rf dist build .pytest_cache .ruff_cache .hypothesis *.egg-info

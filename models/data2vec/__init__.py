@@ -31,13 +31,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .artifact import load
 
-__all__ = ["load"]
+    __version__: str
+
+__all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
     # torch is imported only when a model is asked for: tools such as `d2v prepare` do not need it.
-    if name in __all__:
-        from . import artifact
+    if name == "load":
+        from .artifact import load
 
-        return getattr(artifact, name)
+        return load
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("data2vec-platform")
+        except PackageNotFoundError:  # a checkout that is not installed
+            return "0+unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,91 +1,225 @@
 """``d2v``: train, sweep and use data2vec models.
 
-Verbs import what they need when they run, so that ``d2v --help`` answers at once.
+``d2v --help`` imports no verb, and a verb imports what it needs when it runs: both answer at once.
 """
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from data2vec.errors import Data2VecError
 
-from .doctor.command import doctor
-from .importing.command import import_command
-from .importing.export_command import export_command
-from .inference.embedding import embed_command
-from .inference.image_commands import probe_command
-from .inference.transcription import transcribe_command
-from .preparation.commands import app as prepare_app
-from .registry.commands import app as registry_app
-from .reports.command import report_command
 from .tracking.redaction import redact_logs, redact_text
 
+_COMPLETE = "_D2V_COMPLETE"  # set by the shell's completion
+# Verbs with a module of their own: its place, the name in it, what `d2v --help` says, and an example.
+_MODULES = {
+    "prepare": (".preparation.commands", "app", "Turn raw data into folders for task.data.", ""),
+    "registry": (
+        ".registry.commands",
+        "app",
+        "Registered models: what exists, where it comes from, which version an alias stands for.",
+        "",
+    ),
+    "runs": (
+        ".tracking.run_list",
+        "runs_command",
+        "Trainings and sweeps in MLflow, the newest first: state, recipe, update and score.",
+        "Example: d2v runs --experiment data2vec --json",
+    ),
+    "report": (
+        ".reports.command",
+        "report_command",
+        "Write a report: one self-contained HTML file, a PNG and CSV files.",
+        "Example: d2v report my-sweep --out report",
+    ),
+    "ui": (
+        ".tracking.pages",
+        "ui_command",
+        "MLflow's pages over your runs and registered models.",
+        "Example: d2v ui --port 5001",
+    ),
+    "transcribe": (
+        ".inference.transcription",
+        "transcribe_command",
+        "Recordings of any length, rate and number of channels to text.",
+        "Example: d2v transcribe talk.wav --model models:/NAME@ALIAS",
+    ),
+    "embed": (
+        ".inference.embedding",
+        "embed_command",
+        "Embeddings to Parquet.",
+        "Examples: d2v embed photos --model models:/NAME@ALIAS --dest photos.parquet; d2v embed talks "
+        "--model models:/NAME@ALIAS --dest frames.parquet --pooling none --layer 5",
+    ),
+    "probe": (
+        ".inference.image_commands",
+        "probe_command",
+        "kNN and linear probe of a frozen image model's features, in percent.",
+        "Example: d2v probe /imagenet --model models:/NAME@ALIAS --random-weights 3",
+    ),
+    "import": (
+        ".importing.command",
+        "import_command",
+        "Turn a checkpoint of the reference (or of Hugging Face) into a model of ours.",
+        "Example: d2v import base_libri.pt --register speech-base",
+    ),
+    "export": (
+        ".importing.export_command",
+        "export_command",
+        "Write a model for fairseq, for Hugging Face's transformers, or as plain safetensors with a key "
+        "table.",
+        "Example: d2v export models:/m/1 --to huggingface --out m",
+    ),
+    "doctor": (
+        ".doctor.command",
+        "doctor",
+        "Ray, MLflow, storage, versions, GPUs, disk, permissions, orphan runs: what is wrong, how to mend "
+        "it.",
+        "",
+    ),
+    "env": (
+        ".environment",
+        "env_command",
+        "Shell lines that let other programs find your runs and models; never a secret.",
+        'Example: eval "$(d2v env)"',
+    ),
+}
+
+
+class _Verbs(TyperGroup):
+    """Imports a verb's module when this verb is asked for."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in _MODULES:
+            self.commands[args[0]] = verb(args[0])
+        return super().resolve_command(ctx, args)
+
+
+def verb(name: str) -> Any:
+    """The command of a verb with a module of its own."""
+    module, attribute, _, example = _MODULES[name]
+    found = getattr(importlib.import_module(module, __package__), attribute)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
+    alone = typer.Typer(add_completion=False)
+    alone.command(name, epilog=example or None)(found)
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
+    cls=_Verbs,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=False,  # d2v completion
     pretty_exceptions_enable=False,
     help="Train, sweep and use data2vec and data2vec 2.0 models on Ray, tracked by MLflow.",
 )
-app.add_typer(prepare_app, name="prepare")
-app.add_typer(registry_app, name="registry")
 config_app = typer.Typer(no_args_is_help=True, help="Look at recipes.")
+
+_PASS_ON = {"ignore_unknown_options": True, "help_option_names": []}
+
+
+def _recipes(incomplete: str) -> list[str]:
+    from .recipe.locate import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
+def _sweeps(incomplete: str) -> list[str]:
+    from .recipe.locate import sweep_names
+
+    return [name for name in sweep_names() if name.startswith(incomplete)]
+
+
+# All words go to a parser of our own, which the scripts of experiments/ share.
+RecipeWords = Annotated[list[str] | None, typer.Argument(autocompletion=_recipes)]
+SweepWords = Annotated[list[str] | None, typer.Argument(autocompletion=_sweeps)]
+Words = Annotated[list[str] | None, typer.Argument()]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        import data2vec
+
+        typer.echo(f"d2v {data2vec.__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_say_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of ``d2v`` itself."""
+
+
+@app.command(context_settings=_PASS_ON, help="Train a recipe: pretraining or fine-tuning.")
+def train(words: RecipeWords = None) -> None:
+    """As ``experiments/train.py``."""
+    train_command(words or [], "d2v train")
+
+
+@app.command(context_settings=_PASS_ON, help="Run a sweep: many trainings, one table, the best registered.")
+def sweep(words: SweepWords = None) -> None:
+    """As ``experiments/glue_sweep.py``."""
+    sweep_command(words or [], "d2v sweep")
+
+
+@app.command(context_settings=_PASS_ON, help="Decode or classify subsets with a model.")
+def infer(words: Words = None) -> None:
+    """As ``experiments/infer.py``."""
+    infer_command(words or [], "d2v infer")
+
+
 app.add_typer(config_app, name="config")
-app.command(help="Say what is wrong with this installation and its services, and how to mend it.")(doctor)
-app.command("transcribe", epilog="Example: d2v transcribe talk.wav --model models:/NAME@ALIAS")(
-    transcribe_command
-)
-_EMBED = (
-    "Examples: d2v embed photos --model models:/NAME@ALIAS --dest photos.parquet; d2v embed talks --model "
-    "models:/NAME@ALIAS --dest frames.parquet --pooling none --layer 5"
-)
-app.command("embed", epilog=_EMBED)(embed_command)
-app.command("probe", epilog="Example: d2v probe /imagenet --model models:/NAME@ALIAS --random-weights 3")(
-    probe_command
-)
-app.command("import", epilog="Example: d2v import base_libri.pt --register speech-base")(import_command)
-app.command("export", epilog="Example: d2v export models:/m/1 --to huggingface --out m")(export_command)
-app.command("report", epilog="Example: d2v report my-sweep --out report")(report_command)
-
-_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+for _name, (_, _, _help, _) in _MODULES.items():
+    app.command(_name, help=_help)(lambda: None)  # for the list; _Verbs puts the command itself in its place
 
 
-@app.command(context_settings=_PASS_ON, help="Train a recipe: pretraining or fine-tuning (d2v train --help).")
-def train(context: typer.Context) -> None:
-    """All arguments go to the recipe's own parser, which ``experiments/train.py`` shares."""
-    train_command(context.args, "d2v train")
+class Shell(StrEnum):
+    """Shells whose completion is known."""
+
+    bash = "bash"
+    zsh = "zsh"
+    fish = "fish"
 
 
-@app.command(context_settings=_PASS_ON, help="Run a sweep of configs/sweep (d2v sweep --help).")
-def sweep(context: typer.Context) -> None:
-    """All arguments go to the sweep's own parser, which ``experiments/glue_sweep.py`` shares."""
-    sweep_command(context.args, "d2v sweep")
+@app.command()
+def completion(shell: Annotated[Shell, typer.Argument(help="Your shell.")]) -> None:
+    """Print what completes verbs, options and the names of recipes in your shell.
+
+    bash: eval "$(d2v completion bash)" in ~/.bashrc. zsh: the same in ~/.zshrc, after compinit. fish: d2v
+    completion fish > ~/.config/fish/completions/d2v.fish
+    """
+    from typer.completion import get_completion_script
+
+    typer.echo(get_completion_script(prog_name="d2v", complete_var=_COMPLETE, shell=shell.value))
 
 
-@app.command(context_settings=_PASS_ON, help="Decode or classify subsets with a model (d2v infer --help).")
-def infer(context: typer.Context) -> None:
-    """All arguments go to the parser that ``experiments/infer.py`` shares."""
-    infer_command(context.args, "d2v infer")
-
-
-@config_app.command("show", context_settings=_PASS_ON, help="Show a resolved recipe: d2v config show NAME.")
-def config_show(context: typer.Context) -> None:
+@config_app.command("show", context_settings=_PASS_ON, help="Show a recipe as it resolves.")
+def config_show(words: RecipeWords = None) -> None:
     """Every field with its value, type and documentation."""
+    from .recipe.command_line import SHOW, parse
+
+    request = parse(words or [], "d2v config show", SHOW)
     from rich.console import Console
 
-    from .recipe.command_line import parse
     from .recipe.compose import compose
     from .recipe.describe import describe
 
-    arguments = [word for word in context.args if word != "--changed"]
-    request = parse(arguments, "d2v config show")
     composed = compose(request.config_name, request.overrides, request.config_dir, check=False)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(describe(composed.recipe, changed_only="--changed" in context.args))
+    console.print(describe(composed.recipe, changed_only=request.changed_only))
     for note in composed.notes:
         console.print(f"note: {note}", style="dim", markup=False)
 
@@ -93,12 +227,9 @@ def config_show(context: typer.Context) -> None:
 @config_app.command("list")
 def config_list() -> None:
     """List the recipes and sweeps that can be named."""
-    from .recipe.locate import recipe_names
-    from .recipe.sweep_definition import sweep_names
-
-    for name in recipe_names():
+    for name in _recipes(""):
         typer.echo(name)
-    for name in sweep_names():
+    for name in _sweeps(""):
         typer.echo(f"sweep {name}")
 
 
@@ -137,6 +268,9 @@ def sweep_command(arguments: Sequence[str], prog: str, default: str | None = Non
 
 def infer_command(arguments: Sequence[str], prog: str) -> None:
     """``d2v infer`` and ``experiments/infer.py``."""
+    from .recipe.command_line import INFER, parse
+
+    parse(arguments, prog, INFER)  # --help and misspelt options are answered before torch is imported
     from .inference.command import infer_command as decode
 
     decode(arguments, prog)
@@ -172,7 +306,11 @@ def configure_logging() -> None:
 
 def main() -> None:
     """The console script."""
-    run(app)
+    if _COMPLETE in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()
+    run(lambda: app(prog_name="d2v", complete_var=_COMPLETE))
 
 
 if __name__ == "__main__":

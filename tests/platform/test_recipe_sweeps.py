@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from d2v_platform.recipe.components import PolynomialSchedule
+from d2v_platform.recipe.locate import sweep_names
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.recipe.sweep_definition import load_sweep, sweep_names, sweep_of
+from d2v_platform.recipe.sweep_definition import load_sweep, sweep_of
 from data2vec.errors import ConfigError, Data2VecError
 
 GIVEN = ["model.model_path=models:/data2vec2-text-base@champion", "task.data=/glue"]

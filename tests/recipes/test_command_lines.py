@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from d2v_platform.cli import app
 from d2v_platform.recipe import locate
 from d2v_platform.recipe.command_line import RecipeRequest, parse
 from d2v_platform.recipe.compat import reference_folder
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.difference import difference
-from d2v_platform.recipe.locate import config_root, find_recipe
+from d2v_platform.recipe.locate import config_root, find_recipe, find_sweep, recipe_names, sweep_names
+from d2v_platform.recipe.sweep_definition import load_sweep, sweep_of
 from data2vec.errors import ConfigError, Data2VecError
 
 GLUE = ("cola", "qnli", "mrpc", "rte", "sst_2", "mnli", "qqp", "sts_b")
@@ -228,3 +232,96 @@ def test_commas_sweep_only_with_m() -> None:
     assert result.recipe.optimization.lr == [1e-5]
     with pytest.raises(ConfigError, match="add -m"):
         compose("v2/text_finetuning/cola", given)
+
+
+def test_a_recipe_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "my recipes"
+    mine.mkdir()
+    (mine / "own.v2.yaml").write_text("defaults: [/tiny/text_pretraining, _self_]\ncommon: {seed: 4}\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("my recipes/own.v2.yaml", "./my recipes/own.v2", str(mine / "own.v2.yaml")):
+        found = parse([name, "task.data=/x"]).compose()
+        assert (found.named_recipe, found.source) == ("own.v2", mine / "own.v2.yaml")
+        assert found.recipe.common.seed == 4 and found.recipe.optimization.max_update == 400
+    assert find_recipe(str(config_root() / "v2/base_text_only_task.yaml")).name == "v2/base_text_only_task"
+
+
+def test_a_file_that_exists_wins_over_ours_if_named_with_its_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "text_pretraining.yaml").write_text("common: {seed: 4}\n")
+    (tmp_path / "cola").mkdir()  # a folder of data is no recipe
+    monkeypatch.chdir(tmp_path)
+    assert not find_recipe("tiny/text_pretraining.yaml").ours
+    assert find_recipe("tiny/text_pretraining").ours
+    with pytest.raises(Data2VecError, match="ambiguous"):
+        find_recipe("cola")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("my/own.yml", "a recipe's file ends in .yaml"),
+        ("my/owm.yaml", "no file 'my/owm.yaml'; did you mean 'my/own.yaml'"),
+        ("{}/my/owm", "my/owm.yaml'; did you mean '{}/my/own.yaml'"),
+        ("my", "my is a folder; give a recipe's file; there are\n  my/other.yaml\n  my/own.yaml"),
+        ("nowhere/tiny/text_pretrainin.yaml", "did you mean 'tiny/text_pretraining'"),
+    ],
+)
+def test_a_path_that_is_no_recipe(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my").mkdir()
+    for file in ("own.yml", "own.yaml", "other.yaml"):
+        (tmp_path / "my" / file).write_text("common: {seed: 4}\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Data2VecError) as caught:
+        find_recipe(name.format(tmp_path))
+    assert said.format(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        ("speech_pretraining", {"tiny/audio_pretraining", "audio/pretraining/large_librilight"}),
+        ("tiny/txt_pretraining", {"tiny/text_pretraining"}),
+        ("image_finetunning", {"tiny/image_finetuning", "tiny/image_finetuning_v1"}),
+        ("adio_pretraining", {"tiny/audio_pretraining", "audio/pretraining/audioset"}),
+    ],
+)
+def test_nearest_names_are_of_the_modality_asked_for(name: str, offered: set[str]) -> None:
+    with pytest.raises(Data2VecError) as caught:
+        find_recipe(name)
+    said = re.findall(r"'([^']+)'", str(caught.value).partition("did you mean")[2])
+    assert 0 < len(said) <= 3 and said[0] in offered
+    others = {"audio": r"text|image", "text": r"audio|image", "image": r"text|audio"}
+    asked = next(kind for kind in others if kind in next(iter(offered)))
+    assert not [n for n in said if re.search(others[asked], n)], said
+
+
+def test_names_stand_one_a_line() -> None:
+    with pytest.raises(Data2VecError) as caught:
+        find_recipe("qqqq")
+    assert str(caught.value).splitlines()[1:] == [f"  {name}" for name in recipe_names()]
+    with pytest.raises(Data2VecError) as caught:
+        find_sweep("qqqq", None)
+    assert str(caught.value).splitlines()[1:] == [f"  {name}" for name in sweep_names()]
+
+
+def test_a_sweep_of_ones_own_recipe(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("defaults: [/tiny/text_pretraining, _self_]\noptimization: {max_update: 70}\n")
+    sweep = sweep_of(str(own), ["task.data=/x", "common.seed=1,2", "select.metric=train/loss"])
+    assert sweep.name == "own" and [t.recipe.optimization.max_update for t in sweep.trials] == [70, 70]
+    definition = tmp_path / "mine.yaml"
+    definition.write_text(f"recipe: {own}\ngrid: {{seed: [1, 2, 3]}}\nselect: {{metric: train/loss}}\n")
+    assert [t.named_recipe for t in load_sweep(str(definition), ["task.data=/x"]).trials] == ["own"] * 3
+
+
+def test_show_of_ones_own_recipe(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("defaults: [/tiny/text_pretraining, _self_]\noptimization: {max_update: 70}\n")
+    shown = CliRunner().invoke(app, ["config", "show", str(own), "--changed"]).output
+    assert re.search(r"max_update\W+70\b", shown)
+    assert "embed_dim" in shown and "total_num_update" not in shown

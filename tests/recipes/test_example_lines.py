@@ -144,9 +144,9 @@ def test_the_pages_recipe_of_ones_own(folder: Path) -> None:
     recipe, command = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)[0] for kind in ("yaml", "bash"))
     program, verb, *words = shlex.split(command)
     assert (program, verb) == ("d2v", "train")
-    place = folder / words[words.index("--config-dir") + 1]
-    place.mkdir()
-    (place / f"{words[words.index('--config-name') + 1]}.yaml").write_text(recipe, encoding="utf-8")
+    place = folder / words[0]
+    place.parent.mkdir()
+    place.write_text(recipe, encoding="utf-8")
     made = parse(words).compose().recipe
     inherited = parse(["wav2vec/finetuning/vox_10h", *words[-2:]]).compose().recipe
     changed = difference(made, inherited)

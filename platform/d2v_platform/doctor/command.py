@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
-from .findings import Finding, guarded
+if TYPE_CHECKING:
+    from .findings import Finding
 
 
 def examine(storage: Sequence[str] = (), mend: bool = False) -> Iterator[Finding]:
@@ -18,7 +20,8 @@ def examine(storage: Sequence[str] = (), mend: bool = False) -> Iterator[Finding
         storage: URIs to try beside what the environment names.
         mend: close runs of dead processes, send what waits, upload what stayed behind.
     """
-    from . import environment, services  # they import torch, which d2v --help can do without
+    from . import environment, services  # they import torch, which --help can do without
+    from .findings import guarded
 
     yield from guarded("versions", environment.versions)
     yield from guarded("processors", environment.processors)

@@ -16,7 +16,7 @@ from data2vec.errors import ConfigError, Data2VecError, DataError, Problem
 from data2vec.typed import build
 
 from ..recipe.coercion import coerce, field_hints
-from ..recipe.command_line import Command, parse
+from ..recipe.command_line import INFER, parse
 from ..recipe.compat import Alias
 from ..recipe.components import CHOICES
 from ..recipe.groups import MISSING
@@ -29,32 +29,6 @@ from ..recipe.tree import make_absolute, read_overrides, read_tree, resolve, uni
 from ..storage.local_places import folder_to_write
 
 logger = logging.getLogger(__name__)
-
-COMMAND = Command(
-    description="Decode or classify subsets with a model, here or on a Ray cluster.",
-    examples="""\
-examples:
-  %(prog)s task.data=/manifests common_eval.path=models:/NAME@ALIAS dataset.gen_subset=dev,test
-  %(prog)s ... decoding.type=kenlm decoding.lexicon=lexicon.txt decoding.lmpath=lm.arpa decoding.beam=500
-  %(prog)s ... decoding.type=fairseqlm decoding.lexicon=lexicon.txt decoding.lmpath=lm.pt  # beside: dict.txt
-  %(prog)s ... decoding.type=fairseqlm decoding.lmpath=models:/LM@ALIAS decoding.unitlm=true    # over letters
-  %(prog)s ... platform.num_workers=4        # spread over Ray workers; distributed_world_size=4 is the same
-  d2v sweep decoding ...                      # weights of the language model, tuned on a dev subset
-  %(prog)s ... --run RUN                     # scores of a model that is not registered go to this run
-
-  %(prog)s task.data=/images common_eval.path=models:/NAME@ALIAS dataset.gen_subset=val   # an image model
-  %(prog)s task.data=/photos common_eval.path=models:/NAME@ALIAS task.labels=null    # folders, no classes
-
-  %(prog)s task.data=/clips common_eval.path=models:/NAME@ALIAS dataset.gen_subset=eval     # audio events
-
-audio events: predictions.parquet, predictions.csv, per_class.csv and summary.json;
-images: predictions.parquet, predictions.csv, per_class.csv, confusion.csv and confusion.png, summary.json;
-speech: hypo.word, hypo.units, ref.word, ref.units, wer, utterances.parquet, utterances.csv and worst.html;
-all in common_eval.results_path.
-""",
-    default_name="infer",
-    run=True,
-)
 _MODEL = "follows from the model"
 _NO_TRAINING = "nothing is trained"
 # What is treated otherwise than in the reference, with the reasons.
@@ -262,7 +236,7 @@ def read_runs(arguments: Sequence[str], prog: str = "d2v infer") -> tuple[dict[s
         ConfigError: with all problems.
         Data2VecError: an unknown option, or no such file.
     """
-    request = parse(arguments, prog, COMMAND)
+    request = parse(arguments, prog, INFER)
     tree = read_tree(find_recipe(request.config_name, request.config_dir or str(config_root())))
     problems: list[Problem] = []
     notes: list[str] = []

@@ -15,7 +15,6 @@ from data2vec.errors import DataError
 
 from ..storage.local_places import folder_to_write
 from .command_options import BatchSize, Device
-from .recordings import ReadRecordings, find_recordings, report_unreadable
 
 
 def transcribe_command(
@@ -41,6 +40,7 @@ def transcribe_command(
     from data2vec.speech_model import SpeechModel
 
     from ..training.preflight import model_folder
+    from .recordings import ReadRecordings, find_recordings, report_unreadable
 
     if (lexicon is None) != (lm is None):
         raise DataError("--lm and --lexicon belong together")

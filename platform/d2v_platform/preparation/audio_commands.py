@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,11 +13,10 @@ from rich.table import Table
 from data2vec.errors import DataError
 
 from ..storage.local_places import folder_to_write
-from .audio import LAYOUTS, AudioOptions, ManifestReport, prepare_manifests
-from .audio_events import prepare_events
-from .audio_labels import prepare_labels
-from .audio_subsets import prepare_subsets
 from .destination import Dest, OutputDir
+
+if TYPE_CHECKING:
+    from .audio import ManifestReport
 
 
 def audio_manifest(
@@ -29,7 +28,7 @@ def audio_manifest(
     path_must_contain: Annotated[str | None, typer.Option(help="Keep paths that contain this.")] = None,
     name: Annotated[str, typer.Option(help="Name of the manifest beside valid.tsv.")] = "train",
     layout: Annotated[
-        str | None, typer.Option(help=f"Official layout: {' or '.join(LAYOUTS)} (100h, 960h, 10min, ...).")
+        str | None, typer.Option(help="Official layout: librispeech or librilight (100h, 960h, 10min, ...).")
     ] = None,
     sample_rate: Annotated[int, typer.Option(help="Rate that files must have.")] = 16_000,
     min_samples: Annotated[int, typer.Option(help="Leave shorter files out.")] = 1,
@@ -41,6 +40,8 @@ def audio_manifest(
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: all cores.")] = None,
 ) -> None:
     """A folder of audio to train.tsv and valid.tsv, as the reference's script writes them."""
+    from .audio import LAYOUTS, AudioOptions, prepare_manifests
+
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"--layout {layout!r}: choose {' or '.join(LAYOUTS)}")
     console = Console(soft_wrap=True)
@@ -71,6 +72,8 @@ def audio_labels(
     dict_: Annotated[Path | None, typer.Option("--dict", help="dict.ltr.txt to use.")] = None,
 ) -> None:
     """LibriSpeech transcripts to .wrd and .ltr lines and dict.ltr.txt (default: the released letters)."""
+    from .audio_labels import prepare_labels
+
     console = Console(soft_wrap=True)
     report = prepare_labels(tsv, output_dir, output_name, build_dict=build_dict, dictionary=dict_)
     console.print(
@@ -103,6 +106,8 @@ def audio_events(
     Without --segments each clip's class is the folder it lies in. Prepare the training split first: further
     splits take its classes.
     """
+    from .audio_events import prepare_events
+
     report = prepare_events(
         tsv, output_dir, output_name, segments=segments, classes=classes, level=level, sample_rate=sample_rate
     )
@@ -127,6 +132,8 @@ def audio_subsets(
     The folder's other files (validation and test manifests, dictionary) are copied into each; a sweep over
     amounts is then: d2v sweep minutes task.data=DEST model.w2v_path=MODEL
     """
+    from .audio_subsets import prepare_subsets
+
     try:
         amounts = [float(part) for part in minutes.split(",") if part.strip()]
     except ValueError:

@@ -1,27 +1,25 @@
-"""``d2v prepare``: raw data to the folders that ``task.data`` names."""
+"""``d2v prepare``: raw data to the folders that ``task.data`` names; its parts are imported when they run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from data2vec.data.glue import GlueReport
 from data2vec.errors import DataError
 
 from .audio_commands import audio_events, audio_labels, audio_manifest, audio_subsets, language_model
 from .destination import Dest
-from .download import Downloaded, download, download_text, file_name
-from .glue import prepare_glue
 from .image_commands import images
-from .text import TextOptions, TextReport, prepare_text
-from .unit_text import prepare_units
 
-__all__ = ["Downloaded", "TextOptions", "TextReport", "app", "download", "prepare_glue", "prepare_text"]
+if TYPE_CHECKING:
+    from data2vec.data.glue import GlueReport
+
+    from .text import TextReport
 
 app = typer.Typer(no_args_is_help=True, help="Turn raw data into folders for task.data.")
 app.command("audio-manifest")(audio_manifest)
@@ -66,6 +64,9 @@ def text(
     --units words and letters make data for language_modeling recipes: a sentence a line, in the letters
     (upper or lower case) of the transcripts that are to be decoded.
     """
+    from .text import TextOptions, prepare_text
+    from .unit_text import prepare_units
+
     if units not in ("bpe", "words", "letters"):
         raise DataError(f"--units {units!r} must be bpe, words or letters")
     console = Console()
@@ -110,6 +111,8 @@ def glue(
 
     --download fetches missing tasks into RAW_FOLDER; --sha256 cola=HEX verifies an archive.
     """
+    from .glue import prepare_glue
+
     console = Console()
     reports = prepare_glue(
         raw_folder,
@@ -127,6 +130,8 @@ def glue(
 
 def _local(name: str, dest: Path, fetch: bool, checksums: dict[str, str]) -> Path:
     """A path, or a downloaded copy of an address."""
+    from .download import download_text, file_name
+
     if not name.startswith(("http://", "https://")):
         return Path(name)
     if not fetch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from data2vec.errors import ConfigError, Data2VecError, Problem, nearest_names
 from . import compat
 
 NOT_RECIPES = ("sweep", "platform", "infer")  # folders of the tree that hold other things than recipes
+# Parts of names that say what a recipe is about: who asks for speech is not offered a text recipe.
+_MODALITIES = {
+    "audio": ("audio", "speech", "wav2vec", "vox", "libri"),
+    "image": ("image", "vision", "mae", "beit"),
+    "text": ("text", "txt", "language", "roberta", "words"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +59,20 @@ def recipe_names(root: Path | None = None) -> list[str]:
 def find_recipe(config_name: str, config_dir: str | None = None) -> RecipeFile:
     """The file for ``--config-name`` and, if given, ``--config-dir``.
 
+    Args:
+        config_name: a recipe's name; without ``config_dir`` also the path of a YAML file, ours or the user's.
+        config_dir: folder of the file; a path of the reference stands for our folder if it does not exist.
+
     Raises:
         Data2VecError: unknown or ambiguous; the message lists the nearest names or the candidates.
     """
     name = config_name.removesuffix(".yaml").strip("/")
     root = config_root()
     if config_dir is None:
-        return _find_by_name(name, root)
+        own = Path(config_name).expanduser()
+        if own.suffix == ".yaml" and own.is_file():  # a file that exists wins over ours
+            return _recipe_file(own.resolve(), root)
+        return _find_by_name(name, root, own)
     folder = Path(config_dir).expanduser()
     if folder.is_dir():
         path = (folder / f"{name}.yaml").resolve()
@@ -86,7 +100,7 @@ def _recipe_file(path: Path, root: Path) -> RecipeFile:
     return RecipeFile(path=path, name=name, ours=ours)
 
 
-def _find_by_name(name: str, root: Path) -> RecipeFile:
+def _find_by_name(name: str, root: Path, own: Path) -> RecipeFile:
     names = recipe_names(root)
     wanted = name.removeprefix("configs/")
     found = [n for n in names if n == wanted] or [n for n in names if n.endswith("/" + wanted)]
@@ -96,6 +110,16 @@ def _find_by_name(name: str, root: Path) -> RecipeFile:
         lines = [f"  d2v train {n}   (or --config-dir configs/{n.rpartition('/')[0]} --config-name {wanted})"
                  for n in found]  # fmt: skip
         raise Data2VecError(f"the recipe name {name!r} is ambiguous; choose one:\n" + "\n".join(lines))
+    beside = own if own.suffix == ".yaml" else Path(f"{own}.yaml")
+    if beside.is_file():  # a path without its ending
+        return _recipe_file(beside.resolve(), root)
+    if own.is_file():
+        raise Data2VecError(f"{own} is no recipe: a recipe's file ends in .yaml")
+    if own.is_dir():
+        raise _unknown(name, sorted(map(str, own.glob("*.yaml"))), f"{own} is a folder; give a recipe's file")
+    if own.is_absolute() or own.suffix == ".yaml":
+        files = sorted(map(str, own.parent.glob("*.yaml")))
+        raise _unknown(str(beside), files or names, f"there is no recipe and no file {str(beside)!r}")
     raise _unknown(name, names, f"there is no recipe {name!r}")
 
 
@@ -113,13 +137,52 @@ def _our_folder(config_dir: str, root: Path) -> str | None:
 
 def _dir_hint(config_dir: str, root: Path) -> str:
     folders = sorted({f"configs/{n.rpartition('/')[0]}".rstrip("/") for n in recipe_names(root)})
-    return nearest_names(config_dir, folders) or f"; ours are {', '.join(folders)}"
+    return nearest_names(config_dir, folders) or f"; ours are{_listed(folders)}"
 
 
 def _unknown(name: str, names: list[str], what: str) -> Data2VecError:
-    short = {n.rpartition("/")[2]: n for n in names}
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
-    close += [short[n] for n in difflib.get_close_matches(name.rpartition("/")[2], short, n=3, cutoff=0.6)]
+    """Names the three nearest, of the modality that was asked for or else of the nearest one; or all."""
+    likeness = {
+        n: max(_likeness(name, n), _likeness(*(x.rpartition("/")[2] for x in (name, n)))) for n in names
+    }
+    close = sorted((n for n in names if likeness[n] >= 0.6), key=lambda n: -likeness[n])
+    wanted = _modality(name) or (_modality(close[0]) if close else None)
+    close = [n for n in close if None in (wanted, _modality(n)) or _modality(n) == wanted][:3]
     if close:
-        return Data2VecError(f"{what}; did you mean {' or '.join(repr(n) for n in dict.fromkeys(close))}?")
-    return Data2VecError(f"{what}; there are: {', '.join(names) if names else 'none'}")
+        return Data2VecError(f"{what}; did you mean {' or '.join(repr(n) for n in close)}?")
+    return Data2VecError(f"{what}; there {'are' if names else 'is none'}{_listed(names)}")
+
+
+def _likeness(one: str, other: str) -> float:
+    return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _modality(name: str) -> str | None:
+    """What a name says that it is about, if it says so."""
+    found = [modality for modality, parts in _MODALITIES.items() if any(part in name for part in parts)]
+    return found[0] if found else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    return "".join(f"\n  {name}" for name in names)
+
+
+def sweep_names() -> list[str]:
+    """The sweeps of our tree."""
+    return sorted(path.stem for path in (config_root() / "sweep").glob("*.yaml"))
+
+
+def find_sweep(name: str, config_dir: str | None) -> Path:
+    """The file of a sweep's definition, by its name or its path.
+
+    Raises:
+        Data2VecError: there is none, with the nearest names.
+    """
+    folder = Path(config_dir).expanduser() if config_dir is not None else config_root() / "sweep"
+    candidates = (folder / f"{name.removesuffix('.yaml')}.yaml", Path(name).expanduser())
+    for path in candidates:
+        if path.is_file():
+            return path.resolve()
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    hint = nearest_names(name, names) or f"; there {'are' if names else 'is none'}{_listed(names)}"
+    raise Data2VecError(f"there is no sweep {name!r} in {folder}{hint}")

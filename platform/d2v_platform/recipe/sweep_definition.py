@@ -25,7 +25,7 @@ from .coercion import coerce
 from .components import CHOICES, PassThrough, TriStageSchedule
 from .compose import LoadedFile, compose_loaded, load_file
 from .groups import GROUPS, MISSING
-from .locate import config_root, find_recipe
+from .locate import find_recipe, find_sweep
 from .overrides import Override, apply, assignment_text, parse_overrides
 from .schema import Recipe
 
@@ -184,7 +184,7 @@ def sweep_of(config_name: str, overrides: Sequence[str], config_dir: str | None 
     """The sweep that ``-m`` with comma lists asks for: every combination of the listed values.
 
     Args:
-        config_name: the recipe.
+        config_name: the recipe, by its name or its file.
         overrides: of the recipe, and of a definition's other parts (``select.metric=train/loss``).
         config_dir: folder of the recipe.
 
@@ -192,28 +192,8 @@ def sweep_of(config_name: str, overrides: Sequence[str], config_dir: str | None 
         ConfigError: everything that is wrong with any combination.
     """
     tree = {"recipe": config_name, "recipe_dir": config_dir}
-    return _load(config_name.replace("/", "-"), tree, overrides, [])
-
-
-def sweep_names() -> list[str]:
-    """The sweeps of our tree."""
-    return sorted(path.stem for path in (config_root() / "sweep").glob("*.yaml"))
-
-
-def find_sweep(name: str, config_dir: str | None) -> Path:
-    """The definition's file.
-
-    Raises:
-        Data2VecError: there is none, with the nearest names.
-    """
-    folder = Path(config_dir).expanduser() if config_dir is not None else config_root() / "sweep"
-    candidates = (folder / f"{name.removesuffix('.yaml')}.yaml", Path(name).expanduser())
-    for path in candidates:
-        if path.is_file():
-            return path.resolve()
-    names = sorted(path.stem for path in folder.glob("*.yaml"))
-    hint = nearest_names(name, names) or f"; there are {', '.join(names) or 'none'}"
-    raise Data2VecError(f"there is no sweep {name!r} in {folder}{hint}")
+    own = Path(config_name).expanduser()
+    return _load(own.stem if own.is_file() else config_name.replace("/", "-"), tree, overrides, [])
 
 
 def _read(path: Path) -> dict[str, Any]:

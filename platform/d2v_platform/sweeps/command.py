@@ -1,4 +1,7 @@
-"""The arguments of a sweep: shared by ``d2v sweep`` and ``experiments/glue_sweep.py``."""
+"""The arguments of a sweep: shared by ``d2v sweep`` and ``experiments/glue_sweep.py``.
+
+What composes and runs one is imported when it runs: ``--help`` and mistakes are answered at once.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from data2vec.errors import Data2VecError, nearest_names
 
-from ..recipe.sweep_definition import Sweep, find_sweep, load_sweep, sweep_names
-from .decoding_sweep import decoding_sweep_main
+from ..recipe.locate import find_sweep, sweep_names
+
+if TYPE_CHECKING:
+    from ..recipe.sweep_definition import Sweep
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +63,12 @@ def sweep_main(arguments: Sequence[str], prog: str = "d2v sweep", default: str |
     """
     given, overrides, config_dir, plan_only = read_words(arguments, prog, default)
     if (tuning := decoding_definition(given, config_dir)) is not None:
+        from .decoding_sweep import decoding_sweep_main
+
         decoding_sweep_main(overrides, tuning, plan_only)
         return
+    from ..recipe.sweep_definition import load_sweep
+
     run_or_plan(load_sweep(given, overrides, config_dir), plan_only)
 
 
@@ -122,6 +131,8 @@ def decoding_definition(name: str, config_dir: str | None) -> Path | None:
 
 def read_command(arguments: Sequence[str], prog: str, default: str | None = None) -> tuple[Sweep, bool]:
     """The sweep of trainings that a command line asks for, and whether only its plan is wanted."""
+    from ..recipe.sweep_definition import load_sweep
+
     given, overrides, config_dir, plan_only = read_words(arguments, prog, default)
     return load_sweep(given, overrides, config_dir), plan_only
 
