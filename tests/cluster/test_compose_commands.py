@@ -243,7 +243,7 @@ from d2v_platform.tracking.mlflow_access import configure_environment
 configure_environment()
 import mlflow
 client = mlflow.MlflowClient()
-experiment = client.get_experiment_by_name("data2vec")
+experiment = client.get_experiment_by_name("data2vec-text")
 run, = client.search_runs([experiment.experiment_id])
 version = client.get_model_version_by_alias("tiny-text", "champion")
 points = client.get_metric_history(run.info.run_id, "train/loss")

@@ -78,7 +78,7 @@ def test_the_driver_killed_at_three_random_steps(ray_cluster: Any, launches: Any
     assert driver.wait(400) == 0, log.read_text()
     assert log.read_text().count("(KILLED") == 3
     with Tracker() as tracker:
-        run = tracker.find_run("data2vec", "driven")
+        run = tracker.find_run("data2vec-text", "driven")
         assert run is not None and run.status == "FINISHED"
     straight = launches("straight")
     assert launches.same_weights(launches.home / "runs" / run.run_id, straight.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,25 @@ def trained(tracker: Tracker, tiny_text: Path) -> RunResult:
     return launch(compose("tiny/text_pretraining", [f"task.data={tiny_text}", *SMALL]))
 
 
-def test_a_checkpoint_of_a_run_becomes_a_version(trained: RunResult, tracker: Tracker) -> None:
+def test_a_checkpoint_of_a_run_becomes_a_version(
+    trained: RunResult, tracker: Tracker, tiny_text: Path
+) -> None:
+    run = tracker.client.get_run(trained.run_id)
+    assert tracker.client.get_experiment(run.info.experiment_id).name == "data2vec-text"
+    assert run.data.tags["mlflow.source.name"] == "d2v train tiny/text_pretraining"
+    note = run.data.tags["mlflow.note.content"]
+    assert (
+        f"- data: `{tiny_text}`, subset `train`, " in note
+        and " tokens\n- starts from: random weights" in note
+    )
+    assert "| `model.depth` | `4` | `1` |" in note
+    (data,) = run.inputs.dataset_inputs  # named at the start and at the end: one and the same
+    assert (data.dataset.name, data.tags[0].value) == (f"{tiny_text.name}/train", "training")
+    assert data.dataset.digest == run.data.tags["d2v.data.fingerprint"][:16]
+    assert json.loads(data.dataset.source) == {"uri": str(tiny_text)}
+    size = json.loads(data.dataset.profile)["size"]
+    assert size.endswith(" tokens") and size in note
+
     call = CliRunner().invoke
     added = call(app, ["add", "small@2", "--name", "tiny-text", "--alias", "champion"])
     assert added.exit_code == 0, added.exception
@@ -47,6 +66,10 @@ def test_a_checkpoint_of_a_run_becomes_a_version(trained: RunResult, tracker: Tr
     assert '"model.depth": [4, 1]' in version.tags["recipe.difference"]
     assert version.tags["parent.version"] == "none"
     assert version.tags["collapse"] == "false"
+    assert f"| data | `{tiny_text}` |" in version.description
+    assert f"| training data | {size} |" in version.description
+    about = tracker.client.get_registered_model("tiny-text").description
+    assert about.startswith("data2vec 2.0 text encoder, 1 block") and "d2v registry show tiny-text" in about
     # the weights are those of update 2, not the ones that training exported at its end
     weights = load_file(resolve("models:/tiny-text@champion", tracker).path / "model.safetensors")
     checkpoint = load_file(trained.folder / "checkpoints/update_00000002/model.safetensors")

@@ -198,15 +198,21 @@ def _register(
     from ..registry.register import record_check, register
     from ..tracking.tracker import Tracker
     from ..training.launch import code_version
+    from ..training.run_description import NOTE_TAG, source_tags
 
     facts = {f"import.{key.removeprefix('imported.')}": str(value) for key, value in origin.items() if value}
     record_check(folder)
     with Tracker(tracking_uri) as tracker:
         run = tracker.open_run(
-            experiment="data2vec",
+            experiment=f"data2vec-{modality_of(imported.model_config).lower()}",
             name=f"import {origin['imported.file']}",
             params={"import": dict(origin)},
-            tags={"d2v.kind": "import", **facts},
+            tags={
+                "d2v.kind": "import",
+                **source_tags("d2v import", code_version()),
+                NOTE_TAG: f"Imported: {describe(imported.model_config)}, from {origin['imported.file']}.",
+                **facts,
+            },
         )
         tags = lineage_tags(imported, origin, code_version()) | facts
         if imported.kind == "pretrained":

@@ -431,7 +431,7 @@ def _platform(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"platform.{name}", value, REGISTRY_NAME_RULE)
     if p.alias is not None and not ALIAS.fullmatch(p.alias):
         yield Problem("platform.alias", p.alias, ALIAS_RULE)
-    if not p.experiment.strip():
+    if p.experiment is not None and not p.experiment.strip():
         yield Problem("platform.experiment", p.experiment, "must not be empty")
     for name in ("run_name", "register_as", "alias", "experiment"):
         value = getattr(p, name)

@@ -113,7 +113,7 @@ class Platform:
     """Where and how the run happens. Nothing here changes what is computed, except the precision."""
 
     run_name: str | None = None  # name of the run: the same name resumes; null = a new run
-    experiment: str = "data2vec"  # MLflow experiment
+    experiment: str | None = None  # MLflow experiment; null = data2vec-text, data2vec-audio or data2vec-image
     num_workers: int | None = (
         None  # k: training processes; 0 = this process, without Ray; null = from the cluster
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from data2vec.errors import ConfigError, Problem
 from data2vec.typed import to_dict
 
 from .components import (
+    NAMES,
     Adam,
     Composite,
     Criterion,
@@ -101,6 +102,15 @@ class Recipe:
     def micro_batches(self, epoch: int = 1) -> int:
         """W*F: micro-batches of one update in this epoch, however many processes share them."""
         return self.world_size() * self.update_freq_for_epoch(epoch)
+
+    def modality(self) -> Literal["text", "audio", "image"]:
+        """What the task reads."""
+        name = NAMES[type(self.task)]
+        return "audio" if "audio" in name else "image" if "image" in name else "text"
+
+    def experiment(self) -> str:
+        """The MLflow experiment: one for each modality, or as it is named."""
+        return self.platform.experiment or f"data2vec-{self.modality()}"
 
     def valid_subsets(self) -> list[str]:
         """The validation subsets; the first one decides which checkpoint is best. Empty if disabled."""

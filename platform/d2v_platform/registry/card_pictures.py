@@ -39,7 +39,7 @@ def draw_curves(tracker: Tracker, run_id: str, folder: Path) -> Path | None:
     if not panels:
         return None
     path = folder / "curves.png"
-    png(panels, run.info.run_name or run_id, path)
+    png(panels, run.info.run_name or run_id, path, columns=1)  # MLflow's pages cut off what is wider
     return path
 
 

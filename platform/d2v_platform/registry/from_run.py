@@ -83,7 +83,7 @@ def add_from_run(
     """
     from ..storage.locations import open_location
     from ..tasks import make_task
-    from ..tasks.task import floor_facts
+    from ..tasks.task import floor_facts, size_facts
     from ..training.checkpoint import CheckpointStore
     from ..training.checkpoint_writer import Checkpoints
     from ..training.loop_state import Summary
@@ -127,7 +127,7 @@ def add_from_run(
         best_update=update,
         reason=f"checkpoint of update {update}",
         export=str(exported),
-        facts=task.facts() | floor_facts(task),
+        facts=task.facts() | size_facts(task) | floor_facts(task),
         seconds=float(checkpoint.state["elapsed_s"]),
         bad_updates=int(checkpoint.state["bad_updates"]),
     )

@@ -28,6 +28,8 @@ class CardFacts:
         summary: one sentence, e.g. "data2vec 2.0 text encoder, 4 blocks, width 256".
         recipe: name of the recipe, e.g. ``v2/base_text_only_task``.
         recipe_difference: dotted key -> (value in the named recipe, value here).
+        data: where the data lies.
+        data_size: how much the training subset holds, in words.
         data_fingerprint: hash of the data it was trained or judged on.
         metrics: metric -> value.
         metrics_note: protocol in words: split, seeds, selection rule.
@@ -57,6 +59,8 @@ class CardFacts:
     parent: str | None = None
     labels: tuple[str, ...] = ()
     modality: str = "text"
+    data: str = ""
+    data_size: str = ""
     alias: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
@@ -66,7 +70,7 @@ def model_card(facts: CardFacts) -> str:
     sections = [
         f"# {facts.name}\n\n{facts.summary}",
         _what(facts),
-        _recipe(facts),
+        recipe_section(facts.recipe, facts.recipe_difference),
         _metrics(facts),
         _lineage(facts),
         "## How to load it\n\n" + _loading(facts),
@@ -113,19 +117,24 @@ def _what(facts: CardFacts) -> str:
         rows.append(("labels", ", ".join(facts.labels)))
     if facts.languages:
         rows.append(("text", facts.languages))
+    if facts.data:
+        rows.append(("data", f"`{facts.data}`"))
+    if facts.data_size:
+        rows.append(("training data", facts.data_size))
     rows.append(("data fingerprint", f"`{facts.data_fingerprint}`"))
     return _table(("", ""), rows)
 
 
-def _recipe(facts: CardFacts) -> str:
-    difference = redact(dict(facts.recipe_difference))
+def recipe_section(recipe: str, recipe_difference: Mapping[str, tuple[Any, Any]]) -> str:
+    """The named recipe and what was changed in it, as Markdown."""
+    difference = redact(dict(recipe_difference))
     if not difference:
-        return f"## Recipe\n\n`{facts.recipe}`, unchanged."
+        return f"## Recipe\n\n`{recipe}`, unchanged."
     rows = [
         (f"`{key}`", f"`{json.dumps(old, default=str)}`", f"`{json.dumps(new, default=str)}`")
         for key, (old, new) in sorted(difference.items())
     ]
-    text = f"## Recipe\n\n`{facts.recipe}` with {len(rows)} changed " + ("key" if len(rows) == 1 else "keys")
+    text = f"## Recipe\n\n`{recipe}` with {len(rows)} changed " + ("key" if len(rows) == 1 else "keys")
     text += ":\n\n" + _table(("key", "recipe", "here"), rows[:_SHOWN])
     if len(rows) > _SHOWN:
         text += f"\n\n{len(rows) - _SHOWN} more are in `lineage.json` and in the run."

@@ -16,6 +16,7 @@ from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest
 from ..recipe.schema import Recipe
 from ..tasks.pretraining import COLLAPSE_GUARD_AFTER
+from ..tracking.redaction import redact_text
 from ..tracking.tracker_actor import AnyTracker
 from ..training.collapse import collapsed_stages
 from ..training.loop_state import Summary
@@ -170,6 +171,8 @@ def card_facts(
         summary=f"{what}, {shape_in_words(model)}",
         recipe=composed.named_recipe,
         recipe_difference={field: (change.before, change.after) for field, change in changed.items()},
+        data=redact_text(composed.recipe.task.data),
+        data_size=summary.facts.get("data.size", ""),
         data_fingerprint=summary.facts.get("data.fingerprint", ""),
         metrics=shown,
         metrics_note=note,

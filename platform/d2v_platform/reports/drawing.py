@@ -22,7 +22,6 @@ from .panels import Line, Panel
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 _SIZE = (6.2, 3.4)  # inches
 _DPI = 110
-_COLUMNS = 2
 _LEGEND_INSIDE = 4  # a longer legend would hide the curves, and stands beside them
 _LEGEND_LINES = 14  # a longer one is in small print
 _STYLE: dict[Any, Any] = {
@@ -63,9 +62,9 @@ def element_id(panel: Panel, line: Line) -> str:
     return f"{_slug(panel.name)}:{_slug(line.key)}"
 
 
-def png(panels: Sequence[Panel], title: str, path: Path) -> None:
-    """All panels in one picture, two in a row."""
-    columns = min(_COLUMNS, max(len(panels), 1))
+def png(panels: Sequence[Panel], title: str, path: Path, *, columns: int = 2) -> None:
+    """All panels in one picture, so many in a row."""
+    columns = min(columns, max(len(panels), 1))
     rows = math.ceil(len(panels) / columns)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_SIZE[0] * columns, _SIZE[1] * rows + 0.4), layout="constrained", dpi=_DPI)

@@ -24,6 +24,7 @@ from ..tracking.scores import RecordScores
 from ..tracking.tracker_actor import RemoteTracker
 from ..training import ray_session
 from ..training.launch import code_version, open_tracker, refuse_node_local
+from ..training.run_description import NOTE_TAG, source_tags
 from .capacity import Capacity, capacity
 from .preparation import prepare_trials
 from .results import ChildRun, Record, StoredTrial, task_of
@@ -390,13 +391,15 @@ def _open_parent(tracker: RemoteTracker, sweep: Sweep, name: str, ready: Sequenc
     definition = dataclasses.asdict(sweep.definition)
     handle = tracker.call(
         "open_run",
-        experiment=platform.experiment,
+        experiment=ready[0].trial.recipe.experiment(),
         name=name,
         params={"sweep": {k: v for k, v in definition.items() if k not in ("grid", "fixed")}},
         tags={
             "d2v.sweep": sweep.name,
             "d2v.sweep_name": name,
             "d2v.code": code_version(),
+            **source_tags(f"d2v sweep {sweep.name}", code_version()),
+            NOTE_TAG: _description(sweep, ready),
             "grid": json.dumps(definition["grid"]),
             "tasks": ", ".join(dict.fromkeys(task_of(stored.trial) for stored in ready)),
         }
@@ -412,6 +415,12 @@ def _open_parent(tracker: RemoteTracker, sweep: Sweep, name: str, ready: Sequenc
         "sweep/trials.txt",
     )
     return handle.run_id
+
+
+def _description(sweep: Sweep, ready: Sequence[StoredTrial]) -> str:
+    trial = ready[0].trial
+    grid = "\n".join(f"- `{key}`: {', '.join(map(str, v))}" for key, v in sweep.definition.grid.items())
+    return f"{len(ready)} trials of `{trial.named_recipe}` on `{trial.recipe.task.data}`:\n\n{grid}"
 
 
 def show(table: ResultTable, title: str) -> None:

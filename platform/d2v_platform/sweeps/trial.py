@@ -163,13 +163,13 @@ def open_child(tracker: RemoteTracker, config: Mapping[str, Any], stored: Stored
     """The trial's run under the sweep's; a trial whose process was lost finds it open."""
     recipe, trial = stored.trial.recipe, stored.trial
     key = f"{config['sweep']}/{trial.name}"
-    existing = tracker.call("find_run", recipe.platform.experiment, key)
+    existing = tracker.call("find_run", recipe.experiment(), key)
     if existing is not None and existing.state == "live":
         run_id = existing.run_id  # the sweep's lock is ours, so it can only be our own earlier attempt
     else:
         handle = tracker.call(
             "open_run",
-            experiment=recipe.platform.experiment,
+            experiment=recipe.experiment(),
             name=trial.name,
             params={"grid": dict(trial.values), **recipe.to_dict()},
             tags=_tags(config, stored) | dict(recipe.platform.extra_tags),
@@ -229,8 +229,12 @@ def _tags(config: Mapping[str, Any], stored: StoredTrial) -> dict[str, str]:
         "status": "running",
         "d2v.code": stored.code,
     }
+    from ..training.run_description import NOTE_TAG, description
+
+    composed = composed_of(stored.trial)
     return (
-        recipe_tags(composed_of(stored.trial))
+        recipe_tags(composed)
+        | {NOTE_TAG: description(composed, stored.model_uri)}
         | own
         | {f"grid.{k}": str(v) for k, v in stored.trial.values.items()}
     )

@@ -306,6 +306,7 @@ class _Watch(Callback):
 def end_child(tracker: RemoteTracker, folder: Path, result: TrialResult) -> None:
     """Final tags and status of a trial's run, handed over without waiting for MLflow."""
     from ..training.launch import summary_tags
+    from ..training.run_description import log_datasets
 
     child = ChildRun.read(folder)
     if child is None:
@@ -313,6 +314,7 @@ def end_child(tracker: RemoteTracker, folder: Path, result: TrialResult) -> None
     tags = {"status": result.status, "updates": str(result.update)}
     if result.summary is not None:
         tags |= summary_tags(result.summary)
+        log_datasets(tracker, child.run_id, StoredTrial.read(folder).trial.recipe, result.summary.facts)
     if result.error is not None:
         tags["error"] = result.error
     ended = "FINISHED" if result.status in ("finished", "stopped") else "FAILED"

@@ -16,6 +16,7 @@ from data2vec.collapse import Scatter
 from data2vec.data.batching import epoch_batches
 from data2vec.pretraining import Moments
 
+from ..recipe.components import NAMES
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
 from .floor import Floor
@@ -177,6 +178,25 @@ def floor_facts(task: TrainingTask) -> dict[str, str]:
     metric = task.recipe.checkpoint.best_checkpoint_metric
     found = task.floor(subsets[0], metric) if subsets else None
     return {} if found is None else found.facts()
+
+
+def size_facts(task: TrainingTask) -> dict[str, str]:
+    """How much data it is trained on."""
+    recipe = task.recipe
+    return {"data.size": data_size(recipe, task.dataset(recipe.dataset.train_subset))}
+
+
+def data_size(recipe: Recipe, dataset: Any) -> str:
+    """How much a subset holds, in words: images, recordings and hours, or sentences and tokens."""
+    count, modality = len(dataset), recipe.modality()
+    if modality == "image":
+        return f"{count:,} images"
+    if modality == "audio":
+        seconds = float(np.sum(dataset.manifest.frames)) / 16_000
+        length = f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+        return f"{count:,} recordings, {length}"
+    what = "sentences" if "sentence" in NAMES[type(recipe.task)] else "blocks"
+    return f"{count:,} {what}, {int(np.sum(dataset.sizes)):,} tokens"
 
 
 def data_facts(recipe: Recipe, fingerprint: Callable[[str], str]) -> dict[str, str]:

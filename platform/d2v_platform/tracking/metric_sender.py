@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data2vec.errors import Data2VecError
 
@@ -19,6 +20,7 @@ from .run_outbox import Action, RunOutbox
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +146,8 @@ class MetricSender:
             if action.kind == "tags":
                 for key, value in content.items():
                     client.set_tag(action.run_id, key, value)
+            elif action.kind == "input":
+                client.log_inputs(action.run_id, [_dataset_input(content)])
             elif action.kind == "artifact":
                 path = Path(content["path"])
                 if not path.exists():
@@ -231,3 +235,17 @@ class MetricSender:
     def touch(self) -> None:
         """Mark the queue file as in use, so that no other host takes it for abandoned."""
         os.utime(self.queue.path)
+
+
+def _dataset_input(content: dict[str, Any]) -> DatasetInput:
+    """MLflow keeps one of each name and digest: sending it again changes nothing."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    data = Dataset(
+        name=content["name"],
+        digest=content["digest"],
+        source_type=content["source_type"],
+        source=json.dumps(content["source"]),
+        profile=json.dumps(content["profile"]),
+    )
+    return DatasetInput(data, [InputTag("mlflow.data.context", content["context"])])

@@ -1,4 +1,4 @@
-"""Everything but metrics that waits for the tracking server: tags, small artifacts, the end of a run.
+"""Everything but metrics that waits for the tracking server: tags, data sets, small artifacts, a run's end.
 
 Actions are kept on disk in order, so that a server that is away delays them and loses none. Each of them
 may be repeated safely: a tag is set again, a file uploaded again, a status set again.
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from .metric_queue import QueueFile
 
-ActionKind = Literal["tags", "artifact", "finish"]
+ActionKind = Literal["tags", "input", "artifact", "finish"]
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS actions (
     id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, kind TEXT NOT NULL, content TEXT NOT NULL);

@@ -342,6 +342,16 @@ class Tracker:
             short[key] = text
         self.outbox.put(run_id, "tags", short)
 
+    def log_input(self, run_id: str, data: Mapping[str, Any], context: str) -> None:
+        """Name a data set that a run uses.
+
+        Args:
+            run_id: the run.
+            data: name, digest, source_type, source and profile, plain values.
+            context: what for: "training" or "validation".
+        """
+        self.outbox.put(run_id, "input", {**data, "context": context})
+
     def log_text(self, run_id: str, text: str, file: str) -> None:
         """Store ``text``, redacted, as the artifact ``file`` (a relative path)."""
         folder, _, name = file.rpartition("/")

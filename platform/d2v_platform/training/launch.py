@@ -35,6 +35,7 @@ from .forecast import Forecast, forecast_as_stated, forecast_at_hand, placed
 from .loop_state import Summary, TrainingStopped, Worker
 from .plan import Plan, make_plan
 from .preflight import ResolvedModels, preflight, resolve_models
+from .run_description import NOTE_TAG, description, log_datasets, source_tags
 from .run_result import RunResult, finished_before
 from .run_storage import (
     bring_model,
@@ -77,7 +78,8 @@ def launch(composed: Composed) -> RunResult:
         tracker = open_tracker(recipe.platform.tracking_uri, local=plan.num_workers == 0)
         stack.callback(tracker.close)
         data = costs[0].workload.fingerprint() if costs else None
-        run = _open_run(composed, tracker, plan, models.pretrained_uri, data)
+        size = costs[0].workload.data_size() if costs else None
+        run = _open_run(composed, tracker, plan, models.pretrained_uri, data, size)
         if isinstance(run, RunResult):
             return run
         reached("run opened in MLflow")
@@ -85,6 +87,7 @@ def launch(composed: Composed) -> RunResult:
             summary = _train(recipe, plan, tracker, run, models)
             bring_model(run.folder, run.remote)
             tracker.call("set_tags", run.run_id, summary_tags(summary))
+            log_datasets(tracker, run.run_id, recipe, summary.facts)
             registered = register_summary(
                 tracker, composed, run.run_id, run.folder, summary, parent_uri=models.pretrained_uri
             )
@@ -107,7 +110,12 @@ class _Run:
 
 
 def _open_run(
-    composed: Composed, tracker: AnyTracker, plan: Plan, parent_uri: str | None, data: str | None
+    composed: Composed,
+    tracker: AnyTracker,
+    plan: Plan,
+    parent_uri: str | None,
+    data: str | None,
+    size: str | None = None,
 ) -> _Run | RunResult:
     """Create the MLflow run, or go on with the one of this name; its result if it has finished.
 
@@ -117,9 +125,11 @@ def _open_run(
     recipe, platform = composed.recipe, composed.recipe.platform
     name = platform.run_name or _fresh_name(composed.named_recipe)
     root, going_on = run_root(platform.storage), Continuation()
-    existing = tracker.call("find_run", platform.experiment, name) if platform.run_name else None
+    existing = tracker.call("find_run", recipe.experiment(), name) if platform.run_name else None
     check_storage(platform.storage, new=existing is None)
     tags = dict(platform.extra_tags)
+    if existing is None:  # later it is the user's
+        tags = {NOTE_TAG: description(composed, parent_uri, size)} | tags
     if existing is not None:
         places = root / existing.run_id, remote_folder(platform.storage, existing.run_id)
         going_on = continue_run(composed, existing, *places, data)
@@ -132,7 +142,7 @@ def _open_run(
             tags["d2v.longer"] = "; ".join([*filter(None, [existing.tags.get("d2v.longer")]), *longer])
     handle = tracker.call(
         "open_run",
-        experiment=platform.experiment,
+        experiment=recipe.experiment(),
         name=name,
         params=recipe.to_dict(),
         tags=recipe_tags(composed) | _plan_tags(plan) | {PARENT_TAG: parent_uri or "none"} | tags,
@@ -150,6 +160,9 @@ def _open_run(
     if not handle.resumed:
         tracker.call("log_dict", handle.run_id, recipe.to_dict(), "recipe/recipe.json")
         tracker.call("log_text", handle.run_id, "\n".join(composed.overrides), "recipe/overrides.txt")
+        if data is not None:
+            known = {"data.train_fingerprint": data} | ({"data.size": size} if size else {})
+            log_datasets(tracker, handle.run_id, recipe, known)
     logger.info(
         "%s run %s (%s), state in %s", "resuming" if handle.resumed else "new", name, handle.run_id, folder
     )
@@ -173,6 +186,7 @@ def recipe_tags(composed: Composed) -> dict[str, str]:
         "d2v.recipe_digest": digest(composed.recipe),
         "d2v.recipe_difference": json.dumps({k: [c.before, c.after] for k, c in changed.items()}),
         "d2v.code": code_version(),
+        **source_tags(f"d2v train {composed.named_recipe}", code_version()),
     }
 
 

@@ -29,7 +29,7 @@ from ..recipe.schema import Recipe
 from ..storage.cache import with_local_data
 from ..storage.locations import open_location
 from ..tasks import TrainingTask, make_task
-from ..tasks.task import floor_facts
+from ..tasks.task import floor_facts, size_facts
 from .accelerators import device_rate
 from .cadence import due_after
 from .checkpoint import Checkpoint, CheckpointStore, Retention
@@ -464,7 +464,7 @@ class TrainingLoop:
             best_update=state.best_update,
             reason=reason,
             export=export,
-            facts=self.task.facts() | floor_facts(self.task),
+            facts=self.task.facts() | size_facts(self.task) | floor_facts(self.task),
             seconds=seconds,
             bad_updates=state.bad_updates,
         )

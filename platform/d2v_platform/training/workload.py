@@ -135,6 +135,12 @@ class Workload:
         held = getattr(self.dataset, "source", self.dataset)
         return None if held is None else held.fingerprint()
 
+    def data_size(self) -> str | None:
+        """How much training data it is, in words; ``None`` if it was not read."""
+        from ..tasks.task import data_size
+
+        return None if self.dataset is None else data_size(self.recipe, self.dataset)
+
     def mean_flops(self) -> float:
         """Work of a micro-batch, on average."""
         total = sum(

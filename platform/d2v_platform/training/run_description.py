@@ -1,0 +1,79 @@
+"""What MLflow's pages say of a run beside its figures: where it comes from, what it is, and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from ..recipe.compose import Composed
+from ..recipe.difference import difference
+from ..recipe.schema import Recipe
+from ..registry.model_card import recipe_section
+from ..tracking.redaction import redact_text
+from ..tracking.tracker_actor import AnyTracker
+
+NOTE_TAG = "mlflow.note.content"
+
+
+def source_tags(command: str, code: str) -> dict[str, str]:
+    """The columns *Source* and *Version*.
+
+    Args:
+        command: that made the run, without its options.
+        code: version of the package and, in a checkout, the commit.
+    """
+    tags = {"mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+    commit = code.partition(" ")[2].partition("+")[0]
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def description(composed: Composed, parent_uri: str | None, data: str | None = None) -> str:
+    """The run's description, in Markdown.
+
+    Args:
+        composed: what is trained.
+        parent_uri: exact name of the model it starts from.
+        data: how much data it is, in words.
+    """
+    recipe = composed.recipe
+    changed = {key: (c.before, c.after) for key, c in difference(recipe, composed.base).items()}
+    lines = [
+        f"- data: `{recipe.task.data}`, subset `{recipe.dataset.train_subset}`"
+        + (f", {data}" if data else ""),
+        f"- starts from: {parent_uri or 'random weights'}",
+    ]
+    return redact_text("\n".join(lines) + "\n\n" + recipe_section(composed.named_recipe, changed))
+
+
+def log_datasets(tracker: AnyTracker, run_id: str, recipe: Recipe, facts: Mapping[str, str]) -> None:
+    """The column *Datasets*: what the run is trained on, and what judges it.
+
+    Args:
+        tracker: where.
+        run_id: the run.
+        recipe: names place and subsets.
+        facts: ``data.train_fingerprint`` and ``data.fingerprint`` (:func:`..tasks.task.data_facts`), and
+            ``data.size``.
+    """
+    train = facts.get("data.train_fingerprint", facts.get("data.fingerprint"))
+    judged = facts.get("data.fingerprint") if "data.train_fingerprint" in facts else None
+    given: list[tuple[str | None, str, str, str | None]] = [
+        (train, recipe.dataset.train_subset, "training", facts.get("data.size"))
+    ]
+    given += [(judged, subset, "validation", None) for subset in recipe.valid_subsets()[:1]]
+    for fingerprint, subset, context, size in given:
+        if fingerprint is not None:
+            tracker.call("log_input", run_id, data_set(recipe.task.data, subset, fingerprint, size), context)
+
+
+def data_set(place: str, subset: str, fingerprint: str, size: str | None) -> dict[str, Any]:
+    """A data set in MLflow's terms: name, digest (36 characters at most), source and profile."""
+    place = redact_text(place)
+    return {
+        "name": f"{PurePosixPath(place).name}/{subset}",
+        "digest": fingerprint[:16],
+        "source_type": place.partition("://")[0] if "://" in place else "local",
+        "source": {"uri": place},
+        "profile": {"size": size} if size else {},
+    }
