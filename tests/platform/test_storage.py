@@ -314,6 +314,19 @@ def test_what_is_being_fetched_counts_and_what_is_being_taken_stays(
     assert not list(tmp_path.glob(".killed.[pn]*")) and (tmp_path / "large" / "data").is_file()
 
 
+def test_the_progress_of_a_fetch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    clock = itertools.count(0.0, 20.0)  # seconds; the first look is at the beginning
+    monkeypatch.setattr(cache.time, "monotonic", lambda: next(clock))
+    caplog.set_level("INFO")
+    progress = cache._FetchProgress("s3://b/x", 4_000_000_000)
+    progress.add(1_000_000_000)  # in 20 s
+    progress.add(1_000_000_000)
+    assert [record.getMessage() for record in caplog.records] == [
+        "fetching s3://b/x: 1.00 of 4.00 GB, 50.0 MB/s, 1:00 to go",
+        "fetching s3://b/x: 2.00 of 4.00 GB, 50.0 MB/s, 0:40 to go",
+    ]
+
+
 def test_an_empty_uri_is_named(home: Path) -> None:
     with pytest.raises(DataError, match=r"memory://nothing-here.*nothing lies there"):
         local_data("/somewhere:memory://nothing-here")

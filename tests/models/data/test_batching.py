@@ -127,6 +127,13 @@ def test_the_last_batch_is_kept_unless_dropping_is_asked_for() -> None:
     dropped = batches_by_size(np.arange(21), sizes, drop_ragged=True, **options)  # pyright: ignore[reportArgumentType]
     assert [len(b) for b in kept] == [16, 5]
     assert [len(b) for b in dropped] == [16]
+    # A last batch of a fitting size is whole: a multiple of 8, or as many as batch_size allows.
+    for count, limit, wanted in ((24, {"max_tokens": 160}, [16, 8]), (10, {"max_sentences": 5}, [5, 5])):
+        both = {"max_tokens": None, "max_sentences": None, **limit}
+        found = batches_by_size(
+            np.arange(count), sizes[:1].repeat(count), required_batch_size_multiple=8, drop_ragged=True, **both
+        )
+        assert [len(b) for b in found] == wanted
 
 
 def test_a_slice_of_batches() -> None:

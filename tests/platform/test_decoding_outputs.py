@@ -1,0 +1,194 @@
+"""The files of a decoding, its table and the page of the worst; and dealing batches to workers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from d2v_platform.inference import spread
+from d2v_platform.inference.decoding import Job, Search
+from d2v_platform.inference.outputs import write_outputs
+from d2v_platform.training import ray_session
+from data2vec.errors import DataError
+from data2vec.speech_metrics import word_errors
+
+
+def record(number: int, reference: str | None, hypothesis: str, **more: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "id": number, "file": f"{number}.flac", "seconds": 1.5 + number, "hypothesis": hypothesis,
+        "units": " ".join(hypothesis), "score": -float(number), "words": [("A", 0, 0.25)], "nbest": [],
+        "model_s": 0.5, "search_s": 0.25, **more,
+    }  # fmt: skip
+    if reference is not None:
+        errors = word_errors(reference, hypothesis)
+        found |= {
+            "reference": reference, "reference_units": " ".join(reference),
+            "substitutions": errors.substitutions, "deletions": errors.deletions,
+            "insertions": errors.insertions, "reference_words": errors.reference,
+        }  # fmt: skip
+    return found
+
+
+# One word replaced of four; nothing wrong; two missing of three and one of those at the front; one too many.
+RECORDS = [
+    record(2, "ONE TWO SIX", "SIX"),
+    record(0, "A MAN HAS TWO", "A MAN AS TWO"),
+    record(3, "TWO", "TWO TWO"),
+    record(1, "YES", "YES", nbest=[("YES", -1.0), ("YET", -3.0)]),
+]
+
+
+def test_the_references_files_and_the_table(tmp_path: Path) -> None:
+    write_outputs(tmp_path, RECORDS, {"type": "viterbi", "beam": 5}, 10)
+    names = ("hypo.word", "ref.units", "asr_score", "wer")
+    read = {name: (tmp_path / name).read_text().splitlines() for name in names}
+    assert read["hypo.word"] == [
+        "A MAN AS TWO (None-0)", "YES (None-1)", "SIX (None-2)", "TWO TWO (None-3)",
+    ]  # fmt: skip
+    assert read["ref.units"][1] == "Y E S (None-1)" and read["asr_score"][2:] == [
+        "-2.0 (None-2)",
+        "-3.0 (None-3)",
+    ]
+    assert read["wer"][:2] == [f"WER: {100 * 4 / 9}", "err / num_ref_words = 4 / 9"]
+    assert read["wer"][-2:] == ["type: viterbi", "beam: 5"]
+    table: Any = pd.read_parquet(tmp_path / "utterances.parquet")
+    assert table["id"].tolist() == [0, 1, 2, 3]
+    assert table["wer"].tolist() == pytest.approx([25.0, 0.0, 200 / 3, 100.0])
+    for name, counts in {
+        "substitutions": [1, 0, 0, 0],
+        "deletions": [0, 0, 2, 0],
+        "insertions": [0, 0, 0, 1],
+    }.items():
+        assert table[name].tolist() == counts, name
+    assert list(table["words"][0]) == [{"text": "A", "start_s": 0.0, "end_s": 0.25}]
+    assert [n["score"] for n in json.loads(pd.read_csv(tmp_path / "utterances.csv")["nbest"][1])] == [
+        -1.0,
+        -3.0,
+    ]
+
+
+def test_without_references_there_are_no_rates(tmp_path: Path) -> None:
+    write_outputs(tmp_path, [record(0, None, "YES"), record(1, None, "")], {}, 10)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"hypo.word", "hypo.units", "asr_score", "utterances.parquet", "utterances.csv"}
+    assert "wer" not in pd.read_parquet(tmp_path / "utterances.parquet")
+
+
+def test_the_hash_of_the_settings_names_the_file(tmp_path: Path) -> None:
+    for beam in (5, 6, 5):
+        write_outputs(tmp_path, RECORDS, {"beam": beam}, 1, unique_wer_file=True)
+    assert len(list(tmp_path.glob("wer.*"))) == 2 and not (tmp_path / "wer").exists()
+
+
+def test_the_page_shows_the_worst_first_and_what_was_confused(tmp_path: Path) -> None:
+    records = [*RECORDS, record(4, "HAS HAS", "AS AS <&>")]
+    write_outputs(tmp_path, records, {"beam": 5}, 3, subset="dev")
+    page = (tmp_path / "worst.html").read_text()
+    tables = []
+    for table in re.findall(
+        r"<table.*?</table>", page.replace("<code>", "").replace("</code>", ""), re.DOTALL
+    ):
+        rows = re.findall(r"<tr.*?</tr>", table, re.DOTALL)
+        tables.append([re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in rows])
+    figures, worst, confused = tables[:3]
+    assert "dev: WER 63.64 %" in page and "The 3 worst utterances" in page
+    assert dict(figures) == {  # type: ignore[arg-type]
+        "word error rate": "63.64 %", "errors": "7 in 11 words", "utterances without error": "1 of 5",
+        "substitutions, deletions, insertions": "3, 2, 2",
+    }  # fmt: skip
+    assert [row[:3] for row in worst[1:]] == [
+        ["4", "3 / 2", "5.5"],
+        ["2", "2 / 3", "3.5"],
+        ["0", "1 / 4", "1.5"],
+    ]
+    assert worst[1][3] == "<del>HAS HAS</del>" and "&lt;&amp;&gt;" in worst[1][4]
+    assert worst[2][3:5] == ["<del>ONE TWO</del> SIX", "SIX"]
+    assert confused[1] == ["2", "HAS", "AS"] and ["1", "ONE", "(nothing)"] in confused
+    assert ["1", "(nothing)", "TWO"] in confused
+
+
+class Answer:
+    """What Ray promises; it is there at once."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class FakeRay(ModuleType):
+    """As much of Ray as dealing batches takes; the newest answer is the first to come."""
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.workers: list[Any] = []
+        self.asked: list[dict[str, Any]] = []
+
+    def remote(self, **resources: Any) -> Any:
+        self.asked.append(resources)
+
+        def made(kind: Any, job: Job) -> Any:
+            self.workers.append(kind(job))
+            decode = self.workers[-1].decode
+            return SimpleNamespace(decode=SimpleNamespace(remote=lambda part: Answer(decode(part))))
+
+        return lambda kind: SimpleNamespace(remote=lambda job: made(kind, job))
+
+    @staticmethod
+    def wait(running: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return running[-num_returns:], running[:-num_returns]
+
+    @staticmethod
+    def get(answer: Answer) -> Any:
+        return answer.value
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch) -> Job:
+    """Seven utterances in batches of two, whose records are their ids."""
+    batches = [[6, 5], [4, 3], [2, 1], [0]]
+    monkeypatch.setattr(spread, "open_dataset", lambda job: range(7))
+    monkeypatch.setattr(spread, "batches", lambda dataset, job: batches)
+    monkeypatch.setattr(spread, "decode_batch", lambda job, dataset, part: [{"id": i} for i in part])
+    monkeypatch.setattr(spread, "all_records", lambda job, parts: ([{"id": i} for i in p] for p in parts))
+    search = Search(kind="viterbi", unit=False, lexicon=None, language_model=None, beam=())
+    return Job(model="/m", data="/d", subset="dev", labels=None, max_tokens=1, batch_size=None,
+               max_sample_size=None, min_sample_size=None, search=search, threads=4)  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "made"), [(0, 0), (3, 3), (9, 4)])
+def test_every_utterance_once_and_in_order_whoever_decodes_it(
+    job: Job, wanted: int, made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(ray_session, "connected", lambda: contextlib.nullcontext(SimpleNamespace(gpus=3)))
+    assert spread.decode_subset(job, wanted) == [{"id": i} for i in range(7)]
+    assert len(ray.workers) == made, "no more workers than batches"
+    assert all(worker.job.threads == 1 for worker in ray.workers)
+    assert [asked["num_gpus"] for asked in ray.asked] == [0.0] * bool(wanted)
+    if wanted:
+        spread.decode_subset(replace(job, device="cuda"), wanted)
+        assert ray.asked[-1]["num_gpus"] == min(1.0, 3 / made)
+        monkeypatch.setattr(ray_session, "connected", lambda: contextlib.nullcontext(SimpleNamespace(gpus=0)))
+        with pytest.raises(DataError, match="the Ray cluster has no GPU"):
+            spread.decode_subset(replace(job, device="cuda"), wanted)
+
+
+@pytest.mark.parametrize(
+    ("ids", "told"),
+    [([0, 1, 2], "3 of 7 utterances"), ([*range(7), 3], "8 of 7"), ([0, *range(6)], "decoded, 6 different")],
+)
+def test_lost_and_doubled_utterances_are_no_result(
+    job: Job, ids: list[int], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spread, "all_records", lambda job, parts: [[{"id": i} for i in ids]])
+    with pytest.raises(DataError, match=told):
+        spread.decode_subset(job, 0)
