@@ -227,6 +227,24 @@ def test_data_is_checked_before_training(clips: Path, pretrained: Path, tmp_path
         check_data(Recipe.from_dict(values), pretrained)
 
 
+def test_the_folder_that_is_the_class_and_the_end_of_each_clip(tmp_path: Path) -> None:
+    for name in ("dog/1/a.wav", "cat/1/b.wav", "cat/2/c.wav"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        sf.write(str(tmp_path / "in" / name), 0.1 * np.ones(4000), 8000)
+    options = AudioOptions(ext="wav", valid_percent=0.0, sample_rate=8000)
+    prepare_manifests(tmp_path / "in", tmp_path, options)
+    for level, names, labels in ((2, "0,cat\n1,dog\n", "001"), (1, "0,1\n1,2\n", "010")):
+        out = tmp_path / f"level{level}"
+        report = prepare_events(tmp_path / "train.tsv", out, "train", level=level, sample_rate=8000)
+        assert (out / "label_descriptors.csv").read_text() == names and report.classes == 2
+        assert (out / "train.lbl").read_text() == "".join(f"0.0\t0.500\t{label}\n" for label in labels)
+    (tmp_path / "in/cow/1").mkdir(parents=True)
+    (tmp_path / "in/cat/2/c.wav").rename(tmp_path / "in/cow/1/d.wav")
+    prepare_manifests(tmp_path / "in", tmp_path, options)
+    with pytest.raises(DataError, match=r"line 3: class 'cow' is not in .*label_descriptors\.csv"):
+        prepare_events(tmp_path / "train.tsv", tmp_path / "level2", "valid", level=2)
+
+
 def test_audiosets_tables(tmp_path: Path) -> None:
     for name in ("-abc_30.wav", "d_e_0.wav", "x.wav"):
         sf.write(str(tmp_path / name), 0.1 * np.ones(1600), 16_000)

@@ -113,6 +113,21 @@ def test_all_mistakes_are_told_at_once() -> None:
     }  # fmt: skip
 
 
+def test_a_model_over_letters_needs_no_lexicon() -> None:
+    words = [*NEEDED, "decoding.type=fairseqlm", "decoding.lmpath=models:/lm/1"]
+    assert read_options([*words, "decoding.unitlm=true"])[0].decoding.unitlm
+    with pytest.raises(ConfigError, match=r"decoding\.lexicon.*or set decoding\.unitlm=true"):
+        read_options(words)
+
+
+def test_the_decoders_numbers_keep_their_names() -> None:
+    given = {"beam": 7, "beamthreshold": 8.5, "beamsizetoken": 9, "lmweight": 1.5, "wordscore": -2.5,
+             "silweight": 3.5, "unkweight": -4.5, "nbest": 6}  # fmt: skip
+    options = read_options([*NEEDED, *(f"decoding.{name}={value}" for name, value in given.items())])[0]
+    found = vars(options.decoding.beam_options())
+    assert {name.replace("_", ""): value for name, value in found.items()} == given
+
+
 def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "infer.yaml").write_text("decoding:\n  beam: 5\n    type: viterbi\n", encoding="utf-8")
     with pytest.raises(Data2VecError, match=r"(?s)infer\.yaml cannot be read.*line 3"):

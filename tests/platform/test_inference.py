@@ -11,8 +11,9 @@ import pytest
 import soundfile as sf
 
 import data2vec
+from d2v_platform.inference import decoding
 from d2v_platform.inference.command import infer
-from d2v_platform.inference.options import read_options
+from d2v_platform.inference.options import DecodingOptions, InferOptions, read_options
 from d2v_platform.inference.transcription import transcribe_command
 from data2vec.artifact import save_artifact
 from data2vec.data.dictionary import Dictionary
@@ -90,6 +91,26 @@ def test_words_of_a_language_model_stand_where_their_letters_are(
     step = loaded.frame_s
     assert [word["start_s"] for word in words] == pytest.approx([50 * step, 150 * step], abs=2 * step)
     assert [word["end_s"] for word in words] == pytest.approx([55 * step, 155 * step], abs=2 * step)
+
+
+def test_a_batch_changes_no_utterance_and_shares_its_time(ctc_model: Path, utterances: Path) -> None:
+    search = decoding.make_search(DecodingOptions(), "cpu")
+    options = InferOptions()
+    options.task.labels = "ltr"
+    job = decoding.make_job(options, ctc_model, str(utterances), "dev", search)
+    dataset = decoding.open_dataset(job)
+    _, frames, seconds = decoding.compute_emissions(job, dataset, [0, 10])
+    lengths = [4000, 19_000]
+    assert frames[1] > 4 * frames[0] and seconds[1] / seconds[0] == pytest.approx(lengths[1] / lengths[0])
+    together = decoding.decode_batch(job, dataset, [0, 10])
+    (alone,) = decoding.decode_batch(job, dataset, [0])
+    for field in ("id", "file", "hypothesis", "units", "words", "reference", "substitutions"):
+        assert together[0][field] == alone[field], field
+    assert together[0]["score"] == pytest.approx(alone["score"], rel=1e-4), "padding is not scored"
+    assert together[1]["seconds"] == pytest.approx(19_000 / 16_000, abs=1e-3)
+    decoding.refuse_longer(dataset.manifest, 19_000)
+    with pytest.raises(Data2VecError, match=r"1 of 11 recordings are longer.*first dev10\.wav"):
+        decoding.refuse_longer(dataset.manifest, 18_999)
 
 
 def language_model(folder: Path, symbols: list[str]) -> Path:

@@ -57,6 +57,7 @@ def run(data: Path, folder: Path, *overrides: str, name: str = "tiny/language_mo
 def test_words_and_letters_have_their_own_dictionaries(text: Path, data: Path) -> None:
     dictionary = Dictionary.load(data / "dict.txt")
     assert {"ANN", "SAW", "HER"} <= set(dictionary.symbols) and len(dictionary) % 8 == 0
+    assert "ZOE" not in dictionary.symbols, "validation text adds no words"
     lines = IndexedTokens(data / "train")
     assert len(lines) == 20 and [dictionary.symbol(i) for i in lines[1]] == ["ANN", "SAW", "US", "</s>"]
     card = json.loads((data / "card.json").read_text())
@@ -77,6 +78,9 @@ def test_finished_splits_are_not_made_again_and_other_dictionaries_refused(text:
     sources = {"train": text / "train.wrd"}
     again = prepare_units(sources, data, "words", TextOptions(build_dict=True))
     assert again.splits["train"].skipped
+    made = again.splits["train"].key
+    letters = prepare_units(sources, text / "l", "letters", TextOptions(dictionary=data / "dict.txt"))
+    assert letters.splits["train"].key != made, "the same text and dictionary in other units"
     (text / "train.wrd").write_text("QUITE OTHER WORDS\n")
     with pytest.raises(DataError, match="exists with other content"):
         prepare_units(sources, data, "words", TextOptions(build_dict=True))

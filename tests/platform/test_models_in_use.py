@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 import data2vec
 from d2v_platform.cli import app
 from d2v_platform.inference.command import infer
-from d2v_platform.inference.options import read_options
-from data2vec.errors import ConfigError, Data2VecError
+from d2v_platform.inference.options import WorkerOptions, read_options
+from d2v_platform.inference.recordings import find_recordings
+from data2vec.errors import ConfigError, Data2VecError, DataError
 
 
 @pytest.fixture
@@ -88,6 +89,33 @@ def test_transcripts_are_the_same_in_batches(ctc_model: Path, talks: Path, tmp_p
     assert call("transcribe", talks, "--model", ctc_model, "--batch-size", 0)[0] == 2
 
 
+def test_recordings_are_found_whatever_their_ending_and_place(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for name in ("b.WAV", "deep/er/a.Mp3", "c.flac", "notes.txt", "d.flac.part"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    assert find_recordings(root) == [root / "b.WAV", root / "c.flac", root / "deep/er/a.Mp3"]
+    assert find_recordings(root / "notes.txt") == [root / "notes.txt"], "one file is what was asked for"
+    (root / "dev.tsv").write_text(f"{root}\nc.flac\t5\nb.WAV\t6\n")
+    assert find_recordings(root / "dev.tsv") == [root / "c.flac", root / "b.WAV"]
+    with pytest.raises(DataError, match="no such file"):
+        find_recordings(root / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no recordings"):
+        find_recordings(tmp_path / "empty")
+
+
+def test_embed_takes_a_subset_of_recordings(ctc_model: Path, talks: Path, tmp_path: Path) -> None:
+    (talks / "short").mkdir()
+    (talks / "short" / "x.wav").write_bytes((talks / "1.wav").read_bytes())
+    (talks / "listed.tsv").write_text(f"{talks}\n5.wav\t50\n2.wav\t12000\n")
+    for subset, wanted in (("short", ["x"]), ("listed", ["5", "2"])):
+        dest = tmp_path / f"{subset}.parquet"
+        code, said = call("embed", talks, "--model", ctc_model, "--dest", dest, "--subset", subset)
+        assert code == 0, said
+        assert [Path(name).stem for name in pd.read_parquet(dest)["file"]] == wanted
+
+
 def test_a_device_that_is_absent_is_refused_at_once(
     ctc_model: Path, talks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +134,8 @@ def test_a_device_that_is_absent_is_refused_at_once(
         with pytest.raises(ConfigError, match=rf"platform\.device = '{name}'.*{rule}"):
             read_options([*common, f"platform.device={name}"])
     assert read_options([*common, "platform.device=auto"])[0].platform.chosen_device() == "cpu"
+    with pytest.raises(Data2VecError, match="has no GPU"):
+        WorkerOptions(device="cuda").chosen_device()
     away = read_options([*common, "platform.device=cuda", "platform.num_workers=2"])[0]
     assert away.platform.chosen_device() == "cuda", "the workers may have one"
     with pytest.raises(ConfigError, match="Ray gives each worker its GPU"):

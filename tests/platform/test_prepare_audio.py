@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile as sf
+from typer.testing import CliRunner
 
 from d2v_platform.preparation.audio import AudioOptions, prepare_manifests
 from d2v_platform.preparation.audio_labels import prepare_labels
 from d2v_platform.preparation.audio_subsets import prepare_subsets
+from d2v_platform.preparation.commands import app as prepare_app
 from d2v_platform.recipe.sweep_definition import load_sweep
 from data2vec.data.audio_files import read_audio
 from data2vec.data.letters import released_letters
@@ -76,6 +78,31 @@ def test_labels_are_the_references(corpus: Path, tmp_path: Path) -> None:
     assert (report.lines, report.words, report.unknown) == (3, 5, {})
     with pytest.raises(DataError, match="other letters"):
         prepare_labels(tmp_path / "train.tsv", tmp_path, "train", build_dict=True)
+
+
+def test_the_shortest_that_is_kept_and_the_command_that_asks_for_it(tmp_path: Path) -> None:
+    for samples in (999, 1000, 1001):
+        write(tmp_path / "in" / f"{samples}.flac", samples=samples)
+    words = ["audio-manifest", str(tmp_path / "in"), "--dest", str(tmp_path / "out"), "--valid-percent", "0",
+             "--min-samples", "1000", "--name", "all"]  # fmt: skip
+    done = CliRunner().invoke(prepare_app, words)
+    assert done.exit_code == 0, done.output
+    lines = (tmp_path / "out" / "all.tsv").read_text().splitlines()[1:]
+    assert lines == ["1000.flac\t1000", "1001.flac\t1001"]
+    assert "1 files were left out" in done.output and "999 samples, fewer than 1000" in done.output
+
+
+def test_an_n_gram_model_has_the_words_of_all_texts_in_its_lexicon(tmp_path: Path) -> None:
+    (tmp_path / "train.wrd").write_text("A MAN\n\nA DOG\n")
+    (tmp_path / "more").write_text("CATS\nA\n")
+    words = ["language-model", str(tmp_path / "train.wrd"), "--dest", str(tmp_path / "lm"), "--order", "2",
+             "--words", str(tmp_path / "more")]  # fmt: skip
+    done = CliRunner().invoke(prepare_app, words)
+    assert done.exit_code == 0 and "lexicon.txt: 4 words" in done.output, done.output
+    lexicon = (tmp_path / "lm" / "lexicon.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lexicon] == ["A", "CATS", "DOG", "MAN"]
+    arpa = (tmp_path / "lm" / "lm.arpa").read_text()
+    assert "DOG" in arpa and "CATS" not in arpa and "ngram 2=" in arpa and "ngram 3=" not in arpa
 
 
 def test_missing_transcripts_are_one_report(corpus: Path, tmp_path: Path) -> None:
@@ -194,9 +221,15 @@ def test_minutes_of_a_manifest_lie_inside_each_other(tmp_path: Path) -> None:
         inside = [manifest.name(i) for i in range(len(manifest))]
         assert (subset.folder / "train.ltr").read_text() == "".join(f"{name} |\n" for name in inside)
         assert (subset.folder / "valid.tsv").read_bytes() == (root / "train.tsv").read_bytes()
+        assert inside == [name for name in order if name in inside], "in the manifest's order"
         assert len(inside) == subset.utterances and (subset.folder / "dict.ltr.txt").is_file()
         taken.append(set(inside))
     assert taken[0] < taken[1] < set(names)
+    for number in range(2):
+        write(tmp_path / "even" / f"{number}.flac", samples=48_000)
+    prepare_manifests(tmp_path / "even", tmp_path / "even", AudioOptions(valid_percent=0.0))
+    (whole,) = prepare_subsets(tmp_path / "even" / "train.tsv", tmp_path / "out", [0.1])
+    assert whole.utterances == 2, "an amount that fits exactly is taken"
     with pytest.raises(DataError, match=r"--minutes 0, 1: .* has 0\.5 minutes"):
         prepare_subsets(root / "train.tsv", tmp_path / "out", [0.1, 0.0, 1.0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -80,6 +81,35 @@ def test_a_repaired_image_is_taken_in(pictures: Path, tmp_path: Path) -> None:
     second = prepare_images(raw, tmp_path / "out", ["train"], SMALL, QUIET)
     assert (second["train"].images, second["train"].reused) == (24, 4), "one shard is made again"
     assert (tmp_path / "out" / "bad_images.tsv").read_text() == ""
+
+
+def test_the_shorter_side_decides_and_small_images_stay_as_they_are(tmp_path: Path) -> None:
+    raw = tmp_path / "raw" / "val" / "one"
+    raw.mkdir(parents=True)
+    for name, size in (("wide", (90, 30)), ("tall", (40, 80)), ("edge", (31, 90))):
+        Image.new("RGB", size, (9, 99, 199)).save(raw / f"{name}.png")
+    prepare_images(tmp_path / "raw", tmp_path / "out", [], ImageOptions(resize=30, workers=1), QUIET)
+    source = open_images(tmp_path / "out", "val")
+    found = {Image.open(io.BytesIO(source.read(i))).size for i in range(3)}
+    assert found == {(90, 30), (30, 60), (30, 87)}
+    assert sum(source.read(i) == (raw / "wide.png").read_bytes() for i in range(3)) == 1
+    assert source.classes == ["one"] and source.labels.tolist() == [0, 0, 0]
+
+
+def test_a_shard_that_was_cut_is_made_again_and_lists_of_other_subsets_stay(
+    pictures: Path, tmp_path: Path
+) -> None:
+    raw, out = Path(shutil.copytree(pictures, tmp_path / "raw")), tmp_path / "out"
+    for split in ("train", "val"):
+        (raw / split / "red" / "3.png").write_bytes(b"no image")
+    prepare_images(raw, out, [], SMALL, QUIET)
+    whole = contents(out)
+    shard = out / "val" / "val-000002.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    assert prepare_images(raw, out, ["val"], SMALL, QUIET)["val"].reused == 4
+    assert contents(out) == whole
+    told = [line.split("\t")[0] for line in (out / "bad_images.tsv").read_text().splitlines()]
+    assert told == ["train", "val"]
 
 
 def test_subsets_of_other_runs_stay(pictures: Path, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_the_last_batch_is_kept_unless_dropping_is_asked_for() -> None:
     for count, limit, wanted in ((24, {"max_tokens": 160}, [16, 8]), (10, {"max_sentences": 5}, [5, 5])):
         both = {"max_tokens": None, "max_sentences": None, **limit}
         found = batches_by_size(
-            np.arange(count), sizes[:1].repeat(count), required_batch_size_multiple=8, drop_ragged=True, **both
+            np.arange(count), np.full(count, 10), required_batch_size_multiple=8, drop_ragged=True, **both
         )
         assert [len(b) for b in found] == wanted
 

@@ -66,3 +66,5 @@ def test_labels_stay_with_their_clips_when_short_ones_are_left_out(tmp_path: Pat
     (tmp_path / "train.lbl").write_text("0\t1\t0\n0\t1\t1\n0\t1\t1,0\n")
     other = EventDataset(tmp_path, "train", options, "lbl", ["a", "b", "c"])
     assert other.fingerprint() != dataset.fingerprint(), "labels are part of the data"
+    renamed = EventDataset(tmp_path, "train", options, "lbl", ["a", "b", "d"])
+    assert renamed.fingerprint() != other.fingerprint(), "and so is what they mean"

@@ -45,6 +45,14 @@ def test_blocks_begin_with_bos_and_are_padded_on_the_right(tmp_path: Path) -> No
     assert len(data.dictionary) == 45  # with <mask>
 
 
+@pytest.mark.parametrize("at", [0, -1])
+def test_ids_of_another_dictionary_are_found_at_both_ends(tmp_path: Path, at: int) -> None:
+    line = [10] * 70_000
+    line[at] = 45  # 40 symbols, 4 specials and <mask>
+    with pytest.raises(DataError, match="45"):
+        TextBlocksDataset(folder_with(tmp_path, [line]), "train")
+
+
 def test_more_training_files_are_read_with_the_first(tmp_path: Path) -> None:
     folder_with(tmp_path)
     folder_with(tmp_path, [[19, 2]], "train1")

@@ -146,6 +146,14 @@ def test_labels_outside_the_dictionary_are_counted(tmp_path: Path) -> None:
         SentenceDataset(tmp_path, "train", num_classes=2)
 
 
+def test_a_label_is_one_word(tmp_path: Path) -> None:
+    reference_folder(tmp_path)
+    for label in ([4, 5, 2], []):
+        binarized(tmp_path / "label" / "train", [[4, 2], label, [5, 2], [4]])  # the end may be missing
+        with pytest.raises(DataError, match="the label of row 1 is not one word"):
+            SentenceDataset(tmp_path, "train", num_classes=2)
+
+
 def test_lengths_must_agree(tmp_path: Path) -> None:
     reference_folder(tmp_path)
     binarized(tmp_path / "input1" / "train", SECOND[:3])

@@ -93,12 +93,29 @@ def test_speech_dictionary_and_meters(tmp_path: Path, foreign: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "updates"),
+    [
+        (
+            {"optimizer_history": [{"num_updates": 5}, {"num_updates": 70}]},
+            70,
+        ),
+        ({"optimizer_history": [{}], "extra_state": {"num_updates": 9}}, 9),
+        ({"optimizer_history": [], "extra_state": {}}, None),
+    ],
+)
+def test_updates_are_those_at_the_end(tmp_path: Path, content: Any, updates: int | None) -> None:
+    torch.save({"model": {}, **content}, tmp_path / "a.pt")
+    assert read_checkpoint(tmp_path / "a.pt").num_updates == updates
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"weights": {}, "epoch": 3}, r"holds the entries weights, epoch, but no 'model'"),
         ([1, 2], r"holds a list, but no 'model'"),
         ({"model": {"w": "text"}}, r"w is no tensor but a str"),
         ({"model": {"w": torch.zeros(1).expand(10**6, 10**6)}}, r"w has shape \(1000000, 1000000\)"),
+        ({"model": {"w": torch.zeros(1).expand(2)}}, r"w has shape \(2,\), more than the file holds"),
         ({"model": {"w": torch.zeros(2, 2).to_sparse()}}, r"w is no dense"),
         ({"model": {"w": torch.zeros(2, device="meta")}}, r"w is no dense"),
         ({"model": {}, "cfg": [1]}, r"configuration is no mapping but a list"),

@@ -185,6 +185,8 @@ def test_plain_values(tmp_path: Path) -> None:
 
 
 def test_a_numpy_object_is_no_number(tmp_path: Path) -> None:
+    big_endian = Calls(np._core.multiarray.scalar, np.dtype(">i4"), b"\0\0\1\2")
+    assert plain(load_inert(saved(tmp_path, big_endian))) == 258
     scalar = Calls(np._core.multiarray.scalar, np.dtype("O"), b"payload")
     with pytest.raises(CheckpointError, match="numpy scalar"):
         plain(load_inert(saved(tmp_path, scalar)))

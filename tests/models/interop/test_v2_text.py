@@ -213,6 +213,10 @@ def edits() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "unknown": (lambda c: c["model"].update({"extra.w": torch.zeros(1)}), r"unknown: extra\.w"),
         "teacher": (lambda c: c["model"]["_ema"].pop("0.norm1.bias"), r"missing: _ema\.0\.norm1\.bias"),
         "depth": (lambda c: c["cfg"]["model"].update(depth=3), r"2 blocks are there, but .* says depth 3"),
+        "too deep": (
+            lambda c: c["cfg"]["model"].update(depth=1, average_top_k_layers=1),
+            r"2 blocks are there, but .* says depth 1",
+        ),
         "width": (lambda c: c["cfg"]["model"].update(embed_dim=16), r"embed_tokens.weight is \(20, 8\), but"),
         "part of the decoder": (
             lambda c: c["model"].pop("modality_encoders.TEXT.decoder.proj.0.bias"),
