@@ -71,6 +71,11 @@ def default_tracking_uri(home: Path | None = None) -> str:
     return f"{_SQLITE}{home_folder('mlflow', home) / 'mlflow.db'}"
 
 
+def chosen_tracking_uri(asked: str | None, home: Path | None = None) -> str:
+    """The one that was asked for, absolute, or the default."""
+    return absolute_tracking_uri(asked) if asked else default_tracking_uri(home)
+
+
 def absolute_tracking_uri(uri: str) -> str:
     """``sqlite:///mlflow.db`` is relative to the working directory of whoever opens it: make it absolute."""
     database = sqlite_path(uri)

@@ -217,7 +217,7 @@ def _register(
         tags = lineage_tags(imported, origin, code_version()) | facts
         if imported.kind == "pretrained":
             tags["collapse"] = str(has_collapsed(folder)).lower()
-        card = model_card(card_facts(name, imported, origin, tags, alias))
+        card = model_card(card_facts(name, imported, origin, tags, alias, tracker.tracking_uri))
         version = register(
             tracker, folder, name=name, run_id=run.run_id, tags=tags, card_markdown=card, alias=alias
         )
@@ -257,7 +257,12 @@ def has_collapsed(folder: Path) -> bool:
 
 
 def card_facts(
-    name: str, imported: ImportedModel, origin: Mapping[str, Any], tags: Mapping[str, str], alias: str | None
+    name: str,
+    imported: ImportedModel,
+    origin: Mapping[str, Any],
+    tags: Mapping[str, str],
+    alias: str | None,
+    tracking_uri: str,
 ) -> CardFacts:
     """What the card of an import states."""
     licence = str(origin["licence"])
@@ -270,6 +275,7 @@ def card_facts(
         f"- recognised as: {origin['imported.family']}\n- weights: {origin['weights']}"
     )
     modality = modality_of(imported.model_config).lower()
+    count = 0 if imported.regression else getattr(imported.head_config, "num_classes", 0)
     return CardFacts(
         name=name,
         kind=imported.kind,
@@ -281,7 +287,9 @@ def card_facts(
         lineage=tags,
         licence=licence,
         modality=modality,
+        labels=imported.classes or tuple(map(str, range(count))),
         alias=alias,
+        tracking_uri=tracking_uri,
         extra={"Origin": body},
     )
 

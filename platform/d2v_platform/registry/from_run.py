@@ -137,6 +137,7 @@ def add_from_run(
     if "d2v.code" in tags:
         lineage["code.version"] = tags["d2v.code"]  # of the training, not of this command
     facts = card_facts(name, composed, summary, lineage, exported, parent_uri, None, None)
+    facts = replace(facts, alias=alias, tracking_uri=tracker.tracking_uri)
     return register(
         tracker,
         exported,

@@ -41,6 +41,7 @@ class CardFacts:
         labels: class names of a classifier.
         modality: ``text``, ``image`` or ``audio``.
         alias: under which the model is loaded in the example; a version number where it gets none.
+        tracking_uri: of the MLflow where it is registered, for the example.
         extra: further sections, title -> Markdown.
     """
 
@@ -62,6 +63,7 @@ class CardFacts:
     data: str = ""
     data_size: str = ""
     alias: str | None = None
+    tracking_uri: str = ""
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -158,59 +160,92 @@ def _lineage(facts: CardFacts) -> str:
     return "## Lineage\n\n" + _table(("tag", "value"), rows)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Use:
+    """How a model of one kind is used."""
+
+    table: str  # what predict is given, as a line of Python
+    inputs: str  # columns, in words
+    outputs: str
+    call: str  # of the library's model
+    params: str = ""  # of predict, where the example gives some
+    more: str = ""  # a further sentence
+
+
+_FILE = "`file` (the content of {}) or {}"
+_SCORES = "`label`, `score`, and one `score_CLASS` for each class"
+_EMBEDDING = "`embedding` (a list of numbers); `layer`: -1 = last block, 0 = first"
+_TEXT_TABLE = 'pd.DataFrame({"text": ["Some text.", "Some more."]})'
+_IMAGE_TABLE = 'pd.DataFrame({"file": [open("picture.jpg", "rb").read()]})'
+_AUDIO_TABLE = 'pd.DataFrame({"file": [open("talk.wav", "rb").read()]})'
+_POOLED = '{"output": "embedding", "pooling": "mean", "layer": -1}'
+_AUDIO_INPUT = _FILE.format("an audio file", "`audio` (arrays of samples), `rate` (16000 where absent)")
+_IMAGE_INPUT = _FILE.format("an image file", "`image` (height x width x 3 values, 0 to 255)")
+
+
+def _use(facts: CardFacts) -> _Use:
+    if facts.kind == "language_model":
+        return _Use(
+            table='pd.DataFrame({"text": ["SOME TEXT"]})',
+            inputs="`text`, in the case of its dictionary",
+            outputs="`log_prob` (natural logarithm, end of sentence included), `tokens`, `perplexity`",
+            call='score(["SOME TEXT"])',
+            more="For decoding: `decoding.type=fairseqlm decoding.lmpath=models:/...` with a lexicon in the "
+            "case of its dictionary.",
+        )
+    table, inputs, item = {
+        "text": (_TEXT_TABLE, "`text`", "Some text."),
+        "image": (_IMAGE_TABLE, _IMAGE_INPUT, "picture.jpg"),
+        "audio": (_AUDIO_TABLE, _AUDIO_INPUT, "talk.wav"),
+    }[facts.modality]
+    if facts.kind == "pretrained":
+        return _Use(table=table, inputs=inputs, outputs=_EMBEDDING, call=f'embed(["{item}"])', params=_POOLED)
+    embedding = f"`params={_POOLED}` gives embeddings instead."
+    if facts.kind == "ctc":
+        return _Use(
+            table=table,
+            inputs=inputs,
+            outputs="`text`, `words` (each with `text`, `start_s`, `end_s`), `score`",
+            call=f'transcribe(["{item}"])',
+            more=f'`params={{"output": "emissions"}}` gives frames x symbols, and {embedding}',
+        )
+    scores = _SCORES if facts.labels or facts.modality != "text" else "`score`"
+    if facts.modality == "text":
+        inputs += ", and `text_pair` where the task is on pairs"
+    return _Use(table=table, inputs=inputs, outputs=scores, call=f'classify(["{item}"])', more=embedding)
+
+
 def _loading(facts: CardFacts) -> str:
     named = f"models:/{facts.name}@{facts.alias}" if facts.alias else f"models:/{facts.name}/1"
     remark = f"  # or models:/{facts.name}/1" if facts.alias else "  # or another version's number"
-    text = f"""```python
-import mlflow
-model = mlflow.pyfunc.load_model("{named}"){remark}
-```
-"""
-    if facts.kind == "language_model":
-        text = f"""```python
+    use, uri = _use(facts), facts.tracking_uri
+    where = f"mlflow.set_tracking_uri({json.dumps(uri)})"
+    if not uri or redact_text(uri) != uri:  # an address with a login is not to be read here
+        where = "# MLFLOW_TRACKING_URI must name the server where it is registered"
+    params = f", params={use.params}" if use.params else ""
+    text = f"""From any folder, with MLflow and pandas:
+
+```python
 import mlflow, pandas as pd
+{where}
 model = mlflow.pyfunc.load_model("{named}"){remark}
-print(model.predict(pd.DataFrame({{"text": ["SOME TEXT"]}})))
+table = {use.table}
+print(model.predict(table{params}))
 ```
 
-For decoding: `decoding.type=fairseqlm decoding.lmpath={named}` with a lexicon in the case of its dictionary.
+Columns in: {use.inputs}. Columns out: {use.outputs}.
 """
-    elif facts.modality == "text":
-        pretrained = facts.kind == "pretrained"
-        call = '{"output": "embedding", "pooling": "mean"}' if pretrained else '{"output": "scores"}'
-        use = 'embed(["Some text."])' if pretrained else 'classify(["Some text."])'
-        text = f"""```python
-import mlflow, pandas as pd
-model = mlflow.pyfunc.load_model("{named}"){remark}
-print(model.predict(pd.DataFrame({{"text": ["Some text."]}}), params={call}))
-```
-
-Without MLflow, from the model folder inside the version:
+    if use.more:
+        text += f"{use.more}\n"
+    return f"""{text}
+Without MLflow, `artifacts/model` of the version is a model folder for the library:
 
 ```python
 import data2vec
-print(data2vec.load("FOLDER").{use})
-```
-"""
-    if facts.modality == "image":
-        pretrained = facts.kind == "pretrained"
-        call = '{"output": "embedding", "pooling": "mean"}' if pretrained else '{"output": "scores"}'
-        use = 'embed(["picture.jpg"])' if pretrained else 'classify(["picture.jpg"])'
-        text = f"""```python
-import mlflow, pandas as pd
-model = mlflow.pyfunc.load_model("{named}"){remark}
-files = pd.DataFrame({{"file": [open("picture.jpg", "rb").read()]}})  # or "image": height x width x 3 values
-print(model.predict(files, params={call}))
+print(data2vec.load("FOLDER").{use.call})
 ```
 
-Without MLflow, from the model folder inside the version:
-
-```python
-import data2vec
-print(data2vec.load("FOLDER").{use})
-```
-"""
-    return f"{text}\nNothing in the version is pickled: weights are safetensors, the rest is JSON and text."
+Nothing in the version is pickled: weights are safetensors, the rest is JSON and text."""
 
 
 def _limits(facts: CardFacts) -> list[str]:

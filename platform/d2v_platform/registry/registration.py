@@ -12,6 +12,7 @@ from data2vec.families import ModelConfig, generation_of, modality_of, read_mode
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.mae_config import MaeConfig
 
+from ..home import chosen_tracking_uri
 from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest
 from ..recipe.schema import Recipe
@@ -181,4 +182,5 @@ def card_facts(
         parent=parent_uri,
         labels=tuple(str(label) for label in task.get("labels") or ()),
         modality=modality,
+        tracking_uri=chosen_tracking_uri(composed.recipe.platform.tracking_uri),
     )

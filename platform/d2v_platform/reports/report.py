@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data2vec.errors import Data2VecError
 
-from ..home import absolute_tracking_uri, default_tracking_uri, home_folder
+from ..home import chosen_tracking_uri, home_folder
 from ..tracking.mlflow_access import open_client
 from ..tracking.tracker import RESUME_TAG
 from .drawing import png
@@ -63,7 +63,7 @@ def write_report(
         Data2VecError: no such run; no such panel; a sweep among several runs; a file that is no report's.
         TrackingUnavailableError: MLflow does not answer.
     """
-    uri = absolute_tracking_uri(tracking_uri) if tracking_uri else default_tracking_uri()
+    uri = chosen_tracking_uri(tracking_uri)
     beside = [history for path in curves for history in read_curves(path)]
     client = open_client(uri)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # fonts of this machine are no news

@@ -32,7 +32,7 @@ import filelock
 
 from data2vec.errors import Data2VecError
 
-from ..home import absolute_tracking_uri, artifact_location, d2v_home, default_tracking_uri, home_folder
+from ..home import artifact_location, chosen_tracking_uri, d2v_home, home_folder
 from .metric_queue import MetricPoint, MetricQueue
 from .metric_sender import MetricSender
 from .mlflow_access import (
@@ -121,9 +121,7 @@ class Tracker:
         client: Any | None = None,
     ) -> None:
         self.home = Path(home) if home is not None else d2v_home()
-        self.tracking_uri = (
-            absolute_tracking_uri(tracking_uri) if tracking_uri else default_tracking_uri(self.home)
-        )
+        self.tracking_uri = chosen_tracking_uri(tracking_uri, self.home)
         self.stale_after_s = stale_after_s
         self._client = client
         self._client_lock = threading.Lock()
