@@ -20,6 +20,7 @@ from data2vec.interop.imported import ImportedModel
 from data2vec.interop.published import PublishedFile, candidates, recipe_of
 
 from ..home import home_folder
+from ..markdown import code, plain
 from ..registry.model_card import CardFacts, model_card
 from ..registry.reload_check import CHECK_FILE
 
@@ -271,8 +272,9 @@ def card_facts(
         licence = _UNKNOWN_LICENCE + (f" If it is a published file: {hint}." if hint else "")
     source = origin["imported.address"] or "a file given by the user"
     body = (
-        f"- file: `{origin['imported.file']}`\n- sha256: `{origin['imported.sha256']}`\n- from: {source}\n"
-        f"- recognised as: {origin['imported.family']}\n- weights: {origin['weights']}"
+        f"- file: {code(origin['imported.file'])}\n- sha256: {code(origin['imported.sha256'])}\n"
+        f"- from: {code(source)}\n- recognised as: {plain(origin['imported.family'])}\n"
+        f"- weights: {plain(origin['weights'])}"
     )
     modality = modality_of(imported.model_config).lower()
     count = 0 if imported.regression else getattr(imported.head_config, "num_classes", 0)

@@ -79,7 +79,7 @@ def classify_folder(
         np.add.at(confusion, (labels, order[:, 0]), 1)
         class_table(classes, confusion).to_csv(results / "per_class.csv", index=False)
         pd.DataFrame(confusion, index=classes, columns=classes).to_csv(results / "confusion.csv")
-        draw_confusion(classes, confusion, results / "confusion.png")
+        _draw_confusion(classes, confusion, results / "confusion.png")
     (results / "summary.json").write_text(json.dumps(summary | {"odd": rows.odd}, indent=2) + "\n")
     for line in rows.odd:
         logger.warning("%s", line)
@@ -131,6 +131,17 @@ def class_table(classes: list[str], confusion_CC: np.ndarray) -> pd.DataFrame:
             ],
         }
     )
+
+
+def _draw_confusion(classes: list[str], confusion_CC: np.ndarray, path: Path) -> None:
+    """The picture beside the table; results do not depend on it."""
+    from ..reports.drawing import plain_text
+
+    try:
+        with plain_text():
+            draw_confusion(classes, confusion_CC, path)
+    except Exception as error:
+        logger.warning("no picture of the confusion matrix: %s: %s", type(error).__name__, error)
 
 
 def draw_confusion(classes: list[str], confusion_CC: np.ndarray, path: Path) -> None:

@@ -5,12 +5,15 @@ Those that need the data are drawn where it is: see :mod:`data_pictures`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
 
 PICTURE_FOLDER = "card"  # beside the card, in the version
 TITLES = {
@@ -23,7 +26,18 @@ _SCORES = ("accuracy", "knn", "linear_probe", "mcc", "wer", "pearson_and_spearma
 
 
 def draw_curves(tracker: Tracker, run_id: str, folder: Path) -> Path | None:
-    """Loss, variance, learning rate and scores of a run as one picture; ``None`` if it logged none."""
+    """Loss, variance, learning rate and scores of a run as one picture; ``None`` if it logged none.
+
+    Never fails: a card without them is a card.
+    """
+    try:
+        return _draw_curves(tracker, run_id, folder)
+    except Exception as error:
+        logger.warning("no curves on the model card: %s: %s", type(error).__name__, error)
+        return None
+
+
+def _draw_curves(tracker: Tracker, run_id: str, folder: Path) -> Path | None:
     from ..reports.drawing import png
     from ..reports.panels import run_panels
     from ..reports.run_history import load_run

@@ -13,7 +13,6 @@ from PIL import Image
 from data2vec.config import Data2VecMultiConfig
 from data2vec.data.image_files import UnreadableImageError, read_image
 from data2vec.data.image_sources import ImageSource, open_images
-from data2vec.errors import Data2VecError
 from data2vec.image_masking import image_masks
 from data2vec.mae_config import MaeConfig
 from data2vec.masking import clone_ids
@@ -39,12 +38,15 @@ def draw_data(recipe: Recipe, model_folder: Path, folder: Path) -> list[Path]:
         folder: where they go.
     """
     try:
-        if isinstance(recipe.task, ImagePretraining):
-            return [_masks(recipe, folder / "masks.png")]
-        if isinstance(recipe.task, ImageClassificationData):
-            return [_verdicts(recipe, model_folder, folder / "verdicts.png")]
-    except (Data2VecError, OSError) as error:
-        logger.warning("no pictures of the data on the model card: %s", error)
+        if isinstance(recipe.task, ImagePretraining | ImageClassificationData):
+            from ..reports.drawing import plain_text
+
+            with plain_text():
+                if isinstance(recipe.task, ImagePretraining):
+                    return [_masks(recipe, folder / "masks.png")]
+                return [_verdicts(recipe, model_folder, folder / "verdicts.png")]
+    except Exception as error:
+        logger.warning("no pictures of the data on the model card: %s: %s", type(error).__name__, error)
     return []
 
 

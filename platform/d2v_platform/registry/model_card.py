@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..markdown import code, plain
+from ..markdown import table as markdown_table
 from ..tracking.redaction import redact, redact_text
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ class CardFacts:
 def model_card(facts: CardFacts) -> str:
     """The card as Markdown, without secrets."""
     sections = [
-        f"# {facts.name}\n\n{facts.summary}",
+        f"# {_told(facts.name)}\n\n{_told(facts.summary)}",
         _what(facts),
         recipe_section(facts.recipe, facts.recipe_difference),
         _metrics(facts),
@@ -87,15 +89,15 @@ def with_scores(card: str, scores: Sequence[StoredScore]) -> str:
     """A card with these test scores, instead of those that it shows, before its lineage."""
     card = re.sub(r"\n\n## Test scores\n(\n\|.*)+", "", card)
     rows = [
-        (f"`{name}`", f"{value:.4g}", str(score.samples), f"`{score.data[:12]}`", score.decoded)
+        (code(name), f"{value:.4g}", str(score.samples), code(score.data[:12]), _told(score.decoded))
         for score in scores
         for name, value in score.metrics.items()
     ]
     if not rows:
         return card
-    table = _table(("metric", "value", "samples", "data", "decoding"), rows)
+    shown = markdown_table(("metric", "value", "samples", "data", "decoding"), rows)
     head, mark, rest = card.partition("\n\n## Lineage")
-    return f"{head.rstrip()}\n\n## Test scores\n\n{table}{mark}{rest}" + ("" if mark else "\n")
+    return f"{head.rstrip()}\n\n## Test scores\n\n{shown}{mark}{rest}" + ("" if mark else "\n")
 
 
 def fitting_card(card: str) -> str:
@@ -114,30 +116,30 @@ _DEFAULT_LICENCE = (
 
 
 def _what(facts: CardFacts) -> str:
-    rows = [("kind", facts.kind), ("trained from", facts.parent or "scratch")]
+    rows = [("kind", _told(facts.kind)), ("trained from", _told(facts.parent or "scratch"))]
     if facts.labels:
-        rows.append(("labels", ", ".join(facts.labels)))
+        rows.append(("labels", _told(", ".join(facts.labels))))
     if facts.languages:
-        rows.append(("text", facts.languages))
+        rows.append(("text", _told(facts.languages)))
     if facts.data:
-        rows.append(("data", f"`{facts.data}`"))
+        rows.append(("data", code(facts.data)))
     if facts.data_size:
-        rows.append(("training data", facts.data_size))
-    rows.append(("data fingerprint", f"`{facts.data_fingerprint}`"))
-    return _table(("", ""), rows)
+        rows.append(("training data", _told(facts.data_size)))
+    rows.append(("data fingerprint", code(facts.data_fingerprint)))
+    return markdown_table(("", ""), rows)
 
 
 def recipe_section(recipe: str, recipe_difference: Mapping[str, tuple[Any, Any]]) -> str:
     """The named recipe and what was changed in it, as Markdown."""
     difference = redact(dict(recipe_difference))
     if not difference:
-        return f"## Recipe\n\n`{recipe}`, unchanged."
+        return f"## Recipe\n\n{code(recipe)}, unchanged."
     rows = [
-        (f"`{key}`", f"`{json.dumps(old, default=str)}`", f"`{json.dumps(new, default=str)}`")
+        (code(key), *(code(json.dumps(value, default=str)) for value in (old, new)))
         for key, (old, new) in sorted(difference.items())
     ]
-    text = f"## Recipe\n\n`{recipe}` with {len(rows)} changed " + ("key" if len(rows) == 1 else "keys")
-    text += ":\n\n" + _table(("key", "recipe", "here"), rows[:_SHOWN])
+    text = f"## Recipe\n\n{code(recipe)} with {len(rows)} changed " + ("key" if len(rows) == 1 else "keys")
+    text += ":\n\n" + markdown_table(("key", "recipe", "here"), rows[:_SHOWN])
     if len(rows) > _SHOWN:
         text += f"\n\n{len(rows) - _SHOWN} more are in `lineage.json` and in the run."
     return text
@@ -146,9 +148,9 @@ def recipe_section(recipe: str, recipe_difference: Mapping[str, tuple[Any, Any]]
 def _metrics(facts: CardFacts) -> str:
     if not facts.metrics:
         return "## Results\n\nNone recorded."
-    rows = [(name, f"{value:.4g}") for name, value in sorted(facts.metrics.items())]
-    note = f"\n\n{facts.metrics_note}" if facts.metrics_note else ""
-    return "## Results\n\n" + _table(("metric", "value"), rows) + note
+    rows = [(_told(name), f"{value:.4g}") for name, value in sorted(facts.metrics.items())]
+    note = f"\n\n{_told(facts.metrics_note)}" if facts.metrics_note else ""
+    return "## Results\n\n" + markdown_table(("metric", "value"), rows) + note
 
 
 def _lineage(facts: CardFacts) -> str:
@@ -156,8 +158,8 @@ def _lineage(facts: CardFacts) -> str:
     told = {key: value for key, value in facts.lineage.items() if key != "recipe.difference"}
     if not told:
         return "## Lineage\n\nNone recorded."
-    rows = [(key, f"`{_short(value)}`") for key, value in sorted(redact(told).items())]
-    return "## Lineage\n\n" + _table(("tag", "value"), rows)
+    rows = [(_told(key), code(_short(value))) for key, value in sorted(redact(told).items())]
+    return "## Lineage\n\n" + markdown_table(("tag", "value"), rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,11 +275,9 @@ def _limits(facts: CardFacts) -> list[str]:
     return limits
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    def line(cells: tuple[str, ...]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-    return "\n".join([line(header), "|" + "---|" * len(header), *(line(row) for row in rows)])
+def _told(text: str) -> str:
+    """A text from outside: without secrets first, as they are found in addresses, which this takes apart."""
+    return plain(redact_text(text))
 
 
 def _short(value: str, limit: int = 120) -> str:

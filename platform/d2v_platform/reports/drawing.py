@@ -6,6 +6,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ _SIZE = (6.2, 3.4)  # inches
 _DPI = 110
 _LEGEND_INSIDE = 4  # a longer legend would hide the curves, and stands beside them
 _LEGEND_LINES = 14  # a longer one is in small print
+_PLAIN: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}
 _STYLE: dict[Any, Any] = {
+    **_PLAIN,
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.grid": True,
@@ -37,6 +40,11 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the reader's font
 }
 _IDS = re.compile(r'(\bid="|xlink:href="#|\bhref="#|url\(#)')
+
+
+def plain_text() -> AbstractContextManager[None]:
+    """Texts made and drawn in this block are no formulas: a class may be called ``$1_$5``."""
+    return matplotlib.rc_context(_PLAIN)
 
 
 def svg(panel: Panel) -> str:
@@ -81,6 +89,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_xlabel(panel.x_label)
     if panel.log_x:
         axes.set_xscale("log")
+        for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            set_formatter(LogFormatter(labelOnlyBase=False))
     else:
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=panel.x_label == "update"))
     if panel.log_y:

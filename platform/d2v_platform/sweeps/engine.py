@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..markdown import code, plain
 from ..recipe.sweep_definition import Sweep
 from ..storage.locations import is_uri
 from ..tracking.scores import RecordScores
@@ -419,8 +420,10 @@ def _open_parent(tracker: RemoteTracker, sweep: Sweep, name: str, ready: Sequenc
 
 def _description(sweep: Sweep, ready: Sequence[StoredTrial]) -> str:
     trial = ready[0].trial
-    grid = "\n".join(f"- `{key}`: {', '.join(map(str, v))}" for key, v in sweep.definition.grid.items())
-    return f"{len(ready)} trials of `{trial.named_recipe}` on `{trial.recipe.task.data}`:\n\n{grid}"
+    grid = "\n".join(
+        f"- {code(key)}: {plain(', '.join(map(str, v)))}" for key, v in sweep.definition.grid.items()
+    )
+    return f"{len(ready)} trials of {code(trial.named_recipe)} on {code(trial.recipe.task.data)}:\n\n{grid}"
 
 
 def show(table: ResultTable, title: str) -> None:

@@ -18,6 +18,7 @@ from ..inference.options import (
     TaskOptions,
     WorkerOptions,
 )
+from ..markdown import plain, table
 from ..recipe.audio_components import AudioFinetuningTask
 from ..recipe.sweep_definition import Evaluate
 from ..tracking.scores import RecordScores
@@ -117,11 +118,5 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = _columns(rows)
-    cells = [["-" if row.get(c) is None else str(row[c]) for c in columns] for row in rows]
-    lines = [
-        "WER in percent, lower is better.",
-        "",
-        f"| {' | '.join(columns)} |",
-        "|---" * len(columns) + "|",
-    ]
-    return "\n".join([*lines, *(f"| {' | '.join(line)} |" for line in cells), ""])
+    cells = [["-" if row.get(c) is None else plain(row[c]) for c in columns] for row in rows]
+    return "\n".join(["WER in percent, lower is better.", "", table([*map(plain, columns)], cells), ""])

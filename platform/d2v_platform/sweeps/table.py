@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from .. import markdown
 from ..recipe.sweep_definition import TRAIN_LOSS, Select
 from .results import Record
 from .selection import Choice, GridPoint, by_task, choose_all, shown
@@ -106,12 +107,14 @@ class ResultTable:
     def markdown(self, title: str) -> str:
         """The whole table as Markdown."""
         header, body = self._cells()
-        lines = [f"# {title}", "", _markdown_row(header), "|" + "---|" * len(header)]
-        lines += [_markdown_row(row) for row in body]
-        lines += ["", *(f"- {line}" for line in self.summary_lines()), "", "## Protocol", ""]
-        lines += [f"- {line}" for line in self.protocol]
+        plain = markdown.plain
+        rows = [[plain(cell) for cell in row] for row in body]
+        lines = [f"# {plain(title)}", "", markdown.table([*map(plain, header)], rows)]
+        lines += ["", *(f"- {plain(line)}" for line in self.summary_lines()), "", "## Protocol", ""]
+        lines += [f"- {plain(line)}" for line in self.protocol]
         if self.missing:
-            lines += ["", "## Without a result", "", *(f"- {n}: {why}" for n, why in self.missing.items())]
+            missing = (f"- {plain(name)}: {plain(why)}" for name, why in self.missing.items())
+            lines += ["", "## Without a result", "", *missing]
         return "\n".join(lines) + "\n"
 
     def rich(self, title: str, width: int = 140) -> Table:
@@ -369,10 +372,6 @@ def _short(value: Any) -> str:
 
 def _plural(word: str, count: int) -> str:
     return word if count == 1 else f"{word}s"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from ..markdown import code, plain
 from ..recipe.compose import Composed
 from ..recipe.difference import difference
 from ..recipe.schema import Recipe
@@ -39,9 +40,9 @@ def description(composed: Composed, parent_uri: str | None, data: str | None = N
     recipe = composed.recipe
     changed = {key: (c.before, c.after) for key, c in difference(recipe, composed.base).items()}
     lines = [
-        f"- data: `{recipe.task.data}`, subset `{recipe.dataset.train_subset}`"
-        + (f", {data}" if data else ""),
-        f"- starts from: {parent_uri or 'random weights'}",
+        f"- data: {code(recipe.task.data)}, subset {code(recipe.dataset.train_subset)}"
+        + (f", {plain(data)}" if data else ""),
+        f"- starts from: {plain(redact_text(parent_uri or 'random weights'))}",
     ]
     return redact_text("\n".join(lines) + "\n\n" + recipe_section(composed.named_recipe, changed))
 
