@@ -24,8 +24,9 @@ import data2vec
 from d2v_platform.cli import app
 from d2v_platform.home import default_tracking_uri
 from d2v_platform.importing.command import downloads_folder
-from d2v_platform.importing.importing import import_model
+from d2v_platform.importing.importing import has_collapsed, import_model
 from d2v_platform.registry.register import get_version
+from d2v_platform.registry.reload_check import CHECK_FILE
 from d2v_platform.tracking.tracker import Tracker
 from data2vec.artifact import read_artifact, save_artifact
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig
@@ -117,10 +118,58 @@ def test_export_and_back(to: str, tiny_glue: Any, tmp_path: Path, home: Path) ->
         (("--download", "nothing.pt"), "is no published file"),
         (("--download", "nlp_base.pt"), "is no published file"),  # both generations have one
         (("--download", "data2vec_vision/base_800"), "fetch it by hand"),
+        (("x.pt", "--download", "nlp_base.pt"), "contradicts --download"),
+        (("x.pt", "--dry-run", "--register", "m"), "contradicts --dry-run"),
+        (("--download", "a", "--download", "b", "--sha256", "0" * 64), "download them one by one"),
     ],
 )
 def test_mistakes_are_told(words: tuple[str, ...], message: str, home: Path) -> None:
     assert message in str(refused("import", *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "fields"),
+    [
+        (("--to", "safetensors", "--out", "x", "--half"), ["--half"]),
+        (("--to", "huggingface", "--out", "x", "--half"), ["--half"]),
+        (("--to", "fairseq", "--out", "x", "--half"), ["--out"]),
+        (("--to", "onnx", "--out", "x.pt", "--half"), ["--to", "--half"]),
+    ],
+)
+def test_mistakes_of_an_export_are_told_before_the_model_is_looked_for(
+    words: tuple[str, ...], fields: list[str]
+) -> None:
+    error = refused("export", "/no/model", *words)
+    assert isinstance(error, ConfigError) and [problem.field for problem in error.problems] == fields
+
+
+def test_the_folder_of_an_import_belongs_to_what_was_asked(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, names = tmp_path / "tuned.pt", tmp_path / "names.txt"
+    export_fairseq(read_artifact(small_classifier(tmp_path / "ours")), file)
+    names.write_text("red\ngreen\nblue\n")
+    monkeypatch.setattr("data2vec.interop.teacher_weights.with_teacher_weights", lambda imported: imported)
+    asked: list[dict[str, Any]] = [{}, {"classes": names}, {"weights": "teacher"}, {}]
+    found = [import_model(file, **more).folder for more in asked]
+    assert found[0] == found[3] and len(set(found)) == 3, found
+
+
+@pytest.mark.parametrize(
+    ("rows", "collapsed"),
+    [
+        ([[1.0, -5.0, 3.0]] * 2, True),  # two inputs, one answer
+        ([[1.0, -5.0, 3.0], [1.0, -4.9, 3.0]], False),
+        ([[[7.0], [7.0]], [[-7.0], [-7.0]]], False),
+        ([[1e6, 1e6], [1e6 + 1, 1e6 + 1]], True),  # as good as one
+        ([[0.0], [0.0]], True),
+    ],
+)
+def test_a_model_that_answers_all_inputs_alike_has_collapsed(
+    rows: Any, collapsed: bool, tmp_path: Path
+) -> None:
+    (tmp_path / CHECK_FILE).write_text(json.dumps({"expected": rows}))
+    assert has_collapsed(tmp_path) is collapsed
 
 
 def test_wrong_checksums_dictionaries_and_hostile_files_are_refused(

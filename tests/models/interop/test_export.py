@@ -224,6 +224,19 @@ def test_fairseq_out_and_in_is_bit_equal(name: str, saved: Any, tmp_path: Path) 
         assert again.head_config == before.head_config
 
 
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("audio 2, letters", "normalize"), ("audio 1", "normalize"), ("text 2, sentences", "regression")],
+)
+def test_what_the_data_was_like_goes_along(name: str, field: str, saved: Any, tmp_path: Path) -> None:
+    artifact = read_artifact(saved(name))
+    for value in (True, False):
+        artifact.config["task"][field] = value
+        export_fairseq(artifact, tmp_path / str(value) / "model.pt")
+        dictionary = next(iter((tmp_path / str(value)).glob("dict*.txt")), None)
+        assert getattr(import_file(tmp_path / str(value) / "model.pt", dictionary), field) is value
+
+
 def test_half_precision_is_exact_for_models_that_were_half(saved: Any, tmp_path: Path) -> None:
     first = read_artifact(saved("text 2"))
     export_fairseq(first, tmp_path / "half.pt", half=True)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data2vec.errors import CheckpointError
-from data2vec.interop.pickles import load_inert, plain
+from data2vec.interop.pickles import load_inert, named_objects, plain
 
 
 class Runs:
@@ -84,6 +84,14 @@ def test_all_offending_names_are_listed(tmp_path: Path) -> None:
         load_inert(path)
     for name in ("builtins.eval", "os.getenv", "collections.deque"):
         assert name in str(error.value)
+
+
+def test_names_are_told_apart_without_loading(tmp_path: Path) -> None:
+    mark = tmp_path / "it_ran"
+    path = saved(tmp_path, {"args": argparse.Namespace(a=1), "cfg": Runs(mark), "w": torch.ones(1)})
+    assert named_objects(path) == (["argparse.Namespace"], [f"{os.system.__module__}.system"])
+    assert named_objects(saved(tmp_path, {"args": argparse.Namespace()})) == (["argparse.Namespace"], [])
+    assert not mark.exists()
 
 
 def test_getattr_on_a_stand_in_is_refused(tmp_path: Path) -> None:

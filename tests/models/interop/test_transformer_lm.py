@@ -148,6 +148,31 @@ def test_files_of_older_fairseq_are_read(tmp_path: Path) -> None:
     assert load(path).score(["W1 W2"]) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_bands_of_older_fairseq_say_what_is_not_tied(tmp_path: Path, tied: bool) -> None:
+    state = banded_state()
+    if not tied:
+        for tail in range(2):
+            name = f"decoder.adaptive_softmax.tail.{tail}.0.weight"
+            state[name] = state[name].t() + 0.5  # a matrix of its own lies the other way round
+    today = {**BANDS, "tie_adaptive_proj": tied}
+    older = {
+        name: value
+        for name, value in BANDS.items()
+        if name not in ("tie_adaptive_proj", "no_decoder_final_norm")
+    }
+    wanted = load(written(tmp_path / "new", state, **today)).score(["W1 W25"])
+    found = load(written(tmp_path / "old", state, **older, no_tie_adaptive_proj=not tied))
+    assert found.score(["W1 W25"]) == pytest.approx(wanted)
+
+
+def test_learned_positions_are_counted_without_the_two_of_padding(tmp_path: Path) -> None:
+    state = plain_state() | tensors({"decoder.embed_positions.weight": (14, DIM)})
+    del state["decoder.embed_positions._float_tensor"]
+    config = import_file(written(tmp_path, state, decoder_learned_pos=True)).model_config
+    assert getattr(config, "max_target_positions", None) == 12
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
