@@ -102,6 +102,26 @@ def position_numbers(ids_T: torch.Tensor) -> torch.Tensor:
     return torch.tensor(numbers)
 
 
+def embedded(ids_T: torch.Tensor, state: State, scaled: bool, positions: bool, norm: bool) -> torch.Tensor:
+    """Tokens with their positions, before any layer."""
+    words_VD = state["embed_tokens.weight"]
+    x = embedding(ids_T, words_VD) * (words_VD.shape[1] ** 0.5 if scaled else 1.0)
+    if positions:
+        x = x + embedding(position_numbers(ids_T), state["embed_positions.weight"])
+    return layer_norm(x, state, "layernorm_embedding") if norm else x
+
+
+def patches(image_CSS: torch.Tensor, state: State, name: str, size: int) -> torch.Tensor:
+    """(T, D) vectors of an image's patches, row by row."""
+    weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+    return F.conv2d(image_CSS.double()[None], weight, bias, stride=size)[0].flatten(1).T
+
+
+def slowed(x: torch.Tensor, mult: float) -> torch.Tensor:
+    """The same values with ``mult`` times their gradient."""
+    return mult * x + (1.0 - mult) * x.detach()
+
+
 def same_convolution(x_TD: torch.Tensor, state: State, name: str, groups: int) -> torch.Tensor:
     """Over time with as many outputs as inputs; an even kernel's surplus output is cut at the end."""
     weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
@@ -155,6 +175,12 @@ def distance(prediction: torch.Tensor, target: torch.Tensor, beta: float) -> tor
         return error.pow(2).sum()
     small = error.abs() < beta
     return torch.where(small, error.pow(2) / (2.0 * beta), error.abs() - beta / 2.0).sum()
+
+
+def scaled_distance(config: Any, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The distance times what the configuration says; 1 / sqrt(width) unless it says something."""
+    scale = config.embed_dim**-0.5 if config.loss_scale is None else config.loss_scale
+    return scale * distance(prediction, target, config.loss_beta)
 
 
 def agree(ours: torch.Tensor | None, plain: torch.Tensor | None, what: str, tolerance: float = 2e-4) -> None:

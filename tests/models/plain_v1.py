@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 
 from data2vec.conv_spec import parse_conv_layers
 from data2vec.v1.config import Data2VecAudioConfig
@@ -21,12 +18,14 @@ from tests.models.plain import (
     convolutional_positions,
     distance,
     doubles,
-    embedding,
+    embedded,
     gelu,
     layer_norm,
     linear,
     padding_bias,
-    position_numbers,
+    patches,
+    scaled_distance,
+    slowed,
     targets,
     waveform_convolutions,
 )
@@ -53,11 +52,6 @@ def encoder_layers(
     return found
 
 
-def regression(config: Any, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    scale = config.embed_dim**-0.5 if config.loss_scale is None else config.loss_scale
-    return scale * distance(prediction, target, config.loss_beta)
-
-
 class PlainAudio:
     def __init__(self, model: Data2VecAudioPretraining) -> None:
         self.config: Data2VecAudioConfig = model.config
@@ -65,9 +59,9 @@ class PlainAudio:
         self.teacher = doubles(model.teacher.module)
 
     def local(self, samples: torch.Tensor) -> torch.Tensor:
-        spec, mult = list(parse_conv_layers(self.config.conv_feature_layers)), self.config.feature_grad_mult
+        spec = list(parse_conv_layers(self.config.conv_feature_layers))
         x = waveform_convolutions(samples, below(self.state, "feature_extractor."), spec)
-        x = mult * x + (1.0 - mult) * x.detach()
+        x = slowed(x, self.config.feature_grad_mult)
         return linear(layer_norm(x, self.state, "layer_norm"), self.state, "post_extract_proj")
 
     def transformer(self, x: torch.Tensor, padded: torch.Tensor, state: State) -> tuple[torch.Tensor, Layers]:
@@ -95,7 +89,7 @@ class PlainAudio:
             x = torch.where(mask[:, None], self.state["mask_emb"], locals_[row])
             x, _ = self.transformer(x, padded_BT[row], below(self.state, "encoder."))
             prediction = linear(x[mask], self.state, "final_proj")
-            loss = loss + regression(self.config, prediction, target[row][mask])
+            loss = loss + scaled_distance(self.config, prediction, target[row][mask])
         return loss, target[mask_BT]
 
 
@@ -107,12 +101,8 @@ class PlainText:
 
     def encoder(self, ids: torch.Tensor, state: State) -> tuple[torch.Tensor, Layers]:
         net = self.config.transformer
-        x = embedding(ids, state["embed_tokens.weight"])
-        x = x if net.no_scale_embedding else x * self.config.embed_dim**0.5
-        if not net.no_token_positional_embeddings:
-            x = x + embedding(position_numbers(ids), state["embed_positions.weight"])
-        if net.layernorm_embedding:
-            x = layer_norm(x, state, "layernorm_embedding")
+        x = embedded(ids, state, not net.no_scale_embedding, not net.no_token_positional_embeddings,
+                     net.layernorm_embedding)  # fmt: skip
         padded, first = ids.eq(1), net.encoder.normalize_before
         layers = encoder_layers(
             x.masked_fill(padded[:, None], 0.0), padded, state, self.config.depth, self.config.num_heads,
@@ -136,7 +126,7 @@ class PlainText:
             x = x[mask]
             for index in range(self.config.head_layers):
                 x = linear(x if index == 0 else gelu(x), self.state, f"encoder.regression_head.{2 * index}")
-            loss = loss + regression(self.config, x, target[row][mask])
+            loss = loss + scaled_distance(self.config, x, target[row][mask])
         return loss, target[mask_BT]
 
 
@@ -149,8 +139,7 @@ class PlainVision:
         self.teacher = {f"encoder.{n}": v for n, v in teacher.items()} if alone else teacher
 
     def local(self, image: torch.Tensor, state: State) -> torch.Tensor:
-        weight, bias = state["patch_embed.conv.weight"], state["patch_embed.conv.bias"]
-        return F.conv2d(image.double()[None], weight, bias, stride=self.config.patch_size)[0].flatten(1).T
+        return patches(image, state, "patch_embed.conv", self.config.patch_size)
 
     def bias(self, table: torch.Tensor) -> torch.Tensor:
         """(H, 1 + T, 1 + T), pair by pair."""
@@ -209,5 +198,5 @@ class PlainVision:
                 scale = 1.0 if config.loss_scale is None else config.loss_scale
                 loss = loss + scale * distance(x, target[row][mask], config.loss_beta) / config.embed_dim
             else:
-                loss = loss + regression(config, x, target[row][mask])
+                loss = loss + scaled_distance(config, x, target[row][mask])
         return loss, target[mask_BT]

@@ -14,16 +14,17 @@ from tests.models.plain import (
     attention,
     below,
     convolutional_positions,
-    distance,
     doubles,
-    embedding,
+    embedded,
     gelu,
     layer_norm,
     linear,
     normed,
     padding_bias,
-    position_numbers,
+    patches,
     same_convolution,
+    scaled_distance,
+    slowed,
     targets,
     waveform_convolutions,
 )
@@ -61,32 +62,25 @@ class PlainStep:
     def local(self, raw: torch.Tensor, whole: State) -> torch.Tensor:
         """(T, D) local features of one sample."""
         state, mult = below(whole, self.front), self.modality.local_grad_mult
-
-        def slowed(x: torch.Tensor) -> torch.Tensor:
-            return mult * x + (1.0 - mult) * x.detach()
-
         if self.kind == "TEXT":
             text = self.config.modalities.text
             assert text is not None
-            x = embedding(raw, state["local_encoder.embed_tokens.weight"])
-            x = x if text.no_scale_embedding else x * self.config.embed_dim**0.5
-            if not text.no_token_positional_embeddings:
-                x = x + embedding(position_numbers(raw), state["local_encoder.embed_positions.weight"])
-            if text.layernorm_embedding:
-                x = layer_norm(x, state, "local_encoder.layernorm_embedding")
-            return slowed(x)
+            own = below(state, "local_encoder.")
+            positions = not text.no_token_positional_embeddings
+            return slowed(
+                embedded(raw, own, not text.no_scale_embedding, positions, text.layernorm_embedding), mult
+            )
         if self.kind == "IMAGE":
             image = self.config.modalities.image
             assert image is not None
             two = "local_encoder.0.proj.weight" in state
-            name, size = ("local_encoder.0.proj" if two else "local_encoder.proj"), image.patch_size
-            x = F.conv2d(raw.double()[None], state[f"{name}.weight"], state[f"{name}.bias"], stride=size)
-            x = x[0].flatten(1).T
-            return slowed(linear(x, state, "local_encoder.1") if two else x)
+            name = "local_encoder.0.proj" if two else "local_encoder.proj"
+            x = patches(raw, state, name, image.patch_size)
+            return slowed(linear(x, state, "local_encoder.1") if two else x, mult)
         audio = self.config.modalities.audio
         assert audio is not None
         layers = list(parse_conv_layers(audio.feature_encoder_spec))
-        x = slowed(waveform_convolutions(raw, below(state, "local_encoder."), layers))
+        x = slowed(waveform_convolutions(raw, below(state, "local_encoder."), layers), mult)
         return linear(layer_norm(x, state, "project_features.1"), state, "project_features.2")
 
     def positions(self, x: torch.Tensor, whole: State, padded: torch.Tensor) -> torch.Tensor:
@@ -190,7 +184,6 @@ class PlainStep:
             candidates.append(self.encode(x, torch.arange(len(x)), padded, front, self.teacher, False)[1])
         layers = [torch.stack([c[i][extra:] for c in candidates]).detach() for i in range(config.depth)]
         target_BTD = targets(config, layers)
-        scale = config.embed_dim**-0.5 if config.loss_scale is None else config.loss_scale
         losses = {"cls": torch.zeros(()), "recon": torch.zeros(()), "main": torch.zeros(())}
         for row, mask in enumerate(mask_RT):
             sample = row // config.clone_batch
@@ -201,23 +194,21 @@ class PlainStep:
                 x[kept], kept, padded[kept], self.state, self.state, config.layer_norm_first
             )
             prediction = self.decode(seen[extra:], mask, noise_RJD[row].double())[mask]
-            losses["main"] = losses["main"] + config.d2v_loss * scale * distance(
-                prediction, target_BTD[sample][mask], config.loss_beta
+            losses["main"] = losses["main"] + config.d2v_loss * scaled_distance(
+                config, prediction, target_BTD[sample][mask]
             )
             if config.cls_loss > 0:
                 mean, weight = target_BTD[sample].mean(dim=0), config.cls_loss * int(mask_RT.sum())
-                losses["cls"] = losses["cls"] + weight * scale * distance(
-                    seen[extra - 1], mean, config.loss_beta
-                )
+                losses["cls"] = losses["cls"] + weight * scaled_distance(config, seen[extra - 1], mean)
             if config.recon_loss > 0:
-                pixels = _patches(raw[sample].double(), self.config.modalities.image.patch_size)  # type: ignore[union-attr]
-                losses["recon"] = losses["recon"] + config.recon_loss * scale * distance(
-                    linear(prediction, self.state, "recon_proj"), pixels[mask], config.loss_beta
+                pixels = _pixels(raw[sample].double(), self.config.modalities.image.patch_size)  # type: ignore[union-attr]
+                losses["recon"] = losses["recon"] + config.recon_loss * scaled_distance(
+                    config, linear(prediction, self.state, "recon_proj"), pixels[mask]
                 )
         return losses, target_BTD
 
 
-def _patches(image_CSS: torch.Tensor, size: int) -> torch.Tensor:
+def _pixels(image_CSS: torch.Tensor, size: int) -> torch.Tensor:
     """(T, P * P * C) pixels of each patch as (row, column, channel), normalised within it (unbiased)."""
     side, found = image_CSS.shape[1] // size, []
     for y in range(side):

@@ -233,6 +233,8 @@ def test_what_the_data_was_like_goes_along(name: str, field: str, saved: Any, tm
     for value in (True, False):
         artifact.config["task"][field] = value
         export_fairseq(artifact, tmp_path / str(value) / "model.pt")
+        cfg = torch.load(tmp_path / str(value) / "model.pt", weights_only=True)["cfg"]
+        assert cfg["model"].get(field, value) is value, "fairseq's fine-tuned models look for it there"
         dictionary = next(iter((tmp_path / str(value)).glob("dict*.txt")), None)
         assert getattr(import_file(tmp_path / str(value) / "model.pt", dictionary), field) is value
 
