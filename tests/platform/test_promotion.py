@@ -91,6 +91,9 @@ def test_the_first_holder_must_beat_an_answer_that_knows_nothing() -> None:
         assert floored(own, floor, maximize) == [f"{told}({better} is better)"]
     assert len(floored("49", 50.0, True, tuned(1, "48"))) == 1  # nor may a later one be useless
     assert "was never validated" in floored("none", 50.0, True)[0]
+    undirected = tuned(1, "40", floor__value="50.0", metric__maximize="")
+    del undirected.tags["metric.maximize"]  # by another program: more is better
+    assert "(higher is better)" in gate_reasons(undirected, None, never)[0]
     assert gate_reasons(tuned(1, "1"), None, never) == []  # judged, but no floor is known of the metric
 
 
@@ -158,5 +161,6 @@ def test_rollbacks_pop_what_moves_pushed() -> None:
 
     moves = [move(1), move(2), move(9, alias="b"), move(3)]
     assert holders(moves, "a") == [1, 2, 3]
+    assert holders([*moves, move(3)], "a") == [1, 2, 3], "back after a move outside: no earlier holder"
     assert holders([*moves, move(2, rollback=True)], "a") == [1, 2]
     assert holders([*moves, move(2, rollback=True), move(1, rollback=True), move(4)], "a") == [1, 4]

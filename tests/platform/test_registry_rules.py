@@ -145,6 +145,8 @@ def test_moves_are_numbered_and_told(registry: Registry, tracker: Any) -> None:
         "best": "mcc 70, v3", "other": "mcc 40, v4", "note": "not a move",
     }  # fmt: skip
     assert set(registry.versions[0].tags) >= {"metric.value"}
+    promote(tracker, name="tiny", version=5, alias="best")  # that "older" has gone is noted before it
+    assert [move.number for move in history(tracker, "tiny")] == [1, 2, 3, 10, 11, 12]
 
 
 def test_rollbacks_go_one_holder_further_each_time(registry: Registry, tracker: Any) -> None:

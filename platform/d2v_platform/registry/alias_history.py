@@ -67,7 +67,7 @@ def holders(moves: list[AliasMove], alias: str) -> list[int]:
         if move.rollback:
             while stack and stack[-1] != move.to_version:
                 stack.pop()
-        else:
+        elif stack[-1:] != [move.to_version]:  # else it came back after a move outside
             stack.append(move.to_version)
     return stack
 
