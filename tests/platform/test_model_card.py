@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from d2v_platform.recipe.compose import compose
+from d2v_platform.recipe.compose import Composed, compose
+from d2v_platform.registry import registration
 from d2v_platform.registry.model_card import CardFacts, model_card
-from d2v_platform.registry.registration import card_facts, gate_tags
+from d2v_platform.registry.registration import card_facts, gate_tags, lineage_tags
 from d2v_platform.training.loop_state import Summary
 from data2vec.families import family_of, modality_of
 
@@ -131,3 +133,86 @@ def test_every_family_has_a_summary_and_the_gate_of_pretrained_models(
     flat = dataclasses.replace(summary, metrics=figures | {"train/pred_var": 0.0})
     judged = getattr(model, "min_pred_var", 0.0) > 0
     assert gate_tags(composed.recipe, flat)["collapse"] == str(judged).lower()
+    early = dataclasses.replace(flat, update=10)  # predictions start without variance
+    assert gate_tags(composed.recipe, early) == {"collapse": "false"}
+    for subset in composed.recipe.valid_subsets():
+        known, knn = {"floor.metric": "knn", "floor.data": "d"}, {f"{subset}/knn": 41.5}
+        probed = dataclasses.replace(summary, facts=known, metrics=figures | knn)
+        assert gate_tags(composed.recipe, probed) == {
+            "collapse": "false", "downstream.name": "knn", "downstream.value": "41.5",
+            "downstream.maximize": "true", "downstream.data": "d",
+        }  # fmt: skip
+
+
+def finetuned() -> tuple[Composed, Summary]:
+    composed = compose(
+        "v2/text_finetuning/cola",
+        ["task.data=/d", "model.model_path=/m", "optimization.lr=[3e-5]", "platform.register_as=tiny",
+         "platform.alias=champion"],
+    )  # fmt: skip
+    summary = Summary(
+        update=40, best=61.25, best_update=20,
+        metrics={"valid/mcc": 60.5, "train/loss": 0.5, "train/lr": 1e-5},
+        reason="max_update", export=None, facts={"data.fingerprint": "f00d"}, seconds=1.0, bad_updates=0,
+    )  # fmt: skip
+    return composed, summary
+
+
+def test_a_version_carries_what_its_weights_come_from() -> None:
+    composed, summary = finetuned()
+    tags = lineage_tags(composed, summary, "models:/text/3")
+    assert (tags["recipe.name"], tags["parent.version"]) == ("v2/text_finetuning/cola", "models:/text/3")
+    assert tags["run.update"] == "20" and tags["data.fingerprint"] == "f00d"
+    assert json.loads(tags["recipe.difference"])["optimization.lr"][1] == [3e-5]
+    unvalidated = dataclasses.replace(summary, best=None, best_update=None)
+    assert lineage_tags(composed, unvalidated, None)["run.update"] == "40"
+    assert lineage_tags(composed, unvalidated, None)["parent.version"] == "none"
+    judged = {"metric.name": "mcc", "metric.value": "61.25", "metric.maximize": "true"}
+    assert gate_tags(composed.recipe, summary) == judged
+    assert gate_tags(composed.recipe, unvalidated)["metric.value"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("given", "taken", "asked", "answer"),
+    [
+        ({}, True, ("tiny", "champion"), "models:/tiny/4 (tiny@champion)"),
+        ({}, False, ("tiny", "champion"), "models:/tiny/4"),
+        ({"name": "own", "alias": "best"}, True, ("own", "best"), "models:/own/4 (own@best)"),
+    ],
+)
+def test_a_run_registers_its_model_as_its_recipe_says(
+    given: dict[str, str], taken: bool, asked: tuple[str, str], answer: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    composed, summary = finetuned()
+    model = compose("text/pretraining/base", ["task.data=/d"], check=False).recipe.model
+    config = {"kind": "sentence_classifier", "family": family_of(model), "model": model.to_dict()}  # type: ignore[union-attr]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(registration, "draw_data", lambda *places: list(places[1:]))
+    calls: list[dict[str, Any]] = []
+
+    def register(**named: Any) -> Any:
+        calls.append(named)
+        aliases = (named["alias"],) if taken else ()
+        return SimpleNamespace(version=4, aliases=aliases, refusal=None if taken else "worse than version 3")
+
+    tracker: Any = SimpleNamespace(register=register)
+    found = registration.register_summary(
+        tracker, composed, "run1", tmp_path, summary,
+        parent_uri="models:/text/3", results_table=Path("/t"), **given,
+    )  # fmt: skip
+    assert found == answer and ("without the alias: worse than version 3" in caplog.text) == (not taken)
+    (named,) = calls
+    assert (named["name"], named["alias"]) == asked and named["results_table"] == Path("/t")
+    assert (named["run_id"], named["folder"]) == ("run1", tmp_path / "model")
+    assert named["pictures"] == [tmp_path / "model", tmp_path / "card"]
+    assert named["tags"]["parent.version"] == "models:/text/3" and named["tags"]["metric.name"] == "mcc"
+    card = named["card_markdown"]
+    assert f'"models:/{asked[0]}@{asked[1]}"' in card and "| valid/mcc | 60.5 |" in card
+    assert "train/lr" not in card and "weights of update 20" in card and "models:/text/3" in card
+    platform = dataclasses.replace(composed.recipe.platform, register_as=None)
+    nameless = dataclasses.replace(composed, recipe=dataclasses.replace(composed.recipe, platform=platform))
+    assert (
+        registration.register_summary(tracker, nameless, "r", tmp_path, summary) is None and len(calls) == 1
+    )

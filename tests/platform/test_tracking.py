@@ -173,6 +173,8 @@ def test_identity_live_finished_and_unknown(new_tracker: NewTracker) -> None:
     assert (again.status, again.resumed, again.run_id) == ("FINISHED", False, run_id)
     unnamed = [open_one(tracker, "auto", resume_key=None) for _ in range(2)]
     assert unnamed[0] != unnamed[1]
+    newest = tracker.find_run("e", "auto")
+    assert newest is not None and newest.run_id == unnamed[1]
     with pytest.raises(Data2VecError, match='run_name = "it\'s"'):
         open_one(tracker, "it's")
 
