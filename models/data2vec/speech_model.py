@@ -100,6 +100,8 @@ class SpeechModel(ModelInUse):
         self._module = (self.ctc or self.classifier or self.network).eval()
         self.layers: tuple[ConvLayer, ...] = conv_layers(self.model_config)
         self.frame_s = total_stride(self.layers) / SAMPLE_RATE
+        #: pieces of long audio, in seconds
+        self.chunk_s, self.overlap_s = CHUNK_S, OVERLAP_S
 
     @overload
     def embed(
@@ -232,8 +234,8 @@ class SpeechModel(ModelInUse):
                 yield kept[0] if len(kept) == 1 else np.concatenate(kept)
 
     def _pieces(self, samples: torch.Tensor) -> list[tuple[torch.Tensor, slice]]:
-        """A prepared recording in overlapping chunks of 30 s, and the frames that each of them stands for."""
-        chunk, overlap = int(CHUNK_S * SAMPLE_RATE), int(OVERLAP_S * SAMPLE_RATE)
+        """A prepared recording in overlapping chunks, and the frames that each of them stands for."""
+        chunk, overlap = int(self.chunk_s * SAMPLE_RATE), int(self.overlap_s * SAMPLE_RATE)
         if len(samples) <= chunk:
             return [(samples, slice(None))]
         stride = total_stride(self.layers)

@@ -32,6 +32,7 @@ def tuning(root: Path, **search: Any) -> Any:
         search=SearchOptions(**search),
         infer=SimpleNamespace(decoding=decoding),
         job=SimpleNamespace(subset="dev"),
+        model="models:/m/1",
         overrides=("task.data=/x", "decoding.lmweight=9", "decoding.beam=7"),
     )
 
@@ -61,6 +62,10 @@ def test_the_table_is_ordered_and_says_how_to_decode(tmp_path: Path) -> None:
     assert command.split()[2:] == [
         "task.data=/x", "decoding.beam=7", "decoding.lmweight=0.5", "decoding.wordscore=1.25",
         "decoding.silweight=-0.75",
+    ]  # fmt: skip
+    (command,) = [line for line in lines if line.startswith("d2v transcribe RECORDINGS --model ")]
+    assert command.split()[5:] == [
+        "decoding.beam=7", "decoding.lmweight=0.5", "decoding.wordscore=1.25", "decoding.silweight=-0.75",
     ]  # fmt: skip
     assert (tmp_path / "results.md").read_text() == "\n".join(lines) + "\n"
     best = json.loads((tmp_path / "best.json").read_text())

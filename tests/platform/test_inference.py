@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import data2vec
 from d2v_platform.inference import decoding
 from d2v_platform.inference.command import infer
 from d2v_platform.inference.options import DecodingOptions, InferOptions, read_options
+from d2v_platform.inference.subtitles import cues, subtitles
 from d2v_platform.inference.transcription import transcribe_command
 from data2vec.artifact import save_artifact
 from data2vec.data.dictionary import Dictionary
@@ -70,7 +72,7 @@ def test_a_language_model_forces_its_words(ctc_model: Path, utterances: Path, tm
 
 
 def test_words_of_a_language_model_stand_where_their_letters_are(
-    ctc_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ctc_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("flashlight.lib.text.decoder")
     (tmp_path / "lm.arpa").write_text(NgramModel.estimate([["ONE", "TWO"]], 2).arpa())
@@ -91,6 +93,55 @@ def test_words_of_a_language_model_stand_where_their_letters_are(
     step = loaded.frame_s
     assert [word["start_s"] for word in words] == pytest.approx([50 * step, 150 * step], abs=2 * step)
     assert [word["end_s"] for word in words] == pytest.approx([55 * step, 155 * step], abs=2 * step)
+
+    # As d2v sweep decoding prints it, weights included; with subtitles.
+    wanted: dict[str, Any] = {}
+    kept = decoding.make_search
+    monkeypatch.setattr(decoding, "make_search", lambda o, d: wanted.update(vars(o)) or kept(o, d))
+    printed = [f"decoding.lexicon={tmp_path}/lexicon", f"decoding.lmpath={tmp_path}/lm.arpa",
+               "decoding.type=kenlm", "decoding.lmweight=1.5", "decoding.wordscore=-0.25"]  # fmt: skip
+    transcribe_command(tmp_path / "a.wav", str(ctc_model), tmp_path / "out2", subtitles=["srt", "vtt"],
+                       chunk_s=10.0, overlap_s=1.0, decoding=printed)  # fmt: skip
+    assert (wanted["lmweight"], wanted["wordscore"], wanted["type"]) == (1.5, -0.25, "kenlm")
+    assert json.loads((tmp_path / "out2" / "a.json").read_text())["words"] == words
+    assert (tmp_path / "out2" / "a.srt").read_text().startswith("1\n00:00:0")
+    assert (tmp_path / "out2" / "a.vtt").read_text().startswith("WEBVTT\n\n00:00:0")
+    assert f"1 transcript written to {tmp_path / 'out2'} (NAME.txt, NAME.json" in capsys.readouterr().err
+
+
+def test_options_of_a_transcription_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    refuse: list[tuple[dict[str, Any], str]] = [
+        ({"subtitles": ["ass", "srt"]}, "--subtitles = 'ass' must be one of srt, vtt"),
+        ({"subtitles": ["ass", "srt"]}, "--subtitles = 'ass, srt' needs --out FOLDER"),
+        ({"chunk_s": 0.5}, "--chunk-s = 0.5 must be at least 1 second"),
+        ({"chunk_s": 4.0, "overlap_s": 3.0}, "--overlap-s = 3.0 must lie in 0 ... 2"),
+        ({"decoding": ["task.data=x", "decoding.beam=5"]}, "task.data=x: after the recordings only decoding"),
+        (
+            {"decoding": ["decoding.type=kenlm"]},
+            "decoding.lmpath = None is required with decoding.type=kenlm",
+        ),
+        ({"beam": 7}, "--lexicon and --beam need --lm"),
+    ]
+    for given, words in refuse:
+        with pytest.raises(Data2VecError) as caught:
+            transcribe_command(tmp_path / "a.wav", "models:/x/1", **given)
+        assert words in " ".join(str(caught.value).split())
+
+
+def test_subtitles_are_cut_where_they_can_be_read() -> None:
+    def word(text: str, start_s: float, end_s: float) -> dict[str, Any]:
+        return {"text": text, "start_s": start_s, "end_s": end_s}
+
+    words = [word("A<B", 3599.5, 3600.0015), word("C", 3600.9, 3601.0), word("D", 3602.1, 3603.0)]
+    assert subtitles(words, "srt") == (
+        "1\n00:59:59,500 --> 01:00:01,000\nA<B C\n\n2\n01:00:02,100 --> 01:00:03,000\nD\n"
+    )
+    assert subtitles(words[:1], "vtt") == "WEBVTT\n\n00:59:59.500 --> 01:00:00.002\nA&lt;B\n"
+    assert subtitles([], "vtt") == "WEBVTT\n" and subtitles([], "srt") == ""
+    steady = [word("W" * 9, n * 0.5, n * 0.5 + 0.5) for n in range(20)]  # 10 signs each with the space
+    assert [len(cue) for cue in cues(steady)] == [8, 8, 4]
+    slow = [word("W", n * 1.0, n * 1.0 + 1.0) for n in range(9)]
+    assert [len(cue) for cue in cues(slow)] == [7, 2]
 
 
 def test_a_batch_changes_no_utterance_and_shares_its_time(ctc_model: Path, utterances: Path) -> None:
@@ -194,16 +245,26 @@ def test_language_models_that_do_not_fit_are_named(
 
 
 def test_recordings_are_transcribed_and_broken_ones_reported(
-    ctc_model: Path, utterances: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ctc_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "recordings"
     (folder / "deep").mkdir(parents=True)
     sf.write(str(folder / "deep" / "a ü.wav"), 0.1 * np.random.default_rng(1).normal(size=(4000, 2)), 8000)
     (folder / "bad.flac").write_text("no audio")
+    sf.write(str(folder / "silent.wav"), np.zeros(16_000), 16_000)
+    blank = np.full((49, len(released_letters())), -20.0, dtype=np.float32)
+    blank[:, 0] = 0.0
+    heard = SpeechModel.emissions_each
+    monkeypatch.setattr(
+        SpeechModel, "emissions_each",
+        lambda *given, **more: (blank if len(found) == 49 else found for found in heard(*given, **more)),
+    )  # fmt: skip
     with pytest.raises(SystemExit) as stopped:
         transcribe_command(folder, str(ctc_model), tmp_path / "out")
     assert stopped.value.code == 2
     captured = capsys.readouterr()
     assert "bad.flac" in captured.err and "Traceback" not in captured.err
+    assert "silent.wav: no words: the 1.00 s of audio are silent" in captured.err
+    assert json.loads((tmp_path / "out" / "silent.json").read_text())["empty"].endswith("are silent")
     content = json.loads((tmp_path / "out" / "deep" / "a ü.json").read_text())
     assert content["text"] == " ".join(word["text"] for word in content["words"])

@@ -23,6 +23,7 @@ OTHER_SUFFIXES = (
 )  # fmt: skip
 KNOWN = (*SUFFIXES, *OTHER_SUFFIXES)
 _SHOWN = 20
+_SILENCE = 1e-4  # of full scale, from lowest to highest sample: three steps of 16 bits
 
 
 def find_recordings(source: Path) -> list[Path]:
@@ -54,12 +55,14 @@ class ReadRecordings:
     Attributes:
         done: path and seconds of each that was read, in order.
         failed: path and reason of each that was not.
+        silent: those that were read and hold no sound.
     """
 
     def __init__(self, model: SpeechModel, files: Iterable[Path]) -> None:
         self._model, self._files = model, files
         self.done: list[tuple[Path, float]] = []
         self.failed: list[str] = []
+        self.silent: set[Path] = set()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         from data2vec.speech_model import SAMPLE_RATE
@@ -71,6 +74,8 @@ class ReadRecordings:
                 self.failed.append(str(error))
                 continue
             self.done.append((path, len(samples) / SAMPLE_RATE))
+            if not len(samples) or float(np.ptp(samples)) < _SILENCE:
+                self.silent.add(path)
             yield samples
 
 

@@ -20,7 +20,7 @@ from data2vec.speech_metrics import ErrorCount, total, word_errors
 
 from ..inference.decoding import Job, load_search
 from ..inference.emissions import StoredEmissions, Utterance
-from .decoding_sweep import TUNED, DecodingSweep, infer_command_of
+from .decoding_sweep import TUNED, DecodingSweep, infer_command_of, transcribe_command_of
 from .schedule import clock
 
 logger = logging.getLogger(__name__)
@@ -119,6 +119,8 @@ def write_table(sweep: DecodingSweep, trials: Sequence[WeightTrial]) -> list[str
         f"best: WER {best.wer:.2f} % on {sweep.job.subset}, the subset tuned on; judge it on others:",
         "",
         infer_command_of(sweep, best.values),
+        "",
+        transcribe_command_of(sweep, best.values),
         "",
         f"all trials: {sweep.root / 'trials.csv'}",
     ]

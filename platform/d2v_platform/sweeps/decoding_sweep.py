@@ -250,6 +250,16 @@ def infer_command_of(sweep: DecodingSweep, best: Mapping[str, float]) -> str:
     return " ".join(["python experiments/infer.py", *map(shlex.quote, words), *own])
 
 
+def transcribe_command_of(sweep: DecodingSweep, best: Mapping[str, float]) -> str:
+    """The same decoding of other recordings, as a command line."""
+    own = [f"decoding.{name}={value:g}" for name, value in best.items()]
+    tuned = tuple(f"decoding.{name}=" for name in TUNED)
+    given = [word for word in sweep.overrides if word.lstrip("+").startswith("decoding.")]
+    words = [word for word in given if not word.lstrip("+").startswith(tuned)]
+    head = ["d2v transcribe RECORDINGS --model", shlex.quote(sweep.model)]
+    return " ".join([*head, *map(shlex.quote, words), *own])
+
+
 def _refuse_changes(sweep: DecodingSweep) -> None:
     """A tuning may not change under its name: its trials would not compare."""
     path = sweep.root / "settings.json"
