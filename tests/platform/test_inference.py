@@ -15,12 +15,13 @@ import data2vec
 from d2v_platform.inference import decoding
 from d2v_platform.inference.command import infer
 from d2v_platform.inference.options import DecodingOptions, InferOptions, read_options
+from d2v_platform.inference.outputs import own_results
 from d2v_platform.inference.subtitles import cues, subtitles
 from d2v_platform.inference.transcription import transcribe_command
 from data2vec.artifact import save_artifact
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import released_letters
-from data2vec.errors import Data2VecError
+from data2vec.errors import Data2VecError, DataError
 from data2vec.language_model import NgramModel, lexicon_text
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.lm.transformer import TransformerLM
@@ -242,6 +243,30 @@ def test_language_models_that_do_not_fit_are_named(
     (tmp_path / "lexicon").write_text("ONE\tO N E |\nNAÏVE\tN A Ï V E |\nTWO\tT W O\n")
     with pytest.raises(Data2VecError, match=r"(?s)line 2.*Ï.*line 3.*must end with"):
         infer(read_options([*common, *words])[0])
+
+
+def test_results_of_two_inferences_never_mix(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    out = tmp_path / "out"
+    with own_results(out, ["dev", "test"]):
+        (out / "dev").mkdir()
+        for name in ("dev/hypo.word", "wer.17", "mine.txt", "summary.json"):
+            (out / name).write_text("of the first")
+        with (
+            pytest.raises(DataError, match=r"another d2v infer is writing to .*common_eval\.results_path"),
+            own_results(out, ["test"]),
+        ):
+            raise AssertionError
+    assert not caplog.records
+    with own_results(out, ["test"]):
+        left = sorted(p.name for p in out.rglob("[!.]*") if p.is_file())
+        assert left == ["mine.txt", "wer.17"]
+        assert "results of an earlier inference" in caplog.text
+        (out / "hypo.word").write_text("of the second")
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "summary.json").write_text("not of an inference")
+    with own_results(tmp_path / "users", ["test"]):
+        assert (tmp_path / "users" / "summary.json").is_file()
 
 
 def test_recordings_are_transcribed_and_broken_ones_reported(

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from d2v_platform.preparation.images import ImageOptions, prepare_images
 from d2v_platform.preparation.sole_writer import sole_writer
-from data2vec.data.image_sources import open_images
+from data2vec.data.image_sources import FolderSource, open_images
 from data2vec.errors import DataError
 
 QUIET = Console(quiet=True)
@@ -138,5 +138,9 @@ def test_shards_at_a_uri_are_read_from_a_local_copy(pictures: Path, tmp_path: Pa
         place.write(str(path.relative_to(tmp_path / "out")), path.read_bytes())
     there = open_images(local_data(place.uri), "val")
     here = open_images(tmp_path / "out", "val")
+    raw = FolderSource(pictures / "val")
+    assert sorted(there.name(i) for i in range(len(there))) == [raw.name(i) for i in range(len(raw))]
+    contents_of = {raw.name(i): raw.read(i) for i in range(len(raw))}
+    assert all(there.read(i) == contents_of[there.name(i)] for i in range(len(there)))
     assert there.classes == here.classes and np.array_equal(there.labels, here.labels)
     assert there.read(7) == here.read(7)

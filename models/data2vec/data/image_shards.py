@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,18 +19,22 @@ from .names import Names
 
 INDEX_NAME = "index.json"  # beside prepared shards: class names and counts
 _LABEL = "cls"
+SOURCE_NAME = "name"  # extension of the member that holds the name of the file an image came from
+_MOST_TEXT = 4096  # bytes of a label or a name
 _MOST_CLASSES = 1_000_000  # a larger number is an identifier of something else
 
 
 class ShardSource:
     """Tar shards: files that share a name up to the first dot of their last part are one sample.
 
-    An image has one of the known extensions; ``.cls`` holds its class, as a number or a name. Offsets are
-    read from the headers once; images are then read by seeking, in any order.
+    An image has one of the known extensions; ``.cls`` holds its class, as a number or a name, and ``.name``
+    what its file was called before. Offsets are read from the headers once; images are then read by seeking,
+    in any order.
     """
 
     def __init__(self, shards: Sequence[Path], *, labelled: bool | None = True) -> None:
         self.shards, self.notes = list(shards), []
+        keys: list[str] = []
         names: list[str] = []
         rows: list[tuple[int, int, int]] = []
         raw_labels: list[str | None] = []
@@ -47,7 +52,8 @@ class ShardSource:
             for key, sample in samples.items():
                 if labelled and sample.label is None:
                     continue
-                names.append(f"{shard.name}:{key}")
+                keys.append(key)
+                names.append(sample.name or f"{shard.name}:{key}")
                 rows.append((number, sample.offset, sample.size))
                 raw_labels.append(sample.label)
         if labelled is None:
@@ -63,7 +69,7 @@ class ShardSource:
                 f"{self.shards[0].parent}: {len(self.shards)} shards hold no usable image"
                 + "".join(f"\n  {note}" for note in self.notes[:5])
             )
-        self._names, self._rows = Names(names), np.array(rows, dtype=np.int64)
+        self._keys, self._names, self._rows = Names(keys), Names(names), np.array(rows, dtype=np.int64)
         self.notes += _missing(self.shards, len(rows))
         self.classes: list[str] = []
         self.labels = np.full(len(rows), -1)
@@ -76,7 +82,7 @@ class ShardSource:
         return len(self._rows)
 
     def name(self, index: int) -> str:
-        """Shard and key."""
+        """What its file was called before it came into the shard; where that is not known, shard and key."""
         return self._names[index]
 
     def read(self, index: int) -> bytes:
@@ -93,17 +99,17 @@ class ShardSource:
         """Hash of keys, sizes and classes."""
         digest = hashlib.sha256()
         for index in range(len(self)):
-            key = self._names[index].partition(":")[2]
-            digest.update(f"{key}\0{self._rows[index, 2]}\0{self.labels[index]}\n".encode())
+            digest.update(f"{self._keys[index]}\0{self._rows[index, 2]}\0{self.labels[index]}\n".encode())
         return digest.hexdigest()
 
 
 class _Sample:
-    """Place of an image in its shard, and the text of its label."""
+    """Place of an image in its shard, the text of its label, and its name before."""
 
     def __init__(self) -> None:
         self.offset, self.size = -1, 0
         self.label: str | None = None
+        self.name: str | None = None
 
 
 class _Header(tarfile.TarInfo):
@@ -136,12 +142,14 @@ def _index_shard(shard: Path) -> tuple[dict[str, _Sample], bool]:
                 if f".{extension.lower()}" in EXTENSIONS:
                     sample = samples.setdefault(key, _Sample())
                     sample.offset, sample.size = member.offset_data, member.size
-                elif extension == _LABEL:
+                elif extension in (_LABEL, SOURCE_NAME):
                     file = tar.extractfile(member)
                     assert file is not None
-                    samples.setdefault(key, _Sample()).label = (
-                        file.read(1000).decode(errors="replace").strip()
-                    )
+                    text, sample = file.read(_MOST_TEXT), samples.setdefault(key, _Sample())
+                    if extension == _LABEL:
+                        sample.label = text.decode(errors="replace").strip()
+                    else:
+                        sample.name = os.fsdecode(text)
             if not cut:
                 with shard.open(
                     "rb"

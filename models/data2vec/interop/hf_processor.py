@@ -34,9 +34,12 @@ def label_fields(artifact: Artifact) -> dict[str, Any]:
 
 def write_processor(artifact: Artifact, folder: Path) -> None:
     """What turns raw input into tensors, in their formats."""
+    # Without this name their AutoProcessor gives the tokenizer alone.
+    processor = {"processor_class": "Wav2Vec2Processor"} if artifact.letters is not None else {}
     if artifact.modality == "AUDIO":
         extractor = {
             "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            **processor,
             "do_normalize": bool(artifact.config["task"].get("normalize", True)),
             "feature_size": 1,
             "padding_side": "right",
@@ -47,7 +50,7 @@ def write_processor(artifact: Artifact, folder: Path) -> None:
         write_json(folder / "preprocessor_config.json", extractor)
     if artifact.modality == "IMAGE":
         task, size = artifact.config["task"], read_json(folder / "config.json")["image_size"]
-        processor = {
+        image_processor = {
             "image_processor_type": "BeitImageProcessor",
             "do_resize": True,
             "size": {"height": size, "width": size},
@@ -57,12 +60,12 @@ def write_processor(artifact: Artifact, folder: Path) -> None:
             "image_mean": list(task.get("mean") or IMAGENET_MEAN),
             "image_std": list(task.get("std") or IMAGENET_STD),
         }
-        write_json(folder / "preprocessor_config.json", processor)
+        write_json(folder / "preprocessor_config.json", image_processor)
     if artifact.letters is not None:
         names = list(artifact.letters.symbols)
         names[:NUM_SPECIALS] = ["<pad>", "<s>", "</s>", "<unk>"]  # their blank is <pad>, fairseq's is <s>
         write_json(folder / "vocab.json", {name: index for index, name in enumerate(names)})
-        tokenizer = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": "|"}
+        tokenizer = {"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": "|", **processor}
         tokenizer |= {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
         write_json(folder / "tokenizer_config.json", tokenizer)
     if artifact.tokenizer is not None:

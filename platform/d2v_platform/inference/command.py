@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,7 +22,7 @@ from ..tracking.scores import Score
 from ..training.preflight import model_folder
 from .decoding import Search, check_utterances, load_search, make_job, make_search, open_dataset
 from .options import InferOptions, read_runs
-from .outputs import errors_of, write_outputs
+from .outputs import errors_of, own_results, write_outputs
 from .recording import owner_of, record, update_of
 from .spread import decode_subset
 
@@ -72,22 +73,27 @@ def score_subsets(options: InferOptions, console: Console | None = None) -> list
     """Decode or classify every subset of the options, and write the results.
 
     Raises:
-        Data2VecError: a model, manifest, lexicon or language model that is missing or does not fit.
+        Data2VecError: a model, manifest, lexicon or language model that is missing or does not fit; another
+            inference is writing to the same folder.
     """
+    with own_results(_results(options), options.subsets()) as results:
+        return _score_subsets(options, results, console)
+
+
+def _score_subsets(options: InferOptions, results: Path, console: Console | None) -> list[Score]:
     folder, uri = model_folder(options.common_eval.path)
     artifact = read_artifact(folder)
     if artifact.modality == "IMAGE":
         from .images import infer_images
 
-        return infer_images(options, folder, _results(options), console)
+        return infer_images(options, folder, results, console)
     if artifact.kind == "audio_classifier":
         from .audio_events import infer_events
 
-        return infer_events(options, folder, _results(options), console)
+        return infer_events(options, folder, results, console)
     data = local_data(options.task.data)
     search = make_search(options.decoding, options.platform.chosen_device())
     jobs = {subset: make_job(options, folder, data, subset, search) for subset in options.subsets()}
-    results = _results(options)
     for job in jobs.values():
         check_utterances(job)  # all subsets before the first one is decoded
     load_search(str(folder), search)  # what is wrong with lexicon and language model is said here, once
@@ -147,4 +153,4 @@ def _results(options: InferOptions) -> Path:
 
 
 def _stamped_folder() -> Path:
-    return home_folder("inference") / time.strftime("%Y%m%d-%H%M%S")
+    return home_folder("inference") / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

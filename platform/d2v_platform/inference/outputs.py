@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
+from data2vec.folders import inside, write_text
 from data2vec.speech_metrics import ErrorCount
 
+from ..preparation.sole_writer import sole_writer
 from ..reports.worst_utterances import worst_utterances, wrong_words
 
+logger = logging.getLogger(__name__)
+
 Records = Sequence[Mapping[str, Any]]
+_SUBSETS = ".inference.json"  # names the subsets whose results a folder holds
+# What inferences of any kind leave. Not wer.<n>: these are made to be collected.
+_OUTPUTS = (
+    "hypo.word", "hypo.units", "ref.word", "ref.units", "asr_score", "wer", "utterances.parquet",
+    "utterances.csv", "worst.html", "predictions.parquet", "predictions.csv", "per_class.csv",
+    "confusion.csv", "confusion.png", "summary.json",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def own_results(folder: Path, subsets: Sequence[str]) -> Iterator[Path]:
+    """A folder for the results of one inference: nobody else writes there, and none of an earlier one stay.
+
+    Raises:
+        DataError: another inference is writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with sole_writer(folder, "d2v infer", "common_eval.results_path"):
+        record = folder / _SUBSETS
+        if record.is_file():
+            earlier = json.loads(record.read_text(encoding="utf-8"))
+            logger.info("note: results of an earlier inference in %s are replaced", folder)
+            for place in (folder, *(inside(folder, name) for name in earlier)):
+                for name in _OUTPUTS:
+                    (place / name).unlink(missing_ok=True)
+        write_text(record, json.dumps(list(subsets)))
+        yield folder
 
 
 def errors_of(records: Records) -> ErrorCount | None:

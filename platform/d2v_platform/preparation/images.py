@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 from data2vec.data.batching import permutation
 from data2vec.data.image_files import UnreadableImageError, read_image
-from data2vec.data.image_shards import INDEX_NAME, read_index
+from data2vec.data.image_shards import INDEX_NAME, SOURCE_NAME, read_index
 from data2vec.data.image_sources import FolderSource
 from data2vec.errors import DataError
 from data2vec.folders import write_text
@@ -64,7 +64,8 @@ class _Job:
     path: str
     record: str
     key: str
-    files: list[tuple[int, str, int]]  # number, path, class id
+    folder: str
+    files: list[tuple[int, str, int]]  # number, name below the folder, class id
     resize: int | None
 
 
@@ -152,12 +153,10 @@ def _split(
     place = dest / name
     place.mkdir(parents=True, exist_ok=True)
     order = permutation(len(source), "shards", options.seed).tolist()
-    rows = [
-        (number, str(folder / source.name(at)), int(source.labels[at])) for number, at in enumerate(order)
-    ]
+    rows = [(number, source.name(at), int(source.labels[at])) for number, at in enumerate(order)]
     sizes, count = [source.size(at) for at in order], options.images_per_shard
     jobs = [
-        _job(place, name, i // count, rows[i : i + count], sizes[i : i + count], options)
+        _job(place, name, folder, i // count, rows[i : i + count], sizes[i : i + count], options)
         for i in range(0, len(rows), count)
     ]
     for left in place.glob("*.tmp"):
@@ -192,6 +191,7 @@ def _mapper(workers: int) -> Iterator[Any]:
 def _job(
     place: Path,
     name: str,
+    folder: Path,
     number: int,
     rows: list[tuple[int, str, int]],
     sizes: list[int],
@@ -199,8 +199,9 @@ def _job(
 ) -> _Job:
     """A shard; its key changes with the files' sizes too, so that a repaired image is taken in."""
     path = place / f"{name}-{number:06d}.tar"
-    digest = hashlib.sha256(json.dumps([rows, sizes, options.resize]).encode())
-    return _Job(str(path), str(place / f".{path.stem}.json"), digest.hexdigest(), rows, options.resize)
+    digest = hashlib.sha256(json.dumps([str(folder), rows, sizes, options.resize, SOURCE_NAME]).encode())
+    record = str(place / f".{path.stem}.json")
+    return _Job(str(path), record, digest.hexdigest(), str(folder), rows, options.resize)
 
 
 def _make_shard(job: _Job) -> dict[str, Any]:
@@ -213,7 +214,8 @@ def _make_shard(job: _Job) -> dict[str, Any]:
     record: dict[str, Any] = {"key": job.key, "images": 0, "bad": [], "odd": {}}
     beside = path.with_suffix(f".{os.getpid()}.tmp")
     with tarfile.open(beside, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, file, label in job.files:
+        for number, name, label in job.files:
+            file = f"{job.folder}/{name}"
             try:
                 data = Path(file).read_bytes()
                 image, oddity = read_image(data)
@@ -226,6 +228,7 @@ def _make_shard(job: _Job) -> dict[str, Any]:
             if job.resize is not None and min(image.size) > job.resize:
                 data, extension = _resized(image, job.resize), ".jpg"
             _add(tar, f"{number:09d}{extension}", data)
+            _add(tar, f"{number:09d}.{SOURCE_NAME}", os.fsencode(name))
             if label >= 0:
                 _add(tar, f"{number:09d}.cls", str(label).encode())
             record["images"] += 1

@@ -189,6 +189,12 @@ def test_members_of_one_key_are_one_sample(tmp_path: Path) -> None:
     assert [source.read(i) for i in range(3)] == [b"first", b"second!", b"third"]
     assert source.classes == ["ape", "dog"] and source.labels.tolist() == [1, 0, 1]
     assert source.notes == []
+    # With the names that the files had before: in tables, but not in the fingerprint, as of older shards.
+    named = ShardSource(
+        [tar(tmp_path / "b.tar", [*PAIRS, ("3.name", "dog/my dog.v2.jpg"), ("2.name", "lost")])]
+    )
+    assert [named.name(i) for i in range(3)] == ["b.tar:d.x/1", "b.tar:e/1", "dog/my dog.v2.jpg"]
+    assert named.fingerprint() == source.fingerprint() and named.notes == []
     (tmp_path / "a.tar").unlink()
     with pytest.raises(DataError, match=r"a\.tar: No such file"):
         source.read(0)

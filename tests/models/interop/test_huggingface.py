@@ -13,6 +13,7 @@ import torch
 from data2vec.artifact import Artifact, read_artifact, save_artifact
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadConfig
 from data2vec.ctc import CTCConfig, CTCModel
+from data2vec.data.audio_files import normalized
 from data2vec.data.dictionary import Dictionary
 from data2vec.errors import CheckpointError
 from data2vec.heads import SentenceClassifier, make_text_trunk
@@ -176,6 +177,13 @@ def test_ctc_logits_and_letters_agree(artifact: Any, tmp_path: Path) -> None:
     vocabulary = json.loads((tmp_path / "theirs" / "vocab.json").read_text())
     assert vocabulary == {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "|": 4, "E": 5, "T": 6}
     assert theirs.config.pad_token_id == 0  # their blank
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "theirs")
+    given = processor(source[0].numpy(), sampling_rate=16_000, return_tensors="pt")
+    close(normalized(source[0]), given["input_values"][0])
+    spoken = [0, 6, 6, 0, 5, 0, 5, 4, 6, 0]  # T E E | T, with blanks and repeats
+    assert processor.batch_decode([spoken]) == ["TEE T"]
+    with pytest.raises(Exception, match="sampling"):
+        processor(source[0].numpy(), sampling_rate=8_000)
     back = same_state(tmp_path, mine)
     assert back.kind == "ctc" and back.dictionary.symbols == letters.symbols
 
