@@ -63,19 +63,39 @@ def audio_manifest(
 
 
 def audio_labels(
-    tsv: Annotated[Path, typer.Argument(help="Manifest whose files have transcripts beside them.")],
+    tsv: Annotated[Path, typer.Argument(help="Manifest of the recordings.")],
     output_dir: OutputDir,
     output_name: Annotated[str, typer.Option("--output-name", help="Name of the label files.")],
     build_dict: Annotated[
         bool, typer.Option("--build-dict", help="Make dict.ltr.txt from these transcripts.")
     ] = False,
     dict_: Annotated[Path | None, typer.Option("--dict", help="dict.ltr.txt to use.")] = None,
+    transcripts: Annotated[
+        Path | None, typer.Option(help="CSV or TSV of paths and texts; default: LibriSpeech's files.")
+    ] = None,
+    path_column: Annotated[
+        str | None,
+        typer.Option(help="Name of its column of paths (number without a header); default: guess."),
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="The same of its column of texts.")] = None,
 ) -> None:
-    """LibriSpeech transcripts to .wrd and .ltr lines and dict.ltr.txt (default: the released letters)."""
-    from .audio_labels import prepare_labels
+    """Transcripts to .wrd and .ltr lines and dict.ltr.txt (default: the released letters).
 
+    The transcripts are LibriSpeech's files beside the audio, or a table of your own: --transcripts. Its paths
+    may have other leading folders and endings than the manifest's, and its rows may be of more files.
+    """
+    from .audio_labels import prepare_labels
+    from .transcript_tables import TranscriptTable
+
+    if transcripts is None and (path_column or text_column) is not None:
+        raise DataError("--path-column and --text-column are of a table: give --transcripts FILE")
+    table = None
+    if transcripts is not None:
+        table = TranscriptTable(file=transcripts, path_column=path_column, text_column=text_column)
     console = Console(soft_wrap=True)
-    report = prepare_labels(tsv, output_dir, output_name, build_dict=build_dict, dictionary=dict_)
+    report = prepare_labels(
+        tsv, output_dir, output_name, table=table, build_dict=build_dict, dictionary=dict_
+    )
     console.print(
         f"{report.folder}/{report.name}.ltr, .wrd: {report.lines:,} utterances, {report.words:,} words, "
         f"{report.letters:,} letters; dict.ltr.txt {report.dictionary[:12]}",

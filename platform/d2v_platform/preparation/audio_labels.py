@@ -1,7 +1,7 @@
 """Transcripts beside audio to label files: words, letters and the letter dictionary.
 
 The transcripts are LibriSpeech's: ``<speaker>-<chapter>.trans.txt`` in the folder of each utterance, with
-``<utterance> WORDS`` a line.
+``<utterance> WORDS`` a line; or a table of the user's own (:mod:`transcript_tables`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from pathlib import Path
 
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import letter_dictionary, letter_line, released_letters
-from data2vec.data.manifest import read_manifest
+from data2vec.data.manifest import Manifest, read_manifest
 from data2vec.errors import DataError
 from data2vec.folders import write_text
+
+from .transcript_tables import TranscriptTable, table_transcripts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,13 @@ class LabelReport:
 
 
 def prepare_labels(
-    tsv: Path, output_dir: Path, output_name: str, *, build_dict: bool = False, dictionary: Path | None = None
+    tsv: Path,
+    output_dir: Path,
+    output_name: str,
+    *,
+    table: TranscriptTable | None = None,
+    build_dict: bool = False,
+    dictionary: Path | None = None,
 ) -> LabelReport:
     """Write ``<name>.wrd``, ``<name>.ltr`` and ``dict.ltr.txt``, line by line as the manifest lists files.
 
@@ -39,6 +47,7 @@ def prepare_labels(
         tsv: the manifest.
         output_dir: folder to write.
         output_name: name of the label files without extension.
+        table: the transcripts; default: LibriSpeech's files beside the audio.
         build_dict: make the dictionary from these transcripts; otherwise the released one is written, unless
             the folder has one already.
         dictionary: dictionary to use instead.
@@ -48,26 +57,11 @@ def prepare_labels(
             dictionary has another order.
     """
     manifest = read_manifest(tsv)
-    transcripts: dict[Path, dict[str, str]] = {}
-    texts: list[str] = []
     wrong: list[str] = []
-    for index in range(len(manifest)):
-        name = manifest.name(index)
-        parts = name.split("/")
-        folder = Path(manifest.root, *parts[:-1])
-        if len(folder.parts) < 2:
-            wrong.append(f"line {index + 2}: {name}: not in a <speaker>/<chapter> folder")
-            continue
-        path = folder / f"{folder.parts[-2]}-{folder.parts[-1]}.trans.txt"
-        if path not in transcripts:
-            transcripts[path] = _read_transcripts(path, wrong)
-        key = parts[-1].split(".")[0]
-        text = transcripts[path].get(key)
-        if text is None:
-            if path.is_file():
-                wrong.append(f"line {index + 2}: {key} is not in {path}")
-            continue
-        texts.append(text)
+    if table is None:
+        texts = _beside_the_audio(manifest, wrong)
+    else:
+        texts = table_transcripts(manifest, table, wrong)
     if wrong:
         more = f"\n  ... and {len(wrong) - 10} more" if len(wrong) > 10 else ""
         raise DataError(f"transcripts of {tsv}:\n  " + "\n  ".join(wrong[:10]) + more)
@@ -87,6 +81,30 @@ def prepare_labels(
         dictionary=letters.digest(),
         unknown={symbol: n for symbol, n in counts.most_common() if letters.index(symbol) == Dictionary.unk},
     )
+
+
+def _beside_the_audio(manifest: Manifest, wrong: list[str]) -> list[str]:
+    """LibriSpeech's transcript of each file."""
+    transcripts: dict[Path, dict[str, str]] = {}
+    texts: list[str] = []
+    for index in range(len(manifest)):
+        name = manifest.name(index)
+        parts = name.split("/")
+        folder = Path(manifest.root, *parts[:-1])
+        if len(folder.parts) < 2:
+            wrong.append(f"line {index + 2}: {name}: not in a <speaker>/<chapter> folder")
+            continue
+        path = folder / f"{folder.parts[-2]}-{folder.parts[-1]}.trans.txt"
+        if path not in transcripts:
+            transcripts[path] = _read_transcripts(path, wrong)
+        key = parts[-1].split(".")[0]
+        text = transcripts[path].get(key)
+        if text is None:
+            if path.is_file():
+                wrong.append(f"line {index + 2}: {key} is not in {path}")
+            continue
+        texts.append(text)
+    return texts
 
 
 def _read_transcripts(path: Path, wrong: list[str]) -> dict[str, str]:
