@@ -282,15 +282,16 @@ def test_the_parent_run_gets_winners_averages_and_the_number_of_trials(folder: S
     for task, values in (("cola", (40.0, 60.0)), ("rte", (70.0, 65.0))):
         for lr, value in zip((1e-5, 2e-5), values, strict=True):
             leave(folder, stored(1, lr, task), value=value)
+    leave(folder, stored(2, 2e-5), value=60.0)
     driver = driver_of(folder)
     records = list(folder.records().values())
     table = result_table(driver._points(records), records, {}, ["metric: mcc", "seed 1"])
     timing = engine.Timing(trials=4, slots=2, start_s=1.0, wall_s=30.0, own_s=50.0, ideal_s=20.0)
     driver._log_parent(table, {"results.md": Path("/r"), "trials.csv": Path("/t")}, timing)
     (logged, tagged, *artifacts) = driver.tracker.sent
-    assert logged[0] == "parent" and {point.step for point in logged[1]} == {4}
+    assert logged[0] == "parent" and {point.step for point in logged[1]} == {5}
     assert {point.key: point.value for point in logged[1]} == {
-        "trials": 4.0, "best/cola/mcc": 60.0, "best/rte/mcc": 70.0, "average": 65.0,
+        "trials": 5.0, "best/cola/mcc": 60.0, "best/rte/mcc": 70.0, "average": 65.0,
         "average_without_RTE": 60.0, "schedule_ratio": 1.5,
     }  # fmt: skip
     assert tagged[:2] == ("set_tags", "parent") and tagged[2] == {

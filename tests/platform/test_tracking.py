@@ -23,6 +23,7 @@ import pytest
 from d2v_platform.tracking.mlflow_access import open_client
 from d2v_platform.tracking.run_liveness import HEARTBEAT_TAG, Heartbeat
 from d2v_platform.tracking.tracker import MetricPoint, Tracker
+from d2v_platform.tracking.tracker_actor import LocalTracker, TrackingReporter
 from data2vec.errors import Data2VecError
 
 NewTracker = Callable[..., Tracker]
@@ -72,7 +73,7 @@ def test_a_run_has_params_tags_metrics_and_an_end(tracker: Tracker) -> None:
     assert stored.data.tags["recipe.digest"] == "abc"
     assert stored.data.tags["mlflow.parentRunId"] == parent.run_id
     assert stored.info.status == "FINISHED"
-    assert stored.info.end_time
+    assert abs(stored.info.end_time - 1000 * time.time()) < 600_000
     assert history(tracker, run.run_id) == [(0, 0.5), (1, 1.5), (2, 2.5)]
     assert json.loads(artifact(tracker, run.run_id, "tables/result.json")) == {"b": 1}
     assert str(tracker.home) in str(stored.info.artifact_uri)  # and not in the working directory
@@ -82,6 +83,7 @@ def test_a_run_has_params_tags_metrics_and_an_end(tracker: Tracker) -> None:
 def test_long_values_are_kept_whole_and_listed(tracker: Tracker) -> None:
     long = "x" * 7000
     run_id = open_one(tracker, params={"task": {"note": long, "short": "y"}}, tags={"difference": "z" * 9000})
+    tracker.set_tags(run_id, {"longest": "t" * 8000})
     assert tracker.flush(run_id) == 0
     stored = tracker.client.get_run(run_id)
     assert stored.data.params == {"task.short": "y"}
@@ -89,6 +91,7 @@ def test_long_values_are_kept_whole_and_listed(tracker: Tracker) -> None:
     assert json.loads(artifact(tracker, run_id, "recipe/params.json"))["task"]["note"] == long
     assert stored.data.tags["difference"] == "9000 characters, see artifact tags/difference.txt"
     assert artifact(tracker, run_id, "tags/difference.txt") == "z" * 9000
+    assert stored.data.tags["longest"] == "t" * 8000
 
 
 def test_more_than_a_batch_of_params_and_metrics(tracker: Tracker) -> None:
@@ -334,6 +337,7 @@ def test_a_killed_driver_is_closed_and_its_points_arrive(tracker: Tracker, mlflo
     script = textwrap.dedent("""
         import sys, time
         from d2v_platform.tracking.tracker import MetricPoint, Tracker
+from d2v_platform.tracking.tracker_actor import LocalTracker, TrackingReporter
         tracker = Tracker(send_interval_s=3600)
         run = tracker.open_run(experiment="e", name="victim", params={}, resume_key="victim")
         tracker.log(run.run_id, [MetricPoint("loss", s, float(s), s) for s in range(7)])
@@ -448,3 +452,27 @@ def test_a_run_that_another_process_left_open_can_be_ended(new_tracker: Callable
     assert second.finish(run_id, "FINISHED", tags={"status": "finished"}) == 0
     run = second.client.get_run(run_id)
     assert (run.info.status, run.data.tags["status"]) == ("FINISHED", "finished")
+
+
+def test_what_workers_leave_with_the_service(
+    new_tracker: NewTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = LocalTracker(None)
+    tracker = local._service.tracker  # pyright: ignore[reportPrivateUsage]
+    run_id = local.call("open_run", experiment="e", name="w", params={}, resume_key="w").run_id
+    reporter = TrackingReporter(local, run_id)
+    reporter.log(7, {"train/loss": 2.0})
+    unsent = {"format": 1, "run_id": "f" * 32, "marks": {}, "points": [["k", 8, 1.5, 1_700_000_000_000]]}
+    reporter.take_over(unsent)  # of another run: a checkpoint that was copied by hand
+    assert tracker.queue.num_pending("f" * 32) == 0
+    reporter.take_over(unsent | {"run_id": run_id})
+    for message in ("first", "second"):
+        local.call("leave_mistake", "attempt", message)
+    assert (local.call("mistake_of", "attempt"), local.call("mistake_of", "other")) == ("first", None)
+    local.close()  # a run that is not over is sent and stays open
+    other = new_tracker()
+    assert history(other, run_id) == [(7, 2.0)] and history(other, run_id, "k") == [(8, 1.5)]
+    monkeypatch.setattr(other.queue, "dropped", lambda run_id: 3)
+    assert other.finish(run_id, "FAILED", tags={"error": "boom"}) == 0
+    tags = other.client.get_run(run_id).data.tags
+    assert (tags["d2v.metrics_dropped"], tags["error"]) == ("3", "boom")
