@@ -32,6 +32,8 @@ def test_first_write_wins_before_and_after_sending(tmp_path: Path) -> None:
     assert queue.put("r", [point(2, 7.0), point(3, 7.0), point(4, 4.0)]) == 1
     assert [p.point.step for p in queue.pending()] == [4]
     assert queue.high_water("r") == {"loss": 3}
+    assert queue.put("r", [point(6), point(5)]) == 2  # a mark above a point that waits would lose it
+    assert [p.point.step for p in queue.pending("r")] == [p.point.step for p in queue.pending()] == [4, 5, 6]
 
 
 def test_points_are_on_disk_when_put_returns(tmp_path: Path) -> None:

@@ -350,7 +350,7 @@ def test_a_trial_goes_on_in_its_own_run(state: str | None, opens: bool, tmp_path
     config = {"sweep": "s", "parent": "p"}
     run_id = trial_module.open_child(tracker, config, trial, tmp_path)  # type: ignore[arg-type]
     assert run_id == ("new" if opens else "old") and ChildRun.read(tmp_path) == ChildRun(run_id)
-    experiment = trial.trial.recipe.platform.experiment
+    experiment = trial.trial.recipe.experiment()
     assert asked[0] == ("find_run", (experiment, f"s/{trial.name}"), {})
     assert len(asked) == 1 + opens
     if opens:
