@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 # What models of each kind give, the default first.
@@ -41,16 +42,22 @@ class AudioModel(PythonModel):
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  # the base says None
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
+        from data2vec.served import answering
+
+        with answering(MlflowException):
+            return self._predict(model_input, params or {})
+
+    def _predict(self, model_input: pd.DataFrame, params: dict[str, Any]) -> pd.DataFrame:
         from data2vec.errors import DataError
 
-        params = params or {}
         outputs = _OUTPUTS[self._model.config["kind"]]
         output = params.get("output") or outputs[0]
         if output not in outputs:
             raise DataError(f"output = {output!r}: this model gives {', '.join(outputs)}")
         if "audio" not in model_input and "file" not in model_input:  # MLflow passes over unknown columns
             raise DataError("give a column audio (arrays of samples) or file (bytes); there is neither")
-        recordings = [_recording(row) for row in model_input.to_dict("records")]
+        rows = model_input.to_dict("records")
+        recordings = [_recording(number, row) for number, row in enumerate(rows)]
         if output == "transcript":
             found = self._model.transcribe(recordings)
             columns: dict[str, list[Any]] = {
@@ -72,17 +79,25 @@ class AudioModel(PythonModel):
         return pd.DataFrame(columns, index=model_input.index)
 
 
-def _recording(row: dict[Any, Any]) -> Any:
+def _recording(number: int, row: dict[Any, Any]) -> Any:
     from data2vec.errors import DataError
+    from data2vec.served import is_null, numbers
 
-    content = row.get("file")
+    content, samples, rate = (row.get(name) for name in ("file", "audio", "rate"))
     if isinstance(content, bytes | bytearray):
         return bytes(content)
-    samples = row.get("audio")
-    if samples is None or isinstance(samples, float):
-        raise DataError("each row needs audio (an array of samples) or file (the content of an audio file)")
-    rate = row.get("rate")
-    return np.asarray(samples, dtype=np.float32), 16_000 if rate is None or pd.isna(rate) else int(rate)
+    if is_null(samples) or not is_null(content):
+        raise DataError(
+            f"row {number}: give audio (an array of samples) or file (the content of an audio file)"
+        )
+    array = numbers(samples)
+    if array is None or array.ndim != 1:
+        raise DataError(f"row {number}: audio must be one list of finite numbers")
+    if is_null(rate):
+        return array.astype(np.float32), 16_000
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate % 1 != 0 or rate < 1:
+        raise DataError(f"row {number}: rate = {rate!r} must be a whole number of samples a second")
+    return array.astype(np.float32), int(rate)
 
 
 mlflow.models.set_model(AudioModel())

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
@@ -31,16 +32,22 @@ class TextModel(PythonModel):
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  # the base says None
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        from data2vec.errors import DataError
+        from data2vec.served import answering
 
-        params = params or {}
+        with answering(MlflowException):
+            return self._predict(model_input, params or {})
+
+    def _predict(self, model_input: pd.DataFrame, params: dict[str, Any]) -> pd.DataFrame:
+        from data2vec.errors import DataError
+        from data2vec.served import text_column
+
         classifier = self._model.config["kind"] != "pretrained"
         output = params.get("output") or ("scores" if classifier else "embedding")
         if output not in ("scores", "embedding"):
             raise DataError(f"output = {output!r} must be one of scores, embedding")
         if output == "scores" and not classifier:
             raise DataError("output = 'scores': a pretrained model has no head; use output = 'embedding'")
-        texts = [str(text) for text in model_input["text"]]
+        texts = text_column(model_input["text"], "text")
         if output == "embedding":
             pooling, layer = params.get("pooling", "mean"), int(params.get("layer", -1))
             if pooling not in ("mean", "cls"):
@@ -51,10 +58,12 @@ class TextModel(PythonModel):
             )
         return self._scores(texts, model_input)
 
-    def _scores(self, texts: list[str], model_input: pd.DataFrame) -> pd.DataFrame:
-        pairs = [None] * len(texts)
+    def _scores(self, texts: list[Any], model_input: pd.DataFrame) -> pd.DataFrame:
+        from data2vec.served import text_column
+
+        pairs: list[Any] = [None] * len(texts)
         if "text_pair" in model_input:
-            pairs = [None if pd.isna(pair) or pair == "" else str(pair) for pair in model_input["text_pair"]]
+            pairs = text_column(model_input["text_pair"], "text_pair", optional=True)
         names: list[str] = []
         scores: dict[int, list[float]] = {}
         for single in (True, False):

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
@@ -31,9 +32,14 @@ class ImageModel(PythonModel):
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  # the base says None
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
+        from data2vec.served import answering
+
+        with answering(MlflowException):
+            return self._predict(model_input, params or {})
+
+    def _predict(self, model_input: pd.DataFrame, params: dict[str, Any]) -> pd.DataFrame:
         from data2vec.errors import DataError
 
-        params = params or {}
         classifier = self._model.classifier is not None
         output = params.get("output") or ("scores" if classifier else "embedding")
         if output not in ("scores", "embedding"):
@@ -65,6 +71,7 @@ def _images(table: pd.DataFrame) -> list[Any]:
     import numpy as np
 
     from data2vec.errors import DataError
+    from data2vec.served import is_null, numbers
 
     if "file" not in table and "image" not in table:  # MLflow passes over columns that it does not know
         raise DataError("give a column file (bytes) or image (height x width x 3 values); there is neither")
@@ -75,9 +82,11 @@ def _images(table: pd.DataFrame) -> list[Any]:
             found.append(bytes(file))
             continue
         image = table["image"].iloc[row] if "image" in table else None
-        if image is None:
+        if is_null(image) or not is_null(file):
             raise DataError(f"row {row}: give a column file (bytes) or image (height x width x 3 values)")
-        array = np.array([[list(pixel) for pixel in line] for line in image])
+        array = numbers(image)
+        if array is None or not np.array_equal(array, np.trunc(array)):
+            raise DataError(f"row {row}: an image must hold whole numbers, height x width x 3 of them")
         if array.min(initial=0) < 0 or array.max(initial=0) > 255:
             raise DataError(f"row {row}: values of an image must lie in 0 ... 255")
         found.append(array.astype(np.uint8))

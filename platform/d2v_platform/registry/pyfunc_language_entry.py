@@ -10,6 +10,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
@@ -28,12 +29,19 @@ class LanguageModel(PythonModel):
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  # the base says None
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        from data2vec.errors import DataError
+        from data2vec.served import answering
 
-        output = (params or {}).get("output") or "log_prob"
+        with answering(MlflowException):
+            return self._predict(model_input, params or {})
+
+    def _predict(self, model_input: pd.DataFrame, params: dict[str, Any]) -> pd.DataFrame:
+        from data2vec.errors import DataError
+        from data2vec.served import text_column
+
+        output = params.get("output") or "log_prob"
         if output != "log_prob":
             raise DataError(f"output = {output!r} must be log_prob: a language model has nothing else")
-        rows = self._model.token_scores([str(text) for text in model_input["text"]])
+        rows = self._model.token_scores(text_column(model_input["text"], "text"))
         sums = [float(row.sum()) for row in rows]
         columns = {
             "log_prob": sums,
