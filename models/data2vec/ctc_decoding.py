@@ -9,10 +9,14 @@ T frames, V symbols.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
-from collections.abc import Sequence
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +33,7 @@ from .lm.search import TransformerScorer, check_letters, known_words
 logger = logging.getLogger(__name__)
 BLANK = 0
 _SHOWN = 10
+_BARS = ("Loading the LM will be faster if you build a binary file.", "Reading ", "----5---10")  # KenLM's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,11 +331,30 @@ def _flashlight() -> tuple[Any, Any]:
     return decoder, dictionary
 
 
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hold back what C++ writes to standard error, and let out all but KenLM's bar and its advice."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines():
+                if line.strip("*") and not line.startswith(_BARS):
+                    sys.stderr.write(line + "\n")
+
+
 def _kenlm(path: Path, words: Any) -> Any:
     from flashlight.lib.text.decoder.kenlm import KenLM
 
     try:
-        return KenLM(str(path), words)
+        with _without_bars():
+            return KenLM(str(path), words)
     except (RuntimeError, ValueError, MemoryError) as error:
         raise DataError(
             f"language model {path} cannot be read: {' '.join(str(error).split())[:300]}"

@@ -291,7 +291,7 @@ def run(command: Callable[[], object]) -> None:
         sys.stderr.write(redact_text(f"error: {error}\n"))
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same platform.run_name resumes the run\n")
+        sys.stderr.write("interrupted\n")
         raise SystemExit(130) from None
 
 

@@ -147,7 +147,7 @@ case("unknown option", "unknown option '--plann'; did you mean '--plan'")(lambda
 case("more workers than micro-batches", "platform.num_workers", "use at most 2")(
     lambda g: g.pretrain("platform.num_workers=5")
 )
-case("does not fit the device", "v100 has 32.0 GB", "it fits with platform.clone_chunk=")(
+case("does not fit the device", "v100 has 32 GB", "it fits with platform.clone_chunk=")(
     lambda g: ["train", "v2/large_text_only_task", "task.data=/none", "dataset.batch_size=64",
                "platform.num_workers=0", "platform.plan_accelerator=v100", "--plan"]
 )  # fmt: skip

@@ -85,7 +85,7 @@ def test_a_full_disk(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(1e12, 1e12 - 1e9, 1e9))
     (finding,) = of(environment.disks(), "disk")
-    assert finding.level == "bad" and "1.0 GB free" in finding.what and "D2V_HOME" in finding.mend
+    assert finding.level == "bad" and "1 GB free" in finding.what and "D2V_HOME" in finding.mend
 
 
 def test_a_home_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:

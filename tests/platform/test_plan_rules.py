@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from d2v_platform.figures import duration
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.training import accelerators, workload
 from d2v_platform.training import forecast as forecasts
@@ -135,8 +136,7 @@ def test_a_forecasts_figures() -> None:
     )
     assert forecasts.forecast(work, DEVICE, 5, None).cost.accumulates is False
     assert found.cost.accumulates is True
-    hours = found.update_s * 50 / 3600 if found.update_s else 0
-    assert f"{hours:.3g} hours in all" in found.lines()[-1]
+    assert f"{duration(50 * (found.update_s or 0))} in all" in found.lines()[-1]
     # An epoch has four micro-batches, which make one update.
     groups["optimization"] = {"max_update": 50, "max_epoch": 7}
     assert forecasts.forecast(priced(sizes, **groups)[1], DEVICE, 3, None).updates == 7

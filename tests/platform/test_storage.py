@@ -262,7 +262,7 @@ def test_a_killed_fetch_goes_on_from_what_it_has(
     found = cached_folder(uri, tmp_path)
     assert sorted(asked) == [f"{number}.jpg" for number in (0, 1, 1, 2, 3, 4, 5)], "each once but the cut one"
     assert [(found / f"{n}.jpg").read_bytes() for n in range(6)] == [bytes([n]) * 50 for n in range(6)]
-    assert "0.00 of 0.00 GB" in caplog.text and "to go" in caplog.text
+    assert "50 B of 300 B" in caplog.text and "to go" in caplog.text
     left = tmp_path / ".old.partial"
     left.mkdir()
     os.utime(left, (0, 0))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.sweep_definition import Select, Trial
 from d2v_platform.sweeps.results import Record, StoredTrial, TrialResult
-from d2v_platform.sweeps.schedule import Progress, clock, ideal_seconds
+from d2v_platform.figures import clock
+from d2v_platform.sweeps.schedule import Progress, ideal_seconds
 from d2v_platform.sweeps.selection import choose, choose_all, grid_points, score
 from d2v_platform.sweeps.table import protocol, result_table
 from d2v_platform.training.loop_state import Summary

@@ -18,8 +18,9 @@ from packaging.utils import canonicalize_name
 
 from data2vec.errors import Data2VecError
 
+from ..figures import data_size
 from ..home import d2v_home, home_folder
-from .findings import Finding, gigabytes
+from .findings import Finding
 
 _DISTRIBUTION = "data2vec-platform"
 _LITTLE, _FEW = 2e9, 20e9  # bytes of free disk: fails soon, worth knowing
@@ -95,7 +96,7 @@ def processors() -> Iterator[Finding]:
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = psutil.virtual_memory()
-    told = f"{cpus} CPUs, {gigabytes(memory.total)} of memory ({gigabytes(memory.available)} free)"
+    told = f"{cpus} CPUs, {data_size(memory.total)} of memory ({data_size(memory.available)} free)"
     yield Finding("processors", "ok", told)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads and threads.isdigit() and int(threads) > cpus:
@@ -107,7 +108,7 @@ def processors() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             found = torch.cuda.get_device_properties(index)
             bf16 = "bf16" if torch.cuda.is_bf16_supported() else "fp16 with a scaler (no bf16)"
-            what = f"{index}: {found.name}, {gigabytes(found.total_memory)}, mixed precision in {bf16}"
+            what = f"{index}: {found.name}, {data_size(found.total_memory)}, mixed precision in {bf16}"
             yield Finding("gpu", "ok", what)
         return
     seen = _nvidia_gpus()
@@ -144,7 +145,7 @@ def disks() -> Iterator[Finding]:
         yield Finding("home", "bad", str(error).split(";")[0], "set D2V_HOME to a folder you may write to")
         return
     free = shutil.disk_usage(home).free
-    what = f"{home}: {gigabytes(free)} free"
+    what = f"{home}: {data_size(free)} free"
     advice = f"free space there, or set D2V_HOME to a larger disk; du -sh {home}/* shows what takes it"
     if free < _LITTLE:
         yield Finding("disk", "bad", what, advice)
@@ -154,7 +155,7 @@ def disks() -> Iterator[Finding]:
     shared = Path("/dev/shm")
     if shared.is_dir() and (size := shutil.disk_usage(shared).total) < _SHARED_MEMORY:
         yield Finding(
-            "disk", "note", f"/dev/shm has {gigabytes(size)}: too little for Ray's object store and loaders",
+            "disk", "note", f"/dev/shm has {data_size(size)}: too little for Ray's object store and loaders",
             "start the container with --shm-size=2g (compose: shm_size: 2gb)",
         )  # fmt: skip
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -47,8 +47,3 @@ def guarded(area: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Findi
         yield Finding(
             area, "bad", f"the check itself failed: {short_reason(error)}", "report it with d2v doctor --json"
         )
-
-
-def gigabytes(count: float) -> str:
-    """Bytes in GB (1e9)."""
-    return f"{count / 1e9:.1f} GB"

@@ -26,6 +26,7 @@ from data2vec.metrics import event_metrics, event_scores_by_class
 from data2vec.speech_model import SAMPLE_RATE, SpeechModel
 
 from ..bars import Bars
+from ..figures import duration
 from ..preparation.audio_events import DESCRIPTORS
 from ..storage.cache import local_data
 from ..tracking.scores import Score
@@ -57,7 +58,7 @@ def infer_events(options: InferOptions, folder: Path, results: Path, console: Co
     for dataset in opened.values():
         dataset.verify()  # all subsets before the first one is classified
         refuse_longer(dataset.manifest, options.task.max_sample_size)
-    table = Table("subset", "clips", "hours", "mAP %", "mAUC %", "top-1 %")
+    table = Table("subset", "clips", "length", "mAP %", "mAUC %", "top-1 %")
     found: list[Score] = []
     weights = file_sha256(folder / "model.safetensors")
     for subset, dataset in opened.items():
@@ -70,7 +71,7 @@ def infer_events(options: InferOptions, folder: Path, results: Path, console: Co
                   update=update_of(model.config))
         )  # fmt: skip
         shown = [f"{summary[key]:.2f}" if key in summary else "-" for key in ("mAP", "mAUC", "top1")]
-        table.add_row(subset, f"{len(dataset):,}", f"{summary['hours']:.2f}", *shown)
+        table.add_row(subset, f"{len(dataset):,}", duration(3600 * summary["hours"]), *shown)
     if console is not None:
         console.print(table)
         console.print(f"results: {results}", highlight=False)

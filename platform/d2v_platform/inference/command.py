@@ -16,6 +16,7 @@ from rich.table import Table
 from data2vec.artifact import read_artifact
 from data2vec.data.encoding import file_sha256
 
+from ..figures import duration
 from ..home import home_folder
 from ..storage.cache import local_data
 from ..tracking.scores import Score
@@ -97,7 +98,7 @@ def _score_subsets(options: InferOptions, results: Path, console: Console | None
     for job in jobs.values():
         check_utterances(job)  # all subsets before the first one is decoded
     load_search(str(folder), search)  # what is wrong with lexicon and language model is said here, once
-    table = Table("subset", "utterances", "hours", "WER %", "S", "D", "I", "real-time factor")
+    table = Table("subset", "utterances", "length", "WER %", "S", "D", "I", "real-time factor")
     scores: list[Score] = []
     facts = {"weights": file_sha256(folder / "model.safetensors"), "update": update_of(artifact.config),
              "decoding": decoding_facts(options, search)}  # fmt: skip
@@ -122,7 +123,7 @@ def _score_subsets(options: InferOptions, results: Path, console: Console | None
                 *map(str, (errors.substitutions, errors.deletions, errors.insertions)),
             ]
         factor = f"{elapsed / max(seconds, 1e-9):.3f}"
-        table.add_row(subset, str(len(records)), f"{seconds / 3600:.2f}", *counts, factor)
+        table.add_row(subset, str(len(records)), duration(seconds), *counts, factor)
     if console is not None:
         console.print(table)
         console.print(f"results: {results}", highlight=False)

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from data2vec.errors import DataError
 
+from ..figures import duration
 from ..storage.local_places import folder_to_write
 from .destination import Dest, OutputDir
 
@@ -208,9 +209,9 @@ def _lines(path: Path) -> list[str]:
 
 
 def _show(report: ManifestReport, console: Console) -> None:
-    table = Table("manifest", "files", "hours")
+    table = Table("manifest", "files", "length")
     for name, (files, hours) in report.splits.items():
-        table.add_row(f"{name}.tsv", f"{files:,}", f"{hours:.2f}")
+        table.add_row(f"{name}.tsv", f"{files:,}", duration(3600 * hours))
     console.print(table)
     if report.resampled:
         console.print(f"{report.resampled} files were converted")

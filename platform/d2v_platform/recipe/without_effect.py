@@ -28,7 +28,9 @@ _IMAGE_BIAS = "image models have no ALiBi bias here"
 WITHOUT_EFFECT: dict[type[Any], dict[str, str]] = {
     Dataset: {"gen_subset": _INFERENCE},
     CommonEval: {"path": _INFERENCE, "results_path": _INFERENCE},
-    ModelCriterion: {"log_keys": "every figure of the model is logged"},
+    ModelCriterion: {
+        "log_keys": "every figure of the model is logged; model_norm and ema_norm, if it names them, in the line too"
+    },
     CTCCriterion: {
         "zero_infinity": "it is always on, and utterances with too few frames are left out and counted",
         "wer_sil_weight": "as in the reference, which sets it to 0 while training",

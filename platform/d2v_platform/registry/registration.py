@@ -72,6 +72,7 @@ def register_summary(
     name = name or platform.register_as
     if name is None:
         return None
+    logger.info("registering the model as %s: card, pictures, and a prediction in a clean process", name)
     tags = lineage_tags(composed, summary, parent_uri) | gate_tags(composed.recipe, summary)
     facts = card_facts(name, composed, summary, tags, folder / "model", parent_uri, protocol, seeds)
     facts = dataclasses.replace(facts, alias=alias or platform.alias)

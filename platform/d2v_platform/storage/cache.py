@@ -36,6 +36,7 @@ import filelock
 from data2vec.errors import DataError
 from data2vec.folders import inside
 
+from ..figures import clock, data_size
 from ..home import home_folder
 from ..tracking.redaction import redact_text
 from .locations import Location, Patience, StorageError, is_uri, local_path, open_location
@@ -147,7 +148,7 @@ def cached(
     with _lock(cache, key):
         if not done.is_dir():
             beside = _make_room(cache, key, needed, shown)
-            logger.info("fetching %s (%.2f GB) into %s", shown, needed / 1e9, done)
+            logger.info("fetching %s (%s) into %s", shown, data_size(needed), done)
             try:
                 fetch(beside).rename(done)
             except ConnectionError:
@@ -209,8 +210,8 @@ class _FetchProgress:
             self.told, rate = now, self.there / (now - self.begin)
             left = (self.total - self.there) / max(rate, 1.0)
             logger.info(
-                "fetching %s: %.2f of %.2f GB, %.1f MB/s, %d:%02d to go",
-                self.uri, self.there / 1e9, self.total / 1e9, rate / 1e6, left // 60, left % 60,
+                "fetching %s: %s of %s, %s/s, %s to go",
+                self.uri, data_size(self.there), data_size(self.total), data_size(rate), clock(left),
             )  # fmt: skip
 
 
@@ -298,7 +299,7 @@ def _make_room(cache: Path, key: str, needed: int, shown: str) -> Path:
     limit = limit_bytes()
     if needed > limit:
         raise StorageError(
-            f"{shown} holds {needed / 1e9:.1f} GB, and the cache may hold {limit / 1e9:.1f}; raise "
+            f"{shown} holds {data_size(needed)}, and the cache may hold {data_size(limit)}; raise "
             "D2V_CACHE_GB, or copy it to a disk that all workers see"
         )
     with filelock.FileLock(cache / ".lock"):
@@ -309,8 +310,8 @@ def _make_room(cache: Path, key: str, needed: int, shown: str) -> Path:
             held = sum(map(_size, _folders(cache))) + _reserved(cache, key)
         if held + needed > limit:
             raise StorageError(
-                f"{shown} needs {needed / 1e9:.1f} GB of cache; what runs here holds {held / 1e9:.1f} of "
-                f"{limit / 1e9:.1f} GB; raise D2V_CACHE_GB or wait"
+                f"{shown} needs {data_size(needed)} of cache; what runs here holds {data_size(held)} of "
+                f"{data_size(limit)}; raise D2V_CACHE_GB or wait"
             )
         beside = _partial(cache, key)
         beside.mkdir(mode=0o700, exist_ok=True)
@@ -338,7 +339,7 @@ def _evict(cache: Path, limit: int) -> int:
             if not free or _in_use(folder):
                 continue
             total -= sizes[folder]
-            logger.info("the cache is full: deleting %s (%.2f GB)", folder, sizes[folder] / 1e9)
+            logger.info("the cache is full: deleting %s (%s)", folder, data_size(sizes[folder]))
             folder.with_name(f"{folder.name}.used").unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
     return total

@@ -18,10 +18,10 @@ import pandas as pd
 from data2vec.ctc_decoding import BeamOptions, LetterBeam, LexiconBeam
 from data2vec.speech_metrics import ErrorCount, total, word_errors
 
+from ..figures import clock
 from ..inference.decoding import Job, load_search
 from ..inference.emissions import StoredEmissions, Utterance
 from .decoding_sweep import TUNED, DecodingSweep, infer_command_of, transcribe_command_of
-from .schedule import clock
 
 logger = logging.getLogger(__name__)
 _SHOWN = 15

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..figures import clock, data_size
 from ..markdown import code, plain
 from ..recipe.sweep_definition import Sweep
 from ..storage.locations import is_uri
@@ -29,7 +30,7 @@ from ..training.run_description import NOTE_TAG, source_tags
 from .capacity import Capacity, capacity
 from .preparation import prepare_trials
 from .results import ChildRun, Record, StoredTrial, task_of
-from .schedule import clock, ideal_seconds
+from .schedule import ideal_seconds
 from .selection import GridPoint, by_task, choose, floors, grid_points
 from .split_decoding import decode_winners
 from .submission import write_test_files
@@ -341,10 +342,10 @@ class _Driver:
         self.freed += delete_losers({record.stored.name: record for record in records}, table.choices)
         size = folder_bytes(self.folder.root)
         self.say(
-            "disk: %.1f MB kept in %s, %.1f MB of losers' weights deleted",
-            size / 1e6,
+            "disk: %s kept in %s, %s of losers' weights deleted",
+            data_size(size),
             self.folder.root,
-            self.freed / 1e6,
+            data_size(self.freed),
         )
 
     # ---- the parent run -------------------------------------------------------------------------------

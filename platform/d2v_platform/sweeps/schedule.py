@@ -77,9 +77,3 @@ def ideal_seconds(seconds: Sequence[float], slots: int) -> float:
     for duration in seconds:
         heapq.heapreplace(free, free[0] + duration)
     return max(free)
-
-
-def clock(seconds: float) -> str:
-    """``h:mm:ss``."""
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

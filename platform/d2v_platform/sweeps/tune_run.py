@@ -14,12 +14,13 @@ from typing import Any
 from ray import tune
 from ray.tune import Callback
 
+from ..figures import clock, duration
 from ..recipe.sweep_definition import Sweep
 from ..tracking.tracker_actor import RemoteTracker
 from .asha import PerTaskASHA, Race
 from .capacity import Capacity
 from .results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
-from .schedule import Progress, clock
+from .schedule import Progress
 from .selection import score, shown
 from .sweep_folder import SweepFolder, delete_weights
 from .trial import run_trial
@@ -270,7 +271,7 @@ class _Watch(Callback):
 
     def _outcome(self, name: str, result: TrialResult) -> str:
         stored = self.todo[name]
-        where = f"update {result.update}, {result.seconds:.0f} s"
+        where = f"update {result.update}, {duration(result.seconds)}"
         if result.error is not None:
             logger.warning("%s %s: %s", name, result.status, result.error)
             return f"{result.status} ({where}); {self._count()}"

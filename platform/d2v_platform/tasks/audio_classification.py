@@ -23,7 +23,7 @@ from ..recipe.audio_components import AudioClassificationTask
 from ..recipe.components import ModelCriterion
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
-from .audio_data import speech_options
+from .audio_data import audio_samples, speech_options
 from .audio_parent import block_lr_scales, check_parent
 from .floor import Floor, event_floor
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
@@ -93,7 +93,7 @@ class AudioClassification(OneModelTask[AudioEventModel]):
             "loss": loss.detach(),
             "sample_size": size,
             "nsentences": count,
-            "ntokens": count,
+            "ntokens": audio_samples(batch),
             "micro_batches": 1,
         }
         return MicroBatch(loss, size, scalars)

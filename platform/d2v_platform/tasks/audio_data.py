@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import WORD_END
 from data2vec.data.speech import SpeechDataset, SpeechOptions
@@ -39,6 +42,12 @@ def speech_options(
         max_tokens=settings.max_tokens if training else settings.max_tokens_valid,
         drop_longer=training and drop_longer,
     )
+
+
+def audio_samples(batch: Mapping[str, Any]) -> int:
+    """Samples of a batch's clips without their padding, for the speed figures."""
+    padding = batch["padding_mask"]
+    return batch["source"].numel() - (0 if padding is None else int(padding.sum()))
 
 
 def check_symbols(dataset: SpeechDataset, letters: Dictionary, remedy: str) -> str | None:

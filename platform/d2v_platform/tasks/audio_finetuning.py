@@ -25,7 +25,7 @@ from ..recipe.audio_checks import language_model, missing_files
 from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2VecCTC
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
-from .audio_data import check_symbols, speech_options
+from .audio_data import audio_samples, check_symbols, speech_options
 from .audio_parent import block_lr_scales, check_parent
 from .floor import Floor, transcript_floor
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
@@ -116,7 +116,7 @@ class AudioFinetuning(OneModelTask[CTCModel]):
             "loss": sums.loss.detach(),
             "sample_size": sums.sentences,
             "nsentences": len(batch["id"]),
-            "ntokens": int(batch["target_lengths"].sum()),
+            "ntokens": audio_samples(batch),
             "micro_batches": 1,
             "too_short": sums.too_short,
             "frames": frames,

@@ -19,6 +19,8 @@ from data2vec.errors import Data2VecError
 from ..home import sqlite_path
 from .redaction import redact_text
 
+logger = logging.getLogger(__name__)
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
@@ -84,6 +86,8 @@ def open_client(tracking_uri: str) -> MlflowClient:
             client.search_experiments(max_results=1)
         else:
             database.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not database.exists():
+                logger.info("making MLflow's database %s, which takes some seconds", database)
             with filelock.FileLock(f"{database}.lock", timeout=600):
                 client.search_experiments(max_results=1)
     except Exception as error:

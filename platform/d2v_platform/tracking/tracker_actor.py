@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "d2v"
 _OF_AN_OPEN_RUN = ("log", "set_tags", "log_text", "log_dict", "log_artifact", "unsent", "flush", "finish")
 # Methods of the service, not of the tracker.
-_OWN = ("unsent", "take_over", "leave_mistake", "mistake_of", "record_scores")
+_OWN = ("unsent", "take_over", "leave_mistake", "mistake_of", "record_scores", "ask_to_stop", "stop_asked")
 
 
 class TrackerService:
@@ -39,6 +39,8 @@ class TrackerService:
         self.tracker = Tracker(tracking_uri, Path(home))
         self._reborn = in_actor and _was_restarted()
         self._mistakes: dict[str, str] = {}
+        self._in_updates: set[str] = set()  # attempts whose rank 0 has asked whether to stop
+        self._to_stop: set[str] = set()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call one of the tracker's methods, or one of ours."""
@@ -81,6 +83,16 @@ class TrackerService:
     def mistake_of(self, attempt: str) -> str | None:
         """What a worker of an earlier start of this attempt met."""
         return self._mistakes.get(attempt)
+
+    def ask_to_stop(self, attempt: str) -> bool:
+        """Leave the driver's wish for rank 0; returns whether its updates have begun."""
+        self._to_stop.add(attempt)
+        return attempt in self._in_updates
+
+    def stop_asked(self, attempt: str) -> bool:
+        """Rank 0's question in its updates: is it to stop?"""
+        self._in_updates.add(attempt)
+        return attempt in self._to_stop
 
     def close(self) -> None:
         """Send what is queued and stop."""
@@ -146,6 +158,21 @@ class RemoteTracker:
     def send(self, method: str, *args: Any, **kwargs: Any) -> None:
         """Call a tracker method without waiting for it; :meth:`settle` waits and raises what it raised."""
         self._pending.append(self._actor.call.remote(method, *args, **kwargs))
+
+    def ask(self, method: str, *args: Any) -> Any:
+        """Call a tracker method; :meth:`has_answered` and :meth:`answer` take what this returns."""
+        return self._actor.call.remote(method, *args)
+
+    @staticmethod
+    def has_answered(question: Any) -> bool:
+        """Whether :meth:`answer` would not wait."""
+        import ray
+
+        return bool(ray.wait([question], timeout=0)[0])
+
+    def answer(self, question: Any) -> Any:
+        """What a method of :meth:`ask` returned."""
+        return self._wait(question)
 
     def settle(self) -> None:
         """Return when everything sent so far is in the tracker's disk queue."""

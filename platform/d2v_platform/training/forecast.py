@@ -15,6 +15,7 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import ConfigError, Problem
 from data2vec.flops import StepCost, Storage
 
+from ..figures import data_size, duration
 from ..recipe.schema import Recipe
 from .accelerators import GPUS, Accelerator, cpu_at_hand, gpu_at_hand, machine_memory
 from .plan import Plan
@@ -130,9 +131,9 @@ class Forecast:
             ("activations", cost.activation_bytes),
             ("process", PROCESS_BYTES[self.device.device_type]),
         ]
-        there = "not known" if self.limit_bytes is None else f"{_gb(self.limit_bytes)} GB"
-        told = ", ".join(f"{name} {_gb(size)}" for name, size in parts if size)
-        yield f"memory of each worker: {_gb(self.memory_bytes)} GB at its peak ({told}); there is {there}"
+        there = "not known" if self.limit_bytes is None else f"{data_size(self.limit_bytes)}"
+        told = ", ".join(f"{name} {data_size(size)}" for name, size in parts if size)
+        yield f"memory of each worker: {data_size(self.memory_bytes)} at its peak ({told}); there is {there}"
         total = "" if self.updates is None else f", {_flops(self.update_flops * self.updates)} in all"
         length_told = "" if self.updates is None else f" ({self.updates} updates)"
         yield (
@@ -159,7 +160,7 @@ class Forecast:
         told = f"each holds 1/{self.count} of it and of its teacher (FSDP2), because "
         if asked == "full":
             return told + "platform.sharding=full asks for it"
-        return told + f"all of it would need {_gb(self.whole_bytes or 0)} GB"
+        return told + f"all of it would need {data_size(self.whole_bytes or 0)}"
 
     def _time(self) -> str:
         rate = self.device.rate(self.precision)
@@ -171,12 +172,12 @@ class Forecast:
         how = "measured now" if self.device.measured else "data sheet"
         each = f", {self.rounds} micro-batches each " if self.rounds > 1 else " "
         told = (
-            f"time: {_seconds(self.update_s)} an update on {self.count} x {self.device.name}{each}"
+            f"time: {duration(self.update_s)} an update on {self.count} x {self.device.name}{each}"
             f"({rate / 1e12:.3g} TFLOP/s in {self.precision}, {how}, {self.utilisation:.0%} of it assumed)"
         )
         if self.updates is None:
             return told
-        return f"{told}; {self.update_s * self.updates / 3600:.3g} hours in all"
+        return f"{told}; {duration(self.update_s * self.updates)} in all"
 
     def refuse_if_too_large(self) -> None:
         """Raise if a worker cannot hold its micro-batches.
@@ -189,10 +190,10 @@ class Forecast:
         field = "dataset.batch_size" if self.recipe.dataset.batch_size else "dataset.max_tokens"
         value = self.recipe.dataset.batch_size or self.recipe.dataset.max_tokens
         needed = (
-            f"a micro-batch needs {_gb(self.memory_bytes)} GB on each worker, and "
-            f"{self.device.name} has {_gb(self.limit_bytes)} GB for it"
+            f"a micro-batch needs {data_size(self.memory_bytes)} on each worker, and "
+            f"{self.device.name} has {data_size(self.limit_bytes)} for it"
         )
-        ways = [f"{words} ({_gb(size)} GB)" for words, size in self._ways()]
+        ways = [f"{words} ({data_size(size)})" for words, size in self._ways()]
         if ways:
             rule = f"{needed}; it fits with {' or with '.join(ways)}"
         else:
@@ -344,10 +345,6 @@ def forecast_as_stated(recipe: Recipe, plan: Plan, pretrained: Path | None) -> F
 _FACTORS = (2, 4, 8, 16, 32, 64)
 
 
-def _gb(size: float) -> str:
-    return f"{size / 1e9:.2g}" if size < 1e9 else f"{size / 1e9:.1f}"
-
-
 def _count(number: float) -> str:
     return f"{number / 1e6:.1f} M"
 
@@ -357,7 +354,3 @@ def _flops(work: float) -> str:
         if work >= size:
             return f"{work / size:.3g} {unit}"
     return f"{work / 1e9:.3g} GFLOP"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.3g} s" if seconds >= 0.1 else f"{1000 * seconds:.3g} ms"

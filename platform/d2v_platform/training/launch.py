@@ -7,7 +7,6 @@ import json
 import logging
 import secrets
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +31,7 @@ from . import ray_session
 from .accelerators import local_gpus
 from .continuation import Continuation, continue_run, resume_command
 from .forecast import Forecast, forecast_as_stated, forecast_at_hand, placed
-from .loop_state import Summary, TrainingStopped, Worker
+from .loop_state import Summary, TrainingInterrupted, TrainingStopped, Worker
 from .plan import Plan, make_plan
 from .preflight import ResolvedModels, preflight, resolve_models
 from .run_description import NOTE_TAG, description, log_datasets, source_tags
@@ -47,6 +46,7 @@ from .run_storage import (
     run_root,
 )
 from .start_times import reached
+from .stopping import Stop, in_a_thread, stoppable
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +65,10 @@ def launch(composed: Composed) -> RunResult:
     preflight(local, models.pretrained)
     reached("data and models checked")
     with contextlib.ExitStack() as stack:
-        cluster = None
+        cluster, stop = None, stack.enter_context(stoppable())
         if recipe.platform.num_workers != 0:
             cluster = stack.enter_context(ray_session.connected())
+            stop.listen()
             reached("cluster connected")
         plan = make_plan(recipe, cluster, local_gpus(cluster is None))
         refuse_node_local(recipe, cluster)
@@ -83,8 +84,8 @@ def launch(composed: Composed) -> RunResult:
         if isinstance(run, RunResult):
             return run
         reached("run opened in MLflow")
-        with _finishing(tracker, run.run_id) as outcome:
-            summary = _train(recipe, plan, tracker, run, models)
+        with _finishing(tracker, run.run_id, resume_command(composed, run.name)) as outcome:
+            summary = _train(recipe, plan, tracker, run, models, stop)
             bring_model(run.folder, run.remote)
             tracker.call("set_tags", run.run_id, summary_tags(summary))
             log_datasets(tracker, run.run_id, recipe, summary.facts)
@@ -240,23 +241,40 @@ def _installed() -> bool:
 # -----------------------------------------------------------------------------------------------
 
 
-def _train(recipe: Recipe, plan: Plan, tracker: AnyTracker, run: _Run, models: ResolvedModels) -> Summary:
+def _train(
+    recipe: Recipe, plan: Plan, tracker: AnyTracker, run: _Run, models: ResolvedModels, stop: Stop
+) -> Summary:
+    try:
+        summary = _train_there(recipe, plan, tracker, run, models, stop)
+    except TrainingInterrupted as interrupted:
+        logger.info("%s", interrupted)
+        stop.end()
+    if stop.asked():  # it has just ended by itself
+        stop.end()
+    return summary
+
+
+def _train_there(
+    recipe: Recipe, plan: Plan, tracker: AnyTracker, run: _Run, models: ResolvedModels, stop: Stop
+) -> Summary:
     if plan.num_workers == 0:
         from .train_loop import train
 
         device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
         worker = Worker(device=device, threads=plan.threads, loader_processes=plan.loader_processes)
         reporter = TrackingReporter(tracker, run.run_id)
-        return train(
-            recipe,
-            run.folder,
-            reporter,
-            worker,
-            model_folder=models.pretrained,
-            init_from=models.initial,
-            origin=run.lineage,
-            remote=run.remote,
-        )
+        with stop.gently():
+            return train(
+                recipe,
+                run.folder,
+                reporter,
+                worker,
+                model_folder=models.pretrained,
+                init_from=models.initial,
+                origin=run.lineage,
+                remote=run.remote,
+                stop_asked=stop.asked,
+            )
     assert isinstance(tracker, RemoteTracker)
     return train_on_ray(
         recipe,
@@ -267,6 +285,7 @@ def _train(recipe: Recipe, plan: Plan, tracker: AnyTracker, run: _Run, models: R
         models=models,
         lineage=run.lineage,
         remote=run.remote,
+        stop=stop,
     )
 
 
@@ -282,6 +301,7 @@ def train_on_ray(
     evaluations: Path | None = None,
     remote: str | None = None,
     callbacks: Sequence[Any] = (),
+    stop: Stop | None = None,
 ) -> Summary:
     """A Ray Train run that restarts its workers from our newest checkpoint when one is lost.
 
@@ -296,8 +316,10 @@ def train_on_ray(
         evaluations: file that keeps the figures of every validation (sweeps).
         remote: the run's folder at a URI.
         callbacks: Ray Train callbacks (a sweep's trial reports to Ray Tune).
+        stop: the driver's signals; without it (a sweep's trial) they are not this run's affair.
 
     Raises:
+        TrainingInterrupted: a signal asked for it.
         TrainingStopped: collapse or divergence.
         Data2VecError: a user's mistake that a worker met.
     """
@@ -305,6 +327,7 @@ def train_on_ray(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from .worker_failures import LostWorkers
     from .workers import Assignment, run_worker, why_it_failed
 
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -336,18 +359,20 @@ def train_on_ray(
         run_config=RunConfig(
             name=f"{run_id}-{attempt}",
             storage_path=ray_storage(run_folder, remote),
-            callbacks=list(callbacks),
+            callbacks=[LostWorkers(), *callbacks],
             failure_config=FailureConfig(max_failures=recipe.platform.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),  # its own lines repeat ours
         ),
     )
     try:
-        result = trainer.fit()
+        result = trainer.fit() if stop is None else in_a_thread(trainer.fit, stop, tracker, attempt)
     except (TrainingFailedError, RayError) as error:
         raise Data2VecError(why_it_failed(error, recipe.platform.max_failures, run_folder)) from error
     returned = result.return_value
     if not isinstance(returned, dict):
         raise Data2VecError(f"the workers of run {run_id} ended without a result: {result.error}")
+    if "interrupted" in returned:
+        raise TrainingInterrupted(*returned["interrupted"])
     if "error" in returned:
         raise (TrainingStopped if returned.get("stopped") else Data2VecError)(returned["error"])
     return Summary(**returned)
@@ -371,21 +396,16 @@ class _Outcome:
 
 
 @contextlib.contextmanager
-def _finishing(tracker: AnyTracker, run_id: str) -> Iterator[_Outcome]:
+def _finishing(tracker: AnyTracker, run_id: str, again: str) -> Iterator[_Outcome]:
     """Whatever happens, the run gets its final status; SIGTERM and Ctrl-C end as KILLED."""
     outcome = _Outcome()
-
-    def stop(*_: Any) -> None:
-        raise SystemExit(143)
-
-    previous = signal.signal(signal.SIGTERM, stop)
     try:
         yield outcome
     except (KeyboardInterrupt, SystemExit):
         outcome.status = "KILLED"
+        logger.info("interrupted; to resume it: %s", again)
         raise
     finally:
-        signal.signal(signal.SIGTERM, previous)
         tracker.settle()
         tracker.call("finish", run_id, outcome.status)
 

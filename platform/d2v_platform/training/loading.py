@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,8 +94,15 @@ def make_loader(dataset: Any, batches: Iterable[list[int]], worker: Worker) -> I
         collate_fn=readable.collate,
         num_workers=worker.loader_processes,
         pin_memory=worker.device.type == "cuda",
+        worker_init_fn=_leave_signals,
     )
     return _checked(iter(loader))
+
+
+def _leave_signals(_: int) -> None:
+    """A terminal's Ctrl-C reaches loader processes too, whose trainer decides; it ends them by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _checked(batches: Iterator[Any]) -> Iterator[Any]:

@@ -15,6 +15,23 @@ class TrainingStopped(Data2VecError):
     """Training cannot go on: collapse, diverging loss, too many bad updates in a row."""
 
 
+class TrainingInterrupted(Exception):
+    """Training was asked to stop, and did so after a checkpoint: the run goes on from there.
+
+    Args:
+        update: the last one.
+        saved: whether there is a checkpoint of it; not with ``checkpoint.no_save``.
+    """
+
+    def __init__(self, update: int, saved: bool) -> None:
+        super().__init__(update, saved)
+        self.update, self.saved = update, saved
+
+    def __str__(self) -> str:
+        saved = "a checkpoint of it is saved" if self.saved else "nothing is saved (checkpoint.no_save)"
+        return f"stopped at update {self.update}; {saved}"
+
+
 class Reporter(Protocol):
     """Where rank 0's figures go."""
 

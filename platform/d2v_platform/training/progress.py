@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from data2vec.speech_model import SAMPLE_RATE
+
+from ..figures import clock
+from ..recipe.audio_components import AudioTask
 from ..recipe.image_components import ImageClassificationData, ImagePretraining
 from ..recipe.schema import Recipe
 from .statistics import Sums
@@ -46,8 +50,8 @@ class Progress:
         self._interval_cpu = time.process_time()
         self._first_update = self._interval_update = 0
         self._speed: dict[str, float] = {}
-        images = isinstance(recipe.task, ImagePretraining | ImageClassificationData)
-        self._unit = "images" if images else "tokens"
+        self._unit, self._key, self._size = _unit(recipe)
+        self._quiet = {"lr", "epoch", *_asked_only(recipe)}
 
     def start(self, state: LoopState) -> None:
         """The first update of this attempt is about to run."""
@@ -64,7 +68,7 @@ class Progress:
         seconds = max(time.perf_counter() - self._interval_begin, 1e-9)
         updates = max(state.update - self._interval_update, 1)
         self._speed = {
-            f"speed/{self._unit}_per_s": sums["ntokens"] / seconds,
+            f"speed/{self._key}_per_s": sums["ntokens"] / self._size / seconds,
             "speed/s_per_update": seconds / updates,
             "speed/cpu_s_per_update": (time.process_time() - self._interval_cpu) / updates,
             "speed/data_wait_pct": 100.0 * self.data_wait_s / seconds,
@@ -74,21 +78,22 @@ class Progress:
             self._speed["speed/checkpoint_stall_s"] = self.checkpoint_s
         share = ""
         if self.rate and self.flops:
+            cuda = self.worker.device.type == "cuda"
+            if not cuda:  # measured while others were busy: what has been reached is the better measure
+                self.rate = max(self.rate, self.flops / seconds)
             self._speed["speed/matrix_rate_pct"] = 100.0 * self.flops / (seconds * self.rate)
-            name = "mfu" if self.worker.device.type == "cuda" else "matrix"
-            share = f"  {name} {self._speed['speed/matrix_rate_pct']:.0f}%"
+            whose = "the GPU's peak" if cuda else "the CPU's matrix rate"
+            share = f"  {self._speed['speed/matrix_rate_pct']:.0f}% of {whose}"
         if self.worker.rank != 0:
             return
-        shown = "  ".join(
-            f"{name} {value:.4g}" for name, value in metrics.items() if name not in ("lr", "epoch")
-        )
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in self._quiet)
         logger.info(
-            "update %s  epoch %.2f  %s  lr %.3g  %.0f %s/s%s  wait %.0f%%  mem %.1f GB  eta %s",
+            "update %s  epoch %.2f  %s  lr %.3g  %s %s/s%s  wait %.0f%%  mem %.1f GB  eta %s",
             f"{state.update}/{self.recipe.optimization.max_update or '-'}",
             metrics["epoch"],
             shown,
             metrics["lr"],
-            self._speed[f"speed/{self._unit}_per_s"],
+            f"{self._speed[f'speed/{self._key}_per_s']:.{1 if self._size > 1 else 0}f}",
             self._unit,
             share,
             self._speed["speed/data_wait_pct"],
@@ -138,9 +143,22 @@ class Progress:
             left.append(max(3600 * limits.stop_time_hours - state.elapsed_s - self.since_start(), 0.0))
         if not left:
             return "-"
-        seconds = min(left)
-        hours, rest = divmod(int(seconds), 3600)
-        return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+        return clock(min(left))
+
+
+def _unit(recipe: Recipe) -> tuple[str, str, int]:
+    """What the speed counts: its name in the line and in MLflow, and how many of a task's items are one."""
+    if isinstance(recipe.task, ImagePretraining | ImageClassificationData):
+        return "images", "images", 1
+    if isinstance(recipe.task, AudioTask):
+        return "s of audio", "audio_s", SAMPLE_RATE
+    return "tokens", "tokens", 1
+
+
+def _asked_only(recipe: Recipe) -> tuple[str, ...]:
+    """Figures that are always in MLflow, and in the line where ``criterion.log_keys`` names them."""
+    keys = getattr(recipe.criterion, "log_keys", None) or ()
+    return tuple(name for name in ("model_norm", "ema_norm") if name not in keys)
 
 
 def peak_memory_gb(device: torch.device) -> float:

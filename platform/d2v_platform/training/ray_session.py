@@ -15,6 +15,7 @@ from typing import Any
 from data2vec.errors import Data2VecError
 
 from ..home import home_folder
+from . import ray_output
 from .process_settings import CACHE_LIMIT
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
         }
     else:
         _refuse_no_head(os.environ.get("RAY_ADDRESS", ""))
+    where = "on this machine" if ours else f"at {os.environ.get('RAY_ADDRESS', 'the address of the job')}"
+    logger.info("%s Ray %s", "starting" if ours else "connecting to", where)
     try:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -88,7 +91,8 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
         if ours:
             os.environ.pop("RAY_GCS_SERVER_PORT", None)
     try:
-        yield cluster_info()
+        with ray_output.filtered():
+            yield cluster_info()
     finally:
         ray.shutdown()
 
@@ -170,6 +174,7 @@ def _prepare_environment() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")  # training is the work, not a background task
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    os.environ.setdefault("RAY_COLOR_PREFIX", ray_output.colours())
     if "RAY_ADDRESS" not in os.environ and not in_job():
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in os.environ:

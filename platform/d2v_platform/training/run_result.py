@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from data2vec.errors import Data2VecError
 
+from ..figures import duration
 from .loop_state import Summary
 from .run_storage import ended_with
 
@@ -66,7 +67,7 @@ def result_lines(result: RunResult) -> list[str]:
             "greater optimization.max_update or max_epoch makes it longer)\ndone before"
         )
     lines = [
-        f"{done}: {summary.reason}; {summary.update} updates in {summary.seconds:.0f} s",
+        f"{done}: {summary.reason}; {summary.update} updates in {duration(summary.seconds)}",
         f"      {figures}",
     ]
     if summary.best is not None:

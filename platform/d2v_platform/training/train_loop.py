@@ -13,10 +13,10 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from data2vec.errors import Data2VecError
 from data2vec.randomness import seed_dropout
 from data2vec.transformer import recompute_activations
 
+from ..figures import duration
 from ..recipe.schema import Recipe
 from ..storage.cache import with_local_data
 from ..storage.locations import open_location
@@ -36,7 +37,15 @@ from .checkpoint import Checkpoint, CheckpointStore, Retention
 from .checkpoint_writer import Checkpoints
 from .collapse import CollapseWatch
 from .loading import make_loader, to_device
-from .loop_state import LoopState, MetricCarrier, Reporter, Summary, TrainingStopped, Worker
+from .loop_state import (
+    LoopState,
+    MetricCarrier,
+    Reporter,
+    Summary,
+    TrainingInterrupted,
+    TrainingStopped,
+    Worker,
+)
 from .optimizer import LossScale, Precision, choose_precision, make_optimizer
 from .process_settings import be_deterministic
 from .progress import Progress
@@ -60,6 +69,7 @@ def train(
     origin: Mapping[str, Any] | None = None,
     remote: str | None = None,
     wait_for_checkpoints: bool = False,
+    stop_asked: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Train a recipe to its end, resuming from the newest whole checkpoint in ``run_folder``.
 
@@ -73,9 +83,11 @@ def train(
         origin: lineage written into the exported model.
         remote: the run's folder at a URI, which gets copies of checkpoints and model.
         wait_for_checkpoints: publish a checkpoint before telling the reporter, which may end this process.
+        stop_asked: rank 0's answer, at every update, makes all workers save and stop there.
 
     Raises:
         TrainingStopped: collapse or divergence.
+        TrainingInterrupted: it was asked to stop.
     """
     worker = worker or Worker()
     if worker.threads:
@@ -87,6 +99,7 @@ def train(
     if init_from is not None:
         task.initialise_from(init_from)
     loop = TrainingLoop(recipe, task, run_folder, reporter, worker)
+    loop.stop_asked = stop_asked
     run = open_location(remote) if remote else None
     loop.checkpoints = Checkpoints(loop.store, run, wait=wait_for_checkpoints)
     with contextlib.closing(loop.checkpoints):
@@ -122,6 +135,8 @@ class TrainingLoop:
         rate = device_rate(worker.device, self.precision.name)
         self.progress = Progress(recipe, worker, matrix_work(recipe, task.module), rate)
         self.last_saved = -1
+        self.stop_asked: Callable[[], bool] = lambda: False
+        self.stopping = False  # rank 0's answer, as every worker has it
 
     # ---- resuming -----------------------------------------------------------------------------------------
 
@@ -213,7 +228,9 @@ class TrainingLoop:
                     self.watch.add(result.stages)
         task.watching = False
         self.placement.reduce(self.parameters)
-        sums.vector = reduce_vector(sums.vector, self.worker.device)
+        asked = torch.tensor([self.worker.rank == 0 and self.stop_asked()], dtype=torch.float64)
+        reduced = reduce_vector(torch.cat([sums.vector, asked]), self.worker.device)
+        sums.vector, self.stopping = reduced[:-1], bool(reduced[-1])
         divisor = sums["sample_size"] * self.loss_scale.scale
         norm = self.placement.clip(self.parameters, divisor, recipe.optimization.clip_norm)
         finite = math.isfinite(norm) and math.isfinite(sums["loss"])
@@ -260,9 +277,22 @@ class TrainingLoop:
             self.recipe, state.update, state.epoch, epoch_end=epoch_end, skipped=state.bad_in_a_row > 0
         )
         stop = self._stop_reason(epoch_end=epoch_end, pause=bool(due) or epoch_end)
-        if stop or not due:
-            return stop
-        return self._validate_and_save(epoch_end=epoch_end, validate=due.validate, save=due.save)
+        if due and not stop:
+            stop = self._validate_and_save(epoch_end=epoch_end, validate=due.validate, save=due.save)
+        if self.stopping and not stop:
+            self._save_and_interrupt(epoch_end)
+        return stop
+
+    def _save_and_interrupt(self, epoch_end: bool) -> NoReturn:
+        """A checkpoint between two of the recipe's; no figure is logged that an undisturbed run has not."""
+        state, saves = self.state, not self.recipe.checkpoint.no_save
+        if saves and state.update > max(self.last_saved, 0):
+            self._save(epoch_end, None, best=False)
+        if self.worker.rank == 0:
+            self.reporter.flush()
+            self.checkpoints.finish()
+        barrier()
+        raise TrainingInterrupted(state.update, saves)
 
     def _stop_reason(self, epoch_end: bool = False, pause: bool = False) -> str | None:
         state, limits = self.state, self.recipe.optimization
@@ -456,7 +486,7 @@ class TrainingLoop:
             metrics["train/first_loss"] = state.first_loss
         seconds = state.elapsed_s + self.progress.since_start()
         if self.worker.rank == 0:
-            logger.info("finished at update %d after %.0f s: %s", state.update, seconds, reason)
+            logger.info("finished at update %d after %s: %s", state.update, duration(seconds), reason)
         return Summary(
             update=state.update,
             metrics=metrics,

@@ -16,8 +16,9 @@ from ..recipe.schema import Recipe
 from ..tracking.redaction import redact_logs
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from .evaluation_log import EvaluationLog
-from .loop_state import TrainingStopped, Worker
+from .loop_state import TrainingInterrupted, TrainingStopped, Worker
 from .start_times import reached
+from .stopping import StopQuestion
 from .train_loop import train
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,10 @@ def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
             init_from=Path(job.init_from) if job.init_from else None,
             origin=job.origin,
             remote=job.remote,
+            stop_asked=StopQuestion(tracker, job.attempt),
         )
+    except TrainingInterrupted as stopped:
+        return {"interrupted": stopped.args}
     except TrainingStopped as error:
         reporter.flush()
         return {"error": str(error), "stopped": True}  # all workers decide this from the same sums
