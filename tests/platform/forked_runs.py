@@ -25,7 +25,6 @@ from d2v_platform.training import checkpoint, sharding
 from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.launch import launch
 from d2v_platform.training.train_loop import TrainingLoop
-from data2vec.errors import Data2VecError
 
 
 def die() -> None:
@@ -116,6 +115,22 @@ def in_upload(update: int) -> None:
     s3.S3FileSystem.put_file = put
 
 
+def _signalled(number: int) -> Callable[[int], None]:
+    """Between two updates, a signal that the launch handles."""
+
+    def moment(update: int) -> None:
+        honest = TrainingLoop._update
+
+        def updated(self: TrainingLoop, *arguments: Any) -> None:
+            if self.state.update == update:
+                os.kill(os.getpid(), number)
+            honest(self, *arguments)
+
+        TrainingLoop._update = updated
+
+    return moment
+
+
 def at_end(update: int) -> None:
     """When training is over and the model is being exported."""
 
@@ -128,7 +143,7 @@ def at_end(update: int) -> None:
 
 MOMENTS: dict[str, Callable[[int], None]] = {
     f.__name__: f for f in (before_update, in_backward, in_write, before_publish, in_prune, in_upload, at_end)
-}
+} | {"sigint": _signalled(signal.SIGINT), "sigterm": _signalled(signal.SIGTERM)}
 
 
 @contextlib.contextmanager
@@ -154,17 +169,15 @@ def fork_launch(order: dict[str, Any], kill: dict[str, Any] | None) -> int:
         log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        from d2v_platform.cli import configure_logging
+        from d2v_platform.cli import run
 
-        configure_logging()
         if kill is not None and "at" in kill:
             MOMENTS[kill["at"]](kill["update"])
-        launch(compose(order["name"], order["overrides"], order["folder"]))
+        run(lambda: launch(compose(order["name"], order["overrides"], order["folder"])))
         os._exit(0)
-    except Data2VecError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except SystemExit as end:
         sys.stderr.flush()
-        os._exit(2)
+        os._exit(int(str(end.code)))
     except BaseException:
         import traceback
 

@@ -144,6 +144,23 @@ def test_a_run_killed_at_awkward_moments_ends_as_if_nothing_had_happened(
     _kill_and_compare(runs, straight, _awkward())
 
 
+@pytest.mark.timeout(300)  # some 8 s on a free machine
+def test_ctrl_c_and_sigterm_save_at_the_next_update(runs: Runs, straight: Straight) -> None:
+    """Between the recipe's checkpoints, in the middle of an interval of the log; nothing extra is logged."""
+    for at, update, code in (("sigint", 7, 130), ("sigterm", 13, 143)):
+        kill = {"at": at, "update": update - 1}
+        assert runs("stopped", [kill], finish=False) == [code]
+        assert runs.find("stopped").info.status == "KILLED"
+        assert CheckpointStore(runs.run_folder("stopped")).updates()[-1] == update
+        log = runs.log("stopped").read_text()
+        assert log.count(f"stopped at update {update}; a checkpoint of it is saved\n") == 1
+        (last,) = [line for line in log.splitlines()[-2:] if "to resume it" in line]
+        assert last.startswith("interrupted; to resume it: d2v train ")
+        assert last.endswith("platform.run_name=stopped") and "Traceback" not in log
+    assert runs("stopped", []) == [0]
+    runs.assert_undisturbed("stopped", straight)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_run_killed_at_many_more_moments(runs: Runs, straight: Straight) -> None:

@@ -21,12 +21,13 @@ from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tracking.tracker import Tracker
 from d2v_platform.training import launch as launching
 from d2v_platform.training import ray_session, train_loop, workers
-from d2v_platform.training.loop_state import Summary, TrainingStopped, Worker
+from d2v_platform.training.loop_state import Summary, TrainingInterrupted, TrainingStopped, Worker
 from d2v_platform.training.plan import make_plan
 from d2v_platform.training.preflight import ResolvedModels, model_folder, preflight, resolve_models
 from d2v_platform.training.ray_session import ClusterInfo
 from d2v_platform.training.run_result import RunResult, result_lines
 from d2v_platform.training.run_storage import run_root
+from d2v_platform.training.stopping import StopQuestion
 from data2vec.errors import ConfigError, Data2VecError
 from tests.platform.toy_task import toy_recipe
 
@@ -175,7 +176,7 @@ def test_every_end_is_recorded_and_the_name_goes_on(
 def test_the_last_words() -> None:
     result = RunResult("id", "name", Path("/runs/id"), SUMMARY, "models:/m/3")
     assert result_lines(result) == [
-        "done: max_update 7 reached; 7 updates in 62 s",
+        "done: max_update 7 reached; 7 updates in 1.03 min",
         "      train/loss 0.5  valid/wer 12.35",
         "      best 0.25 at update 5",
         "      model folder /runs/id/model",
@@ -261,6 +262,8 @@ def test_ray_train_is_given_the_plan_and_the_workers_their_assignment(
         dataset={"num_workers": 1},
     )  # fmt: skip
     recipe, cluster = Recipe.from_dict(values), ClusterInfo(8, 2, 1)
+    from d2v_platform.training.worker_failures import LostWorkers
+
     callback = UserCallback()
     more = {"evaluations": tmp_path / "e", "remote": "s3://b/r", "callbacks": [callback]}
     made = on_ray(tmp_path, recipe, cluster, **more)
@@ -277,7 +280,8 @@ def test_ray_train_is_given_the_plan_and_the_workers_their_assignment(
     assert (scaling.num_workers, scaling.use_gpu) == (2, True)
     assert scaling.resources_per_worker == {"CPU": 3, "GPU": 1}
     assert fit.given["torch_config"].backend == "nccl"
-    assert (run.failure_config.max_failures, run.callbacks) == (5, [callback])
+    assert run.failure_config.max_failures == 5
+    assert isinstance(run.callbacks[0], LostWorkers) and run.callbacks[1:] == [callback]
     assert run.name == f"r1-{attempt}" and run.storage_path == str(tmp_path / "run" / "ray")
     values["platform"] |= {"gpus_per_worker": 0}
     on_ray(tmp_path, Recipe.from_dict(values), cluster)
@@ -304,6 +308,10 @@ def test_what_workers_return_becomes_an_error_of_its_kind(
         with pytest.raises(Data2VecError, match=words) as caught:
             on_ray(tmp_path, recipe, cluster)
         assert type(caught.value) is kind
+    fit.returned = {"interrupted": (12, True)}
+    with pytest.raises(TrainingInterrupted, match="stopped at update 12; a checkpoint of it is saved"):
+        on_ray(tmp_path, recipe, cluster)
+    assert "nothing is saved (checkpoint.no_save)" in str(TrainingInterrupted(12, False))
     fit.error = RayError("trace\nthe node is gone\n")
     with pytest.raises(Data2VecError, match=r"max_failures = 4 allows \(the node is gone\).*/run; Ray"):
         on_ray(tmp_path, recipe, cluster)
@@ -369,6 +377,7 @@ def test_a_workers_part(
     assert workers.run_worker(asdict(job)) == asdict(SUMMARY)
     assert given.pop("worker") == Worker(rank, size, torch.device("meta"), 2, 1, True)
     assert given.pop("recipe") == Recipe.from_dict(tiny_recipe)
+    assert isinstance(given.pop("stop_asked"), StopQuestion)
     assert given == {
         "model_folder": Path("/m"), "init_from": Path("/i"), "origin": {"x": 1}, "remote": "s3://r",
         "folder": tmp_path / "run",
@@ -383,6 +392,8 @@ def test_a_workers_part(
         assert len(tracker.calls) == 1 and not (tmp_path / "e.jsonl").exists()
     note = json.loads((tmp_path / "run" / "workers.jsonl").read_text())
     assert note == {"attempt": "a1", "rank": rank, "pid": os.getpid()}
+    outcome[0] = TrainingInterrupted(3, True)
+    assert workers.run_worker(asdict(job)) == {"interrupted": (3, True)}
     outcome[0] = TrainingStopped("collapsed")
     assert workers.run_worker(asdict(job)) == {"error": "collapsed", "stopped": True}
     outcome[0] = Data2VecError("no such file")

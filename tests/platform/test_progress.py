@@ -35,7 +35,10 @@ def test_line_of_a_known_interval(
     state = LoopState(update=9)
     made.line(state, {"loss": 0.5, "lr": 1e-3, "epoch": 1.25}, sums)
     # 8 GFLOP in 10 s on 4 GFLOP/s; 2 s an update, 11 updates to go
-    wanted = r"update 9/20  epoch 1.25  loss 0.5  lr 0.001  500 tokens/s  20% of the CPU's matrix rate  wait 10%  mem .* eta 0:00:22"
+    wanted = (
+        r"update 9/20  epoch 1.25  loss 0.5  lr 0.001  500 tokens/s  20% of the CPU's matrix rate"
+        r"  wait 10%  mem .* eta 0:00:22"
+    )
     assert re.search(wanted, caplog.text)
     speed = made.speed_metrics()
     assert speed["speed/matrix_rate_pct"] == pytest.approx(20.0)
@@ -49,6 +52,51 @@ def test_line_of_a_known_interval(
     now[0] += 4.0
     made.line(LoopState(update=11), {"loss": 0.5, "lr": 1e-3, "epoch": 1.5}, sums)
     assert made.speed_metrics()["speed/s_per_update"] == pytest.approx(2.0)
+
+
+def test_figures_of_each_modality_have_their_unit(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
+    sums = Sums(Layout(("ntokens",)))
+    sums.add({"ntokens": 80_000})
+    metrics = {"loss": 0.5, "model_norm": 26.0, "ema_norm": 25.0, "lr": 1e-3, "epoch": 1.0}
+    audio = {"_name": "audio_pretraining", "data": "/x"}
+    for task, log_keys, key, told in (
+        (audio, [], "speed/audio_s_per_s", "loss 0.5  lr 0.001  1.0 s of audio/s  "),
+        (tiny_recipe["task"], ["model_norm"], "speed/tokens_per_s",
+         "loss 0.5  model_norm 26  lr 0.001  16000 tokens/s  "),
+        ({"_name": "image_pretraining", "data": "/x"}, [], "speed/images_per_s", "lr 0.001  16000 images/s  "),
+    ):  # fmt: skip
+        recipe = Recipe.from_dict(
+            {**tiny_recipe, "task": task, "criterion": {"_name": "model", "log_keys": log_keys}}
+        )
+        made = Progress(recipe, Worker())
+        now[0] = 0.0
+        made.start(LoopState())
+        now[0] = 5.0
+        made.line(LoopState(update=1), metrics, sums)
+        assert told in caplog.text and key in made.speed_metrics()
+        caplog.clear()
+
+
+def test_a_cpu_that_is_faster_than_measured_reaches_all_of_its_rate(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its rate was measured while others were busy."""
+    caplog.set_level(logging.INFO)
+    now = [0.0]
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
+    made = Progress(Recipe.from_dict(tiny_recipe), Worker(), lambda samples, length: 1e9 * samples, 1e9)
+    made.start(LoopState())
+    for samples, share in ((4, 100), (1, 25)):
+        made.micro_batch({"source": torch.zeros(samples, 32)})
+        now[0] += 2.0
+        made.line(LoopState(update=1), {"loss": 1.0, "lr": 1e-3, "epoch": 1.0}, Sums(Layout(("ntokens",))))
+        assert f"  {share}% of the CPU's matrix rate  " in caplog.text
+        made.reset_interval(LoopState(update=1))
 
 
 def test_a_run_that_only_the_clock_ends_has_an_eta(

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d2v_platform.figures import clock
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.sweep_definition import Select, Trial
 from d2v_platform.sweeps.results import Record, StoredTrial, TrialResult
-from d2v_platform.figures import clock
 from d2v_platform.sweeps.schedule import Progress, ideal_seconds
 from d2v_platform.sweeps.selection import choose, choose_all, grid_points, score
 from d2v_platform.sweeps.table import protocol, result_table

@@ -29,7 +29,7 @@ WITHOUT_EFFECT: dict[type[Any], dict[str, str]] = {
     Dataset: {"gen_subset": _INFERENCE},
     CommonEval: {"path": _INFERENCE, "results_path": _INFERENCE},
     ModelCriterion: {
-        "log_keys": "every figure of the model is logged; model_norm and ema_norm, if it names them, in the line too"
+        "log_keys": "every figure of the model is logged; model_norm and ema_norm, if named, in the line too"
     },
     CTCCriterion: {
         "zero_infinity": "it is always on, and utterances with too few frames are left out and counted",

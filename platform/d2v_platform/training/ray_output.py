@@ -24,8 +24,8 @@ LOST_PEER = (
 )
 # A line with one of these is hidden, because:
 _LINES = (
-    # said at every start of every training: Ray's own watcher of preempted nodes is made in a way that Ray warns
-    # of; if it ends, nothing is lost but an early checkpoint's notice that we do not use.
+    # Said at every start of every training, at error level: Ray's own watcher of preempted nodes is made in a
+    # way that Ray warns of. Without it a training goes on as before.
     "Actor with class name: 'PreemptionWatcher' and ID:",
 )
 
@@ -42,8 +42,8 @@ _BLOCKS = (
     # A worker was lost: `LostWorkers` says so in one line, and what follows from it needs no traces.
     _Block("Graceful shutdown of backend failed. This is expected if one of the workers has crashed."),
     _Block("Error in training function:", LOST_PEER),
-    # Only an autoscaler needs these requests, and they are sent again; Ray calls them safe to ignore on a busy
-    # machine. A cluster that stays too small is told by the controller's own warnings.
+    # Only an autoscaler needs these requests, and they are sent again; Ray calls that safe to ignore on a
+    # busy machine. A cluster that stays too small is told by the controller's own warnings.
     _Block("Failed to send resource request for "),
     _Block("Failed to cancel resource request for "),
     # Ray Tune ends processes of trials with SIGTERM, wherever they are.
