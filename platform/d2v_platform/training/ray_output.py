@@ -27,6 +27,8 @@ _LINES = (
     # Said at every start of every training, at error level: Ray's own watcher of preempted nodes is made in a
     # way that Ray warns of. Without it a training goes on as before.
     "Actor with class name: 'PreemptionWatcher' and ID:",
+    # Ray's cleaner asks after the controller of a training that has just ended, and asks again.
+    "Failed to query Ray Train Controller actor state.",
 )
 
 
