@@ -42,7 +42,7 @@ def pieces(lines: list[str], size: int) -> list[str]:
 @pytest.mark.parametrize(
     "noise",
     [
-        [WATCHER, "Failed to query Ray Train Controller actor state. State API may be temporarily unavailable."],
+        [WATCHER, "Failed to query Ray Train Controller actor state. State API may be unavailable."],
         ["Graceful shutdown of backend failed. This is expected if one of the workers has crashed.",
          *FRAMES, *DIED],
         ["Error in training function:", *FRAMES, RESET, ""],
