@@ -26,28 +26,38 @@ Images::
 
 from __future__ import annotations
 
+import importlib
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .artifact import load
+    from .image_model import ImageModel
+    from .lm.loaded import LanguageModel
+    from .speech_model import SpeechModel
+    from .text_model import TextModel
 
     __version__: str
 
-__all__ = ["__version__", "load"]
+__all__ = ["ImageModel", "LanguageModel", "SpeechModel", "TextModel", "__version__", "load"]
+
+_PLACES = {
+    "ImageModel": "image_model",
+    "LanguageModel": "lm.loaded",
+    "SpeechModel": "speech_model",
+    "TextModel": "text_model",
+    "load": "artifact",
+}
 
 
 def __getattr__(name: str) -> Any:
     # torch is imported only when a model is asked for: tools such as `d2v prepare` do not need it.
-    if name == "load":
-        from .artifact import load
-
-        return load
+    if name in _PLACES:
+        return getattr(importlib.import_module(f".{_PLACES[name]}", __name__), name)
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
-
         try:
-            return version("data2vec-platform")
-        except PackageNotFoundError:  # a checkout that is not installed
+            return metadata.version("data2vec-platform")
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
             return "0+unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

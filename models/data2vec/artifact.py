@@ -17,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,9 +271,11 @@ def load(
         :class:`data2vec.image_model.ImageModel` or :class:`data2vec.lm.loaded.LanguageModel`.
 
     Raises:
-        CheckpointError: there is no model, it is damaged, or a text model has no dictionary.
+        CheckpointError: there is no model, it is damaged, a text model has no dictionary, or what was given
+            is no path.
         DataError: this machine has no such device.
     """
+    _check_name(model)
     device = device_of(device)
     if is_artifact(model) and _is_ours(Path(model)):
         artifact = read_artifact(model)
@@ -294,6 +298,31 @@ def load(
     from .text_model import TextModel
 
     return TextModel(artifact).to(device)
+
+
+def _check_name(model: object) -> None:
+    """Refuse what is no path, with what to do instead."""
+    if isinstance(model, Mapping):
+        raise CheckpointError(
+            "data2vec.load takes the path of a model, not weights in a dictionary: they do not say which "
+            "network they belong to. Give the .pt file or the folder that they come from; a network of your "
+            "own becomes a folder with data2vec.artifact.save_artifact(FOLDER, kind=..., model_config=..., "
+            "state=...)"
+        )
+    if not isinstance(model, str | os.PathLike):
+        raise CheckpointError(f"data2vec.load takes the path of a model, not {type(model).__name__}")
+    name = os.fspath(model)
+    scheme = re.match(r"([a-z][a-z0-9+.-]+):/", str(name))
+    if scheme is None:
+        return
+    if scheme[1] in ("models", "runs"):
+        raise CheckpointError(
+            f"{name} is a name in MLflow, which this library does not know. With MLflow: "
+            f'mlflow.pyfunc.load_model("{name}").predict(...); or with this library: '
+            f'data2vec.load(mlflow.artifacts.download_artifacts("{name}") + "/artifacts/model"). Both need '
+            'MLFLOW_TRACKING_URI, which `eval "$(d2v env)"` sets'
+        )
+    raise CheckpointError(f"{name} is an address; copy the model's folder or file here and give its path")
 
 
 def _is_ours(folder: Path) -> bool:

@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 from .errors import DataError
+from .families import ModelConfig, describe
+
+_SHOWN_LABELS = 4
 
 
 def device_of(name: torch.device | str) -> torch.device:
@@ -49,6 +52,20 @@ class ModelInUse:
 
     _module: nn.Module
     """The network with its head: everything that moves."""
+    config: dict[str, Any]
+    """``config.json`` of its folder."""
+    model_config: ModelConfig
+
+    def __repr__(self) -> str:
+        """Kind, labels, architecture with modality, size, place."""
+        facts = [self.config["kind"].replace("_", " ")]
+        labels = [str(label) for label in (self.config.get("task") or {}).get("labels") or ()]
+        if labels:
+            more = f", ... {len(labels)} labels" if len(labels) > _SHOWN_LABELS else ""
+            facts[0] += f" of {', '.join(labels[:_SHOWN_LABELS])}{more}"
+        facts.append(describe(self.model_config))
+        facts.append(f"{sum(parameter.numel() for parameter in self._module.parameters()):,} parameters")
+        return f"<{type(self).__name__}: {'; '.join(facts)}; {self.device}>"
 
     @property
     def device(self) -> torch.device:

@@ -43,6 +43,7 @@ class LanguageModel(ModelInUse):
                 f"{artifact.folder} has no dictionary: put its dict.txt beside it, or import it with --dict"
             )
         self.config, self.dictionary, self.folder = artifact.config, artifact.words, artifact.folder
+        self.model_config = config
         self.network = TransformerLM(config, len(artifact.words), seed=None)
         load_strictly(self.network, artifact.state, artifact.folder)
         self._module = self.network.to(device_of(device)).eval()
