@@ -38,7 +38,6 @@ def audio_problems(config: Data2VecMultiConfig, audio: AudioModalityConfig, path
     if audio.mask_prob_min is not None:
         rule("mask_prob_min", 0.0 <= audio.mask_prob_min < max(audio.mask_prob, 1e-9),
              "must lie in 0 ... mask_prob")  # fmt: skip
-    rule.probability("prenet_layerdrop", "prenet_dropout")
     rule.at_least(1, "conv_pos_width", "conv_pos_groups", "conv_pos_depth")
     if audio.conv_pos_groups >= 1:
         rule("conv_pos_groups", config.embed_dim % audio.conv_pos_groups == 0,

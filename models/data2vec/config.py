@@ -224,8 +224,14 @@ class Data2VecMultiConfig(ModelConfig):
         text, image = self.modalities.text, self.modalities.image
         name = self.modality_name
         rule("mae_init", not self.mae_init or name == "IMAGE", "is supported for images only; use false")
-        if getattr(self.modalities, name.lower(), None) is None:
+        front = getattr(self.modalities, name.lower(), None)
+        if front is None:
             rule("supported_modality", False, f"modalities.{name.lower()} is missing")
+        else:
+            dropped = ["prenet_layerdrop", "prenet_dropout", "start_drop_path_rate", "end_drop_path_rate"]
+            dropped += ["dropout"] if name == "TEXT" else []
+            dropped += ["decoder.input_dropout"] if front.decoder is not None else []
+            rule.probability(*(f"modalities.{name.lower()}.{field}" for field in dropped))
         if self.modalities.audio is not None and name == "AUDIO":
             rule.found += audio_problems(self, self.modalities.audio, path)
         if image is not None and name == "IMAGE":
