@@ -304,6 +304,8 @@ def test_a_sweep_that_has_not_ended_is_shown_as_far_as_its_runs_are(
     assert "its 6 trials so far" in words_of(page)
     with pytest.raises(Data2VecError, match="is a sweep"):
         write_report(["first", "first/cola_lr=1e-05_seed=1"])
+    with pytest.raises(Data2VecError, match="is a sweep"):
+        write_report(["first"], curves=[tmp_path / "validations.csv"])
     trial = write_report(["first/cola_lr=1e-05_seed=1"], out=tmp_path / "trial")
     assert "panel-valid-mcc" in trial.html.read_text()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from data2vec.artifact import load, read_artifact, save_artifact
+from data2vec.artifact import load, load_strictly, read_artifact, save_artifact
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadConfig
 from data2vec.ctc import CTCConfig, CTCModel
 from data2vec.data.bpe import GPT2BPE
@@ -138,6 +141,7 @@ def saved(tmp_path: Path, tokenizer: TextTokenizer) -> Callable[[str], Path]:
         "text 1": TEXT_1,
         "audio 1": AUDIO_1,
         "image 1": IMAGE_1,
+        "image 1 whole": dataclasses.replace(IMAGE_1, ema_transformer_only=False),
     }
 
     def make(name: str) -> Path:
@@ -253,7 +257,9 @@ def test_half_precision_is_exact_for_models_that_were_half(saved: Any, tmp_path:
     assert all(torch.equal(again[name], t) for name, t in stored.items() if name != "_ema")
 
 
-@pytest.mark.parametrize("name", ["text 2", "image 2", "audio 2", "text 1", "image 1", "audio 1"])
+@pytest.mark.parametrize(
+    "name", ["text 2", "image 2", "audio 2", "text 1", "image 1", "image 1 whole", "audio 1"]
+)
 def test_the_teachers_weights_can_take_the_students_place(name: str, saved: Any, tmp_path: Path) -> None:
     before = read_artifact(saved(name))
     export_fairseq(before, tmp_path / "model.pt")
@@ -264,6 +270,38 @@ def test_the_teachers_weights_can_take_the_students_place(name: str, saved: Any,
     floats = [key for key, value in imported.teacher.items() if value.is_floating_point()]
     assert len(changed) >= len(floats) - 3  # a frozen table or marker may be equal
     assert not any("decoder" in key or "final_proj" in key or "regression_head" in key for key in changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "item"),
+    [("text 1", "the mill"), ("image 1", np.zeros((9, 9, 3), np.uint8)),
+     ("image 2", np.zeros((9, 9), np.uint8)), ("audio 1", np.zeros(4000, np.float32))],
+)  # fmt: skip
+def test_a_pretrained_folder_is_used_without_its_pretraining_parts(name: str, item: Any, saved: Any) -> None:
+    assert load(saved(name)).embed(item).shape == (16,)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"format": 2}, "has format 2; this version reads 1"), ({"format": None}, "has format None"),
+     ({"kind": "diffusion"}, "unknown kind 'diffusion'"), ({"tokenizer": "x"}, "not the tokenizer the model"),
+     (None, "is not JSON")],
+)  # fmt: skip
+def test_folders_that_are_not_read_as_something_else(change: Any, told: str, saved: Any) -> None:
+    path = saved("text 2") / "config.json"
+    text = json.dumps(json.loads(path.read_text()) | change) if change else "{"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=told):
+        load(path.parent)
+
+
+@pytest.mark.parametrize("count", [5, 6])
+def test_weights_that_do_not_fit_are_listed_or_counted(count: int) -> None:
+    module = torch.nn.Linear(2, 2)
+    state = {f"extra{number}": torch.zeros(1) for number in range(count)} | module.state_dict()
+    with pytest.raises(CheckpointError, match="unexpected: extra4") as caught:
+        load_strictly(module, state, "the file")
+    assert ("... 6 differences in all" in str(caught.value)) == (count == 6)
 
 
 def test_safetensors_come_with_a_table_and_load_alone(saved: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig
 from data2vec.ctc import CTCConfig, CTCModel
 from data2vec.image_heads import ImageClassifier
-from data2vec.interop import audio_tables, key_tables, v1_text, v1_vision
+from data2vec.interop import audio_tables, beit, key_tables, v1_text, v1_vision
+from data2vec.interop.fairseq_file import FairseqCheckpoint
+from data2vec.interop.imported import Sorting
 from data2vec.student import Data2VecMulti
 from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.speech import Data2VecAudio
@@ -205,3 +208,39 @@ def renames() -> list[tuple[Callable[[str], str], str, str]]:
 @pytest.mark.parametrize(("rename", "old", "new"), renames(), ids=lambda value: str(value))
 def test_older_names(rename: Callable[[str], str], old: str, new: str) -> None:
     assert rename(old) == new
+
+
+@pytest.mark.parametrize(("width", "ratio", "scale"), [(768, 4, 1e-4), (1024, 2, 1e-5)])
+def test_the_size_of_a_beit_follows_from_its_shapes(width: int, ratio: int, scale: float) -> None:
+    shapes = {
+        "patch_embed.conv.weight": (width, 3, 16, 16), "encoder.blocks.0.gamma_1": (width,),
+        "encoder.blocks.0.mlp.0.weight": (ratio * width, width), "encoder.blocks.11.gamma_1": (width,),
+        "encoder.rel_pos_bias.relative_position_bias_table": (27 * 27 + 3, 12),
+    }  # fmt: skip
+    state = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    args = {"l1_beta": 0.5, "ema_decay": 0.99, "post_target_layer_norm": False, "drop_path": True}
+    found = beit._config(checkpoint_of(state, {"args": args}), state)
+    assert (found["embed_dim"], found["mlp_ratio"], found["num_heads"]) == (width, ratio, 12)
+    assert (found["image_size"], found["depth"], found["shared_rel_pos_bias"]) == (224, 2, True)
+    assert (found["layer_scale_init_value"], found["loss_beta"], found["ema_end_decay"]) == (scale, 0.5, 0.99)
+    assert (found["average_top_k_layers"], found["layer_norm_targets"]) == (2, False)
+
+
+@pytest.mark.parametrize(("layers", "top"), [(2, 2), (12, 8)])
+def test_what_roberta_s_flat_fields_lack_follows_from_its_shapes(layers: int, top: int) -> None:
+    positions = f"{v1_text.ENCODER}embed_positions.weight"
+    state = {v1_text.EMBEDDING: torch.empty(9, 128), positions: torch.empty(34, 128)}
+    state |= {f"{v1_text.ENCODER}layers.{index}.fc1.weight": torch.empty(256, 128) for index in range(layers)}
+    sorting = Sorting(Path("a.pt"))
+    found = v1_text._from_roberta({"encoder_layers": None, "dropout": 0.3}, state, sorting)
+    assert found["average_top_k_layers"] == top and found["transformer"]["max_source_positions"] == 32
+    assert found["transformer"]["dropout"] == 0.3 and not found["transformer"]["layernorm_embedding"]
+    assert found["transformer"]["encoder"] == {
+        "embed_dim": 128, "layers": layers, "learned_pos": True, "attention_heads": 2, "ffn_embed_dim": 256,
+    }  # fmt: skip
+    assert "taken as 2" in sorting.notes[0]
+
+
+def checkpoint_of(state: dict[str, torch.Tensor], cfg: dict[str, Any]) -> FairseqCheckpoint:
+    return FairseqCheckpoint(path=Path("a.pt"), cfg=cfg, model=state, teacher=None, task_state={},
+                             num_updates=None, symbols=None)  # fmt: skip

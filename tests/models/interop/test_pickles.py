@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data2vec.errors import CheckpointError
+from data2vec.interop.inspection import inspect
 from data2vec.interop.pickles import load_inert, named_objects, plain
 
 
@@ -92,6 +93,14 @@ def test_names_are_told_apart_without_loading(tmp_path: Path) -> None:
     assert named_objects(path) == (["argparse.Namespace"], [f"{os.system.__module__}.system"])
     assert named_objects(saved(tmp_path, {"args": argparse.Namespace()})) == (["argparse.Namespace"], [])
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(("size", "told"), [(1500, "1500 bytes"), (2**20, "1.0 MiB"), (5 * 2**19, "2.5 MiB")])
+def test_the_size_of_a_file_is_told_whatever_it_is(tmp_path: Path, size: int, told: str) -> None:
+    with (tmp_path / "a.pt").open("wb") as file:
+        file.truncate(size)
+    found = inspect(tmp_path / "a.pt")
+    assert found.lines == [f"{tmp_path / 'a.pt'}: {told}"] and "no PyTorch checkpoint" in str(found.problem)
 
 
 def test_getattr_on_a_stand_in_is_refused(tmp_path: Path) -> None:
