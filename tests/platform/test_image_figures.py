@@ -42,8 +42,9 @@ def rows() -> ImageRows:
 def test_a_probe_asks_as_many_neighbours_as_it_was_told(rows: ImageRows) -> None:
     queries = replace(rows, names=["q.png"], labels=np.array([0]), values=rows.values[:1])
     assert probe(rows, queries, 1) == {"knn": 100.0, "linear_probe": 100.0}
-    flat = replace(rows, values=np.ones((5, 2), np.float32))  # all are as near: the majority decides
-    assert probe(flat, replace(queries, values=np.ones((1, 2), np.float32)), 5)["knn"] == 0.0
+    angles = np.array([0.0, 0.0, 0.01, 0.01, 0.01])  # the nearest two are of class 0, and hardly nearer
+    near = replace(rows, values=np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32))
+    assert [probe(near, queries, k)["knn"] for k in (2, 5)] == [100.0, 0.0]
     for bank, asked in (
         (replace(rows, classes=[]), replace(queries, classes=[])),
         (rows, replace(queries, classes=["ape"])),

@@ -21,6 +21,7 @@ from d2v_platform.reports.sweep_history import (
     Setting,
     SweepHistory,
     TrialFacts,
+    _covers,
     load_sweep_history,
 )
 from d2v_platform.reports.sweep_panels import sweep_panels
@@ -182,6 +183,14 @@ def test_a_sweep_without_tables_takes_the_value_of_a_run_by_its_own_rules(
     (found,) = sweep.trials
     assert not sweep.complete and found.value == wanted
     assert (found.lr, found.seed, found.others, found.status) == (1e-4, 2, "x 7", "running")
+
+
+@pytest.mark.parametrize(("runs", "whole"), [("ab", True), ("a", True), ("abc", False), ("c", False)])
+def test_tables_that_lack_a_trial_are_not_those_of_the_sweep(runs: str, whole: bool) -> None:
+    tables = {"trials.csv": "task,run_id\nt,a\nt,b\n", "summary.csv": "task\n"}
+    children: Any = dict.fromkeys(runs)
+    assert _covers(tables, children) is whole
+    assert not _covers({"trials.csv": tables["trials.csv"]}, children)
 
 
 class Page(list[Any]):

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from d2v_platform.storage.locations import (
     StorageAwayError,
     StorageError,
     is_uri,
+    local_path,
     open_location,
     patiently,
     probe,
@@ -172,6 +174,7 @@ def test_patience_outlasts_a_short_absence() -> None:
 
 def test_names_of_places() -> None:
     assert is_uri("s3://b/x") and is_uri("gs://b") and not is_uri("/x") and not is_uri("file:///x")
+    assert local_path("file:///a%20b/c") == Path("/a b/c") and local_path("/a%20b") == Path("/a%20b")
     assert split_places("/a:/b") == ["/a", "/b"]
     assert split_places("s3://b/x:/local:memory://y") == ["s3://b/x", "/local", "memory://y"]
 
@@ -314,6 +317,31 @@ def test_what_is_being_fetched_counts_and_what_is_being_taken_stays(
     assert (tmp_path / ".killed.partial" / "data").is_file()
     cached("large", 2400, "large", fetch(2400), tmp_path)
     assert not list(tmp_path.glob(".killed.[pn]*")) and (tmp_path / "large" / "data").is_file()
+
+
+def test_an_etag_tells_a_change_before_the_time_does() -> None:
+    infos = [{"size": 3, "ETag": tag, "LastModified": 5} for tag in ("one", "two")] + [
+        {"size": 3, "mtime": 5}
+    ]
+    found = []
+    for info in infos:
+        files = SimpleNamespace(find=lambda root, detail, info=info: {"a/f": info})
+        found.append(Location("x://a", files, "a").stamps())
+    assert found == [{"f": [3, "one"]}, {"f": [3, "two"]}, {"f": [3, "5"]}]
+
+
+def test_what_was_used_longest_ago_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("D2V_CACHE_GB", "3.5e-6")
+
+    def fetch(beside: Path) -> Path:
+        (beside / "data").write_bytes(b"x" * 1000)
+        return beside
+
+    for used, key in ((300, "a"), (100, "b"), (200, "c")):
+        cache._IN_USE.pop(cached(key, 1000, key, fetch, tmp_path)).close()
+        os.utime(tmp_path / f"{key}.used", (used, used))
+    cached("d", 1000, "d", fetch, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["a", "c", "d"]
 
 
 def test_the_progress_of_a_fetch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

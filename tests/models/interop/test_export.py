@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from data2vec.artifact import load, load_strictly, read_artifact, save_artifact
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadConfig
+from data2vec.conv_spec import frame_count, total_stride
 from data2vec.ctc import CTCConfig, CTCModel
 from data2vec.data.bpe import GPT2BPE
 from data2vec.data.dictionary import Dictionary
@@ -279,6 +281,43 @@ def test_the_teachers_weights_can_take_the_students_place(name: str, saved: Any,
 )  # fmt: skip
 def test_a_pretrained_folder_is_used_without_its_pretraining_parts(name: str, item: Any, saved: Any) -> None:
     assert load(saved(name)).embed(item).shape == (16,)
+
+
+def test_the_colours_of_a_folder_are_those_it_was_trained_with(saved: Any) -> None:
+    path = saved("image 1") / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"task": {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.25, 0.2]}}))
+    seen = load(path.parent).transform(Image.new("RGB", (16, 16), (51, 102, 153)))
+    assert seen[:, 5, 5].tolist() == pytest.approx([0.2, 0.8, 1.5], abs=1e-5)
+
+
+def test_a_list_gets_the_answers_of_its_items_in_its_order(saved: Any) -> None:
+    model = load(saved("text 1, sentences"))
+    texts = ["the old river mill", "the", "the river", ("the old", "mill"), "old mill"]
+    alone = np.stack([model.classify(text)[1] for text in texts])
+    assert model.classify(texts)[1] == pytest.approx(alone, abs=1e-6)
+    assert len({row.tobytes() for row in alone.round(5)}) > 3, "they differ"
+
+
+def test_long_recordings_take_the_room_of_several(saved: Any) -> None:
+    second = 16_000
+    batches = load(saved("audio 1"))._batches
+    assert batches([15 * second] * 5, 4) == [[0, 1], [2, 3], [4]], "of 40 s"
+    assert batches([second] * 5, 4) == [[0, 1, 2, 3], [4]]
+
+
+def test_frames_beside_a_seam_have_heard_two_seconds_of_both_sides(saved: Any) -> None:
+    model = load(saved("audio 1"))
+    samples, margin = torch.zeros(75 * 16_000), 2 * 16_000 // total_stride(model.layers) - 2
+    pieces = model._pieces(samples)
+    covered = 0
+    for index, (part, kept) in enumerate(pieces):
+        frames = frame_count(model.layers, len(part))
+        first, last, _ = kept.indices(frames)
+        assert first >= (margin if index else 0)
+        assert frames - last >= (margin if index < len(pieces) - 1 else 0)
+        covered += last - first
+    assert len(pieces) == 3 and covered == frame_count(model.layers, len(samples))
 
 
 @pytest.mark.parametrize(
