@@ -34,7 +34,7 @@ _MODULES = {
         ".tracking.run_list",
         "runs_command",
         "Trainings and sweeps in MLflow, the newest first: state, recipe, update and score.",
-        "Example: d2v runs --experiment data2vec --json",
+        "Example: d2v runs --experiment data2vec-text --json",
     ),
     "report": (
         ".reports.command",
@@ -79,6 +79,12 @@ _MODULES = {
         "Write a model for fairseq, for Hugging Face's transformers, or as plain safetensors with a key "
         "table.",
         "Example: d2v export models:/m/1 --to huggingface --out m",
+    ),
+    "average": (
+        ".registry.average_command",
+        "average_command",
+        "Average weights: the newest checkpoints of a run, or several models.",
+        "Example: d2v average my-run --last 5 --out averaged",
     ),
     "doctor": (
         ".doctor.command",

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from d2v_platform.cli import app as cli
 from d2v_platform.recipe.compose import compose
 from d2v_platform.registry import model_versions
 from d2v_platform.registry.commands import app
@@ -34,8 +35,9 @@ def trained(tracker: Tracker, tiny_text: Path) -> RunResult:
     return launch(compose("tiny/text_pretraining", [f"task.data={tiny_text}", *SMALL]))
 
 
+@pytest.mark.timeout(400)  # the gate loads the model in a clean process: slow beside other work
 def test_a_checkpoint_of_a_run_becomes_a_version(
-    trained: RunResult, tracker: Tracker, tiny_text: Path
+    trained: RunResult, tracker: Tracker, tiny_text: Path, tmp_path: Path
 ) -> None:
     run = tracker.client.get_run(trained.run_id)
     assert tracker.client.get_experiment(run.info.experiment_id).name == "data2vec-text"
@@ -85,7 +87,22 @@ def test_a_checkpoint_of_a_run_becomes_a_version(
     data = version.tags["data.fingerprint"][:16]
     assert f"     data {data}\n  -> pretrained models:/tiny-text/1 (run {trained.run_id[:8]}" in shown
 
+    # The mean of the newest checkpoints, as a folder and as a version; it has no figures of its own.
+    states = [load_file(trained.folder / f"checkpoints/update_0000000{n}/model.safetensors") for n in (2, 4)]
+    averaged = call(cli, ["average", "small", "--last", "2", "--out", str(tmp_path / "mean")])
+    assert "mean of the checkpoints of updates 2, 4 written to" in averaged.stdout, averaged.exception
+    weights = load_file(tmp_path / "mean/model.safetensors")
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, (states[0][f"student.{name}"] + states[1][f"student.{name}"]) / 2)
+    assert "models:/tiny-text/3" in call(app, ["add", "small@last2", "--name", "tiny-text"]).stdout
+    version = get_version(tracker, "tiny-text", 3)
+    assert version.tags["averaged.updates"] == "2, 4" and version.tags["collapse"] == "unknown"
+    assert "it has not been validated" in version.description
+    stored = load_file(resolve(version.uri, tracker).path / "model.safetensors")
+    assert all(torch.equal(stored[name], tensor) for name, tensor in weights.items())
+
     for wanted, words in (
+        ("small@last9", "has 2 checkpoints (2, 4), and a mean is of 2 or more"),
         ("small@3", "no checkpoint of update 3; it has 2, 4"),
         ("small@best", "marked no best checkpoint; there are updates 2, 4"),
         ("smalll@2", "no run is called 'smalll'"),
@@ -94,7 +111,7 @@ def test_a_checkpoint_of_a_run_becomes_a_version(
     ):
         refused = call(app, ["add", wanted, "--name", "tiny-text"])
         assert isinstance(refused.exception, Data2VecError) and words in str(refused.exception)
-    assert len(tracker.client.search_model_versions("name = 'tiny-text'")) == 2
+    assert len(tracker.client.search_model_versions("name = 'tiny-text'")) == 3
 
     damaged = trained.folder / "checkpoints/update_00000004/model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-8])
@@ -106,7 +123,8 @@ def test_a_checkpoint_of_a_run_becomes_a_version(
 
 
 @pytest.mark.parametrize(
-    ("text", "run", "update"), [("a@5", "a", 5), ("a-b.c@last", "a-b.c", "last"), (" x@best ", "x", "best")]
+    ("text", "run", "update"),
+    [("x@last5", "x", "last5"), ("a@5", "a", 5), ("a-b.c@last", "a-b.c", "last"), (" x@best ", "x", "best")],
 )
 def test_forms_of_a_checkpoint(text: str, run: str, update: int | str) -> None:
     assert RunCheckpoint.parse(text) == RunCheckpoint(run, update)

@@ -80,6 +80,48 @@ def test_limits_and_scales_of_panels() -> None:
     assert not Line(key="", label="", x=np.arange(41), y=np.arange(41)).markers
 
 
+def test_metrics_of_unlike_scale_have_axes_of_their_own() -> None:
+    found = history(
+        speed__tokens_per_s=curve(5000, 6000, 7000), speed__sentences_per_s=curve(50, 60, 70),
+        speed__words_per_s=curve(1, 400, 500), train__loss=curve(9, 8, float("nan")), valid__loss=curve(0, 0),
+    )  # fmt: skip
+    panels = {panel.name: [line.key for line in panel.lines] for panel in run_panels([found])}
+    assert panels == {
+        "loss": ["train/loss", "valid/loss"],
+        "throughput": ["speed/sentences_per_s", "speed/words_per_s"],  # the first decides, by its median
+        "throughput-2": ["speed/tokens_per_s"],
+    }
+
+
+def test_two_runs_show_both_recipes_differences_first() -> None:
+    one = replace(
+        history(train__loss=curve(9, 5)), name="a", run_id="1",
+        params={"model.depth": "2", "common.seed": "1", "platform.run_name": "a"},
+        tags={"d2v.recipe": "v2/x", "d2v.recipe_difference": '{"common.seed": [0, 1]}'},
+    )  # fmt: skip
+    two = replace(
+        one, name="b", run_id="2", params={"model.depth": "4", "common.seed": "1", "model.<b>": "x"},
+        tags={"d2v.recipe": "v2/y", "d2v.recipe_difference": '{"model.depth": [2, 4]}'},
+    )  # fmt: skip
+    page = run_page([one, two], [], "u")
+    heads = re.findall(r"<h2>(.*?)</h2>", page)
+    assert heads[:4] == [
+        "Recipes: 2 differences",
+        "Figures",
+        "Recipe v2/x of a, changed",
+        "Recipe v2/y of b, changed",
+    ]
+    first = re.findall(r"<tr>(.*?)</tr>", page)[:3]
+    cells = [re.findall(r"<t[dh]>(?:<code>)?(.*?)(?:</code>)?</t[dh]>", row) for row in first]
+    assert cells == [
+        ["key", "a (v2/x)", "b (v2/y)"],
+        ["model.&lt;b&gt;", "-", "x"],
+        ["model.depth", "2", "4"],
+    ]
+    assert re.findall(r"<h2>(.*?)</h2>", run_page([one, history()], [], "u"))[0] == "Figures"
+    assert "no difference" in run_page([one, replace(one, name="b", run_id="2")], [], "u")
+
+
 def test_points_are_in_the_order_of_updates_and_seconds_count_from_the_start() -> None:
     points = [(20, 5.0, 3_000), (10, 7.0, 4_000), (20, 6.0, 2_500), (30, 8.0, 3_500)]
     info = SimpleNamespace(run_id="r", run_name="a", experiment_id="1", status="FINISHED", start_time=1_000,

@@ -96,7 +96,11 @@ def show_command(
 @app.command("add", epilog="Example: `d2v registry add cola-2@1500 --name data2vec2-text-base-cola`")
 def add_command(
     checkpoint: Annotated[
-        str, typer.Argument(metavar="RUN@UPDATE", help="run name or id, and an update, `best` or `last`")
+        str,
+        typer.Argument(
+            metavar="RUN@UPDATE",
+            help="run name or id, and an update, `best`, `last`, or `last5`: the mean of the 5 newest",
+        ),
     ],
     name: Annotated[str, typer.Option("--name", help="registered name")],
     alias: Annotated[str | None, typer.Option("--alias", help="alias to take, through the gate")] = None,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data2vec.averaging import mean_weights
 from data2vec.errors import Data2VecError
 
 from ..home import home_folder
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
     from ..tracking.tracker import Tracker
+    from ..training.loop_state import Summary
 
 logger = logging.getLogger(__name__)
 
-_SPEC = re.compile(r"(?P<run>[^@]+)@(?P<update>\d+|best|last)")
+_SPEC = re.compile(r"(?P<run>[^@]+)@(?P<update>\d+|best|last\d*)")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class RunCheckpoint:
 
     Attributes:
         run: id or name of the run.
-        update: its number, "best" or "last".
+        update: its number, "best", "last", or "last5" for the mean of the 5 newest.
     """
 
     run: str
@@ -59,23 +61,43 @@ class RunCheckpoint:
         match = _SPEC.fullmatch(text.strip())
         if match is None:
             raise Data2VecError(
-                f"{text!r} must be RUN@UPDATE: a run's name or id, and the number of an update, best or "
-                "last; for example cola-2@1500"
+                f"{text!r} must be RUN@UPDATE: a run's name or id, and the number of an update, best, "
+                "last or last5 (the mean of the 5 newest); for example cola-2@1500"
             )
         update = match["update"]
         return cls(match["run"], int(update) if update.isdecimal() else update)
 
 
-def add_from_run(
-    tracker: Tracker, wanted: RunCheckpoint, *, name: str, alias: str | None = None
-) -> ModelVersion:
-    """Export a checkpoint of a run and register it as a new version.
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """A checkpoint of a run, or the mean of several, exported.
+
+    Attributes:
+        run: the run.
+        recipe: what it was trained with; a parent model by its exact name.
+        plain: the same as the run recorded it.
+        updates: of the checkpoints.
+        folder: model folder.
+        summary: as if training had ended there; a mean has no figures, since nobody has validated it.
+        parent: exact name of the model it started from.
+    """
+
+    run: Run
+    recipe: Recipe
+    plain: dict[str, Any]
+    updates: list[int]
+    folder: Path
+    summary: Summary
+    parent: str | None
+
+
+def export_from_run(tracker: Tracker, wanted: RunCheckpoint, folder: Path | None = None) -> Taken:
+    """Export a checkpoint of a run, or the mean of its newest ones, as training itself would have.
 
     Args:
         tracker: where.
         wanted: run and update.
-        name: registered name.
-        alias: alias to take if the gate lets it; see ``ModelVersion.refusal``.
+        folder: where to; by default in the cache.
 
     Raises:
         Data2VecError: no such run or update, its state is not on this machine, or its data has gone.
@@ -93,19 +115,21 @@ def add_from_run(
     run = find_run(tracker, wanted.run)
     run_id, tags = run.info.run_id, dict(run.data.tags)
     storage = _stated(run.data.params.get("platform.storage"))
-    folder, remote = run_root(storage) / run_id, remote_folder(storage, run_id)
-    plain = started_with(folder, remote)
+    root, remote = run_root(storage) / run_id, remote_folder(storage, run_id)
+    plain = started_with(root, remote)
     if plain is None:
-        where = f"{folder} or {remote}" if remote else str(folder)
+        where = f"{root} or {remote}" if remote else str(root)
         raise Data2VecError(f"the state of run {wanted.run!r} is not here: {where} has no recipe.json")
     recipe = Recipe.from_dict(plain)
 
-    store = CheckpointStore(folder)
+    store = CheckpointStore(root)
     checkpoints = Checkpoints(store, open_location(remote) if remote else None)
-    available = sorted(checkpoints.available())
-    update = _choose(wanted, available, store.best_update())
-    checkpoint = checkpoints.load(update)
+    updates = _chosen(wanted, sorted(checkpoints.available()), store.best_update())
+    checkpoint = checkpoints.load(updates[-1])
     manifest = json.loads((checkpoint.folder / "manifest.json").read_text(encoding="utf-8"))
+    weights, several = checkpoint.tensors["model"], len(updates) > 1
+    if several:
+        weights = mean_weights((f"update {u}", checkpoints.load(u).tensors["model"]) for u in updates)
 
     parent = _stated(tags.get(PARENT_TAG))
     if parent is not None and hasattr(recipe.model, "model_path"):
@@ -115,38 +139,68 @@ def add_from_run(
     task = make_task(recipe, models.pretrained)
     task.restore(checkpoint.state["task"])
     origin = {
-        "run_id": run_id, "recipe": tags.get("d2v.recipe", ""), "update": update,
+        "run_id": run_id, "recipe": tags.get("d2v.recipe", ""), "update": updates[-1],
         "recipe.digest": tags.get("d2v.recipe_digest", ""), "code": tags.get("d2v.code", ""),
-    }  # fmt: skip
-    place = home_folder("cache", tracker.home) / "added" / f"{run_id}-{update}"
-    exported = task.export(place / "model", origin, checkpoint.tensors["model"])
+    } | ({"averaged": updates} if several else {})  # fmt: skip
+    name = f"{run_id}-{'-'.join(map(str, updates))}"
+    folder = folder or home_folder("cache", tracker.home) / "added" / name / "model"
+    what = f"mean of the checkpoints of updates {', '.join(map(str, updates))}"
     summary = Summary(
-        update=update,
-        metrics=dict(checkpoint.state["metrics"]),
-        best=manifest.get("metric"),
-        best_update=update,
-        reason=f"checkpoint of update {update}",
-        export=str(exported),
+        update=updates[-1],
+        metrics={} if several else dict(checkpoint.state["metrics"]),
+        best=None if several else manifest.get("metric"),
+        best_update=updates[-1],
+        reason=what if several else f"checkpoint of update {updates[-1]}",
+        export=str(task.export(folder, origin, weights)),
         facts=task.facts() | size_facts(task) | floor_facts(task),
         seconds=float(checkpoint.state["elapsed_s"]),
         bad_updates=int(checkpoint.state["bad_updates"]),
     )
-    composed = _as_composed(recipe, plain, tags)
-    parent_uri = parent or models.pretrained_uri
-    lineage = lineage_tags(composed, summary, parent_uri) | gate_tags(recipe, summary)
+    return Taken(
+        run=run,
+        recipe=recipe,
+        plain=plain,
+        updates=updates,
+        folder=folder,
+        summary=summary,
+        parent=parent or models.pretrained_uri,
+    )
+
+
+def add_from_run(
+    tracker: Tracker, wanted: RunCheckpoint, *, name: str, alias: str | None = None
+) -> ModelVersion:
+    """Export a checkpoint of a run, or the mean of several, and register it as a new version.
+
+    Args:
+        tracker: where.
+        wanted: run and update.
+        name: registered name.
+        alias: alias to take if the gate lets it; see ``ModelVersion.refusal``.
+
+    Raises:
+        Data2VecError: what :func:`export_from_run` raises.
+    """
+    taken = export_from_run(tracker, wanted)
+    tags, summary, parent = dict(taken.run.data.tags), taken.summary, taken.parent
+    composed = _as_composed(taken.recipe, taken.plain, tags)
+    lineage = lineage_tags(composed, summary, parent) | gate_tags(taken.recipe, summary)
+    note = None
+    if len(taken.updates) > 1:
+        lineage["averaged.updates"] = ", ".join(map(str, taken.updates))
+        note = f"{summary.reason}; no figures: it has not been validated"
     if "d2v.code" in tags:
         lineage["code.version"] = tags["d2v.code"]  # of the training, not of this command
-    facts = card_facts(name, composed, summary, lineage, exported, parent_uri, None, None)
-    facts = replace(facts, alias=alias, tracking_uri=tracker.tracking_uri)
+    facts = card_facts(name, composed, summary, lineage, taken.folder, parent, note, None)
     return register(
         tracker,
-        exported,
+        taken.folder,
         name=name,
-        run_id=run_id,
+        run_id=taken.run.info.run_id,
         tags=lineage,
         card_markdown=model_card(facts),
         alias=alias,
-        pictures=draw_data(recipe, exported, place / PICTURE_FOLDER),
+        pictures=draw_data(taken.recipe, taken.folder, taken.folder.parent / PICTURE_FOLDER),
     )
 
 
@@ -181,6 +235,19 @@ def find_run(tracker: Tracker, wanted: str) -> Run:
         raise Data2VecError(f"several runs are called {wanted!r}; give the id: {ids}")
     names = ", ".join(sorted({e.name for e in experiments})) or "none"
     raise Data2VecError(f"no run is called {wanted!r} (experiments looked in: {names})")
+
+
+def _chosen(wanted: RunCheckpoint, available: list[int], best: int | None) -> list[int]:
+    """Of ``lastN`` the N newest updates, of others one."""
+    count = str(wanted.update).removeprefix("last")
+    if not str(wanted.update).startswith("last") or not count:
+        return [_choose(wanted, available, best)]
+    if not 2 <= int(count) <= len(available):
+        raise Data2VecError(
+            f"{wanted.update}: run {wanted.run!r} has {len(available)} checkpoints "
+            f"({', '.join(map(str, available)) or 'none'}), and a mean is of 2 or more"
+        )
+    return available[-int(count) :]
 
 
 def _choose(wanted: RunCheckpoint, available: list[int], best: int | None) -> int:

@@ -147,7 +147,7 @@ def recipe_section(recipe: str, recipe_difference: Mapping[str, tuple[Any, Any]]
 
 def _metrics(facts: CardFacts) -> str:
     if not facts.metrics:
-        return "## Results\n\nNone recorded."
+        return "## Results\n\n" + (facts.metrics_note or "None recorded.")
     rows = [(_told(name), f"{value:.4g}") for name, value in sorted(facts.metrics.items())]
     note = f"\n\n{_told(facts.metrics_note)}" if facts.metrics_note else ""
     return "## Results\n\n" + markdown_table(("metric", "value"), rows) + note

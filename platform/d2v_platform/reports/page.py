@@ -61,10 +61,14 @@ def run_page(histories: Sequence[RunHistory], panels: Sequence[Panel], tracking_
         tracking_uri: where it was read, shown without secrets.
     """
     main = histories[0]
-    sections = [Section("Figures", key_figures(history), ()) for history in histories[:1]]
-    for other in histories[1:]:
-        sections.append(Section(f"Figures of {other.name}", key_figures(other)))
-    sections += [test_scores([("", stored_scores(main.tags))]), _difference(main), _lineage(main)]
+    known = [history for history in histories if history.run_id]
+    if len(known) < 2:
+        sections = [Section("Figures", key_figures(main), ())]
+    else:
+        sections = [compared_recipes(known), compared_figures(known)]
+    named = [("" if len(known) < 2 else h.name, stored_scores(h.tags)) for h in known]
+    sections += [test_scores(named), *(_difference(h, len(known) > 1) for h in known)]
+    sections += [_lineage(h, len(known) > 1) for h in known]
     return render(
         title=main.name,
         subtitle=_subtitle(main, tracking_uri),
@@ -112,6 +116,27 @@ def sweep_page(sweep: SweepHistory, panels: Sequence[Panel], tracking_uri: str) 
         protocol=sweep.protocol,
         footer=_footer(),
     )
+
+
+def compared_recipes(histories: Sequence[RunHistory]) -> Section:
+    """The parameters in which runs differ, their names aside."""
+    keys = {key for history in histories for key in history.params} - {"platform.run_name"}
+    rows = [
+        (key, *values)
+        for key in sorted(keys)
+        if len(set(values := [history.params.get(key, "-") for history in histories])) > 1
+    ]
+    title = "Recipes: " + (f"{len(rows)} differences" if rows else "no difference")
+    names = [f"{h.name} ({h.tags['d2v.recipe']})" if "d2v.recipe" in h.tags else h.name for h in histories]
+    return Section(title, rows or [("no difference", *[""] * len(names))], ("key", *names))
+
+
+def compared_figures(histories: Sequence[RunHistory]) -> Section:
+    """The figures of runs beside each other."""
+    found = [dict(key_figures(history)) for history in histories]
+    labels = dict.fromkeys(label for figures in found for label in figures)
+    rows = [(label, *(figures.get(label, "-") for figures in found)) for label in labels]
+    return Section("Figures", rows, ("", *(history.name for history in histories)))
 
 
 def key_figures(history: RunHistory) -> list[tuple[str, ...]]:
@@ -253,9 +278,9 @@ def _notes(run: RunHistory) -> list[str]:
     return notes
 
 
-def _difference(run: RunHistory) -> Section:
+def _difference(run: RunHistory, several: bool = False) -> Section:
     """What was changed in the named recipe, from the run's tag."""
-    title = f"Recipe {run.tags.get('d2v.recipe', '')}"
+    title = f"Recipe {run.tags.get('d2v.recipe', '')}" + (f" of {run.name}" if several else "")
     try:
         changed: dict[str, Any] = json.loads(run.tags.get("d2v.recipe_difference", "{}"))
     except json.JSONDecodeError:  # too long for a tag: the tag says where it is
@@ -266,13 +291,13 @@ def _difference(run: RunHistory) -> Section:
     return Section(f"{title}, changed", list(rows), ("key", "recipe", "here"))
 
 
-def _lineage(run: RunHistory) -> Section:
+def _lineage(run: RunHistory, several: bool = False) -> Section:
     keys = [key for key in _LINEAGE if key in run.tags]
     keys += sorted(
         k for k in run.tags if k.startswith(("d2v.data", "d2v.dictionary", "d2v.parent", "registered"))
     )
     keys += [key for key in ("grid", "timing") if key in run.tags]
-    return Section("Lineage", [(key, run.tags[key]) for key in keys])
+    return Section(f"Lineage of {run.name}" if several else "Lineage", [(key, run.tags[key]) for key in keys])
 
 
 def _drawings(panels: Sequence[Panel]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,7 @@ from .run_history import RunHistory
 # Never drawn: a counter of the x axis, and best-so-far values that repeat the validation curve.
 _NOT_DRAWN = ("train/epoch",)
 _BEST = "best_"
+_UNLIKE = 20.0  # times as large: too much for one set of axes
 _FEW_POINTS = 40  # up to here each point gets a marker
 
 
@@ -151,8 +153,9 @@ def run_panels(histories: Sequence[RunHistory]) -> list[Panel]:
         taken = [key for key in left if kind.takes(*_parts(key))]
         for key in taken:
             del left[key]
-        if taken:
-            panels.append(_panel(kind, taken, histories))
+        for number, keys in enumerate(_alike(taken, histories), start=1):
+            part = kind if number == 1 else dataclasses.replace(kind, name=f"{kind.name}-{number}")
+            panels.append(_panel(part, keys, histories))
     rest = sorted(left, key=lambda key: (_parts(key)[0] in ("train", "speed"), key))
     for key in rest:
         group, name = _parts(key)
@@ -175,6 +178,33 @@ def choose(panels: Sequence[Panel], names: Sequence[str]) -> list[Panel]:
             f"--only = {', '.join(wrong)}: no such curves; there are {', '.join(by_name) or 'none'}"
         )
     return [by_name[name] for name in names] or list(panels)
+
+
+def _alike(keys: Sequence[str], histories: Sequence[RunHistory]) -> list[list[str]]:
+    """Metrics that share axes: those whose middle values are not more than a factor of 20 apart.
+
+    On axes of much larger values a curve would be a straight line at their foot.
+    """
+    groups: list[list[str]] = []
+    heights: list[float] = []
+    for key in keys:
+        height = _height(key, histories)
+        for group, other in zip(groups, heights, strict=True):
+            if not height or not other or max(height, other) <= _UNLIKE * min(height, other):
+                group.append(key)
+                break
+        else:
+            groups.append([key])
+            heights.append(height)
+    return groups
+
+
+def _height(key: str, histories: Sequence[RunHistory]) -> float:
+    """The median of a metric's absolute values over all runs; 0 where there is none."""
+    found = [np.abs(h.curves[key].values) for h in histories if key in h.curves]
+    values = np.concatenate([np.zeros(0), *found])
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if len(values) else 0.0
 
 
 def _panel(kind: _Kind, keys: Sequence[str], histories: Sequence[RunHistory]) -> Panel:
