@@ -22,40 +22,29 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .audio_events import AudioEventConfig
-from .config import ImageHeadConfig, ModalityKind, SentenceHeadConfig
-from .ctc import CTCConfig
+from .artifact_schema import FORMAT, HeadConfig, Kind, check_description
+from .config import ModalityKind
 from .data.dictionary import Dictionary
 from .data.tokenizer import TextTokenizer
 from .errors import CheckpointError
-from .families import ModelConfig, family_of, modality_of, read_model_config
+from .families import ModelConfig, family_of, modality_of
 from .folders import written_folder
 from .in_use import device_of
-from .typed import build, to_dict
+from .json_files import read_json
+from .typed import to_dict
 from .v1.text_config import Data2VecTextConfig
 from .v1.vision_config import Data2VecVisionConfig
 
-FORMAT = 1
 EMBEDDING_KEY = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
 V1_EMBEDDING_KEY = "encoder.sentence_encoder.embed_tokens.weight"
 LETTERS = "dict.ltr.txt"
 WORDS = "dict.txt"
-Kind = Literal[
-    "pretrained", "sentence_classifier", "ctc", "image_classifier", "audio_classifier", "language_model"
-]  # fmt: skip
-HeadConfig = SentenceHeadConfig | CTCConfig | ImageHeadConfig | AudioEventConfig
-_HEADS: dict[str, type[HeadConfig]] = {
-    "sentence_classifier": SentenceHeadConfig,
-    "ctc": CTCConfig,
-    "image_classifier": ImageHeadConfig,
-    "audio_classifier": AudioEventConfig,
-}
 _TRUNK_PREFIX = {
     "sentence_classifier": "model.",
     "image_classifier": "model.",
@@ -211,30 +200,31 @@ def read_artifact(folder: Path | str) -> Artifact:
     missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(f"{folder} is no model folder of ours: {' and '.join(missing)} missing")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        found = config.get("format") if isinstance(config, dict) else None
-        raise CheckpointError(f"{folder / 'config.json'} has format {found!r}; this version reads {FORMAT}")
-    if config.get("kind") not in get_args(Kind):
-        raise CheckpointError(f"{folder / 'config.json'}: unknown kind {config.get('kind')!r}")
+    path = folder / "config.json"
+    config = read_json(path)
+    checked = check_description(config, path)
     tokenizer = TextTokenizer.load(folder / "tokenizer") if (folder / "tokenizer").is_dir() else None
     if tokenizer is not None and config.get("tokenizer") not in (None, tokenizer.digest()):
         raise CheckpointError(f"{folder / 'tokenizer'} is not the tokenizer the model was trained with")
-    head: HeadConfig | None = None
-    if config.get("head") and config["kind"] in _HEADS:
-        head = build(_HEADS[config["kind"]], config["head"])
-    model_config = read_model_config(config.get("family"), config["model"])
     letters, words = (_stored_dictionary(folder / name, config) for name in (LETTERS, WORDS))
-    artifact = Artifact(config["kind"], model_config, head, config, tokenizer, folder, letters, words)
-    if artifact.modality == "TEXT" and artifact.kind != "language_model":
-        _ = artifact.vocab_size  # a damaged header shows here, before anything is built
+    config |= {name: config.get(name) or {} for name in ("task", "origin")}
+    kind = checked.description.kind
+    artifact = Artifact(kind, checked.model, checked.head, config, tokenizer, folder, letters, words)
+    if kind == "language_model":
+        checked.check_weights(None if words is None else len(words))
+    elif artifact.modality == "TEXT":
+        checked.check_weights(artifact.vocab_size)
+        _check_size(folder, "tokenizer", None if tokenizer is None else len(tokenizer), artifact.vocab_size)
     else:
-        with _safetensors_errors(folder / "model.safetensors") as path, safe_open(path, "pt"):
-            pass
+        checked.check_weights(None)
+        if kind == "ctc":
+            _check_size(folder, LETTERS, None if letters is None else len(letters), checked.task.num_symbols)
     return artifact
+
+
+def _check_size(folder: Path, name: str, found: int | None, wanted: int | None) -> None:
+    if found not in (None, wanted):
+        raise CheckpointError(f"{folder / name} has {found} symbols, but the model has {wanted}")
 
 
 def _stored_dictionary(path: Path, config: Mapping[str, Any]) -> Dictionary | None:
@@ -328,10 +318,10 @@ def _check_name(model: object) -> None:
 def _is_ours(folder: Path) -> bool:
     """Not a Hugging Face folder, which has a ``config.json`` too."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+        config = read_json(folder / "config.json")
+    except CheckpointError:
         return True  # read_artifact says what is wrong with it
-    return not (isinstance(config, dict) and "model_type" in config and "kind" not in config)
+    return not ("model_type" in config and "kind" not in config)
 
 
 def load_strictly(module: torch.nn.Module, state: Mapping[str, torch.Tensor], source: object) -> None:

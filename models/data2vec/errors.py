@@ -7,6 +7,7 @@ raised is a bug of ours and keeps its trace.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,16 @@ class DataError(Data2VecError):
 
 class CheckpointError(Data2VecError):
     """A checkpoint or model folder is incomplete, damaged or of another kind; the message names it."""
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 4, 300, 300, 60
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 20
+
+
+def short(value: object) -> str:
+    """A value in a message: it may come from a hostile file, and be long, wide or deep."""
+    return _SHORT.repr(value)
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class ConfigError(Data2VecError):
         super().__init__(self._render())
 
     def _render(self) -> str:
-        left = [f"{p.field} = {p.value!r}" for p in self.problems]
+        left = [f"{p.field} = {short(p.value)}" for p in self.problems]
         width = min(60, max((len(text) for text in left), default=0))
         count = f"{len(left)} problem" + ("s" if len(left) != 1 else "")
         rows = [

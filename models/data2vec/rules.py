@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from .errors import ConfigError, Problem
@@ -52,6 +54,40 @@ class Rules:
         for part in name.split("."):
             value = getattr(value, part)
         return value
+
+
+# What holds for fields of any configuration, by their names.
+_NAMED: tuple[tuple[re.Pattern[str], Callable[[Any], bool], str], ...] = (
+    (re.compile(r"(.*_)?(dropout|layerdrop|drop|drop_path|drop_path_rate|label_smoothing)"),
+     lambda value: 0.0 <= value < 1.0, "must lie in 0 <= p < 1"),
+    (re.compile(r"(.*_)?eps"), lambda value: value > 0.0, "must be > 0"),
+    (re.compile(r"(.*_)?(depth|layers)"), lambda value: value >= 0, "must be >= 0"),
+    (re.compile(r"(.*_)?positions"), lambda value: value >= 2, "must be >= 2"),
+    (re.compile(r"(.*_)?ratio"), lambda value: 0.0 < value <= 1e6, "must lie in 0 < r <= 1e6"),
+)  # fmt: skip
+_PARTS = re.compile(r"(?!average_)(.*_)?(depth|layers)")  # they count parts, each with tensors of its own
+
+
+def bounds(config: Any, path: str, most: int | None = None) -> list[Problem]:
+    """Numbers in a configuration and its sections that no model can have.
+
+    Args:
+        config: the configuration, a dataclass.
+        path: its own dotted name in messages.
+        most: tensors in the file of weights, which no number of layers can exceed.
+    """
+    found: list[Problem] = []
+    for name in (f.name for f in dataclasses.fields(config)):
+        value, dotted = getattr(config, name), f"{path}.{name}"
+        if dataclasses.is_dataclass(value):
+            found += bounds(value, dotted, most)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        found += [Problem(dotted, value, text) for pattern, holds, text in _NAMED
+                  if pattern.fullmatch(name) and not holds(value)]  # fmt: skip
+        if most is not None and _PARTS.fullmatch(name) and value > most:
+            found.append(Problem(dotted, value, f"is impossible: the weights are {most} tensors in all"))
+    return found
 
 
 class ModelConfig(ABC):

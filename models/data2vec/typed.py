@@ -9,6 +9,7 @@ Recipes, model configurations and the ``config.json`` of stored models all come 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from .errors import ConfigError, Problem, nearest_names
 
 T = TypeVar("T")
 _MISSING = object()
+_LARGEST: dict[Any, float] = {int: 2**63 - 1, float: sys.float_info.max}
 
 
 def build(
@@ -155,13 +157,15 @@ def _convert(hint: Any, value: Any, dotted: str, problems: list[Problem], unknow
 def _scalar(hint: Any, value: Any, dotted: str, problems: list[Problem]) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
-    if hint is int and not isinstance(value, bool):
-        if isinstance(value, int):
-            return value
-        if isinstance(value, float) and value.is_integer():
+    if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= _LARGEST[hint]:  # NaN is not <= anything
+            rule = f"must be a number of at most {_LARGEST[hint]:g}, above or below 0"
+            problems.append(Problem(dotted, value, rule))
+            return _MISSING
+        if hint is float:
+            return float(value)
+        if isinstance(value, int) or value.is_integer():
             return int(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
     if hint is str and isinstance(value, str):
         return value
     return _reject(hint, value, dotted, problems)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data2vec.errors import ConfigError, nearest_names
+from data2vec.errors import ConfigError, Problem, nearest_names
 from data2vec.typed import build, describe_type, flatten, to_dict
 
 
@@ -35,25 +35,27 @@ class Outer:
     anything: Any = None
 
 
+integers = st.integers(1 - 2**63, 2**63 - 1)
+finite = st.floats(allow_nan=False, allow_infinity=False)
 outers = st.builds(
     Outer,
     name=st.text(max_size=5),
-    steps=st.integers(),
-    share=st.floats(allow_nan=False),
+    steps=integers,
+    share=finite,
     on=st.booleans(),
-    limit=st.none() | st.integers(),
-    pair=st.lists(st.floats(allow_nan=False), max_size=3).map(tuple),
+    limit=st.none() | integers,
+    pair=st.lists(finite, max_size=3).map(tuple),
     inner=(
         inners := st.builds(
             Inner,
-            width=st.integers(),
+            width=integers,
             kind=st.sampled_from(["small", "large"]),
             rates=st.lists(st.floats(-1, 1), max_size=3),
         )
     ),
     maybe=st.none() | inners,
     table=st.dictionaries(st.text(max_size=3), inners, max_size=2),
-    either=st.integers() | st.text(max_size=3),
+    either=integers | st.text(max_size=3),
     anything=st.none() | st.lists(st.integers(), max_size=2),
 )
 
@@ -124,6 +126,28 @@ def test_whole_floats_are_integers_and_integers_are_floats() -> None:
 def test_what_is_no_integer(value: object) -> None:
     with pytest.raises(ConfigError, match="must be int"):
         build(Outer, {"name": "x", "steps": value})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 2**63, 10**400, 1e19, -1e400])
+def test_numbers_that_no_machine_has(value: float) -> None:
+    fields = {"steps": value, "limit": value, "inner": {"width": value}}
+    if not abs(value) <= 1e308:
+        fields |= {"share": value, "pair": [value]}
+    with pytest.raises(ConfigError) as caught:
+        build(Outer, {"name": "a", **fields})
+    assert len(caught.value.problems) == len(fields), caught.value
+    assert "must be a number of at most 9.22337e+18" in str(caught.value)
+
+
+def test_a_message_shows_the_beginning_of_a_value() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    for value in (deep, "x" * 10_000, list(range(10_000)), {i: i for i in range(1000)}):
+        assert len(str(ConfigError([Problem("field", value, "rule")]))) < 600
+    assert "field = [1, 'a', {'b': 2.5}]   rule" in str(
+        ConfigError([Problem("field", [1, "a", {"b": 2.5}], "rule")])
+    )
 
 
 def test_flatten() -> None:

@@ -20,7 +20,7 @@ from .imported import ImportedModel, Sorting, State
 from .v2_config import broken_config, compare_depth, decoder_in_file, multi_config, without_names
 
 V1, CTC, EVENTS = "data2vec_audio", "wav2vec_ctc", "audio_classification"
-_EVENT_TRUNK = "d2v_model."
+EVENT_TRUNK = "d2v_model."
 _PRETRAINING_ONLY = "pretraining only"
 Options = TypeVar("Options", bound=TrunkOptions)
 
@@ -97,7 +97,7 @@ def _ctc(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> Import
     projection = checkpoint.model.get("w2v_encoder.proj.weight")
     if projection is None or projection.ndim != 2:
         raise CheckpointError(f"checkpoint {checkpoint.path} has no projection (w2v_encoder.proj.weight)")
-    wanted = _trunk_shapes(config, options, tables.CTC_PREFIX)
+    wanted = trunk_shapes(config, options, tables.CTC_PREFIX)
     wanted |= tables.ctc_projection(config.embed_dim, projection.shape[0])
     state = sorting.take(_five_dimensional(checkpoint.model), wanted)
     if checkpoint.teacher is not None:
@@ -121,14 +121,14 @@ def _ctc(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> Import
 def _events(checkpoint: FairseqCheckpoint) -> ImportedModel:
     """Class names are not in the file: classes are called by their numbers."""
     sorting = Sorting(checkpoint.path)
-    config, ignored = _trunk(checkpoint, "d2v_args", _EVENT_TRUNK, sorting)
+    config, ignored = _trunk(checkpoint, "d2v_args", EVENT_TRUNK, sorting)
     options = _build_options(checkpoint, AudioEventConfig)
     last = next((n for n in ("proj2.weight", "proj.4.weight", "proj.1.weight", "proj.weight")
                  if n in checkpoint.model), None)  # fmt: skip
     if last is None:
         raise CheckpointError(f"checkpoint {checkpoint.path} has no projection onto classes (proj.weight)")
     options.num_classes = checkpoint.model[last].shape[0]
-    wanted = _trunk_shapes(config, options, _EVENT_TRUNK) | projection_shapes(options, config.embed_dim)
+    wanted = trunk_shapes(config, options, EVENT_TRUNK) | projection_shapes(options, config.embed_dim)
     state = sorting.take(_five_dimensional(checkpoint.model), wanted)
     if checkpoint.teacher is not None:
         sorting.dropped["_ema"] = _PRETRAINING_ONLY
@@ -162,7 +162,8 @@ def _trunk(
     return _v1_config(checkpoint, *where)
 
 
-def _trunk_shapes(config: AudioConfig, options: TrunkOptions, prefix: str) -> dict[str, tuple[int, ...]]:
+def trunk_shapes(config: AudioConfig, options: TrunkOptions, prefix: str) -> dict[str, tuple[int, ...]]:
+    """What a fine-tuned model holds below its prefix."""
     trunk = trunk_config(config, options)
     of_trunk = tables.v2_audio_encoder if isinstance(trunk, Data2VecMultiConfig) else tables.v1_audio
     return {prefix + name: shape for name, shape in of_trunk(trunk).items()}  # pyright: ignore

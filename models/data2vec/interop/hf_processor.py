@@ -13,8 +13,7 @@ from ..config import IMAGENET_MEAN, IMAGENET_STD
 from ..data.bpe import shared_bpe
 from ..data.dictionary import MASK, NUM_SPECIALS, SPECIALS, Dictionary
 from ..errors import CheckpointError
-
-_MAX_JSON_BYTES = 8 << 20
+from ..json_files import read_json
 
 
 def label_fields(artifact: Artifact) -> dict[str, Any]:
@@ -126,22 +125,3 @@ def read_dictionary(folder: Path, size: int) -> Dictionary | None:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """An object as indented JSON."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        CheckpointError: it is missing, too large for a configuration, or no object.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} is no Hugging Face folder: config.json is missing")
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} has {path.stat().st_size} bytes: that is no model configuration")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds a {type(values).__name__}, not an object")
-    return values

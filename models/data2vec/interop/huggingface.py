@@ -20,6 +20,7 @@ from ..data.dictionary import Dictionary
 from ..errors import CheckpointError, ConfigError
 from ..families import modality_of
 from ..folders import usual_permissions
+from ..json_files import read_json
 from ..v1.config import Data2VecAudioConfig
 from ..v1.text_config import Data2VecTextConfig
 from ..v1.vision_config import Data2VecVisionConfig
@@ -28,7 +29,6 @@ from .fairseq_file import as_fp32
 from .hf_processor import (
     label_fields,
     read_dictionary,
-    read_json,
     read_letters,
     write_json,
     write_processor,

@@ -7,7 +7,6 @@ checkpoint.pt (fairseq)   folder with a Hugging Face config.json
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from urllib.parse import unquote, urlparse
 
 from data2vec.errors import CheckpointError, Data2VecError
 from data2vec.folders import inside
+from data2vec.json_files import read_json
 
 from ..home import home_folder
 from ..storage.cache import cached, cached_folder
@@ -264,12 +264,9 @@ def _classify(path: Path, uri: str, version: ModelVersion | None = None) -> Reso
         raise CheckpointError(
             f"{path} is no model folder: it has no config.json; a model is named by {_FORMS}"
         )
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{config_file} is not readable JSON: {error}") from error
-    if isinstance(config, dict) and "kind" in config and "model" in config:
+    config = read_json(config_file)
+    if "kind" in config and "model" in config:
         return ResolvedModel("artifact", path, uri, version)
-    if isinstance(config, dict) and "model_type" in config:
+    if "model_type" in config:
         return ResolvedModel("huggingface", path, uri, version)
     raise CheckpointError(f"{config_file} is neither ours (kind, model) nor Hugging Face's (model_type)")

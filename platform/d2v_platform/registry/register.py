@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 import tempfile
 import threading
@@ -16,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data2vec.errors import CheckpointError, ConfigError, Data2VecError, Problem
+from data2vec.artifact import read_artifact
+from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from ..home import home_folder
 from ..tracking.mlflow_access import error_code, is_server
@@ -106,7 +106,7 @@ def register(
         CheckpointError: ``folder`` is no model folder.
     """
     folder = Path(folder)
-    config = _folder_config(folder)
+    config = read_artifact(folder).config
     _check_request(name, tags, card_markdown, Path(results_table) if results_table else None)
     weights = _sha256(folder / "model.safetensors")
     own = {RUN_TAG: run_id, KIND_TAG: str(config["kind"]), WEIGHTS_TAG: weights}
@@ -233,16 +233,6 @@ def _already_there(tracker: Tracker, name: str, run_id: str, weights: str) -> Mo
         if version.tags.get(RUN_TAG) == run_id and version.tags.get(WEIGHTS_TAG) == weights:
             return version
     return None
-
-
-def _folder_config(folder: Path) -> dict[str, Any]:
-    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{folder} is no model folder: {' and '.join(missing)} missing")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not isinstance(config, dict) or not {"kind", "format"} <= config.keys():
-        raise CheckpointError(f"{folder / 'config.json'} is not ours: it needs 'kind' and 'format'")
-    return config
 
 
 def _check_request(name: str, tags: Mapping[str, str], card: str, results_table: Path | None) -> None:
