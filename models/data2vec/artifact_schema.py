@@ -14,15 +14,13 @@ from typing import Any, Literal, cast
 from safetensors import SafetensorError, safe_open
 
 from .audio_events import AudioEventConfig, projection_shapes
-from .audio_trunk import TrunkOptions
 from .config import Data2VecMultiConfig, ImageHeadConfig, ModalityKind, SentenceHeadConfig
 from .ctc import CTCConfig
 from .errors import CheckpointError, ConfigError, Problem, short
 from .families import FAMILIES, ModelConfig, modality_of
 from .lm.config import TransformerLMConfig
 from .mae_config import MaeConfig
-from .rules import ModelConfig as AnyModelConfig
-from .rules import bounds
+from .rules import impossible
 from .typed import build
 from .v1.config import Data2VecAudioConfig
 from .v1.text_config import Data2VecTextConfig
@@ -197,22 +195,11 @@ def check_description(values: Mapping[str, Any], path: Path) -> Checked:
     task = build(TaskFacts, known, "task", problems)
     if not problems:  # of types: what follows reads the fields
         for part, name in ((model, "model"), (head, "head")):
-            problems += [] if part is None else _impossible(part, name, len(tensors))
+            problems += [] if part is None else impossible(part, name, len(tensors))
         problems += _kind_problems(found, model, head, task)
     if problems:
         raise CheckpointError(str(ConfigError(problems, str(path))))
     return Checked(found, model, head, task, path, tensors)
-
-
-def _impossible(part: ModelConfig | HeadConfig, name: str, most: int) -> list[Problem]:
-    """The problems of a configuration, each field once."""
-    found = bounds(part, name, most)
-    try:
-        own = part.problems(name) if isinstance(part, TrunkOptions | AnyModelConfig) else []
-    except (ArithmeticError, ConfigError) as error:  # a rule met what another one refuses
-        own = [] if found else [Problem(name, type(part).__name__, f"is impossible: {error}")]
-    named = {problem.field for problem in found}
-    return found + [problem for problem in own if problem.field not in named]
 
 
 def weights_header(path: Path) -> dict[str, Tensor]:

@@ -90,6 +90,23 @@ def bounds(config: Any, path: str, most: int | None = None) -> list[Problem]:
     return found
 
 
+def impossible(part: Any, path: str, most: int) -> list[Problem]:
+    """All problems of a configuration that somebody else may have written, each field once.
+
+    Args:
+        part: the configuration; its own rules are in ``problems``, if it has any.
+        path: its dotted name in messages.
+        most: as of :func:`bounds`.
+    """
+    found = bounds(part, path, most)
+    try:
+        own = part.problems(path) if hasattr(part, "problems") else []
+    except (ArithmeticError, ConfigError) as error:  # a rule met what another one refuses
+        own = [] if found else [Problem(path, type(part).__name__, f"is impossible: {error}")]
+    named = {problem.field for problem in found}
+    return found + [problem for problem in own if problem.field not in named]
+
+
 class ModelConfig(ABC):
     """What the configurations of all model families can do."""
 
@@ -106,7 +123,11 @@ class ModelConfig(ABC):
     def problems(self, path: str = "model") -> list[Problem]:
         """What is impossible about this configuration, all of it."""
 
-    def check(self) -> None:
-        """Raise :class:`ConfigError` with all problems."""
-        if found := self.problems():
+    def check(self, most: int | None = None) -> None:
+        """Raise :class:`ConfigError` with all problems.
+
+        Args:
+            most: tensors in the file that the configuration came with, whose fields are then bounded too.
+        """
+        if found := self.problems() if most is None else impossible(self, "model", most):
             raise ConfigError(found, "the model configuration")

@@ -12,6 +12,7 @@ from ..ctc import CTCConfig
 from ..data.dictionary import NUM_SPECIALS, SPECIALS, Dictionary
 from ..errors import CheckpointError, ConfigError
 from ..families import generation_of
+from ..rules import impossible
 from ..typed import build
 from ..v1.config import Data2VecAudioConfig
 from . import audio_tables as tables
@@ -180,7 +181,7 @@ def _v1_config(checkpoint: FairseqCheckpoint, *where: str) -> tuple[Data2VecAudi
     unknown: list[str] = []
     try:
         config = Data2VecAudioConfig.from_dict(values, unknown=unknown)
-        config.check()
+        config.check(len(checkpoint.model))
     except ConfigError as error:
         raise broken_config(checkpoint, group, error) from None
     return config, dict.fromkeys(unknown, "unknown here")
@@ -194,7 +195,10 @@ def _build_options(checkpoint: FairseqCheckpoint, kind: type[Options]) -> Option
         if name in kind.__dataclass_fields__ and value is not None
     }
     try:
-        return build(kind, known)
+        options = build(kind, known)
+        if found := impossible(options, "model", len(checkpoint.model)):
+            raise ConfigError(found)
+        return options
     except ConfigError as error:
         raise broken_config(checkpoint, "cfg.model", error) from None
 

@@ -91,7 +91,13 @@ def import_checkpoint(checkpoint: FairseqCheckpoint, dictionary: Dictionary | No
         )
         known = ", ".join(FAMILIES)
         raise CheckpointError(f"checkpoint {checkpoint.path} {what}; families that can be imported: {known}")
-    return importer(checkpoint, dictionary)
+    try:
+        return importer(checkpoint, dictionary)
+    except (ArithmeticError, RuntimeError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}: no model can be built of its configuration: {text}"
+        ) from None
 
 
 def load_pretrained_text(

@@ -22,6 +22,7 @@ _V2_PARTS = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
+_LARGEST_INDEX = 8  # times the numbers of the model; the published ones have a hundredth of them
 _QKV = ("query", "key", "value")
 
 
@@ -89,12 +90,16 @@ def join_vision(state: State, prefix: str, own_prefix: str, depth: int) -> tuple
 
 
 def with_relative_index(state: State, grid: int) -> State:
-    """The index of relative positions, which Hugging Face computes and does not store."""
-    added = {
-        name.replace("bias_table", "index"): relative_position_index(grid)
-        for name in state
-        if name.endswith("relative_position_bias_table")
-    }
+    """The index of relative positions, which Hugging Face computes and does not store.
+
+    Where the grid is not the table's, or its index would dwarf the model, there is none, and it is missed.
+    """
+    tables = [name for name, tensor in state.items() if name.endswith("relative_position_bias_table")
+              and tensor.shape[:1] == ((2 * grid - 1) ** 2 + 3,)]  # fmt: skip
+    numbers = sum(tensor.numel() for tensor in state.values())
+    if len(tables) * (grid**2 + 1) ** 2 > _LARGEST_INDEX * numbers:
+        return state
+    added = {name.replace("bias_table", "index"): relative_position_index(grid) for name in tables}
     return {**state, **added}
 
 

@@ -168,7 +168,7 @@ def import_folder(folder: Path | str) -> ImportedModel:
 
 def _audio(folder: Path, theirs: Mapping[str, Any], state: State) -> ImportedModel:
     config = hf_config.from_audio(theirs)
-    config.check()
+    config.check(len(state))
     ctc = "lm_head.weight" in state
     prefix = _found_prefix(state, hf_config.AUDIO)
     own = audio_tables.CTC_PREFIX if ctc else ""
@@ -193,7 +193,7 @@ def _audio(folder: Path, theirs: Mapping[str, Any], state: State) -> ImportedMod
 
 def _text(folder: Path, theirs: Mapping[str, Any], state: State) -> ImportedModel:
     config = hf_config.from_text(theirs)
-    config.check()
+    config.check(len(state))
     prefix = _found_prefix(state, hf_config.TEXT)
     made, left = hf_state.to_ours(state, hf_tables.TEXT, prefix, v1_text.ENCODER)
     tops, left = hf_state.to_ours({n: state[n] for n in left}, hf_tables.SENTENCE_HEAD, "", "")
@@ -219,7 +219,7 @@ def _text(folder: Path, theirs: Mapping[str, Any], state: State) -> ImportedMode
 
 def _vision(folder: Path, theirs: Mapping[str, Any], state: State) -> ImportedModel:
     config = hf_config.from_vision(theirs)
-    config.check()
+    config.check(len(state))
     prefix = _found_prefix(state, hf_config.VISION)
     finetuned = "classifier.weight" in state
     own = "model." if finetuned else ""

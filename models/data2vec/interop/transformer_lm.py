@@ -194,7 +194,7 @@ def _config(checkpoint: FairseqCheckpoint, model: State) -> tuple[TransformerLMC
     given = {k: v for k, v in values.items() if k in names and v is not None}
     try:
         config = TransformerLMConfig.from_dict(given)
-        config.check()
+        config.check(len(checkpoint.model))
     except ConfigError as error:
         raise broken_config(checkpoint, "cfg.model", error) from None
     known = {*names, *_REFUSED}

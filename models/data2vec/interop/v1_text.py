@@ -159,7 +159,7 @@ def _config(
     unknown: list[str] = []
     try:
         config = Data2VecTextConfig.from_dict(values, unknown=unknown)
-        config.check()
+        config.check(len(checkpoint.model))
     except ConfigError as error:
         raise broken_config(checkpoint, "cfg.model", error) from None
     return config, dict.fromkeys(unknown, "unknown here")

@@ -148,7 +148,7 @@ def _config(checkpoint: FairseqCheckpoint, *where: str) -> tuple[Data2VecVisionC
     unknown: list[str] = []
     try:
         config = Data2VecVisionConfig.from_dict(values, unknown=unknown)
-        config.check()
+        config.check(len(checkpoint.model))
     except ConfigError as error:
         raise broken_config(checkpoint, group, error) from None
     return config, dict.fromkeys(unknown, "unknown here")

@@ -69,7 +69,7 @@ def multi_config(
     unknown: list[str] = []
     try:
         config = Data2VecMultiConfig.from_dict(values, unknown=unknown)
-        config.check()
+        config.check(len(checkpoint.model))
     except ConfigError as error:
         raise broken_config(checkpoint, group, error) from None
     return config, ignored | dict.fromkeys(unknown, "unknown here")

@@ -230,3 +230,68 @@ def test_looking_inside_a_hostile_file_names_what_it_would_run(tmp_path: Path) -
     assert contents.checkpoint is None and contents.refused == ["posix.system"]
     assert any("REFUSED" in line and "posix.system" in line for line in contents.lines)
     assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "field"),
+    [
+        ("data2vec_multi", "depth"),
+        ("data2vec_multi", "modalities.text.prenet_depth"),
+        ("data2vec_multi", "modalities.text.decoder.decoder_layers"),
+        ("data2vec_multi", "modalities.text.decoder.projection_layers"),
+        ("data2vec_text", "transformer.encoder.layers"),
+        ("data2vec_text", "head_layers"),
+        ("data2vec_audio", "encoder_layers"),
+        ("data2vec_audio", "pos_conv_depth"),
+        ("data2vec_vision", "depth"),
+    ],
+)
+def test_more_layers_than_tensors_are_refused_by_name(family: str, field: str) -> None:
+    values, shapes = whole(family)
+    values = copy.deepcopy(values)
+    node: Any = values
+    *outer, last = field.split(".")
+    for part in outer:
+        node = node.setdefault(part, {})
+    node[last] = 10**9
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    cfg = {"model": {"_name": family, **values}}
+    checkpoint = FairseqCheckpoint(
+        path=Path("x.pt"), cfg=cfg, model=tensors, teacher=None, task_state={}, num_updates=1, symbols=None
+    )
+    rule = rf"model\.{field} = 1000000000 +is impossible: the weights are {len(tensors)} tensors in all"
+    with pytest.raises(CheckpointError, match=rule):
+        import_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "rule"),
+    [
+        ("audio", {"num_hidden_layers": 10**9}, r"model\.encoder_layers = 1000000000 +is impossible"),
+        ("audio", {"num_conv_pos_embeddings": 10**9}, r"model\.pos_conv_depth = 1000000000 +is impossible"),
+        ("text", {"num_hidden_layers": 10**9}, r"model\.transformer\.encoder\.layers = 1000000000 +is imp"),
+        ("text", {"hidden_dropout_prob": 3.0}, r"model\.transformer\.dropout = 3\.0 +must lie in"),
+        ("text", {"hidden_size": 2**70}, "must be a number of at most 9.22337e"),
+        ("vision", {"num_hidden_layers": 10**9}, r"model\.depth = 1000000000 +is impossible"),
+        ("vision", {"image_size": 16 * 10**9}, "missing: .*relative_position_index"),
+        ("vision", {"image_size": 16 * 63}, "missing: .*relative_position_index"),
+    ],
+)
+def test_foreign_folders_that_ask_for_more_than_they_hold(
+    kind: str, values: dict[str, Any], rule: str, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    config: dict[str, Any] = {
+        "model_type": f"data2vec-{kind}",
+        "layer_norm_eps": 1e-5,
+        "num_hidden_layers": 1,
+    }
+    config |= {"use_shared_relative_position_bias": True, "patch_size": 16} | values
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    table = torch.zeros((2 * 63 - 1) ** 2 + 3, 12)
+    state = {"encoder.relative_position_bias.relative_position_bias_table": table}
+    state |= {f"unknown.{n}": torch.zeros(1) for n in range(20)}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=rule):
+        import_folder(tmp_path)
