@@ -24,6 +24,7 @@ from . import checks
 from .coercion import coerce
 from .components import CHOICES, PassThrough, TriStageSchedule
 from .compose import LoadedFile, compose_loaded, load_file
+from .expansion import check_yaml, reference_problems
 from .groups import GROUPS, MISSING
 from .locate import find_recipe, find_sweep
 from .overrides import Override, apply, assignment_text, parse_overrides
@@ -198,9 +199,15 @@ def sweep_of(config_name: str, overrides: Sequence[str], config_dir: str | None 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
+        check_yaml(path)
         config = OmegaConf.load(path)
-        plain: Any = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else None
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        plain: Any = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else None
+        if isinstance(plain, dict) and (problems := reference_problems(plain)):
+            raise ConfigError(problems, f"the sweep {path}")
+        plain = OmegaConf.to_container(config, resolve=True) if plain is not None else None
+    except Data2VecError:
+        raise
+    except (RecursionError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise Data2VecError(f"the sweep {path} cannot be read: {error}") from error
     if not isinstance(plain, dict):
         raise Data2VecError(f"the sweep {path} must hold a mapping")

@@ -28,6 +28,7 @@ from data2vec.errors import Data2VecError, Problem
 
 from . import compat
 from .components import CHOICES
+from .expansion import check_yaml, reference_problems
 from .groups import MISSING, Checkpoint
 from .locate import RecipeFile, config_root
 from .overrides import LAUNCHER_KEYS, Override, assignment_text, parse_overrides
@@ -51,6 +52,8 @@ def read_tree(file: RecipeFile) -> dict[str, Any]:
     """
     try:
         text = file.path.read_text(encoding="utf-8")
+        if not file.ours:
+            check_yaml(file.path)
         foreign = _GROUP_HEADER.search(text) is not None
         plain: Any
         if not foreign and (file.ours or _HAS_DEFAULTS.search(text)):
@@ -61,6 +64,8 @@ def read_tree(file: RecipeFile) -> dict[str, Any]:
         rule = "is not UTF-8; convert the file, for example with: iconv -f latin1 -t utf-8"
         where = f"the recipe file {file.path} cannot be read: byte {error.start}"
         raise Data2VecError(f"{where} {rule}") from error
+    except Data2VecError:
+        raise
     except (YAMLError, OmegaConfBaseException, HydraException, OSError, ValueError, RecursionError) as error:
         raise Data2VecError(f"the recipe file {file.path} cannot be read: {error}") from error
     if isinstance(plain, dict) and set(plain) == {"_group_"}:
@@ -152,9 +157,12 @@ def resolve(
     """
     if "${" not in str(tree):
         return copy.deepcopy(dict(tree))
+    if found := reference_problems(full):
+        problems += found
+        return dict(tree)
     try:
         config = OmegaConf.create(dict(full))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, RecursionError) as error:
         problems.append(Problem("${...}", None, f"cannot be read: {str(error).splitlines()[0]}"))
         return dict(tree)
 
@@ -175,7 +183,7 @@ def resolve(
                 found = node[key]
                 is_node = isinstance(found, DictConfig | ListConfig)
                 out[key] = OmegaConf.to_container(found, resolve=True) if is_node else found
-            except OmegaConfBaseException as error:
+            except (OmegaConfBaseException, RecursionError) as error:
                 problems.append(Problem(where, value, f"cannot be resolved: {str(error).splitlines()[0]}"))
                 del out[key]  # reported once, here
         return out

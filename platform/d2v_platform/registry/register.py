@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data2vec.artifact import read_artifact
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from ..home import home_folder
@@ -106,6 +105,8 @@ def register(
         CheckpointError: ``folder`` is no model folder.
     """
     folder = Path(folder)
+    from data2vec.artifact import read_artifact  # here: listing models needs no torch
+
     config = read_artifact(folder).config
     _check_request(name, tags, card_markdown, Path(results_table) if results_table else None)
     weights = _sha256(folder / "model.safetensors")

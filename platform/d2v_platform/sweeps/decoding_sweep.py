@@ -26,6 +26,7 @@ from ..inference.command import show_notes
 from ..inference.decoding import Job, load_search, make_job, make_search, open_dataset
 from ..inference.emissions import emission_folder, stored_emissions
 from ..inference.options import InferOptions, read_options
+from ..recipe.expansion import check_yaml
 from ..recipe.overrides import parse_overrides
 from ..storage.cache import local_data
 from ..training.preflight import model_folder
@@ -161,6 +162,7 @@ def read_sweep(words: Sequence[str], config: Path) -> DecodingSweep:
         ConfigError: with all problems.
     """
     try:
+        check_yaml(config)
         tree = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise DataError(f"{config} is no YAML: {' '.join(str(error).split())}") from None
