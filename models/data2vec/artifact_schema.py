@@ -155,7 +155,9 @@ class Checked:
         if isinstance(config, Data2VecVisionConfig):
             encoder = v1_vision.student_shapes(config, pretraining=False)
         else:
-            encoder = key_tables.image_encoder(config.encoder() if isinstance(config, MaeConfig) else config)
+            images = config.encoder() if isinstance(config, MaeConfig) else config
+            assert isinstance(images, Data2VecMultiConfig)
+            encoder = key_tables.image_encoder(images)
         shapes = {prefix + name: shape for name, shape in encoder.items()}
         if isinstance(head, ImageHeadConfig):
             shapes |= key_tables.image_head(dim, head.num_classes, head.use_fc_norm)
