@@ -20,6 +20,7 @@ from d2v_platform.recipe.locate import find_recipe
 from d2v_platform.recipe.overrides import Override, apply
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.recipe.sweep_definition import load_sweep, sweep_of
+from d2v_platform.recipe.yaml_numbers import refuse_odd_numbers
 from data2vec.errors import ConfigError, Data2VecError, Problem
 from tests.platform.toy_task import toy_recipe
 
@@ -284,10 +285,22 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
         ("a", b"common: [", "cannot be read"), ("b", b"- 1\n", "must hold a mapping"),
         ("c", b"common:\n  x: \xff\n", "is not UTF-8"), ("d", b"common.seed: 1\n", "names with dots as keys"),
         ("e", b"# @package _group_\ndefaults: [x]\n", "in its defaults"),
+        ("f", b"optimization: {max_update: 0400,\n lr: [-012]}\n", "f.yaml .*line 1: 0400, line 2: -012"),
+        ("g", b"# @package _global_\ndefaults: [/v2/base_images_only_task]\ncommon: {seed: 07}", ": 07"),
+        ("h", b"common: {seed: 1:30}\n", "line 1: 1:30"),
     ):  # fmt: skip
         (tmp_path / f"{name}.yaml").write_bytes(content)
         with pytest.raises(Data2VecError, match=words):
             compose(name, [], str(tmp_path))
+
+
+def test_numbers_that_are_what_they_look_like_are_read(tmp_path: Path) -> None:
+    refuse_odd_numbers(
+        "a: [0, -0, 10, 0.5, 00.5, 1e-05, 0x10, '0400', \"1:30\", 1_000, v0400, 12:x]\n# 0400\nb: 0"
+    )
+    (tmp_path / "s.yaml").write_text("recipe: tiny/text_pretraining\ngrid: {seed: [01, 2]}\n")
+    with pytest.raises(Data2VecError, match=r"s\.yaml cannot be read: .*line 2: 01\."):
+        load_sweep("s", config_dir=str(tmp_path))
 
 
 def test_names_of_recipes() -> None:

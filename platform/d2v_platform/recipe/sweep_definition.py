@@ -29,6 +29,7 @@ from .groups import GROUPS, MISSING
 from .locate import find_recipe, find_sweep
 from .overrides import Override, apply, assignment_text, parse_overrides
 from .schema import Recipe
+from .yaml_numbers import refuse_odd_numbers
 
 SHORT_NAMES = {"lr": "optimization.lr", "seed": "common.seed"}  # besides "task": see task_means
 TRAIN_LOSS = "train/loss"  # select.metric: the loss of a run's last logging interval, without a validation
@@ -201,13 +202,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         check_yaml(path)
         config = OmegaConf.load(path)
+        refuse_odd_numbers(path.read_text(encoding="utf-8"))
         plain: Any = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else None
         if isinstance(plain, dict) and (problems := reference_problems(plain)):
             raise ConfigError(problems, f"the sweep {path}")
         plain = OmegaConf.to_container(config, resolve=True) if plain is not None else None
     except Data2VecError:
         raise
-    except (RecursionError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (RecursionError, YAMLError, OmegaConfBaseException, ValueError) as error:
         raise Data2VecError(f"the sweep {path} cannot be read: {error}") from error
     if not isinstance(plain, dict):
         raise Data2VecError(f"the sweep {path} must hold a mapping")

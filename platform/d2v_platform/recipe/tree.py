@@ -33,6 +33,7 @@ from .groups import MISSING, Checkpoint
 from .locate import RecipeFile, config_root
 from .overrides import LAUNCHER_KEYS, Override, assignment_text, parse_overrides
 from .reading import expand_names
+from .yaml_numbers import refuse_odd_numbers
 
 _HYDRA_LOCK = threading.Lock()  # Hydra's state is one global object
 _OLD_ENV = re.compile(r"\$\{env:")
@@ -60,6 +61,8 @@ def read_tree(file: RecipeFile) -> dict[str, Any]:
             plain = _hydra_load(file)
         else:
             plain = OmegaConf.to_container(OmegaConf.load(file.path), resolve=False)
+        if not file.ours:
+            refuse_odd_numbers(text)
     except UnicodeDecodeError as error:
         rule = "is not UTF-8; convert the file, for example with: iconv -f latin1 -t utf-8"
         where = f"the recipe file {file.path} cannot be read: byte {error.start}"

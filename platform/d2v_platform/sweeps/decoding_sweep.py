@@ -28,6 +28,7 @@ from ..inference.emissions import emission_folder, stored_emissions
 from ..inference.options import InferOptions, read_options
 from ..recipe.expansion import check_yaml
 from ..recipe.overrides import parse_overrides
+from ..recipe.yaml_numbers import refuse_odd_numbers
 from ..storage.cache import local_data
 from ..training.preflight import model_folder
 
@@ -163,9 +164,13 @@ def read_sweep(words: Sequence[str], config: Path) -> DecodingSweep:
     """
     try:
         check_yaml(config)
-        tree = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise DataError(f"{config} is no YAML: {' '.join(str(error).split())}") from None
+        text = config.read_text(encoding="utf-8")
+        tree = yaml.safe_load(text) or {}
+        refuse_odd_numbers(text)
+    except Data2VecError:
+        raise
+    except (yaml.YAMLError, ValueError) as error:
+        raise DataError(f"{config} cannot be read: {' '.join(str(error).split())}") from None
     problems: list[Problem] = []
     own, rest, name = dict(tree.get("search") or {}), list[str](), None
     for word in words:
