@@ -20,6 +20,7 @@ from ..errors import DataError
 from ..folders import written_folder
 from .dictionary import NUM_SPECIALS, Dictionary
 from .encoding import encode_lines, file_sha256, model_ids
+from .glue_exports import EXPORTS, export_file, read_export
 from .glue_rows import GlueSplit, SplitRows, read_rows
 from .indexed import IndexedTokensWriter
 from .prepared import CARD_NAME, fingerprint_files, read_card, sentence_files, write_card
@@ -163,7 +164,7 @@ def prepare_task(
     out_folder: str | os.PathLike[str],
     tokenizer: TextTokenizer,
 ) -> GlueReport:
-    """Raw tsv files of one task into ``<out_folder>/<TASK>-bin``.
+    """Raw files of one task, GLUE's own or Hugging Face's exports, into ``<out_folder>/<TASK>-bin``.
 
     The folder appears complete or not at all, with a ``card.json`` beside ``input0/``, ``input1/`` and
     ``label/``.
@@ -178,7 +179,7 @@ def prepare_task(
         DataError: everything that is wrong with the task's files, at once; or the target holds other data.
     """
     raw = Path(raw_folder)
-    raw = raw if raw.name == task.folder and not (raw / task.folder).is_dir() else raw / task.folder
+    raw = _task_folder(raw, task)
     target = Path(out_folder) / task.bin_folder
     problems: list[str] = []
     if target.exists() and (read_card(target) or {}).get("kind") != "glue":
@@ -189,7 +190,15 @@ def prepare_task(
         problems.append(f"{raw} does not exist; it should hold {', '.join(s.file for s in task.splits)}")
     rows: dict[str, SplitRows] = {}
     for split in task.splits if raw.is_dir() else ():
-        found = read_rows(raw / split.file, split, task.labels, task.regression, problems)
+        try:
+            export = export_file(raw, task.name, split)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if export is not None:
+            found = read_export(export, task.name, split, problems)
+        else:
+            found = read_rows(raw / split.file, split, task.labels, task.regression, problems)
         if found is not None:
             rows[split.split] = found
     if problems:
@@ -197,6 +206,13 @@ def prepare_task(
     with written_folder(target) as beside:
         report = _write(task, rows, beside, target, tokenizer)
     return report
+
+
+def _task_folder(raw: Path, task: GlueTask) -> Path:
+    """Where the task's files lie: under GLUE's name of it, under Hugging Face's, or in the folder given."""
+    names = [task.folder, *([EXPORTS[task.name].name] if task.name in EXPORTS else [])]
+    places = [raw / name for name in names if (raw / name).is_dir()]
+    return (places or ([raw] if raw.name in names else [raw / task.folder]))[0]
 
 
 def write_submission(

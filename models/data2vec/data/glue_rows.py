@@ -95,7 +95,7 @@ def read_rows(
             return None
     found = SplitRows(path, [[] for _ in split.inputs], None if split.label is None else [], rows=len(body))
     _collect(found, body, columns, width, split, labels, regression)
-    _judge(found, split, problems)
+    judge(found, split, problems)
     return found
 
 
@@ -116,7 +116,7 @@ def _collect(
             reason = f"{len(fields)} fields instead of {width}"
         elif found.labels is not None:
             label = fields[columns[-1]].strip()
-            reason = _score_problem(label) if regression else _label_problem(label, labels)
+            reason = score_problem(label) if regression else label_problem(label, labels)
             if reason is None:
                 found.labels.append(label)
         if reason is not None:
@@ -126,7 +126,8 @@ def _collect(
             values.append(fields[column])
 
 
-def _judge(found: SplitRows, split: GlueSplit, problems: list[str]) -> None:
+def judge(found: SplitRows, split: GlueSplit, problems: list[str]) -> None:
+    """Report a file of which too much was left out."""
     number = sum(len(lines) for lines in found.dropped.values())
     if not number:
         return
@@ -141,11 +142,13 @@ def _judge(found: SplitRows, split: GlueSplit, problems: list[str]) -> None:
         problems.append(f"{found.path}: {number} of {found.rows} rows cannot be used: {details}")
 
 
-def _label_problem(label: str, labels: Sequence[str]) -> str | None:
+def label_problem(label: str, labels: Sequence[str]) -> str | None:
+    """Why a label cannot be used."""
     return None if label in labels else f"label {label[:20]!r} is not one of {', '.join(labels)}"
 
 
-def _score_problem(score: str) -> str | None:
+def score_problem(score: str) -> str | None:
+    """Why a score cannot be used."""
     try:
         value = float(score)
     except ValueError:

@@ -109,6 +109,8 @@ def glue(
 ) -> None:
     """Raw GLUE folders to <TASK>-bin folders in the reference's layout.
 
+    Hugging Face's exports are taken too: sst2/train.csv, sst2/validation.csv, ... (tsv, jsonl, parquet).
+
     --download fetches missing tasks into RAW_FOLDER; --sha256 cola=HEX verifies an archive.
     """
     from .glue import prepare_glue

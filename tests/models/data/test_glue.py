@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from data2vec.data.bpe import shared_bpe
@@ -299,3 +300,92 @@ def test_the_real_data(name: str, shared_dir: Path, tmp_path: Path, tokenizer: T
         assert first.split()[0] in (
             shared_dir / "data" / "glue" / task.folder / report.splits[split].file
         ).read_text(encoding="utf-8-sig").replace("\t", " ")
+
+
+# What load_dataset("glue", NAME) has: name there, columns, our label of its numbers 0, 1, 2.
+EXPORTED = {
+    "cola": ("cola", ("sentence",), ("0", "1")),
+    "qnli": ("qnli", ("question", "sentence"), ("entailment", "not_entailment")),
+    "mrpc": ("mrpc", ("sentence1", "sentence2"), ("0", "1")),
+    "rte": ("rte", ("sentence1", "sentence2"), ("entailment", "not_entailment")),
+    "sst_2": ("sst2", ("sentence",), ("0", "1")),
+    "mnli": ("mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction")),
+    "qqp": ("qqp", ("question1", "question2"), ("0", "1")),
+    "sts_b": ("stsb", ("sentence1", "sentence2"), ()),
+}
+QUOTED = ('"so-so" , he said', "a, b\tc", 'it"s')
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [(name, "tsv") for name in EXPORTED]
+    + [(name, ending) for name in ("sst_2", "mnli", "sts_b") for ending in ("csv", "jsonl", "parquet")],
+)
+def test_exports_of_hugging_face(name: str, ending: str, tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    theirs, texts, labels = EXPORTED[name]
+    task = GLUE_TASKS[name]
+    folder = tmp_path / (task.folder if ending == "tsv" else theirs)
+    folder.mkdir()
+    for split in task.splits:
+        count = len(labels) or 3
+        table = pd.DataFrame({text: [f"{QUOTED[i % 3]} {text}" for i in range(count)] for text in texts})
+        table["label"] = (
+            [-1] * count if split.label is None else (list(range(count)) if labels else [0.0, 2.5, 3.8])
+        )
+        table["idx"] = range(count)
+        stem = Path(split.file).stem
+        if ending == "tsv":
+            table.to_csv(folder / f"{stem}.tsv", sep="\t", index=False)
+        elif ending == "csv":
+            table.to_csv(folder / f"{stem.replace('dev', 'validation')}.csv", index=False)
+        elif ending == "jsonl":
+            table.to_json(folder / f"{stem}.jsonl", orient="records", lines=True)
+        else:
+            table.to_parquet(
+                folder / f"{stem.replace('dev', 'validation')}-00000-of-00001.parquet", index=False
+            )
+    report = prepare_task(task, tmp_path, tmp_path / "out", tokenizer)
+    assert {split.split for split in task.splits} == set(report.splits) and report.dropped == 0
+    data = SentenceDataset(
+        report.folder, "valid", num_classes=task.num_classes, regression_target=task.regression
+    )
+    for row in range(len(data)):
+        parts = [tokenizer.encode(f"{QUOTED[row % 3]} {text}") for text in texts]
+        assert data[row]["source"].tolist() == [
+            0,
+            *(t for i, p in enumerate(parts) for t in ([2] * (i > 0) + [*p])),
+        ]
+    targets = np.asarray(data.targets).ravel().tolist()
+    if labels:
+        assert [report.labels[target] for target in targets] == list(labels)
+    else:
+        assert targets == pytest.approx([0.0, 0.5, 0.76])
+
+
+def test_exports_that_cannot_be_used_are_told(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    head = "sentence1,sentence2,label,idx\n"
+    folder = tmp_path / "mrpc"
+    folder.mkdir()
+
+    def problems(**files: str) -> str:
+        for path in folder.iterdir():
+            path.unlink()
+        files = {"train_csv": head + "a,b,1,0\nc,d,0,1\n", "dev_csv": head + "a,b,1,0\n"} | files
+        for name, text in files.items():
+            if text:
+                (folder / name.replace("_", ".")).write_text(text)
+        with pytest.raises(DataError) as caught:
+            prepare_task(GLUE_TASKS["mrpc"], tmp_path, tmp_path / "out", tokenizer)
+        return str(caught.value)
+
+    assert "dev.csv, line 2: 'sentence2', 'label' is missing" in problems(dev_csv="sentence1,idx\na,0\n")
+    assert "has dev.csv, validation.csv for dev" in problems(validation_csv=head)
+    assert "dev.csv has no rows" in problems(dev_csv=head)
+    assert "dev.csv cannot be read: line 2: 3 fields instead of 4" in problems(dev_csv=head + "a,b,1\n")
+    assert "dev.csv cannot be read: " in problems(dev_csv=head + '"a,b,1,0\n')
+    assert "label '-1' is not one of 0, 1: 1 (line 2 first)" in problems(dev_csv=head + "a,b,-1,0\n")
+    assert "label '2' is not one of" in problems(dev_csv=head + "a,b,2,0\n")
+    assert "test rows must be in the order of their idx" in problems(test_csv=head + "a,b,-1,1\na,b,-1,0\n")
+    assert "a text is missing" in problems(
+        dev_csv="", dev_jsonl='{"sentence1": null, "sentence2": "b", "label": 1}'
+    )
