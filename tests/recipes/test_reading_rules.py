@@ -286,7 +286,7 @@ def test_files_that_cannot_be_read_say_why(tmp_path: Path) -> None:
         ("c", b"common:\n  x: \xff\n", "is not UTF-8"), ("d", b"common.seed: 1\n", "names with dots as keys"),
         ("e", b"# @package _group_\ndefaults: [x]\n", "in its defaults"),
         ("f", b"optimization: {max_update: 0400,\n lr: [-012]}\n", "f.yaml .*line 1: 0400, line 2: -012"),
-        ("g", b"# @package _global_\ndefaults: [/v2/base_images_only_task]\ncommon: {seed: 07}", ": 07"),
+        ("g", b"# @package _global_\ndefaults: [/v2/base_text_only_task, _self_]\nx: {y: 07}", ": 07"),
         ("h", b"common: {seed: 1:30}\n", "line 1: 1:30"),
     ):  # fmt: skip
         (tmp_path / f"{name}.yaml").write_bytes(content)
