@@ -24,9 +24,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except CheckpointError:
         raise
     except RecursionError:
-        raise CheckpointError(f"{path} is not JSON that can be read: it is nested too deeply") from None
+        raise CheckpointError(f"{path} is not readable JSON: it is nested too deeply") from None
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is not JSON that can be read: {error}") from None
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a {type(values).__name__}, not an object")
     return values

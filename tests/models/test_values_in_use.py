@@ -194,7 +194,7 @@ def test_a_folder_says_what_is_wrong_with_it(text: Any, tmp_path: Path) -> None:
     assert "not the tokenizer the model was trained with" in broken(tokenizer="0" * 64)
     assert "family = 'other'   must be one of data2vec_multi," in broken(family="other")
     (folder / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="is not JSON"):
+    with pytest.raises(CheckpointError, match="is not readable JSON"):
         read_artifact(folder)
     (folder / "config.json").write_text(json.dumps(config))
     whole_bytes = (folder / "model.safetensors").read_bytes()
