@@ -323,7 +323,8 @@ def test_frames_beside_a_seam_have_heard_two_seconds_of_both_sides(saved: Any) -
 @pytest.mark.parametrize(
     ("change", "told"),
     [({"format": 2}, "has format 2; this version reads 1"), ({"format": None}, "has format None"),
-     ({"kind": "diffusion"}, "kind = 'diffusion'   must be one of"), ({"tokenizer": "x"}, "not the tokenizer the model"),
+     ({"kind": "diffusion"}, "kind = 'diffusion'   must be one of"),
+     ({"tokenizer": "x"}, "not the tokenizer the model"),
      (None, "is not readable JSON")],
 )  # fmt: skip
 def test_folders_that_are_not_read_as_something_else(change: Any, told: str, saved: Any) -> None:
