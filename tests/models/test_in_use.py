@@ -282,7 +282,8 @@ def test_photos_are_seen_as_they_were_held(all_models: dict[str, Any], tmp_path:
     forms = [photo, photo.read_bytes(), Image.open(photo)]
     np.testing.assert_allclose(image.embed(forms), [image.embed(held)] * 3, atol=1e-6)
     stored, odd = read_image(photo.read_bytes())
-    assert odd is not None and "EXIF orientation" in odd
+    assert odd is not None and "EXIF orientation: data sets are taken as stored" in odd
+    assert read_image(photo.read_bytes(), turn_upright=True)[1] == "turned upright by its EXIF orientation"
     assert stored.tobytes() == held.rotate(90, expand=True).tobytes(), "data sets are read as they are stored"
 
 

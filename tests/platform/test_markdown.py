@@ -82,7 +82,7 @@ def test_a_card_of_hostile_names_has_the_markup_of_any_other(name: str) -> None:
 def panel(name: str) -> Panel:
     line = Line(key=name, label=name, x=np.array([1, 10, 1000]), y=np.array([0.1, 0.2, 3.0]))
     return Panel(
-        name=name, title=name, x_label=name, lines=[line], limits=[(name, 1.0)], log_x=True, log_y=True
+        name=name, title=name, x_label=name, lines=(line,), limits=((name, 1.0),), log_x=True, log_y=True
     )
 
 

@@ -15,6 +15,10 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 
 MAX_PIXELS = 100_000_000  # larger images are refused: a small file can claim any size; Pillow refuses later
 _ORIENTATION = 0x0112  # EXIF tag
+_NOT_TURNED = (
+    "with an EXIF orientation: data sets are taken as stored, as the reference does; single pictures that a "
+    "loaded or served model is given are turned upright"
+)
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
@@ -44,7 +48,7 @@ def read_image(data: bytes, *, turn_upright: bool = False) -> tuple[Image.Image,
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImageError(f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}")
-            oddity = _oddity(image)
+            oddity = _oddity(image, turn_upright)
             image.load()
             return _to_rgb(upright(image) if turn_upright else image), oddity
     except UnreadableImageError:
@@ -66,7 +70,7 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
-def _oddity(image: Image.Image) -> str | None:
+def _oddity(image: Image.Image, turn_upright: bool) -> str | None:
     found: list[str] = []
     if getattr(image, "n_frames", 1) > 1:
         found.append("animated: the first frame is taken")
@@ -77,7 +81,7 @@ def _oddity(image: Image.Image) -> str | None:
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         found.append("transparent: transparency is dropped")
     if _orientation(image) > 1:
-        found.append("turned or mirrored by its EXIF orientation")
+        found.append("turned upright by its EXIF orientation" if turn_upright else _NOT_TURNED)
     if min(image.size) < 8:
         found.append("a side of less than 8 pixels: enlarged")
     return "; ".join(found) or None

@@ -116,7 +116,7 @@ class _Header(tarfile.TarInfo):
     """A tar header; a negative size, which leads back to members already read, makes it a damaged one."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> Self:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         header = super().frombuf(buf, encoding, errors)
         if header.size < 0:
             raise tarfile.HeaderError("a negative size")
