@@ -28,6 +28,11 @@ def inside(folder: Path, name: str | Path) -> Path:
     return path
 
 
+def printable(path: str | Path) -> str:
+    r"""A path for text files and terminals: bytes that are not UTF-8 as ``\xe9``."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small UTF-8 file: readers see the old one or the whole new one."""
     number, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

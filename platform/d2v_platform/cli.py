@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 
 from data2vec.errors import Data2VecError
 
+from .storage.local_places import place_problem
 from .tracking.redaction import redact_logs, redact_text
 
 _COMPLETE = "_D2V_COMPLETE"  # set by the shell's completion
@@ -291,10 +293,18 @@ def run(command: Callable[[], object]) -> None:
 
     configure_logging()
     limit_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         command()
     except Data2VecError as error:
         sys.stderr.write(redact_text(f"error: {error}\n"))
+        raise SystemExit(2) from None
+    except Exception as error:
+        problem = place_problem(error)
+        if problem is None:
+            raise
+        sys.stderr.write(redact_text(f"error: {problem}\n"))
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import DataError, nearest_names
+from ..folders import printable
 from .image_files import EXTENSIONS
 from .image_shards import ShardSource
 from .names import Names
@@ -93,10 +94,13 @@ class FolderSource:
         self.folder, self.notes = folder, []
         self._ignored: Counter[str] = Counter()
         self._broken: list[str] = []
+        self.not_utf8: list[str] = []  # paths, printable; left out, for names go into text files
         self._circles: list[str] = []
         found: list[tuple[str, int]] = []
         strict, labelled = labelled is True, self._has_classes() if labelled is None else labelled
         self.classes = sorted(e.name for e in os.scandir(folder) if e.is_dir()) if labelled else []
+        if wrong := [printable(name) for name in self.classes if printable(name) != name]:
+            raise DataError(f"{folder}: class folders need names in UTF-8; rename {', '.join(wrong)}")
         if labelled:
             counts: list[int] = []
             for name in self.classes:
@@ -123,6 +127,11 @@ class FolderSource:
             self.notes.append(
                 f"{folder}: {len(self._broken)} images cannot be opened and are not used, "
                 f"first {self._broken[0]}"
+            )
+        if self.not_utf8:
+            self.notes.append(
+                f"{printable(folder)}: paths of {len(self.not_utf8)} images are not UTF-8, not used: "
+                f"{', '.join(self.not_utf8[:5])}"
             )
         if self._circles:
             self.notes.append(
@@ -162,6 +171,9 @@ class FolderSource:
             for name in files:
                 if _is_image(name):
                     path = os.path.join(place, name)
+                    if printable(path) != path:
+                        self.not_utf8.append(printable(path))
+                        continue
                     try:
                         found.append((os.path.relpath(path, folder), os.stat(path).st_size))
                     except OSError as error:  # most often a link that leads nowhere

@@ -22,6 +22,7 @@ from ..config import Data2VecMultiConfig
 from ..ctc import CTCConfig
 from ..errors import CheckpointError
 from ..families import family_of, generation_of, modality_of
+from ..folders import written_folder
 from ..lm.config import TransformerLMConfig
 from ..mae_config import MaeConfig
 from ..typed import to_dict
@@ -171,13 +172,13 @@ def export_safetensors(artifact: Artifact, folder: Path | str) -> list[str]:
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; give a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for entry in sorted(artifact.folder.iterdir()):
-        if entry.is_dir():
-            shutil.copytree(entry, folder / entry.name)
-        else:
-            shutil.copyfile(entry, folder / entry.name)
-    (folder / KEYS_FILE).write_text(key_table(artifact), encoding="utf-8")
+    with written_folder(folder) as beside:
+        for entry in sorted(artifact.folder.iterdir()):
+            if entry.is_dir():
+                shutil.copytree(entry, beside / entry.name)
+            else:
+                shutil.copyfile(entry, beside / entry.name)
+        (beside / KEYS_FILE).write_text(key_table(artifact), encoding="utf-8")
     return [f"what each tensor is: {folder / KEYS_FILE}"]
 
 

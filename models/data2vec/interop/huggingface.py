@@ -19,7 +19,7 @@ from ..ctc import CTCConfig
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError, ConfigError
 from ..families import modality_of
-from ..folders import usual_permissions
+from ..folders import written_folder
 from ..json_files import read_json
 from ..v1.config import Data2VecAudioConfig
 from ..v1.text_config import Data2VecTextConfig
@@ -73,12 +73,11 @@ def export_folder(artifact: Artifact, folder: Path | str) -> list[str]:
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; give a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: t.contiguous().clone() for name, t in state.items()}, folder / "model.safetensors",
-              metadata={"format": "pt"})  # fmt: skip
-    write_json(folder / "config.json", config)
-    write_processor(artifact, folder)
-    usual_permissions(folder)
+    with written_folder(folder) as beside:
+        save_file({name: t.contiguous().clone() for name, t in state.items()}, beside / "model.safetensors",
+                  metadata={"format": "pt"})  # fmt: skip
+        write_json(beside / "config.json", config)
+        write_processor(artifact, beside)
     return left
 
 

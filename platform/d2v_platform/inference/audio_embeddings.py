@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from data2vec.errors import DataError
+from data2vec.folders import printable
 from data2vec.speech_model import BATCH, SpeechModel
 
 from ..bars import Bars
@@ -88,7 +89,7 @@ def embed_recordings(
             path, seconds = recordings.done[index]
             rows = found[None] if pooling == "mean" else found
             starts = [seconds] if pooling == "mean" else np.arange(len(rows)) * model.frame_s
-            names += [str(path)] * len(rows)
+            names += [printable(path)] * len(rows)
             numbers += [round(float(value), 4) for value in starts]
             vectors += list(rows)
             report.recordings += 1

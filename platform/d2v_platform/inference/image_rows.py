@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from data2vec.data.image_sources import SUBSETS, ImageSource, open_images
 from data2vec.data.vision import ImageDataset, Oddities
 from data2vec.errors import DataError
+from data2vec.folders import printable
 from data2vec.image_model import ImageModel, Pooling
 
 from ..bars import Bars
@@ -154,7 +155,7 @@ def write_embeddings(rows: ImageRows, path: Path) -> None:
         nested = pa.FixedSizeListArray.from_arrays(nested, length)
     table = pa.table(
         {
-            "file": rows.names,
+            "file": [printable(name) for name in rows.names],  # of shards that others made
             "label": pa.array(labels, type=pa.string()),
             "embedding": nested,
         }

@@ -179,7 +179,7 @@ def _write(target: Path, content: Mapping[str, Any], forms: Sequence[str]) -> No
     texts = {form: make_subtitles(content["words"], form) for form in forms}
     texts |= {"txt": f"{content['text']}\n", "json": json.dumps(content, indent=2, ensure_ascii=False) + "\n"}
     for ending, text in texts.items():
-        Path(f"{target}.{ending}").write_text(text, encoding="utf-8")
+        Path(f"{target}.{ending}").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def output_stems(files: Sequence[Path], source: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from data2vec.data.audio_files import read_audio, read_header
 from data2vec.data.manifest import manifest_text
 from data2vec.errors import DataError
-from data2vec.folders import write_text
+from data2vec.folders import printable, write_text
 
 from ..bars import Bars
 from .sole_writer import sole_writer
@@ -150,7 +150,8 @@ def _prepare(
         hours = sum(frames for _, frames in listed) / options.sample_rate / 3600
         report.splits[name] = (len(listed), hours)
     if dropped := report.dropped:
-        write_text(dest / "dropped.tsv", "".join(f"{entry.path}\t{entry.problem}\n" for entry in dropped))
+        lines = [f"{printable(entry.path)}\t{entry.problem}\n" for entry in dropped]
+        write_text(dest / "dropped.tsv", "".join(lines))
     return report
 
 
@@ -222,7 +223,7 @@ def _too_short(samples: int, shortest: int) -> str:
 def _decoded_part(path: Path, frames: int, whole: bool) -> np.ndarray:
     """The last samples of a file, or all of them; empty if the file ends before."""
     try:
-        with sf.SoundFile(str(path)) as file:
+        with sf.SoundFile(os.fsencode(path)) as file:
             if not whole:
                 file.seek(max(0, frames - TAIL))
             wanted = frames if whole else min(frames, TAIL)
@@ -309,7 +310,7 @@ def _official(root: Path, usable: list[Looked], layout: str) -> Mapping[str, lis
 
 
 def _dropped_text(dropped: Sequence[Looked], head: str) -> str:
-    lines = [f"  {entry.path}: {entry.problem}" for entry in dropped[:10]]
+    lines = [f"  {printable(entry.path)}: {entry.problem}" for entry in dropped[:10]]
     more = [f"  ... and {len(dropped) - 10} more"] if len(dropped) > 10 else []
     return "\n".join([head, *lines, *more])
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data2vec.errors import DataError
+from data2vec.folders import printable
 
 from ..figures import duration
 from ..storage.local_places import folder_to_write
@@ -220,5 +221,5 @@ def _show(report: ManifestReport, console: Console) -> None:
     if report.dropped:
         console.print(f"[yellow]{len(report.dropped)} files were left out[/yellow] (all in dropped.tsv):")
         for entry in report.dropped[:10]:
-            console.print(f"  {entry.path}: {entry.problem}", highlight=False)
+            console.print(f"  {printable(entry.path)}: {entry.problem}", highlight=False, markup=False)
     console.print(f"task.data={report.folder}", highlight=False)

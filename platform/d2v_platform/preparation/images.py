@@ -164,6 +164,7 @@ def _split(
     for stale in set(place.glob(f"{name}-*.tar")) - {Path(job.path) for job in jobs}:
         stale.unlink()  # of an earlier run with other settings: it would be read as data
     report = SplitReport(shards=len(jobs), notes=source.notes)
+    report.bad += [(path, "the path is not UTF-8") for path in source.not_utf8]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     workers = min(options.workers or os.cpu_count() or 1, len(jobs))
     with Bars(*columns, console=console) as bars, _mapper(workers) as mapped:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 from data2vec.errors import DataError
@@ -38,10 +40,38 @@ def path_to_write(text: str) -> Path:
 
     Raises:
         DataError: it is an address such as s3://....
+        OSError: nothing can be written there.
     """
     if "://" in text:
         raise DataError(
             f"{text} is an address, and this command writes to local files; copy them there afterwards "
             "(recipes, d2v infer and d2v embed read from s3:// and other addresses)"
         )
-    return Path(text)
+    path = Path(text)
+    _destination.append(path)
+    whole = path.absolute()
+    place = next(p for p in (whole if whole.is_dir() else whole.parent, *whole.parents) if p.exists())
+    if not os.access(place, os.W_OK):
+        closed = errno.EROFS if os.statvfs(place).f_flag & os.ST_RDONLY else errno.EACCES
+        raise OSError(closed, os.strerror(closed), str(place))
+    return path
+
+
+_destination: list[Path] = []  # of this command; a write that fails for want of space does not name its file
+
+_OF_PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def place_problem(error: Exception) -> str | None:
+    """What is wrong with a place on disk, if an error says so: full, read-only, not allowed; else ``None``.
+
+    Libraries in Rust and C++ tell a full disk in words of their own.
+    """
+    if isinstance(error, OSError) and error.errno in _OF_PLACES:
+        where, words = error.filename2 or error.filename, error.strerror
+    elif os.strerror(errno.ENOSPC) in str(error):
+        where, words = None, os.strerror(errno.ENOSPC)
+    else:
+        return None
+    where = where or (_destination[-1] if _destination else None)
+    return f"{where}: {words}" if where else words

@@ -381,7 +381,9 @@ class _Driver:
             status = "FAILED" if self.failed else "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
-            logger.warning("the sweep was stopped; go on with platform.run_name=%s", self.name)
+            logger.warning(
+                "interrupted; to go on with it: the same command with platform.run_name=%s", self.name
+            )
             raise
         finally:
             self.tracker.settle()
