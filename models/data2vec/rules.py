@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -83,6 +84,8 @@ def bounds(config: Any, path: str, most: int | None = None) -> list[Problem]:
             found += bounds(value, dotted, most)
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
+        if not -math.inf < value < math.inf:
+            found.append(Problem(dotted, value, "must be a finite number"))
         found += [Problem(dotted, value, text) for pattern, holds, text in _NAMED
                   if pattern.fullmatch(name) and not holds(value)]  # fmt: skip
         if most is not None and _PARTS.fullmatch(name) and value > most:

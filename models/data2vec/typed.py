@@ -9,6 +9,7 @@ Recipes, model configurations and the ``config.json`` of stored models all come 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import types
 import typing
@@ -158,7 +159,8 @@ def _scalar(hint: Any, value: Any, dotted: str, problems: list[Problem]) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
     if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
-        if not abs(value) <= _LARGEST[hint]:  # NaN is not <= anything
+        endless = hint is float and abs(value) == math.inf  # a weight of a decoder may be -inf
+        if not (endless or abs(value) <= _LARGEST[hint]):  # NaN is not <= anything
             rule = f"must be a number of at most {_LARGEST[hint]:g}, above or below 0"
             problems.append(Problem(dotted, value, rule))
             return _MISSING

@@ -231,6 +231,7 @@ def test_all_problems_are_told_at_once(folders: Any, tmp_path: Path) -> None:
         "model.encoder_layers", "model.dropout", "model.encoder_attention_heads", "task.num_symbols"
     ]  # fmt: skip
     assert "= 1000000000   " in lines[1] and "is impossible: the weights are 56 tensors in all" in lines[1]
+    assert "must be a finite number" in told(loss_beta=math.inf)[1]
     lines = told(encoder_layers="many", dropout=math.nan, wrong={})
     assert lines[0].endswith("3 problems"), "types first: the rules read the fields"
 
