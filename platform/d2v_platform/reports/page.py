@@ -133,7 +133,7 @@ def compared_recipes(histories: Sequence[RunHistory]) -> Section:
 
 def compared_figures(histories: Sequence[RunHistory]) -> Section:
     """The figures of runs beside each other."""
-    found = [dict(key_figures(history)) for history in histories]
+    found = [{row[0]: row[1] for row in key_figures(history)} for history in histories]
     labels = dict.fromkeys(label for figures in found for label in figures)
     rows = [(label, *(figures.get(label, "-") for figures in found)) for label in labels]
     return Section("Figures", rows, ("", *(history.name for history in histories)))
