@@ -11,21 +11,19 @@ from data2vec.audio_checks import audio_problems as front_end_problems
 from data2vec.config import Data2VecMultiConfig
 from data2vec.conv_spec import parse_conv_layers, samples_needed
 from data2vec.errors import Data2VecError, Problem, nearest_names
-from data2vec.metrics import EVENT_METRICS
 from data2vec.typed import build, to_dict
 from data2vec.v1.config import Data2VecAudioConfig
 
 from .audio_components import (
-    AudioClassification,
     AudioClassificationTask,
     AudioFinetuningTask,
     AudioPretrainingTask,
     AudioTask,
     CTCCriterion,
     LanguageModel,
-    Wav2VecCTC,
 )
 from .components import ModelCriterion
+from .pretraining_checks import pretraining_problems
 
 if TYPE_CHECKING:
     from .schema import Recipe
@@ -35,33 +33,11 @@ MASK_FIELDS = ("feature_encoder_spec", "mask_prob", "mask_prob_adjust", "mask_le
 CTC_METRICS = ("wer", "raw_wer", "uer")
 _EVENT_LOGS = ("_predictions", "_targets")  # what the reference's recipe lists; gathered here anyway
 
-# Model and criterion that belong to each task, and their names.
-AUDIO_COMBINATIONS: dict[type[Any], tuple[Any, type[Any], str, str]] = {
-    AudioPretrainingTask: (
-        Data2VecMultiConfig | Data2VecAudioConfig,
-        ModelCriterion,
-        "data2vec_multi or data2vec_audio",
-        "model",
-    ),
-    AudioFinetuningTask: (Wav2VecCTC, CTCCriterion, "wav2vec_ctc", "ctc"),
-    AudioClassificationTask: (AudioClassification, ModelCriterion, "audio_classification", "model"),
-}
-
-
-def audio_metrics(recipe: Recipe) -> dict[str, bool]:
-    """What validation of a fine-tuning recipe reports besides the loss, with whether larger is better."""
-    if isinstance(recipe.task, AudioFinetuningTask):
-        return dict.fromkeys(CTC_METRICS, False)
-    if isinstance(recipe.task, AudioClassificationTask):
-        return dict.fromkeys(EVENT_METRICS, True)
-    return {}
-
 
 def audio_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Problems of tasks, models and criteria of speech; none for other recipes."""
+    """Problems of tasks, models and criteria of speech."""
     task = recipe.task
-    if not isinstance(task, AudioTask):
-        return
+    assert isinstance(task, AudioTask)
     if task.sample_rate < 1:
         yield Problem("task.sample_rate", task.sample_rate, "must be > 0")
     for name in ("max_sample_size", "min_sample_size"):
@@ -89,6 +65,7 @@ def audio_problems(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _pretraining(recipe: Recipe, task: AudioPretrainingTask) -> Iterator[Problem]:
+    yield from pretraining_problems(recipe)
     model, given = recipe.model, task.precompute_mask_config
     if isinstance(model, Data2VecMultiConfig) and model.modality_name != "AUDIO":
         yield Problem("model.supported_modality", model.supported_modality, "audio_pretraining needs AUDIO")
@@ -153,8 +130,6 @@ def _frames(task: AudioTask, model: object) -> Iterator[Problem]:
 
 def _finetuning(recipe: Recipe) -> Iterator[Problem]:
     criterion = recipe.criterion
-    if isinstance(recipe.model, Wav2VecCTC):
-        yield from recipe.model.problems("model")
     if not isinstance(criterion, CTCCriterion):
         return
     if criterion.post_process != "letter":
@@ -166,8 +141,6 @@ def _finetuning(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _events(recipe: Recipe) -> Iterator[Problem]:
-    if isinstance(recipe.model, AudioClassification):
-        yield from recipe.model.problems("model")
     for key in recipe.criterion.log_keys if isinstance(recipe.criterion, ModelCriterion) else []:
         if key not in _EVENT_LOGS:
             rule = f"the model reports {', '.join(_EVENT_LOGS)}{nearest_names(key, _EVENT_LOGS)}"

@@ -7,7 +7,7 @@ Field names and defaults are the reference's (``audio_pretraining``, ``audio_fin
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from data2vec.audio_events import AudioEventOptions
 from data2vec.audio_mixup import MixupOptions
@@ -52,6 +52,8 @@ class AudioFinetuningTask(AudioTask):
 class Wav2VecCTC(CTCConfig):
     """A pretrained audio model of either generation with a projection onto letters."""
 
+    parent_field: ClassVar[str] = "model.w2v_path"
+
     w2v_path: str = MISSING  # pretrained model: models:/NAME@ALIAS, runs:/..., a folder, s3://, or a .pt
     no_pretrained_weights: bool = False  # take the architecture only and start from random weights
 
@@ -67,6 +69,8 @@ class AudioClassificationTask(AudioTask):
 @dataclass(kw_only=True)
 class AudioClassification(MixupOptions, AudioEventOptions):
     """A pretrained audio model of either generation with scores of audio events."""
+
+    parent_field: ClassVar[str] = "model.model_path"
 
     model_path: str = MISSING  # pretrained model: models:/NAME@ALIAS, runs:/..., a folder, s3://, or a .pt
     no_pretrained_weights: bool = False  # take the architecture only and start from random weights

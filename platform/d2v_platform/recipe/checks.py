@@ -6,38 +6,26 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data2vec.config import NO_TEACHER, Data2VecMultiConfig
+from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import Problem, nearest_names
-from data2vec.lm.config import TransformerLMConfig
 from data2vec.mae_config import MaeConfig
-from data2vec.v1.text_config import Data2VecTextConfig
 
 from ..tracking.mlflow_access import ALIAS, ALIAS_RULE, REGISTRY_NAME, REGISTRY_NAME_RULE
 from ..tracking.redaction import SECRET_IN_NAME, redact_text
-from .audio_checks import AUDIO_COMBINATIONS, audio_metrics, audio_problems
-from .audio_components import AudioClassification, Wav2VecCTC
 from .components import (
+    NAMES,
     Adam,
     Composite,
     CosineSchedule,
     FixedSchedule,
-    MaskedLMTask,
-    ModelCriterion,
     PassThrough,
     PolynomialSchedule,
-    Roberta,
     Schedule,
-    SentencePredictionCriterion,
-    SentencePredictionTask,
-    TextClassification,
     TriStageSchedule,
     component_name,
 )
+from .entries import entry_of
 from .groups import MISSING
-from .image_checks import IMAGE_COMBINATIONS, image_metrics, image_problems
-from .image_components import ImageClassifierModel
-from .language_checks import language_metrics, language_problems
-from .language_components import LanguageCriterion, LanguageModelingTask
 from .schema import Recipe, split_names
 
 _EXAMPLES = {
@@ -46,9 +34,6 @@ _EXAMPLES = {
     "checkpoint.restore_file": "checkpoint.restore_file=models:/NAME@ALIAS, a folder, or a reference .pt",
     "model.model_path": "model.model_path=models:/NAME@ALIAS, a folder, or a reference .pt",
 }
-# Values of the model that can be logged: data2vec2's monitors (spec: data2vec 2.0, section 10).
-_MODEL_LOGS = ("ema_decay", "target_var", "pred_var", "masked_pct")
-_NORM_LOGS = ("model_norm", "ema_norm")
 # lowest allowed value of plain fields
 _AT_LEAST: dict[str, float] = {
     "common.seed": 0, "common.log_interval": 1, "common.min_loss_scale": 0, "common.fp16_init_scale": 1,
@@ -76,9 +61,8 @@ def problems(recipe: Recipe) -> list[Problem]:
     plain = recipe.to_dict()
     found = [*_missing(plain), *_not_finite(plain), *_too_small(recipe)]
     found += [*_length(recipe), *_batches(recipe), *_optimizer(recipe), *_combination(recipe)]
-    found += [*_model(recipe), *_sentences(recipe), *audio_problems(recipe)]
-    found += [*_selection(recipe), *_platform(recipe), *image_problems(recipe)]
-    found += language_problems(recipe)
+    found += [*_model(recipe), *entry_of(recipe.task).problems(recipe)]
+    found += [*_selection(recipe), *_platform(recipe)]
     return found
 
 
@@ -119,10 +103,6 @@ def _batches(recipe: Recipe) -> Iterator[Problem]:
     d = recipe.dataset
     if d.max_tokens is None and d.batch_size is None:
         yield Problem("dataset.batch_size", None, "give dataset.batch_size or dataset.max_tokens")
-    if isinstance(recipe.task, MaskedLMTask | LanguageModelingTask) and d.max_tokens is not None:
-        if d.max_tokens < recipe.task.tokens_per_sample:
-            rule = f"is less than one block (task.tokens_per_sample = {recipe.task.tokens_per_sample})"
-            yield Problem("dataset.max_tokens", d.max_tokens, rule)
     subsets = split_names(d.valid_subset)
     if not subsets and not d.disable_validation:
         rule = "names no subset; give one, or dataset.disable_validation=true"
@@ -241,152 +221,24 @@ def _tri_stage(schedule: TriStageSchedule, path: str) -> Iterator[Problem]:
 
 def _combination(recipe: Recipe) -> Iterator[Problem]:
     """Task, model and criterion that belong together."""
-    wanted = {
-        MaskedLMTask: (
-            Data2VecMultiConfig | Data2VecTextConfig,
-            ModelCriterion,
-            "data2vec_multi or data2vec_text",
-            "model",
-        ),
-        SentencePredictionTask: (
-            TextClassification | Roberta,
-            SentencePredictionCriterion,
-            "data2vec_text_classification or roberta",
-            "sentence_prediction",
-        ),
-        **AUDIO_COMBINATIONS,
-        LanguageModelingTask: (
-            TransformerLMConfig,
-            LanguageCriterion,
-            "transformer_lm",
-            "cross_entropy or adaptive_loss",
-        ),
-        **IMAGE_COMBINATIONS,
-    }
-    model, criterion, model_name, criterion_name = wanted[type(recipe.task)]
-    task = component_name(recipe.task)
-    if not isinstance(recipe.model, model):
-        yield Problem("model._name", component_name(recipe.model), f"task {task} needs {model_name}")
-    if not isinstance(recipe.criterion, criterion):
-        yield Problem(
-            "criterion._name", component_name(recipe.criterion), f"task {task} needs {criterion_name}"
-        )
+    entry, task = entry_of(recipe.task), component_name(recipe.task)
+    for group, wanted in (("model", entry.models), ("criterion", entry.criteria)):
+        found = getattr(recipe, group)
+        if not isinstance(found, wanted):
+            names = " or ".join(NAMES[cls] for cls in wanted)
+            yield Problem(f"{group}._name", component_name(found), f"task {task} needs {names}")
 
 
 def _model(recipe: Recipe) -> Iterator[Problem]:
-    model, task = recipe.model, recipe.task
-    if isinstance(model, TextClassification | Roberta):
-        yield from _sentence_model(recipe, model)
-        return
-    if isinstance(model, Wav2VecCTC | AudioClassification | ImageClassifierModel):
-        return
-    yield from model.problems("model")
-    if isinstance(model, Data2VecMultiConfig) and model.skip_ema:
-        yield NO_TEACHER
-    if isinstance(recipe.criterion, ModelCriterion):
-        yield from _logged(recipe, recipe.criterion)
-    if isinstance(task, MaskedLMTask) and isinstance(model, Data2VecTextConfig):
-        yield from _masked_text(recipe, task, model)
-    if isinstance(task, MaskedLMTask) and isinstance(model, Data2VecMultiConfig):
-        text = model.modalities.text
-        if text is None or model.modality_name != "TEXT":
-            yield Problem("model.supported_modality", model.supported_modality, "masked_lm needs TEXT")
-            return
-        if task.tokens_per_sample < 2:
-            yield Problem("task.tokens_per_sample", task.tokens_per_sample, "must be >= 2")
-        if task.tokens_per_sample > text.max_source_positions:
-            rule = f"is more than model.modalities.text.max_source_positions = {text.max_source_positions}"
-            yield Problem("task.tokens_per_sample", task.tokens_per_sample, rule)
-
-
-def _sentence_model(recipe: Recipe, model: TextClassification | Roberta) -> Iterator[Problem]:
-    names = ["pooler_dropout"]
-    if isinstance(model, Roberta):
-        names += ["dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"]
-        c = recipe.checkpoint
-        if c.restore_file == type(c).restore_file and c.finetune_from_model is None:
-            rule = "is required: the data2vec 1 text model to fine-tune (a folder, models:/..., a .pt)"
-            yield Problem("checkpoint.restore_file", c.restore_file, rule)
-    for name in names:
-        if not 0 <= getattr(model, name) < 1:
-            yield Problem(f"model.{name}", getattr(model, name), "must lie in 0 <= p < 1")
-
-
-def _masked_text(recipe: Recipe, task: MaskedLMTask, model: Data2VecTextConfig) -> Iterator[Problem]:
-    """The data of data2vec 1 text: blocks that fit the positions, masks that hide something."""
-    limit = model.transformer.max_source_positions
-    if not 2 <= task.tokens_per_sample <= limit:
-        rule = f"must lie in 2 ... model.transformer.max_source_positions ({limit})"
-        yield Problem("task.tokens_per_sample", task.tokens_per_sample, rule)
-    if not 0 < task.mask_prob <= 1:
-        yield Problem("task.mask_prob", task.mask_prob, "must lie in 0 < p <= 1")
-    if task.mask_multiple_length < 1:
-        yield Problem("task.mask_multiple_length", task.mask_multiple_length, "must be >= 1")
-
-
-def _logged(recipe: Recipe, criterion: ModelCriterion) -> Iterator[Problem]:
-    """Names of monitors and losses that the model has."""
-    model = recipe.model
-    losses = ("main",) if isinstance(model, Data2VecTextConfig) else ("regression",)
-    if isinstance(model, Data2VecMultiConfig):
-        losses = (f"{model.modality_name}_regression",)
-        losses += ("cls",) if model.cls_loss > 0 else ()
-        losses += ("recon",) if model.recon_loss > 0 else ()
-    reported = _MODEL_LOGS + (
-        _NORM_LOGS if isinstance(model, Data2VecMultiConfig) and model.log_norms else ()
-    )
-    if isinstance(model, MaeConfig):  # it has no teacher
-        reported = tuple(key for key in reported if key != "ema_decay")
-    for key in criterion.log_keys:
-        if key in _NORM_LOGS and key not in reported:
-            yield Problem("criterion.log_keys", key, "needs model.log_norms=true of a data2vec 2.0 model")
-        elif key not in reported:
-            rule = f"the model reports {', '.join(reported)}{nearest_names(key, reported)}"
-            yield Problem("criterion.log_keys", key, rule)
-    for key in criterion.loss_weights:
-        if key not in losses:
-            rule = f"the model's losses are {', '.join(losses)}{nearest_names(key, losses)}"
-            yield Problem("criterion.loss_weights", key, rule)
-
-
-def _sentences(recipe: Recipe) -> Iterator[Problem]:
-    task, criterion = recipe.task, recipe.criterion
-    if not isinstance(task, SentencePredictionTask) or not isinstance(criterion, SentencePredictionCriterion):
-        return
-    classes = task.num_classes
-    if criterion.regression_target and classes != 1:
-        yield Problem("task.num_classes", classes, "must be 1 with criterion.regression_target")
-    if not criterion.regression_target and classes < 2:
-        rule = "must be >= 2, or set criterion.regression_target=true for a score"
-        yield Problem("task.num_classes", classes, rule)
-    if criterion.report_acc_and_f1 and classes != 2:
-        yield Problem(
-            "criterion.report_acc_and_f1", True, f"F1 needs two classes, task.num_classes is {classes}"
-        )
-    if criterion.report_mcc and criterion.regression_target:
-        yield Problem("criterion.report_mcc", True, "needs classes, not criterion.regression_target")
-    if criterion.report_pearson_and_spearman and not criterion.regression_target:
-        yield Problem("criterion.report_pearson_and_spearman", True, "needs criterion.regression_target")
-    if task.max_positions < 2:
-        yield Problem("task.max_positions", task.max_positions, "must be >= 2")
+    """What a model says of its own values."""
+    own = getattr(recipe.model, "problems", None)
+    if own is not None:
+        yield from own("model")
 
 
 def metrics(recipe: Recipe) -> dict[str, bool]:
     """The metrics that validation reports, with whether larger is better."""
-    reported = {"loss": False}
-    criterion = recipe.criterion
-    reported |= dict.fromkeys(image_metrics(recipe), True) | audio_metrics(recipe)
-    reported |= dict.fromkeys(language_metrics(recipe), False)
-    if isinstance(criterion, SentencePredictionCriterion):
-        if not criterion.regression_target:
-            reported["accuracy"] = True
-        if criterion.report_mcc:
-            reported["mcc"] = True
-        if criterion.report_acc_and_f1:
-            reported |= {"f1": True, "acc_and_f1": True}
-        if criterion.report_pearson_and_spearman:
-            reported |= {"pearson": True, "spearman": True, "pearson_and_spearman": True}
-    return reported
+    return {"loss": False} | dict(entry_of(recipe.task).metrics(recipe))
 
 
 def _selection(recipe: Recipe) -> Iterator[Problem]:

@@ -7,9 +7,10 @@ Field names and defaults are the reference's; formulas stand beside the code tha
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from data2vec.config import Data2VecMultiConfig
+from data2vec.errors import ConfigError, Problem
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.mae_config import MaeConfig
 from data2vec.v1.config import Data2VecAudioConfig
@@ -79,6 +80,8 @@ class SentencePredictionTask:
 class TextClassification:
     """A pretrained text model with a sentence head."""
 
+    parent_field: ClassVar[str] = "model.model_path"  # of a recipe: names the pretrained model
+
     model_path: str = (
         MISSING  # pretrained model: models:/NAME@ALIAS, runs:/..., a folder, s3://, or a reference .pt
     )
@@ -92,6 +95,8 @@ class TextClassification:
 @dataclass(kw_only=True)
 class Roberta:
     """A data2vec 1 text model, given by ``checkpoint.restore_file``, with a sentence head."""
+
+    parent_field: ClassVar[str] = "checkpoint.restore_file"
 
     dropout: float = 0.1  # dropout on embeddings and branches
     attention_dropout: float = 0.1  # dropout on attention probabilities
@@ -278,11 +283,22 @@ INHERITED: dict[str, dict[str, str]] = {
 }
 
 
-def pretrained_field(model: object) -> str:
-    """The field of a recipe that names the pretrained model of such a ``model`` component."""
-    if isinstance(model, Roberta):
-        return "checkpoint.restore_file"
-    return "model.w2v_path" if isinstance(model, Wav2VecCTC) else "model.model_path"
+def pretrained_field(model: object) -> str | None:
+    """The field that names the pretrained model of such a ``model`` component; ``None`` without one."""
+    return getattr(model, "parent_field", None)
+
+
+def register_component(group: str, name: str, cls: type[Any]) -> None:
+    """Let recipes choose ``cls`` by ``group._name=name``.
+
+    Raises:
+        ConfigError: the name is taken by another class.
+    """
+    if CHOICES[group].setdefault(name, cls) is not cls:
+        raise ConfigError(
+            [Problem(f"{group}._name", name, f"is {CHOICES[group][name].__name__}; choose another name")]
+        )
+    NAMES[cls] = name
 
 
 def component_name(component: object) -> str:

@@ -149,6 +149,11 @@ class Platform:
     extra_tags: dict[str, str] = field(default_factory=dict)  # further tags of the MLflow run
 
 
+def split_names(text: str) -> list[str]:
+    """The names in a list separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 GROUPS: dict[str, type[Any]] = {
     "common": Common,
     "dataset": Dataset,

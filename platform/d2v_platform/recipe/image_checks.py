@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import Problem
 from data2vec.mae_config import MaeConfig
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
-from .components import ModelCriterion
+from .groups import split_names
 from .image_components import (
-    Data2VecImageClassification,
     ImageClassificationData,
     ImageClassificationTask,
     ImageClassifierModel,
@@ -22,43 +21,26 @@ from .image_components import (
     MaeImageClassificationTask,
     MaeImagePretrainingTask,
 )
-from .schema import Recipe, split_names
+from .pretraining_checks import pretraining_problems
+
+if TYPE_CHECKING:
+    from .schema import Recipe
 
 PROBE_METRICS = ("knn", "linear_probe")
 CLASSIFICATION_METRICS = ("accuracy", "top5")
 
-# Model and criterion that belong to each task, and their names.
-IMAGE_COMBINATIONS: dict[type[Any], tuple[Any, type[Any], str, str]] = {
-    MaeImagePretrainingTask: (
-        Data2VecMultiConfig | MaeConfig,
-        ModelCriterion,
-        "data2vec_multi or mae",
-        "model",
-    ),
-    ImagePretrainingTask: (Data2VecVisionConfig, ModelCriterion, "data2vec_vision", "model"),
-    MaeImageClassificationTask: (MaeImageClassification, ModelCriterion, "mae_image_classification", "model"),
-    ImageClassificationTask: (
-        Data2VecImageClassification,
-        ModelCriterion,
-        "data2vec_image_classification",
-        "model",
-    ),
-}
 
-
-def image_metrics(recipe: Recipe) -> tuple[str, ...]:
-    """What validation of an image recipe reports besides the loss; larger is better."""
-    if isinstance(recipe.task, ImageClassificationData):
-        return CLASSIFICATION_METRICS
-    if isinstance(recipe.task, ImagePretraining) and recipe.task.probe_bank is not None:
-        return PROBE_METRICS
-    return ()
+def probe_metrics(recipe: Recipe) -> dict[str, bool]:
+    """What validation of pretraining reports besides the loss where it probes features; larger is better."""
+    probed = getattr(recipe.task, "probe_bank", None) is not None
+    return dict.fromkeys(PROBE_METRICS if probed else (), True)
 
 
 def image_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Everything that is impossible about an image recipe; nothing for other recipes."""
+    """Everything that is impossible about an image recipe."""
     task = recipe.task
     if isinstance(task, ImagePretraining):
+        yield from pretraining_problems(recipe)
         yield from _pretraining(recipe, task)
     if isinstance(task, ImageClassificationData):
         yield from _classification(recipe, task)

@@ -6,7 +6,7 @@ Field names and defaults are the reference's; fields that are ours are marked so
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from data2vec.config import IMAGENET_MEAN, IMAGENET_STD, Pooling
 
@@ -68,6 +68,8 @@ ImageClassificationData = MaeImageClassificationTask | ImageClassificationTask
 @dataclass(kw_only=True)
 class ImageClassificationModel:
     """What the classification models of both generations have."""
+
+    parent_field: ClassVar[str] = "model.model_path"
 
     model_path: str = MISSING  # pretrained model: models:/NAME@ALIAS, a folder, s3://, or a reference .pt
     no_pretrained_weights: bool = False  # take the architecture only and start from random weights

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from data2vec.errors import Problem
 from data2vec.lm.config import TransformerLMConfig
 
-from .language_components import AdaptiveLossCriterion, LanguageCriterion, LanguageModelingTask
+from .language_components import AdaptiveLossCriterion, LanguageModelingTask
+from .text_checks import block_problems
 
 if TYPE_CHECKING:
     from .schema import Recipe
@@ -16,13 +17,9 @@ if TYPE_CHECKING:
 PERPLEXITY = "ppl"
 
 
-def language_metrics(recipe: Recipe) -> tuple[str, ...]:
-    """Metrics of validation beside the loss; smaller is better."""
-    return (PERPLEXITY,) if isinstance(recipe.criterion, LanguageCriterion) else ()
-
-
 def language_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Problems of language models; none for other recipes."""
+    """Problems of language models."""
+    yield from block_problems(recipe)
     task, model = recipe.task, recipe.model
     if not isinstance(task, LanguageModelingTask) or not isinstance(model, TransformerLMConfig):
         return

@@ -32,6 +32,7 @@ from .groups import (
     DistributedTraining,
     Optimization,
     Platform,
+    split_names,
 )
 from .reading import fill_defaults, read_nodes, resolve_inherited
 
@@ -137,11 +138,6 @@ class Recipe:
             name="default", peaks=shared, optimizer=self.optimizer, lr_scheduler=self.lr_scheduler
         )
         return {"default": group}
-
-
-def split_names(text: str) -> list[str]:
-    """The names in a list separated by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _of_epoch(values: Sequence[int], epoch: int) -> int:

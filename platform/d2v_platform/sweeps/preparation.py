@@ -13,7 +13,7 @@ from typing import Any
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from ..recipe.checks import metrics as reported_metrics
-from ..recipe.components import Roberta, pretrained_field
+from ..recipe.components import pretrained_field
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import TRAIN_LOSS, Sweep, Trial
 from ..storage.cache import with_local_data
@@ -99,8 +99,12 @@ def _deciding_metric(sweep: Sweep, trial: Trial) -> Trial:
 
 def _named(recipe: Recipe) -> str:
     """What a recipe calls its pretrained model."""
-    group, name = pretrained_field(recipe.model).split(".")
-    return str(getattr(getattr(recipe, group), name, None))
+    group, name = _named_by(recipe).split(".")
+    return str(getattr(getattr(recipe, group), name))
+
+
+def _named_by(recipe: Recipe) -> str:
+    return pretrained_field(recipe.model) or "checkpoint.restore_file"
 
 
 class _Models:
@@ -113,21 +117,16 @@ class _Models:
     def of(self, recipe: Recipe) -> ResolvedModels:
         """The models that a recipe names."""
         rules = recipe.checkpoint
-        names: list[Any] = [
-            getattr(recipe.model, "model_path", None) or getattr(recipe.model, "w2v_path", None),
-            rules.restore_file,
-            rules.finetune_from_model,
-        ]
+        names: list[Any] = [_named(recipe), rules.restore_file, rules.finetune_from_model]
         # A reference .pt is read with the dictionary beside it, or else with the data's.
-        given = names[1:] if isinstance(recipe.model, Roberta) else names[:1]
-        names.append(recipe.task.data if any(str(name).endswith(".pt") for name in given) else None)
+        names.append(recipe.task.data if any(str(name).endswith(".pt") for name in names) else None)
         key = json.dumps(names)
         if key not in self._found:
             try:
                 self._found[key] = resolve_models(recipe)
             except Data2VecError as error:
                 if not isinstance(error, ConfigError):
-                    error = ConfigError([Problem(pretrained_field(recipe.model), _named(recipe), str(error))])
+                    error = ConfigError([Problem(_named_by(recipe), _named(recipe), str(error))])
                 self._found[key] = error
         found = self._found[key]
         if isinstance(found, Data2VecError):

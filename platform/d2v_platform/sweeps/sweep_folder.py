@@ -170,7 +170,7 @@ def _changes(
             yield field, change.after, repr(change.before), ""
     if before.model_sha256 != now.model_sha256 and named not in free:
         yield (
-            named,
+            named or "checkpoint.restore_file",
             now.model_uri,
             str(before.model_uri),
             f" (weights {str(before.model_sha256)[:12]})",

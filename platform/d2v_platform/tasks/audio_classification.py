@@ -60,6 +60,12 @@ class AudioClassification(OneModelTask[AudioEventModel]):
         return block_lr_scales(self.model, "d2v_model.", decay)
 
     @staticmethod
+    def open_subset(recipe: Recipe, subset: str) -> EventDataset:
+        """The data set of one subset; nothing is built."""
+        assert isinstance(recipe.task, AudioClassificationTask)
+        return open_subset(recipe, subset, load_classes(recipe.task))
+
+    @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare data and model."""
         assert isinstance(recipe.task, AudioClassificationTask)

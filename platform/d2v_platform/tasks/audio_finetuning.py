@@ -72,6 +72,12 @@ class AudioFinetuning(OneModelTask[CTCModel]):
         return block_lr_scales(self.model, "w2v_encoder.w2v_model.", decay)
 
     @staticmethod
+    def open_subset(recipe: Recipe, subset: str) -> SpeechDataset:
+        """The data set of one subset; nothing is built."""
+        assert isinstance(recipe.task, AudioFinetuningTask)
+        return open_subset(recipe, subset, load_letters(recipe.task), None)
+
+    @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare data and model."""
         assert isinstance(recipe.task, AudioFinetuningTask)

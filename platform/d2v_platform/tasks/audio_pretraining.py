@@ -31,7 +31,7 @@ from .task import batches_of, part_of
 class AudioPretraining(PretrainingTask):
     """The ``audio_pretraining`` task with the ``data2vec_multi`` or the ``data2vec_audio`` model."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
         assert isinstance(recipe.task, AudioPretrainingTask)
         assert isinstance(recipe.model, Data2VecMultiConfig | Data2VecAudioConfig)
         self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
@@ -45,7 +45,12 @@ class AudioPretraining(PretrainingTask):
         self.prepare(self.config.embed_dim)
 
     @staticmethod
-    def check_data(recipe: Recipe) -> None:
+    def open_subset(recipe: Recipe, subset: str) -> SpeechDataset:
+        """The data set of one subset; nothing is built."""
+        return open_subset(recipe, subset)
+
+    @staticmethod
+    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and read the headers of its files."""
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
             open_subset(recipe, subset).verify()

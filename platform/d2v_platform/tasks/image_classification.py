@@ -84,6 +84,12 @@ class ImageClassification(OneModelTask[ImageClassifier]):
         return finetuning_lr_scales(self.model, self.settings.layer_decay, front_end=self.parent_is_mae)
 
     @staticmethod
+    def open_subset(recipe: Recipe, subset: str) -> ImageDataset:
+        """The data set of one subset; nothing is built."""
+        training = subset == recipe.dataset.train_subset
+        return open_subset(recipe, subset, training=training, augmented=False)
+
+    @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare classes and model."""
         assert isinstance(recipe.model, ImageClassifierModel)

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class ImagePretraining(PretrainingTask):
     """``mae_image_pretraining`` and ``image_pretraining`` with the data2vec model of each generation."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
         assert isinstance(recipe.task, ImagePretrainingRecipe)
         self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
         self._datasets: dict[tuple[str, bool], ImageDataset] = {}
@@ -55,7 +55,13 @@ class ImagePretraining(PretrainingTask):
         self.prepare(config.embed_dim)
 
     @staticmethod
-    def check_data(recipe: Recipe) -> None:
+    def open_subset(recipe: Recipe, subset: str) -> ImageDataset:
+        """The data set of one subset; nothing is built."""
+        training = subset == recipe.dataset.train_subset
+        return open_subset(recipe, subset, training=training, augmented=False)
+
+    @staticmethod
+    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use."""
         assert isinstance(recipe.task, ImagePretrainingRecipe)
         bank = [recipe.task.probe_bank] if recipe.task.probe_bank else []

@@ -29,7 +29,7 @@ from .text_blocks import check_blocks, open_blocks
 class LanguageModeling(OneModelTask[TransformerLM]):
     """The ``language_modeling`` task with the ``transformer_lm`` model."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
         assert isinstance(recipe.model, TransformerLMConfig)
         assert isinstance(recipe.task, LanguageModelingTask)
         self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
@@ -40,7 +40,12 @@ class LanguageModeling(OneModelTask[TransformerLM]):
         self.layout = Layout(("loss", "sample_size", "nsentences", "ntokens", "micro_batches"))
 
     @staticmethod
-    def check_data(recipe: Recipe) -> None:
+    def open_subset(recipe: Recipe, subset: str) -> NextTokenDataset:
+        """The data set of one subset; nothing is built."""
+        return open_blocks(NextTokenDataset, recipe, subset)
+
+    @staticmethod
+    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare dictionaries and bands."""
         _check_vocabulary(recipe, check_blocks(NextTokenDataset, recipe).dictionary)
 

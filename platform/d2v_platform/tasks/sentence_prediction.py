@@ -26,7 +26,6 @@ from ..recipe.components import (
     SentencePredictionCriterion,
     SentencePredictionTask,
     TextClassification,
-    pretrained_field,
 )
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
@@ -47,8 +46,9 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
         train = self.dataset(recipe.dataset.train_subset)
         self.dictionary = train.dictionary
         if model_folder is None:
-            field = pretrained_field(recipe.model)
-            raise ConfigError([Problem(field, None, "is required: a pretrained text model")])
+            raise ConfigError(
+                [Problem(recipe.model.parent_field, None, "is required: a pretrained text model")]
+            )
         parent = read_artifact(model_folder)
         self.parent = parent.config.get("origin", {})
         _check_fit(recipe, parent, train)
@@ -63,6 +63,11 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
         if not getattr(recipe.model, "no_pretrained_weights", False):
             load_strictly(self.model.trunk, parent.trunk_state, parent.folder)
         self.layout = Layout(("loss", "sample_size", "nsentences", "ntokens", "micro_batches", "correct"))
+
+    @staticmethod
+    def open_subset(recipe: Recipe, subset: str) -> SentenceDataset:
+        """The data set of one subset; nothing is built."""
+        return open_subset(recipe, subset)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
@@ -207,11 +212,6 @@ def open_subset(recipe: Recipe, subset: str) -> SentenceDataset:
     )
 
 
-def _model_field(recipe: Recipe) -> str:
-    """The field that names the pretrained model."""
-    return "checkpoint.restore_file" if isinstance(recipe.model, Roberta) else "model.model_path"
-
-
 def trunk_config(recipe: Recipe, parent: Artifact) -> TextConfig:
     """The pretrained architecture; ``roberta`` recipes have dropouts of their own."""
     config, model = parent.model_config, recipe.model
@@ -238,7 +238,7 @@ def _check_fit(recipe: Recipe, parent: Artifact, train: SentenceDataset) -> None
         rule = (
             "is a data2vec 2.0 model: fine-tune it with the recipes of v2/text_finetuning (model.model_path)"
         )
-        raise ConfigError([Problem(pretrained_field(recipe.model), str(parent.folder), rule)])
+        raise ConfigError([Problem(type(recipe.model).parent_field, str(parent.folder), rule)])
     digest = train.dictionary.digest()
     if parent.config.get("dictionary") not in (None, digest) or parent.vocab_size != len(train.dictionary):
         raise DataError(

@@ -46,6 +46,8 @@ class MicroBatch:
 class TrainingTask(ABC):
     """Data, model, loss and metrics of one recipe.
 
+    Args of a task's class: a checked recipe, and the pretrained model's folder or ``None``.
+
     Attributes:
         recipe: the recipe.
         layout: names of the sums that its micro-batches report.
@@ -79,6 +81,20 @@ class TrainingTask(ABC):
     def lr_scales(self) -> Mapping[str, float] | None:
         """Learning-rate factors by parameter name (layer decay), 1 where absent; ``None`` for none."""
         return None
+
+    @staticmethod
+    @abstractmethod
+    def open_subset(recipe: Recipe, subset: str) -> Any:
+        """The data set of one subset, with its ``fingerprint()``; nothing is built."""
+
+    @staticmethod
+    @abstractmethod
+    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+        """Open a recipe's data sets and compare them with the pretrained model, without building a model.
+
+        Raises:
+            Data2VecError: naming the file or field that does not fit.
+        """
 
     @abstractmethod
     def dataset(self, subset: str, epoch: int = 1) -> Any:

@@ -28,7 +28,7 @@ from .text_blocks import check_blocks, open_blocks
 class TextPretraining(PretrainingTask):
     """The ``masked_lm`` task with the ``data2vec_multi`` or ``data2vec_text`` model."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
         assert isinstance(recipe.model, Data2VecMultiConfig | Data2VecTextConfig)
         assert isinstance(recipe.task, MaskedLMTask)
         assert isinstance(recipe.criterion, ModelCriterion)
@@ -49,7 +49,12 @@ class TextPretraining(PretrainingTask):
         return Data2VecTextPretraining(config, vocab_size=size, masking=masking, seed=seed)
 
     @staticmethod
-    def check_data(recipe: Recipe) -> None:
+    def open_subset(recipe: Recipe, subset: str) -> TextBlocksDataset:
+        """The data set of one subset; nothing is built."""
+        return open_blocks(TextBlocksDataset, recipe, subset)
+
+    @staticmethod
+    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use."""
         check_blocks(TextBlocksDataset, recipe)
 

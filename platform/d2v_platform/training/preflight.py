@@ -10,16 +10,8 @@ from pathlib import Path
 from data2vec.errors import ConfigError, DataError, Problem
 
 from ..home import home_folder
-from ..recipe.audio_components import (
-    AudioClassification,
-    AudioClassificationTask,
-    AudioFinetuningTask,
-    AudioPretrainingTask,
-    Wav2VecCTC,
-)
-from ..recipe.components import MaskedLMTask, Roberta, SentencePredictionTask, TextClassification
-from ..recipe.image_components import ImageClassifierModel
-from ..recipe.language_components import LanguageModelingTask
+from ..recipe.components import pretrained_field
+from ..recipe.entries import entry_of
 from ..recipe.schema import Recipe
 from ..registry.model_source import resolve
 
@@ -49,19 +41,16 @@ def resolve_models(recipe: Recipe) -> ResolvedModels:
     Raises:
         Data2VecError: an unknown name, or a file that is no model.
     """
-    pretrained, uri = None, None
-    if isinstance(recipe.model, TextClassification | ImageClassifierModel | AudioClassification):
-        pretrained, uri = model_folder(recipe.model.model_path, data=recipe.task.data)
-    elif isinstance(recipe.model, Wav2VecCTC):
-        pretrained, uri = model_folder(recipe.model.w2v_path, data=recipe.task.data)
-    rules, initial = recipe.checkpoint, None
-    if isinstance(recipe.model, Roberta):  # the reference names its pretrained model as what to restore
-        pretrained, uri = model_folder(rules.finetune_from_model or rules.restore_file, recipe.task.data)
+    rules, field = recipe.checkpoint, pretrained_field(recipe.model)
+    restored = rules.finetune_from_model or rules.restore_file
+    if field == "checkpoint.restore_file":  # as the reference names the pretrained model of roberta
+        pretrained, uri = model_folder(restored, data=recipe.task.data)
         return ResolvedModels(pretrained, uri, None)
-    if rules.finetune_from_model:
-        initial, _ = model_folder(rules.finetune_from_model, data=recipe.task.data)
-    elif rules.restore_file and Path(rules.restore_file).name != DEFAULT_RESTORE_FILE:
-        initial, _ = model_folder(rules.restore_file, data=recipe.task.data)
+    pretrained, uri, initial = None, None, None
+    if field is not None:
+        pretrained, uri = model_folder(getattr(recipe.model, field.split(".")[1]), data=recipe.task.data)
+    if restored and (rules.finetune_from_model or Path(restored).name != DEFAULT_RESTORE_FILE):
+        initial, _ = model_folder(restored, data=recipe.task.data)
     return ResolvedModels(pretrained, uri, initial)
 
 
@@ -99,14 +88,7 @@ def preflight(recipe: Recipe, pretrained: Path | None) -> None:
 
 
 def _missing_folder(recipe: Recipe, folder: Path) -> str:
-    wanted = {
-        MaskedLMTask: "the folder that d2v prepare text wrote (dict.txt, train.bin, train.idx)",
-        LanguageModelingTask: "the folder that d2v prepare text wrote (dict.txt, train.bin, train.idx)",
-        SentencePredictionTask: "the <TASK>-bin folder that d2v prepare glue wrote",
-        AudioPretrainingTask: "the folder that d2v prepare audio-manifest wrote (train.tsv)",
-        AudioFinetuningTask: "the folder that d2v prepare audio-manifest and audio-labels wrote",
-        AudioClassificationTask: "the folder that d2v prepare audio-manifest and audio-events wrote",
-    }.get(type(recipe.task), "a folder with train/CLASS/..., or the shards that d2v prepare images wrote")
+    wanted = entry_of(recipe.task).data
     parent = folder.parent
     while not parent.exists():
         parent = parent.parent
