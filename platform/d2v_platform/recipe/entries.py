@@ -1,0 +1,211 @@
+"""The tasks that recipes can name: one entry each, with what must be known before anything is built."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from data2vec.config import Data2VecMultiConfig
+from data2vec.lm.config import TransformerLMConfig
+from data2vec.mae_config import MaeConfig
+from data2vec.metrics import EVENT_METRICS
+from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.text_config import Data2VecTextConfig
+from data2vec.v1.vision_config import Data2VecVisionConfig
+
+from .audio_checks import CTC_METRICS, audio_problems
+from .audio_components import (
+    AudioClassification,
+    AudioClassificationTask,
+    AudioFinetuningTask,
+    AudioPretrainingTask,
+    CTCCriterion,
+    Wav2VecCTC,
+)
+from .components import (
+    MaskedLMTask,
+    ModelCriterion,
+    Roberta,
+    SentencePredictionCriterion,
+    SentencePredictionTask,
+    TextClassification,
+    register_component,
+)
+from .image_checks import CLASSIFICATION_METRICS, image_problems, probe_metrics
+from .image_components import (
+    Data2VecImageClassification,
+    ImageClassificationTask,
+    ImagePretrainingTask,
+    MaeImageClassification,
+    MaeImageClassificationTask,
+    MaeImagePretrainingTask,
+)
+from .language_checks import PERPLEXITY, language_problems
+from .language_components import AdaptiveLossCriterion, CrossEntropyCriterion, LanguageModelingTask
+from .text_checks import masked_lm_problems, sentence_metrics, sentence_problems
+
+if TYPE_CHECKING:
+    from ..tasks.task import TrainingTask
+    from .schema import Recipe
+
+_TOKENS = "the folder that d2v prepare text wrote (dict.txt, train.bin, train.idx)"
+_IMAGES = "a folder with train/CLASS/..., or the shards that d2v prepare images wrote"
+
+
+def _no_metrics(recipe: Recipe) -> Mapping[str, bool]:
+    return {}
+
+
+def _always(names: Iterable[str], larger_is_better: bool) -> Callable[[Recipe], Mapping[str, bool]]:
+    return lambda recipe: dict.fromkeys(names, larger_is_better)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskEntry:
+    """A task.
+
+    Attributes:
+        models: components that ``model`` may be.
+        criteria: components that ``criterion`` may be.
+        room: ``package.module:Class`` of its ``TrainingTask``, which is imported when a run needs it.
+        rooms: those of models that need another one.
+        data: what ``task.data`` is, for a message that it is not there.
+        problems: what is impossible about a recipe of this task; model and criterion may be of other tasks.
+        metrics: what validation reports besides the loss, with whether larger is better.
+    """
+
+    models: tuple[type[Any], ...]
+    criteria: tuple[type[Any], ...]
+    room: str
+    data: str
+    problems: Callable[[Recipe], Iterable[Any]]
+    metrics: Callable[[Recipe], Mapping[str, bool]] = _no_metrics
+    rooms: Mapping[type[Any], str] = field(default_factory=dict)
+
+
+def _ours(module: str, name: str) -> str:
+    return f"d2v_platform.tasks.{module}:{name}"
+
+
+_ENTRIES: dict[type[Any], TaskEntry] = {
+    MaskedLMTask: TaskEntry(
+        models=(Data2VecMultiConfig, Data2VecTextConfig),
+        criteria=(ModelCriterion,),
+        room=_ours("text_pretraining", "TextPretraining"),
+        data=_TOKENS,
+        problems=masked_lm_problems,
+    ),
+    SentencePredictionTask: TaskEntry(
+        models=(TextClassification, Roberta),
+        criteria=(SentencePredictionCriterion,),
+        room=_ours("sentence_prediction", "SentencePrediction"),
+        data="the <TASK>-bin folder that d2v prepare glue wrote",
+        problems=sentence_problems,
+        metrics=sentence_metrics,
+    ),
+    LanguageModelingTask: TaskEntry(
+        models=(TransformerLMConfig,),
+        criteria=(CrossEntropyCriterion, AdaptiveLossCriterion),
+        room=_ours("language_modeling", "LanguageModeling"),
+        data=_TOKENS,
+        problems=language_problems,
+        metrics=_always((PERPLEXITY,), False),
+    ),
+    AudioPretrainingTask: TaskEntry(
+        models=(Data2VecMultiConfig, Data2VecAudioConfig),
+        criteria=(ModelCriterion,),
+        room=_ours("audio_pretraining", "AudioPretraining"),
+        data="the folder that d2v prepare audio-manifest wrote (train.tsv)",
+        problems=audio_problems,
+    ),
+    AudioFinetuningTask: TaskEntry(
+        models=(Wav2VecCTC,),
+        criteria=(CTCCriterion,),
+        room=_ours("audio_finetuning", "AudioFinetuning"),
+        data="the folder that d2v prepare audio-manifest and audio-labels wrote",
+        problems=audio_problems,
+        metrics=_always(CTC_METRICS, False),
+    ),
+    AudioClassificationTask: TaskEntry(
+        models=(AudioClassification,),
+        criteria=(ModelCriterion,),
+        room=_ours("audio_classification", "AudioClassification"),
+        data="the folder that d2v prepare audio-manifest and audio-events wrote",
+        problems=audio_problems,
+        metrics=_always(EVENT_METRICS, True),
+    ),
+    MaeImagePretrainingTask: TaskEntry(
+        models=(Data2VecMultiConfig, MaeConfig),
+        criteria=(ModelCriterion,),
+        room=_ours("image_pretraining", "ImagePretraining"),
+        rooms={MaeConfig: _ours("mae_pretraining", "MaePretraining")},
+        data=_IMAGES,
+        problems=image_problems,
+        metrics=probe_metrics,
+    ),
+    ImagePretrainingTask: TaskEntry(
+        models=(Data2VecVisionConfig,),
+        criteria=(ModelCriterion,),
+        room=_ours("image_pretraining", "ImagePretraining"),
+        data=_IMAGES,
+        problems=image_problems,
+        metrics=probe_metrics,
+    ),
+    MaeImageClassificationTask: TaskEntry(
+        models=(MaeImageClassification,),
+        criteria=(ModelCriterion,),
+        room=_ours("image_classification", "ImageClassification"),
+        data=_IMAGES,
+        problems=image_problems,
+        metrics=_always(CLASSIFICATION_METRICS, True),
+    ),
+    ImageClassificationTask: TaskEntry(
+        models=(Data2VecImageClassification,),
+        criteria=(ModelCriterion,),
+        room=_ours("image_classification", "ImageClassification"),
+        data=_IMAGES,
+        problems=image_problems,
+        metrics=_always(CLASSIFICATION_METRICS, True),
+    ),
+}
+
+
+def entry_of(task: object) -> TaskEntry:
+    """The entry of a recipe's ``task`` component."""
+    return _ENTRIES[type(task)]
+
+
+def task_class(recipe: Recipe) -> type[TrainingTask]:
+    """The class that trains a recipe; importing it imports torch."""
+    entry = entry_of(recipe.task)
+    module, _, name = entry.rooms.get(type(recipe.model), entry.room).partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def register_task(
+    name: str,
+    options: type[Any],
+    entry: TaskEntry,
+    *,
+    models: Mapping[str, type[Any]] | None = None,
+    criteria: Mapping[str, type[Any]] | None = None,
+) -> None:
+    """Let recipes name a task of your own as ``task._name=name``.
+
+    Args:
+        name: of the task.
+        options: its fields: a dataclass with a default for each; ``data`` is one of them.
+        entry: everything else.
+        models: names of those of ``entry.models`` that are new.
+        criteria: names of those of ``entry.criteria`` that are new.
+
+    Raises:
+        ConfigError: a name is taken.
+    """
+    register_component("task", name, options)
+    for group, new in (("model", models), ("criterion", criteria)):
+        for key, cls in (new or {}).items():
+            register_component(group, key, cls)
+    _ENTRIES[options] = entry

@@ -1,0 +1,53 @@
+"""What must hold between the values of a pretraining recipe of any modality."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from data2vec.config import NO_TEACHER, Data2VecMultiConfig
+from data2vec.errors import Problem, nearest_names
+from data2vec.mae_config import MaeConfig
+from data2vec.v1.text_config import Data2VecTextConfig
+
+from .components import ModelCriterion
+
+if TYPE_CHECKING:
+    from .schema import Recipe
+
+# Values of the model that can be logged: data2vec2's monitors (spec: data2vec 2.0, section 10).
+_MODEL_LOGS = ("ema_decay", "target_var", "pred_var", "masked_pct")
+_NORM_LOGS = ("model_norm", "ema_norm")
+
+
+def pretraining_problems(recipe: Recipe) -> Iterator[Problem]:
+    """A teacher that there is none of, monitors and losses that the model does not have."""
+    if isinstance(recipe.model, Data2VecMultiConfig) and recipe.model.skip_ema:
+        yield NO_TEACHER
+    if isinstance(recipe.criterion, ModelCriterion):
+        yield from _logged(recipe, recipe.criterion)
+
+
+def _logged(recipe: Recipe, criterion: ModelCriterion) -> Iterator[Problem]:
+    """Names of monitors and losses that the model has."""
+    model = recipe.model
+    losses = ("main",) if isinstance(model, Data2VecTextConfig) else ("regression",)
+    if isinstance(model, Data2VecMultiConfig):
+        losses = (f"{model.modality_name}_regression",)
+        losses += ("cls",) if model.cls_loss > 0 else ()
+        losses += ("recon",) if model.recon_loss > 0 else ()
+    reported = _MODEL_LOGS + (
+        _NORM_LOGS if isinstance(model, Data2VecMultiConfig) and model.log_norms else ()
+    )
+    if isinstance(model, MaeConfig):  # it has no teacher
+        reported = tuple(key for key in reported if key != "ema_decay")
+    for key in criterion.log_keys:
+        if key in _NORM_LOGS and key not in reported:
+            yield Problem("criterion.log_keys", key, "needs model.log_norms=true of a data2vec 2.0 model")
+        elif key not in reported:
+            rule = f"the model reports {', '.join(reported)}{nearest_names(key, reported)}"
+            yield Problem("criterion.log_keys", key, rule)
+    for key in criterion.loss_weights:
+        if key not in losses:
+            rule = f"the model's losses are {', '.join(losses)}{nearest_names(key, losses)}"
+            yield Problem("criterion.loss_weights", key, rule)
