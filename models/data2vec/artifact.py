@@ -29,11 +29,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from .artifact_schema import FORMAT, HeadConfig, Kind, check_description
-from .config import ModalityKind
 from .data.dictionary import Dictionary
 from .data.tokenizer import TextTokenizer
 from .errors import CheckpointError
-from .families import ModelConfig, family_of, modality_of
+from .families import ModelConfig, family_of, modality_of, model_in_use
 from .folders import written_folder
 from .in_use import device_of
 from .json_files import read_json
@@ -145,7 +144,7 @@ class Artifact:
     words: Dictionary | None = None
 
     @property
-    def modality(self) -> ModalityKind:
+    def modality(self) -> str:
         """What the model reads."""
         return modality_of(self.model_config)
 
@@ -273,21 +272,7 @@ def load(
         from .interop.model_folder import foreign_artifact
 
         artifact = foreign_artifact(model, dictionary)
-    if artifact.modality == "AUDIO":
-        from .speech_model import SpeechModel
-
-        return SpeechModel(artifact).to(device)
-    if artifact.modality == "IMAGE":
-        from .image_model import ImageModel
-
-        return ImageModel(artifact).to(device)
-    if artifact.kind == "language_model":
-        from .lm.loaded import LanguageModel
-
-        return LanguageModel(artifact).to(device)
-    from .text_model import TextModel
-
-    return TextModel(artifact).to(device)
+    return model_in_use(artifact.kind, artifact.modality)(artifact).to(device)
 
 
 def _check_name(model: object) -> None:

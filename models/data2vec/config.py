@@ -175,7 +175,7 @@ class Data2VecMultiConfig(ModelConfig):
             self.modalities.audio = AudioModalityConfig()
 
     @property
-    def modality_name(self) -> ModalityKind:
+    def modality_name(self) -> str:
         """The modality that is built: ``supported_modality``, else the only one configured."""
         if self.supported_modality is not None:
             return self.supported_modality

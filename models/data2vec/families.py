@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from .config import Data2VecMultiConfig, ModalityKind
+from .config import Data2VecMultiConfig
 from .errors import CheckpointError
 from .lm.config import TransformerLMConfig
 from .mae_config import MaeConfig
@@ -30,22 +31,47 @@ FAMILIES: dict[str, type[ModelConfig]] = {
     "mae": MaeConfig,
     "transformer_lm": TransformerLMConfig,
 }
-_MODALITIES: dict[type[Any], ModalityKind] = {
+_MODALITIES: dict[type[Any], str] = {
     Data2VecAudioConfig: "AUDIO",
     Data2VecTextConfig: "TEXT",
     Data2VecVisionConfig: "IMAGE",
     MaeConfig: "IMAGE",
     TransformerLMConfig: "TEXT",
 }
+# What ``data2vec.load`` gives for a kind of model or for a modality; imported when it is needed.
+_IN_USE: dict[str, str] = {
+    "language_model": "data2vec.lm.loaded:LanguageModel",
+    "TEXT": "data2vec.text_model:TextModel",
+    "AUDIO": "data2vec.speech_model:SpeechModel",
+    "IMAGE": "data2vec.image_model:ImageModel",
+}
+
+
+def register_family(name: str, config: type[ModelConfig], modality: str, in_use: str) -> None:
+    """Let model folders hold models of a family of your own.
+
+    Args:
+        name: of the family, as ``config.json`` has it.
+        config: its configuration, with ``from_dict``, ``to_dict`` and ``problems``.
+        modality: what its models read, in capitals.
+        in_use: ``package.module:Class`` of what ``data2vec.load`` gives, made from an ``Artifact``.
+    """
+    FAMILIES[name], _MODALITIES[config], _IN_USE[modality] = config, modality, in_use
+
+
+def model_in_use(kind: str, modality: str) -> Any:
+    """The class of a ready model."""
+    module, _, name = (_IN_USE.get(kind) or _IN_USE[modality]).partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def family_of(config: ModelConfig) -> str:
     """The reference's name of the model class."""
-    return next(name for name, cls in FAMILIES.items() if isinstance(config, cls))
+    return next(name for name, cls in FAMILIES.items() if type(config) is cls)
 
 
-def modality_of(config: ModelConfig) -> ModalityKind:
-    """What models of this configuration read."""
+def modality_of(config: ModelConfig) -> str:
+    """What models of this configuration read: "TEXT", "AUDIO", "IMAGE" or a registered one."""
     return config.modality_name if isinstance(config, Data2VecMultiConfig) else _MODALITIES[type(config)]
 
 

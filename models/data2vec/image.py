@@ -12,6 +12,8 @@ from .config import Data2VecMultiConfig
 from .context import ContextEncoder
 from .decoders import Decoder, Decoder2d
 from .errors import DataError
+from .image_masking import image_masks
+from .masking import MaskSet
 from .modality import ModalityEncoder
 from .randomness import generator
 
@@ -131,6 +133,18 @@ class ImageEncoder(ModalityEncoder):
         return interpolate_positions(own, length)
 
     @torch.no_grad()
+    def draw_masks(
+        self,
+        row_ids_R: torch.Tensor,
+        length: int,
+        padding_mask_BT: torch.Tensor | None,
+        first_id: int,
+        seed: int,
+        update: int,
+    ) -> MaskSet:
+        """Random patches, or blocks of the grid."""
+        return image_masks(row_ids_R, length, self.image, seed, update)
+
     def reset_parameters(self, seed: int, name: str) -> None:
         """Xavier patches, N(0, 1) extra tokens (the first zero on request), PyTorch's decoder projection."""
         patches = next(m for m in self.modules() if isinstance(m, PatchEmbedding))

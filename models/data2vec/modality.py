@@ -14,7 +14,7 @@ from .attention import attention_bias
 from .config import ModalityConfig
 from .context import ContextEncoder
 from .decoders import Decoder
-from .masking import MaskSet
+from .masking import MaskSet, batch_mask_prob, random_masks
 
 
 class ModalityEncoder(nn.Module):
@@ -74,6 +74,32 @@ class ModalityEncoder(nn.Module):
     ) -> torch.Tensor:
         """What the student sees of local features, positions added: (B, T, D) to (R, K, D)."""
         return masks.gather_kept(self.add_positions(x_BTD, padding_mask_BT))
+
+    def draw_masks(
+        self,
+        row_ids_R: torch.Tensor,
+        length: int,
+        padding_mask_BT: torch.Tensor | None,
+        first_id: int,
+        seed: int,
+        update: int,
+    ) -> MaskSet:
+        """The masks that the configuration asks for, as functions of (seed, update, sample id, clone).
+
+        Args:
+            row_ids_R: (R,) int64 sample ids of the rows, see :func:`~data2vec.masking.clone_ids`.
+            length: T.
+            padding_mask_BT: (B, T) bool, true where padded.
+            first_id: of the batch; decides its masked share where that varies.
+            seed: of the masks.
+            update: completed optimizer updates.
+        """
+        share = self.masked_share(first_id, seed, update)
+        return random_masks(row_ids_R, length, share, seed, update)
+
+    def masked_share(self, first_id: int, seed: int, update: int) -> float:
+        """The share of positions that is masked in this batch."""
+        return batch_mask_prob(self.config.mask_prob, self.config.mask_prob_min, seed, update, first_id)
 
     def attention_biases(
         self, positions_RK: torch.Tensor, padding_mask_RK: torch.Tensor | None, count: int

@@ -18,14 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .audio_masking import audio_span_masks
 from .clone_chunks import CloneChunk, clone_chunks
 from .collapse import Scatter, stage_scatters
-from .config import NO_TEACHER, AudioModalityConfig, Data2VecMultiConfig, ImageModalityConfig
+from .config import NO_TEACHER, Data2VecMultiConfig
 from .errors import ConfigError, Problem
 from .image import ImageEncoder, pixel_targets
-from .image_masking import image_masks
-from .masking import MaskSet, batch_mask_prob, clone_ids, random_masks, row_noise
+from .masking import MaskSet, clone_ids, row_noise
 from .modality import ModalityEncoder
 from .speech import AudioEncoder
 from .student import Data2VecMulti, Features, Tap
@@ -161,7 +159,7 @@ class Data2VecPretraining(nn.Module):
         row_ids_R, length = clone_ids(ids, clones), local_BTD.shape[1]
         masks = shared.masks or masks
         if masks is None:
-            masks = self._draw_masks(row_ids_R, length, padding_mask, int(ids[0]), seed, update)
+            masks = encoder.draw_masks(row_ids_R, length, padding_mask, int(ids[0]), seed, update)
         shared.masks, total_size = masks, masks.masked_N.numel()
         if len(chunk.clones) < clones:
             rows = chunk.rows(len(source), source.device)
@@ -222,24 +220,6 @@ class Data2VecPretraining(nn.Module):
     ) -> Features:
         """The student's features of complete input, see :meth:`Data2VecMulti.forward`."""
         return self.student(source, padding_mask, all_layers=all_layers)
-
-    def _draw_masks(
-        self,
-        row_ids_R: torch.Tensor,
-        length: int,
-        padding_mask_BT: torch.Tensor | None,
-        first_id: int,
-        seed: int,
-        update: int,
-    ) -> MaskSet:
-        """The masks that the configuration asks for, as functions of (seed, update, sample id, clone)."""
-        modality = self.student.encoder.config
-        if isinstance(modality, ImageModalityConfig):
-            return image_masks(row_ids_R, length, modality, seed, update)
-        share = batch_mask_prob(modality.mask_prob, modality.mask_prob_min, seed, update, first_id)
-        if isinstance(modality, AudioModalityConfig) and modality.mask_length > 1:
-            return audio_span_masks(row_ids_R, length, share, modality, padding_mask_BT, seed, update)
-        return random_masks(row_ids_R, length, share, seed, update)
 
     def _decode(
         self, x_RKD: torch.Tensor, masks: MaskSet, noise_RJD: torch.Tensor, tap: Tap | None

@@ -15,12 +15,13 @@ from torch import nn
 
 from .alibi import alibi_bias, distances
 from .attention import attention_bias
+from .audio_masking import audio_span_masks
 from .config import Data2VecMultiConfig
 from .context import ContextEncoder
 from .conv_spec import frame_count, parse_conv_layers
 from .decoders import Decoder1d
 from .errors import DataError
-from .masking import MaskSet
+from .masking import MaskSet, random_masks
 from .modality import ModalityEncoder
 from .randomness import generator
 from .waveform import PositionalConvolutions, WaveformConvolutions, frame_padding
@@ -164,6 +165,21 @@ class AudioEncoder(ModalityEncoder):
         return biases * count if len(biases) == 1 else biases
 
     @torch.no_grad()
+    def draw_masks(
+        self,
+        row_ids_R: torch.Tensor,
+        length: int,
+        padding_mask_BT: torch.Tensor | None,
+        first_id: int,
+        seed: int,
+        update: int,
+    ) -> MaskSet:
+        """Spans, of which padded frames are no part; of length 1: random frames."""
+        share, config = self.masked_share(first_id, seed, update), self.audio
+        if config.mask_length > 1:
+            return audio_span_masks(row_ids_R, length, share, config, padding_mask_BT, seed, update)
+        return random_masks(row_ids_R, length, share, seed, update)
+
     def reset_parameters(self, seed: int, name: str) -> None:
         """Kaiming convolutions; PyTorch's own distribution in the decoder's and the features' projections."""
         if isinstance(self.local_encoder, WaveformConvolutions):

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from .config import Data2VecMultiConfig
 from .dropout import Dropout
-from .errors import Data2VecError
 from .image import ImageEncoder
 from .modality import ModalityEncoder
 from .randomness import generator
@@ -145,16 +145,24 @@ class Data2VecMulti(nn.Module):
         return Features(x[:, extra:], tuple(layers), x[:, :extra] if extra else None)
 
 
+FrontEnd = Callable[[Any, int | None, bool], ModalityEncoder]
+"""Makes a front end from (configuration, size of the vocabulary if there is one, with decoder)."""
+
+_FRONT_ENDS: dict[str, FrontEnd] = {
+    "TEXT": TextEncoder,
+    "IMAGE": lambda config, _, with_decoder: ImageEncoder(config, with_decoder),
+    "AUDIO": lambda config, _, with_decoder: AudioEncoder(config, with_decoder),
+}
+
+
+def register_front_end(modality: str, make: FrontEnd) -> None:
+    """Let configurations whose ``modality_name`` is ``modality`` have a front end of your own."""
+    _FRONT_ENDS[modality] = make
+
+
 def make_encoder(config: Data2VecMultiConfig, vocab_size: int | None, with_decoder: bool) -> ModalityEncoder:
     """The front end of the configured modality."""
-    name = config.modality_name
-    if name == "TEXT":
-        if vocab_size is None:
-            raise Data2VecError("a text model needs the size of its vocabulary (vocab_size)")
-        return TextEncoder(config, vocab_size, with_decoder)
-    if name == "IMAGE":
-        return ImageEncoder(config, with_decoder)
-    return AudioEncoder(config, with_decoder)
+    return _FRONT_ENDS[config.modality_name](config, vocab_size, with_decoder)
 
 
 @torch.no_grad()

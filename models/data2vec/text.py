@@ -12,6 +12,7 @@ from .config import Data2VecMultiConfig, TextModalityConfig
 from .context import ContextEncoder
 from .decoders import Decoder, Decoder1d
 from .dropout import Dropout
+from .errors import Data2VecError
 from .modality import ModalityEncoder
 
 PAD = 1
@@ -55,8 +56,10 @@ def position_ids(source_BT: torch.Tensor) -> torch.Tensor:
 class TextEncoder(ModalityEncoder):
     """Local features, context encoder and decoder of the text modality."""
 
-    def __init__(self, config: Data2VecMultiConfig, vocab_size: int, with_decoder: bool) -> None:
+    def __init__(self, config: Data2VecMultiConfig, vocab_size: int | None, with_decoder: bool) -> None:
         super().__init__()
+        if vocab_size is None:
+            raise Data2VecError("a text model needs the size of its vocabulary (vocab_size)")
         text = config.modalities.text
         assert text is not None
         self.config = text

@@ -28,7 +28,8 @@ def test_the_masks_are_those_of_training(image_runs: Any, pictures: Path) -> Non
     drawn = masks_of(config, ids, recipe.common.seed)
     assert drawn.shape == (2, config.clone_batch, 4, 4)
     rows = clone_ids(torch.tensor(ids), config.clone_batch)
-    trained = Data2VecPretraining(config)._draw_masks(rows, 16, None, ids[0], recipe.common.seed, 0)
+    encoder = Data2VecPretraining(config).student.encoder
+    trained = encoder.draw_masks(rows, 16, None, ids[0], recipe.common.seed, 0)
     assert np.array_equal(drawn.reshape(4, 16), trained.mask_RT.numpy())
     config = Recipe.from_dict(image_runs.pretraining(pictures, 1)).model
     old = Data2VecVisionPretraining(config)
