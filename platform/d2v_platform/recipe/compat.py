@@ -25,7 +25,6 @@ _GENERATION = "generation and scoring belong to other models of the reference"
 
 # Accepted without effect: dotted pattern -> reason.
 IGNORED: dict[str, str] = {
-    "common.user_dir": "models and tasks are ordinary imports here; nothing is loaded from a folder",
     "common.fp16_no_flatten_grads": "gradients are never flattened; with and without it, common.fp16 steps "
     "parameters that have no gradient as the reference does",
     "common.no_progress_bar": _LOGS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 from data2vec.errors import ConfigError, Problem
 from data2vec.typed import flatten
 
-from . import checks, compat, without_effect
+from . import checks, compat, user_code, without_effect
 from .audio_components import CTCCriterion
 from .coercion import coerce
 from .components import CHOICES, Composite
@@ -90,6 +91,7 @@ def compose_loaded(
     texts = [o for o in overrides if isinstance(o, str)]
     parsed = read_overrides(texts, multirun, problems, notes)
     parsed += [o for o in overrides if isinstance(o, Override)]
+    _load_user_code(_with_overrides(loaded.tree, [o for o in parsed if o.key == user_code.FIELD], [], []))
 
     tree = _with_overrides(loaded.tree, parsed, problems, notes)
     recipe = _recipe(tree, problems, notes)
@@ -120,8 +122,35 @@ def load_file(file: RecipeFile) -> LoadedFile:
         Data2VecError: it cannot be read, or is not a mapping; the message names the file and the line.
     """
     tree = read_tree(file)
+    _load_user_code(tree)
     base = _recipe(tree, [], [])
     return LoadedFile(file=file, tree=tree, base=base.to_dict() if base is not None else None)
+
+
+def _load_user_code(tree: Mapping[str, Any]) -> None:
+    """Before anything else is read: it may bring the components that the recipe names."""
+    user_code.load_installed()
+    folder = _user_dir(tree)
+    if folder is not None and user_code.is_package(folder):
+        user_code.load(folder)
+
+
+def _user_dir(tree: Mapping[str, Any]) -> str | None:
+    common = tree.get("common")
+    folder = common.get("user_dir") if isinstance(common, Mapping) else None
+    return str(resolve({"at": folder}, {"at": folder}, lambda _: False, []).get("at")) if folder else None
+
+
+def _settle_user_dir(full: dict[str, Any], notes: list[str]) -> None:
+    """An absolute path; none where no package of a user's lies there, as in the reference's commands."""
+    folder = _user_dir(full)
+    if folder is None:
+        return
+    there = user_code.is_package(folder)
+    full["common"]["user_dir"] = os.path.abspath(os.path.expanduser(folder)) if there else None
+    if not there:
+        why = "there is no Python package of yours (with __init__.py); data2vec's own models are built in"
+        notes.append(f"{user_code.FIELD}: no effect here; {why}")
 
 
 def _with_overrides(
@@ -204,6 +233,7 @@ def _recipe(tree: dict[str, Any], problems: list[Problem], notes: list[str]) -> 
     filled = fill_defaults(given)
     full = resolve_inherited(filled)
     make_absolute(full)
+    _settle_user_dir(full, notes)
     found: list[Problem] = []
     recipe = Recipe.read(full, found)
     if recipe is not None:

@@ -14,9 +14,10 @@ from .groups import MISSING
 from .schema import Recipe
 
 # Not part of what is computed. The data path is free too: data sets are compared by their fingerprints.
-_NOT_COMPUTED = ("platform.", "task.data")
+_NOT_COMPUTED = ("platform.", "task.data", "common.user_dir")
 # Further fields that a resumed run may change: what is logged, kept or predicted, and how long to go on.
 _FREE_TO_CHANGE = frozenset({
+    "common.user_dir",
     "common.log_interval",
     "dataset.num_workers",
     "dataset.gen_subset",
@@ -54,7 +55,7 @@ def difference(recipe: Recipe | Mapping[str, Any], named: Recipe | Mapping[str, 
     return {
         name: change
         for name, change in changes(named, recipe).items()
-        if not name.startswith("platform.") and change.before != MISSING
+        if not name.startswith(("platform.", "common.user_dir")) and change.before != MISSING
     }
 
 

@@ -17,6 +17,7 @@ MISSING = "???"  # a value that the command line must give, written as in OmegaC
 class Common:
     """Seeds, precision and logging."""
 
+    user_dir: str | None = None  # folder of a Python package that registers tasks or models of your own
     seed: int = 1  # seed of everything random: weights, data order, masks, dropout
     log_interval: int = 100  # updates between two log lines and metric points
     # Either also steps parameters that have no gradient (layer drop), as the reference's fp32 copies do.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from data2vec.errors import ConfigError, Problem
 from data2vec.typed import to_dict
 
+from . import user_code
 from .components import (
     NAMES,
     Adam,
@@ -73,6 +74,9 @@ class Recipe:
         Raises:
             ConfigError: with all problems. Whether the values fit together is ``checks.problems``' business.
         """
+        user_code.load_installed()
+        if folder := (values.get("common") or {}).get("user_dir"):
+            user_code.load(folder)
         found: list[Problem] = []
         recipe = cls.read(resolve_inherited(fill_defaults(values)), found)
         if recipe is None or found:

@@ -15,6 +15,7 @@ from typing import Any
 from data2vec.errors import Data2VecError
 
 from ..home import home_folder
+from ..recipe import user_code
 from . import ray_output
 from .process_settings import CACHE_LIMIT
 
@@ -59,7 +60,7 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
         return
     # The Tracker's actor and a sweep's trials are many small processes: quiet and on the loopback interface.
     options: dict[str, Any] = {
-        "runtime_env": {"env_vars": worker_environment()},
+        "runtime_env": {"env_vars": worker_environment(), "py_modules": user_code.folders()},
         "log_to_driver": True,
         "configure_logging": False,
     }
