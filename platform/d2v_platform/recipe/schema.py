@@ -75,7 +75,8 @@ class Recipe:
             ConfigError: with all problems. Whether the values fit together is ``checks.problems``' business.
         """
         user_code.load_installed()
-        if folder := (values.get("common") or {}).get("user_dir"):
+        folder = (values.get("common") or {}).get("user_dir")
+        if folder and user_code.is_package(folder):
             user_code.load(folder)
         found: list[Problem] = []
         recipe = cls.read(resolve_inherited(fill_defaults(values)), found)

@@ -1,12 +1,13 @@
-"""Tasks and model families of users: a package in ``common.user_dir``, or an installed one with an entry point.
+"""Tasks and models of users: a package in ``common.user_dir``, or an installed one with an entry point.
 
-Importing the package is all: it calls ``register_task`` (``recipe/entries.py``) and what the library registers.
+Importing the package is all: it calls ``register_task`` (``recipe/entries.py``) and its like in the library.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 import traceback
 from importlib import metadata
@@ -16,6 +17,7 @@ from data2vec.errors import ConfigError, Problem
 
 FIELD = "common.user_dir"
 ENTRY_POINTS = "d2v_platform.tasks"
+VARIABLE = "D2V_USER_DIR"  # folders that a driver loaded, for the processes that it starts
 BUILT_IN = "data2vec"  # what the reference's own folder, examples/data2vec, is called
 _loaded: dict[str, Path] = {}
 
@@ -51,17 +53,19 @@ def load(folder: str) -> str:
 
 @functools.cache
 def load_installed() -> None:
-    """Import the installed packages that offer tasks.
+    """Import the installed packages that offer tasks, and what this process's parent had loaded.
 
     Raises:
         ConfigError: the code of one fails.
     """
+    for folder in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+        load(folder)
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         _import(entry.value, f"entry point {entry.name}")
 
 
 def folders() -> list[str]:
-    """The packages that this process loaded from folders: Ray takes them to its workers."""
+    """The packages that this process loaded from folders: Ray takes them to its workers, on any node."""
     return [str(path) for path in _loaded.values()]
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .served import EMBEDDING, POOLED, SCORES, Served, Use
+
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-ENTRY = "pyfunc_audio_entry.py"
+NAME = "AUDIO"
 _RATE = 16_000
-
-
-def is_audio(config: Mapping[str, Any]) -> bool:
-    """Whether a model folder's ``config.json`` is of an audio model."""
-    return config.get("family") == "data2vec_audio" or config["model"].get("supported_modality") == "AUDIO"
 
 
 def audio_signature(config: Mapping[str, Any]) -> ModelSignature:
@@ -79,3 +77,34 @@ def check_outputs(model: Any) -> tuple[str, list[list[float]]]:
         return "scores", model.classify(recordings)[1].tolist()
     rows = model.embed(recordings, pooling="mean", layer=-1)
     return "embedding", [row.astype(float).tolist() for row in rows]
+
+
+def check(model: Any) -> dict[str, Any]:
+    """Two recordings and what the model gives for them."""
+    output, expected = check_outputs(model)
+    return {"output": output, "audio": check_recordings(), "expected": expected}
+
+
+def use(kind: str, has_labels: bool) -> Use:
+    """Embeddings, transcripts, or scores of events."""
+    table = 'pd.DataFrame({"file": [open("talk.wav", "rb").read()]})'
+    inputs = (
+        "`file` (the content of an audio file) or `audio` (arrays of samples), `rate` (16000 where absent)"
+    )
+    if kind == "pretrained":
+        return Use(table=table, inputs=inputs, outputs=EMBEDDING, call='embed(["talk.wav"])', params=POOLED)
+    embedding = f"`params={POOLED}` gives embeddings instead."
+    if kind == "ctc":
+        return Use(
+            table=table,
+            inputs=inputs,
+            outputs="`text`, `words` (each with `text`, `start_s`, `end_s`), `score`",
+            call='transcribe(["talk.wav"])',
+            more=f'`params={{"output": "emissions"}}` gives frames x symbols, and {embedding}',
+        )
+    return Use(table=table, inputs=inputs, outputs=SCORES, call='classify(["talk.wav"])', more=embedding)
+
+
+SERVED = Served(
+    entry=Path(__file__).with_name("pyfunc_audio_entry.py"), signature=audio_signature, check=check, use=use
+)

@@ -5,22 +5,17 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .served import EMBEDDING, POOLED, SCORES, Served, Use
+
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-ENTRY = "pyfunc_image_entry.py"
-
-
-def is_image(config: Mapping[str, Any]) -> bool:
-    """Whether a model folder's ``config.json`` is of an image model."""
-    return (
-        config.get("family") in ("data2vec_vision", "mae")
-        or config["model"].get("supported_modality") == "IMAGE"
-    )
+NAME = "IMAGE"
 
 
 def image_signature(config: Mapping[str, Any]) -> ModelSignature:
@@ -73,3 +68,26 @@ def check_outputs(model: Any) -> tuple[str, list[list[float]]]:
         return "scores", model.classify(images)[1].tolist()
     rows = model.embed(images, pooling="mean", layer=-1)
     return "embedding", [row.astype(float).tolist() for row in rows]
+
+
+def check(model: Any) -> dict[str, Any]:
+    """Two pictures and what the model gives for them."""
+    output, expected = check_outputs(model)
+    return {"output": output, "files": check_images(), "expected": expected}
+
+
+def use(kind: str, has_labels: bool) -> Use:
+    """Embeddings, or scores of classes."""
+    table = 'pd.DataFrame({"file": [open("picture.jpg", "rb").read()]})'
+    inputs = "`file` (the content of an image file) or `image` (height x width x 3 values, 0 to 255)"
+    if kind == "pretrained":
+        return Use(
+            table=table, inputs=inputs, outputs=EMBEDDING, call='embed(["picture.jpg"])', params=POOLED
+        )
+    more = f"`params={POOLED}` gives embeddings instead."
+    return Use(table=table, inputs=inputs, outputs=SCORES, call='classify(["picture.jpg"])', more=more)
+
+
+SERVED = Served(
+    entry=Path(__file__).with_name("pyfunc_image_entry.py"), signature=image_signature, check=check, use=use
+)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .served import Served, Use
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-ENTRY = "pyfunc_language_entry.py"
+NAME = "language_model"
 
 
-def is_language_model(config: Mapping[str, Any]) -> bool:
-    """Whether a model folder's ``config.json`` is of a language model."""
-    return config.get("kind") == "language_model"
-
-
-def language_signature() -> ModelSignature:
+def language_signature(config: Mapping[str, Any]) -> ModelSignature:
     """A column of texts in; log probability, tokens and perplexity out."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -42,3 +40,29 @@ def check_texts(model: Any) -> list[str]:
 def check_outputs(model: Any, texts: list[str]) -> list[list[float]]:
     """What the reload check compares: the log probability of each text."""
     return [[value] for value in model.score(texts)]
+
+
+def check(model: Any) -> dict[str, Any]:
+    """Three texts and their log probabilities."""
+    texts = check_texts(model)
+    return {"output": "log_prob", "texts": texts, "expected": check_outputs(model, texts)}
+
+
+def use(kind: str, has_labels: bool) -> Use:
+    """Scores of texts."""
+    return Use(
+        table='pd.DataFrame({"text": ["SOME TEXT"]})',
+        inputs="`text`, in the case of its dictionary",
+        outputs="`log_prob` (natural logarithm, end of sentence included), `tokens`, `perplexity`",
+        call='score(["SOME TEXT"])',
+        more="For decoding: `decoding.type=fairseqlm decoding.lmpath=models:/...` with a lexicon in the "
+        "case of its dictionary.",
+    )
+
+
+SERVED = Served(
+    entry=Path(__file__).with_name("pyfunc_language_entry.py"),
+    signature=language_signature,
+    check=check,
+    use=use,
+)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..markdown import code, plain
 from ..markdown import table as markdown_table
 from ..tracking.redaction import redact, redact_text
+from .served import served_as
 
 if TYPE_CHECKING:
     from ..tracking.scores import StoredScore
@@ -162,65 +163,11 @@ def _lineage(facts: CardFacts) -> str:
     return "## Lineage\n\n" + markdown_table(("tag", "value"), rows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Use:
-    """How a model of one kind is used."""
-
-    table: str  # what predict is given, as a line of Python
-    inputs: str  # columns, in words
-    outputs: str
-    call: str  # of the library's model
-    params: str = ""  # of predict, where the example gives some
-    more: str = ""  # a further sentence
-
-
-_FILE = "`file` (the content of {}) or {}"
-_SCORES = "`label`, `score`, and one `score_CLASS` for each class"
-_EMBEDDING = "`embedding` (a list of numbers); `layer`: -1 = last block, 0 = first"
-_TEXT_TABLE = 'pd.DataFrame({"text": ["Some text.", "Some more."]})'
-_IMAGE_TABLE = 'pd.DataFrame({"file": [open("picture.jpg", "rb").read()]})'
-_AUDIO_TABLE = 'pd.DataFrame({"file": [open("talk.wav", "rb").read()]})'
-_POOLED = '{"output": "embedding", "pooling": "mean", "layer": -1}'
-_AUDIO_INPUT = _FILE.format("an audio file", "`audio` (arrays of samples), `rate` (16000 where absent)")
-_IMAGE_INPUT = _FILE.format("an image file", "`image` (height x width x 3 values, 0 to 255)")
-
-
-def _use(facts: CardFacts) -> _Use:
-    if facts.kind == "language_model":
-        return _Use(
-            table='pd.DataFrame({"text": ["SOME TEXT"]})',
-            inputs="`text`, in the case of its dictionary",
-            outputs="`log_prob` (natural logarithm, end of sentence included), `tokens`, `perplexity`",
-            call='score(["SOME TEXT"])',
-            more="For decoding: `decoding.type=fairseqlm decoding.lmpath=models:/...` with a lexicon in the "
-            "case of its dictionary.",
-        )
-    table, inputs, item = {
-        "text": (_TEXT_TABLE, "`text`", "Some text."),
-        "image": (_IMAGE_TABLE, _IMAGE_INPUT, "picture.jpg"),
-        "audio": (_AUDIO_TABLE, _AUDIO_INPUT, "talk.wav"),
-    }[facts.modality]
-    if facts.kind == "pretrained":
-        return _Use(table=table, inputs=inputs, outputs=_EMBEDDING, call=f'embed(["{item}"])', params=_POOLED)
-    embedding = f"`params={_POOLED}` gives embeddings instead."
-    if facts.kind == "ctc":
-        return _Use(
-            table=table,
-            inputs=inputs,
-            outputs="`text`, `words` (each with `text`, `start_s`, `end_s`), `score`",
-            call=f'transcribe(["{item}"])',
-            more=f'`params={{"output": "emissions"}}` gives frames x symbols, and {embedding}',
-        )
-    scores = _SCORES if facts.labels or facts.modality != "text" else "`score`"
-    if facts.modality == "text":
-        inputs += ", and `text_pair` where the task is on pairs"
-    return _Use(table=table, inputs=inputs, outputs=scores, call=f'classify(["{item}"])', more=embedding)
-
-
 def _loading(facts: CardFacts) -> str:
     named = f"models:/{facts.name}@{facts.alias}" if facts.alias else f"models:/{facts.name}/1"
     remark = f"  # or models:/{facts.name}/1" if facts.alias else "  # or another version's number"
-    use, uri = _use(facts), facts.tracking_uri
+    use = served_as(facts.kind, facts.modality).use(facts.kind, bool(facts.labels))
+    uri = facts.tracking_uri
     where = f"mlflow.set_tracking_uri({json.dumps(uri)})"
     if not uri or redact_text(uri) != uri:  # an address with a login is not to be read here
         where = "# MLFLOW_TRACKING_URI must name the server where it is registered"

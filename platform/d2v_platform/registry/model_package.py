@@ -10,17 +10,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import data2vec
 
 from ..tracking.mlflow_access import configure_environment
-from . import audio_models, image_models, language_models
 from .card_pictures import PICTURE_FOLDER
 from .model_card import CARD_FILE
-
-if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
+from .served import served_of
 
 MODEL_FOLDER = "model"  # name of our folder inside the package: artifacts/model
 LINEAGE_FILE = "lineage.json"
@@ -76,17 +73,18 @@ def package_model(
     import mlflow.pyfunc
     from mlflow.models import Model
 
+    served = served_of(config)
     with tempfile.TemporaryDirectory(dir=destination.parent) as place, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example was not provided.*")
         # MLflow keeps the source folder's own name in the package: give it ours.
         source = Path(shutil.copytree(folder, Path(place) / MODEL_FOLDER, copy_function=_link_or_copy))
         mlflow.pyfunc.save_model(
             str(destination),
-            python_model=str(Path(__file__).with_name(_entry(config))),
+            python_model=str(served.entry),
             artifacts={MODEL_FOLDER: str(source)},
-            code_paths=[str(Path(data2vec.__file__).parent)],
+            code_paths=[str(Path(data2vec.__file__).parent), *map(str, served.code)],
             mlflow_model=Model(run_id=run_id, model_id=model_id),
-            signature=signature(config),
+            signature=served.signature(config),
             pip_requirements=requirements(),
             metadata={"d2v.kind": config["kind"], "d2v.format": config["format"]},
         )
@@ -98,52 +96,6 @@ def package_model(
         (destination / PICTURE_FOLDER).mkdir(exist_ok=True)
         shutil.copyfile(picture, destination / PICTURE_FOLDER / picture.name)
     return destination
-
-
-def _entry(config: Mapping[str, Any]) -> str:
-    """The file that MLflow runs for models of this modality."""
-    if audio_models.is_audio(config):
-        return audio_models.ENTRY
-    if language_models.is_language_model(config):
-        return language_models.ENTRY
-    return image_models.ENTRY if image_models.is_image(config) else "pyfunc_entry.py"
-
-
-def signature(config: Mapping[str, Any]) -> ModelSignature:
-    """Input columns, params with the defaults of the model's kind, and output columns."""
-    if audio_models.is_audio(config):
-        return audio_models.audio_signature(config)
-    if image_models.is_image(config):
-        return image_models.image_signature(config)
-    if language_models.is_language_model(config):
-        return language_models.language_signature()
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-    from mlflow.types.schema import Array
-
-    classifier = config["kind"] != "pretrained"
-    inputs: list[ColSpec | TensorSpec] = (
-        [ColSpec(DataType.string, "text"), ColSpec(DataType.string, "text_pair", required=False)]
-        if classifier
-        else [ColSpec(DataType.string, "text")]
-    )
-    params = ParamSchema(
-        [
-            ParamSpec("output", DataType.string, "scores" if classifier else "embedding"),
-            ParamSpec("pooling", DataType.string, "mean"),
-            ParamSpec("layer", DataType.long, -1),
-        ]
-    )
-    # double, not float: JSON and pandas carry float64, and MLflow refuses to narrow it.
-    outputs: list[ColSpec | TensorSpec] = [ColSpec(Array(DataType.double), "embedding")]
-    if classifier:
-        labels = (
-            [] if config["task"].get("regression") else [str(x) for x in config["task"].get("labels", [])]
-        )
-        outputs = [ColSpec(DataType.string, "label")] if labels else []
-        outputs += [ColSpec(DataType.double, "score")]
-        outputs += [ColSpec(DataType.double, f"score_{label}") for label in labels]
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
 
 
 def requirements() -> list[str]:

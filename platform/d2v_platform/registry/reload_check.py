@@ -18,69 +18,27 @@ from typing import Any
 
 CHECK_FILE = "check.json"
 FORMAT = 1
-_TEXTS = (
-    "The committee met on Tuesday and agreed to nothing.",
-    "Where the river bends, an old mill still turns.",
-    "Numbers such as 3.14 and 2,718 are tokens too!",
-)
 _ANSWER = "reload-check: "
 # Between machines and versions of torch the order of float sums differs; a wrong weight differs far more.
 _RTOL, _ATOL = 1e-3, 1e-4
 
 
-def record_check(folder: Path | str, model: Any = None, texts: tuple[str, ...] = _TEXTS) -> Path:
+def record_check(folder: Path | str, model: Any = None) -> Path:
     """Write ``check.json`` into a model folder.
 
     Args:
         folder: a model folder of ours.
-        model: the model that was saved, with ``config``, ``embed`` and ``classify``; default: load it.
-        texts: the inputs.
+        model: the model that was saved, with ``config`` and what its kind can do; default: load it.
     """
     folder = Path(folder)
     if model is None:
         import data2vec
 
         model = data2vec.load(folder)
-    # Not at the top: this file also runs as a script, without its package.
-    from . import image_models, language_models
-    from .audio_models import check_outputs, check_recordings, is_audio
+    from .served import served_of  # not at the top: this file also runs as a script, without its package
 
+    content = {"format": FORMAT, **served_of(model.config).check(model), "rtol": _RTOL, "atol": _ATOL}
     path = folder / CHECK_FILE
-    if is_audio(model.config):
-        output, expected = check_outputs(model)
-        content: dict[str, Any] = {
-            "format": FORMAT, "output": output, "audio": check_recordings(), "expected": expected,
-            "rtol": _RTOL, "atol": _ATOL,
-        }  # fmt: skip
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        return path
-    if image_models.is_image(model.config):
-        output, expected = image_models.check_outputs(model)
-        content = {
-            "format": FORMAT, "output": output, "files": image_models.check_images(), "expected": expected,
-            "rtol": _RTOL, "atol": _ATOL,
-        }  # fmt: skip
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        return path
-    if language_models.is_language_model(model.config):
-        asked = language_models.check_texts(model)
-        expected = language_models.check_outputs(model, asked)
-        content = {
-            "format": FORMAT, "output": "log_prob", "texts": asked, "expected": expected,
-            "rtol": _RTOL, "atol": _ATOL,
-        }  # fmt: skip
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        return path
-    scores = model.config["kind"] != "pretrained"
-    outputs = model.classify(list(texts))[1] if scores else model.embed(list(texts), pooling="mean", layer=-1)
-    content = {
-        "format": FORMAT,
-        "output": "scores" if scores else "embedding",
-        "texts": list(texts),
-        "expected": [[float(x) for x in row] for row in outputs],
-        "rtol": _RTOL,
-        "atol": _ATOL,
-    }
     path.write_text(json.dumps(content) + "\n", encoding="utf-8")
     return path
 
@@ -132,7 +90,9 @@ def _compare(package: str, check_path: str) -> str | None:
     check = json.loads(Path(check_path).read_text(encoding="utf-8"))
     model = mlflow.pyfunc.load_model(package)
     name = "audio" if "audio" in check else "text"
-    if "files" in check:
+    if "columns" in check:
+        inputs = pd.DataFrame(check["columns"])
+    elif "files" in check:
         inputs = pd.DataFrame({"file": [base64.b64decode(text) for text in check["files"]]})
     else:
         inputs = pd.DataFrame({name: check["audio" if "audio" in check else "texts"]})

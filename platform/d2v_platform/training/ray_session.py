@@ -158,6 +158,8 @@ def worker_environment() -> dict[str, str]:
     one level down are given relative to the working directory, which differs on every node.
     """
     variables = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    if folders := user_code.folders():
+        variables[user_code.VARIABLE] = os.pathsep.join(folders)
     root = Path(__file__).resolve().parents[3]
     if (root / "models" / "data2vec").is_dir():
         roots = ["platform", "models"] if in_job() else [str(root / "platform"), str(root / "models")]

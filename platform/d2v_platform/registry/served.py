@@ -1,0 +1,79 @@
+"""How registered models are served: MLflow's code and columns, the reload check, the card's lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data2vec.families import modality_of, read_model_config
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+EMBEDDING = "`embedding` (a list of numbers); `layer`: -1 = last block, 0 = first"
+POOLED = '{"output": "embedding", "pooling": "mean", "layer": -1}'
+SCORES = "`label`, `score`, and one `score_CLASS` for each class"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Use:
+    """How a model of one kind is used, for its card.
+
+    Attributes:
+        table: what predict is given, as a line of Python.
+        inputs: columns, in words.
+        outputs: columns, in words.
+        call: of the library's model.
+        params: of predict, where the example gives some.
+        more: a further sentence.
+    """
+
+    table: str
+    inputs: str
+    outputs: str
+    call: str
+    params: str = ""
+    more: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """What the registry must know of one modality, or of one kind of model.
+
+    Attributes:
+        entry: the file that MLflow runs (models from code); it imports ``data2vec`` and ``code`` at most.
+        signature: of a model folder's ``config.json``: columns in and out, params with their defaults.
+        check: of a ready model: what ``check.json`` holds, the inputs, ``output`` and ``expected``.
+        use: of kind and labels: the card's lines.
+        code: further files that go into each version.
+    """
+
+    entry: Path
+    signature: Callable[[Mapping[str, Any]], ModelSignature]
+    check: Callable[[Any], Mapping[str, Any]]
+    use: Callable[[str, bool], Use]
+    code: tuple[Path, ...] = ()
+
+
+_SERVED: dict[str, Served] = {}
+
+
+def register_served(name: str, served: Served) -> None:
+    """Serve models of a modality, in capitals, or of a kind of its own."""
+    _SERVED[name] = served
+
+
+def served_as(kind: str, modality: str) -> Served:
+    """How such models are served."""
+    from . import audio_models, image_models, language_models, text_models
+
+    for module in (text_models, audio_models, image_models, language_models):
+        _SERVED.setdefault(module.NAME, module.SERVED)
+    return _SERVED.get(kind) or _SERVED[modality.upper()]
+
+
+def served_of(config: Mapping[str, Any]) -> Served:
+    """How the model of this ``config.json`` is served."""
+    return served_as(config["kind"], modality_of(read_model_config(config.get("family"), config["model"])))

@@ -1,0 +1,82 @@
+"""What the registry needs to know about text models: signature, reload check, lines of the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .served import EMBEDDING, POOLED, SCORES, Served, Use
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+NAME = "TEXT"
+CHECK_TEXTS = (
+    "The committee met on Tuesday and agreed to nothing.",
+    "Where the river bends, an old mill still turns.",
+    "Numbers such as 3.14 and 2,718 are tokens too!",
+)
+
+
+def text_signature(config: Mapping[str, Any]) -> ModelSignature:
+    """Columns of texts, params with the defaults of the model's kind, and output columns."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+    from mlflow.types.schema import Array
+
+    classifier = config["kind"] != "pretrained"
+    inputs: list[ColSpec | TensorSpec] = (
+        [ColSpec(DataType.string, "text"), ColSpec(DataType.string, "text_pair", required=False)]
+        if classifier
+        else [ColSpec(DataType.string, "text")]
+    )
+    params = ParamSchema(
+        [
+            ParamSpec("output", DataType.string, "scores" if classifier else "embedding"),
+            ParamSpec("pooling", DataType.string, "mean"),
+            ParamSpec("layer", DataType.long, -1),
+        ]
+    )
+    # double, not float: JSON and pandas carry float64, and MLflow refuses to narrow it.
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(Array(DataType.double), "embedding")]
+    if classifier:
+        labels = (
+            [] if config["task"].get("regression") else [str(x) for x in config["task"].get("labels", [])]
+        )
+        outputs = [ColSpec(DataType.string, "label")] if labels else []
+        outputs += [ColSpec(DataType.double, "score")]
+        outputs += [ColSpec(DataType.double, f"score_{label}") for label in labels]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
+
+
+def check(model: Any) -> dict[str, Any]:
+    """Three texts and their scores, or embeddings of a model without a head."""
+    texts, scores = list(CHECK_TEXTS), model.config["kind"] != "pretrained"
+    outputs = model.classify(texts)[1] if scores else model.embed(texts, pooling="mean", layer=-1)
+    return {
+        "output": "scores" if scores else "embedding",
+        "texts": texts,
+        "expected": [[float(x) for x in row] for row in outputs],
+    }
+
+
+def use(kind: str, has_labels: bool) -> Use:
+    """Embeddings, or scores of sentences."""
+    table = 'pd.DataFrame({"text": ["Some text.", "Some more."]})'
+    if kind == "pretrained":
+        return Use(
+            table=table, inputs="`text`", outputs=EMBEDDING, call='embed(["Some text."])', params=POOLED
+        )
+    return Use(
+        table=table,
+        inputs="`text`, and `text_pair` where the task is on pairs",
+        outputs=SCORES if has_labels else "`score`",
+        call='classify(["Some text."])',
+        more=f"`params={POOLED}` gives embeddings instead.",
+    )
+
+
+SERVED = Served(
+    entry=Path(__file__).with_name("pyfunc_entry.py"), signature=text_signature, check=check, use=use
+)
