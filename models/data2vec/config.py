@@ -184,10 +184,14 @@ class Data2VecMultiConfig(ModelConfig):
             return "AUDIO" if modalities.image is None else "IMAGE"
         return "TEXT"
 
+    def front_end(self) -> ModalityConfig | None:
+        """Configuration of the front end; a family with one of its own says here where it stands."""
+        return getattr(self.modalities, self.modality_name.lower(), None)
+
     @property
     def modality(self) -> ModalityConfig:
         """The front end's configuration of the modality that is built."""
-        found = getattr(self.modalities, self.modality_name.lower(), None)
+        found = self.front_end()
         if found is None:
             name = self.modality_name
             rule = f"model.modalities.{name.lower()} is missing"
@@ -224,14 +228,15 @@ class Data2VecMultiConfig(ModelConfig):
         text, image = self.modalities.text, self.modalities.image
         name = self.modality_name
         rule("mae_init", not self.mae_init or name == "IMAGE", "is supported for images only; use false")
-        front = getattr(self.modalities, name.lower(), None)
+        front = self.front_end()
         if front is None:
             rule("supported_modality", False, f"modalities.{name.lower()} is missing")
         else:
+            inside = "modalities." if hasattr(self.modalities, name.lower()) else ""
             dropped = ["prenet_layerdrop", "prenet_dropout", "start_drop_path_rate", "end_drop_path_rate"]
             dropped += ["dropout"] if name == "TEXT" else []
             dropped += ["decoder.input_dropout"] if front.decoder is not None else []
-            rule.probability(*(f"modalities.{name.lower()}.{field}" for field in dropped))
+            rule.probability(*(f"{inside}{name.lower()}.{field}" for field in dropped))
         if self.modalities.audio is not None and name == "AUDIO":
             rule.found += audio_problems(self, self.modalities.audio, path)
         if image is not None and name == "IMAGE":

@@ -69,7 +69,7 @@ class TaskEntry:
     Attributes:
         models: components that ``model`` may be.
         criteria: components that ``criterion`` may be.
-        room: ``package.module:Class`` of its ``TrainingTask``, which is imported when a run needs it.
+        room: its ``TrainingTask``, or ``package.module:Class`` of it, imported when a run needs it.
         rooms: those of models that need another one.
         data: what ``task.data`` is, for a message that it is not there.
         problems: what is impossible about a recipe of this task; model and criterion may be of other tasks.
@@ -78,7 +78,7 @@ class TaskEntry:
 
     models: tuple[type[Any], ...]
     criteria: tuple[type[Any], ...]
-    room: str
+    room: str | type[Any]
     data: str
     problems: Callable[[Recipe], Iterable[Any]]
     metrics: Callable[[Recipe], Mapping[str, bool]] = _no_metrics
@@ -180,7 +180,10 @@ def entry_of(task: object) -> TaskEntry:
 def task_class(recipe: Recipe) -> type[TrainingTask]:
     """The class that trains a recipe; importing it imports torch."""
     entry = entry_of(recipe.task)
-    module, _, name = entry.rooms.get(type(recipe.model), entry.room).partition(":")
+    room = entry.rooms.get(type(recipe.model), entry.room)
+    if isinstance(room, type):
+        return room
+    module, _, name = room.partition(":")
     return getattr(importlib.import_module(module), name)
 
 

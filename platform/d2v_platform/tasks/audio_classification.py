@@ -173,7 +173,6 @@ class AudioClassification(OneModelTask[AudioEventModel]):
         """Fingerprints of what it was judged and trained on, and the parent's run."""
         return {
             **data_facts(self.recipe, lambda subset: self.dataset(subset).fingerprint()),
-            "dictionary.hash": "none",
             **parent_facts(self.parent),
         }
 

@@ -229,7 +229,6 @@ class ImageClassification(OneModelTask[ImageClassifier]):
         """Fingerprints of what it was judged and trained on, and the parent's run."""
         return {
             **data_facts(self.recipe, lambda subset: self.dataset(subset).source.fingerprint()),
-            "dictionary.hash": "none",
             **parent_facts(self.parent),
         }
 

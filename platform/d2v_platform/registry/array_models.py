@@ -1,0 +1,55 @@
+"""Serving models of users' families that embed arrays: ``embed(array)`` gives one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .served import EMBEDDING, Served, Use, register_served
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+
+def serve_arrays(modality: str, shape: Callable[[Any], tuple[int, ...]], code: str) -> None:
+    """Serve models of a modality by a column ``input`` of arrays.
+
+    Args:
+        modality: in capitals.
+        shape: of one input, from the model that ``data2vec.load`` gives.
+        code: file that registers the family in the library; a copy goes into each version, so it imports
+            ``data2vec`` and what its requirements have, nothing of the platform.
+    """
+
+    def check(model: Any) -> dict[str, Any]:
+        waves = [np.sin(np.arange(np.prod(shape(model))) * step).reshape(shape(model)) for step in (0.7, 1.9)]
+        expected = [model.embed(wave).astype(float).tolist() for wave in waves]
+        return {
+            "output": "embedding",
+            "columns": {"input": [w.tolist() for w in waves]},
+            "expected": expected,
+        }
+
+    def signature(config: Mapping[str, Any]) -> ModelSignature:
+        from mlflow.models import ModelSignature
+        from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+        from mlflow.types.schema import AnyType, Array
+
+        return ModelSignature(
+            inputs=Schema([ColSpec(AnyType(), "input")]),
+            outputs=Schema([ColSpec(Array(DataType.double), "embedding")]),
+            params=ParamSchema([ParamSpec("output", DataType.string, "embedding")]),
+        )
+
+    use = Use(
+        table='pd.DataFrame({"input": [ARRAY.tolist()]})',
+        inputs="`input` (an array as nested lists)",
+        outputs=EMBEDDING,
+        call="embed(ARRAY)",
+    )
+    entry = Path(__file__).with_name("pyfunc_array_entry.py")
+    served = Served(entry=entry, signature=signature, check=check, use=lambda *_: use, code=(Path(code),))
+    register_served(modality, served)
