@@ -161,7 +161,10 @@ def test_what_has_no_effect_is_said_once_with_the_reason() -> None:
 
 def test_what_our_own_file_has_as_the_references_is_no_news(tmp_path: Path) -> None:
     assert notes("v2/base_audio_only_task") == []
-    told = "criterion.log_keys: no effect here; every figure of the model is logged"
+    told = (
+        "criterion.log_keys: no effect here; every figure of the model is logged; "
+        "model_norm and ema_norm, if named, in the line too"
+    )
     assert notes("v2/base_audio_only_task", "criterion.log_keys=[ema_decay]") == [told]
     text = (config_root() / "v2/base_audio_only_task.yaml").read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")

@@ -45,6 +45,8 @@ def test_a_file_resolves_with_all_its_values(
     for key, value in VALUES[name].items():
         if value == "???" or key == "task.data":
             assert read[key] == "/given"
+        elif key == "common.user_dir":
+            assert f"{key}: no effect here" in told
         elif f"{key}: read as" in told:
             continue
         elif key in read or f"{key}._name" in read:

@@ -52,7 +52,7 @@ class AudioFinetuningTask(AudioTask):
 class Wav2VecCTC(CTCConfig):
     """A pretrained audio model of either generation with a projection onto letters."""
 
-    parent_field: ClassVar[str] = "model.w2v_path"
+    parent_field: ClassVar[tuple[str, str]] = ("model", "w2v_path")
 
     w2v_path: str = MISSING  # pretrained model: models:/NAME@ALIAS, runs:/..., a folder, s3://, or a .pt
     no_pretrained_weights: bool = False  # take the architecture only and start from random weights
@@ -70,7 +70,7 @@ class AudioClassificationTask(AudioTask):
 class AudioClassification(MixupOptions, AudioEventOptions):
     """A pretrained audio model of either generation with scores of audio events."""
 
-    parent_field: ClassVar[str] = "model.model_path"
+    parent_field: ClassVar[tuple[str, str]] = ("model", "model_path")
 
     model_path: str = MISSING  # pretrained model: models:/NAME@ALIAS, runs:/..., a folder, s3://, or a .pt
     no_pretrained_weights: bool = False  # take the architecture only and start from random weights

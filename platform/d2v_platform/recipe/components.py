@@ -80,7 +80,10 @@ class SentencePredictionTask:
 class TextClassification:
     """A pretrained text model with a sentence head."""
 
-    parent_field: ClassVar[str] = "model.model_path"  # of a recipe: names the pretrained model
+    parent_field: ClassVar[tuple[str, str]] = (
+        "model",
+        "model_path",
+    )  # of a recipe: names the pretrained model
 
     model_path: str = (
         MISSING  # pretrained model: models:/NAME@ALIAS, runs:/..., a folder, s3://, or a reference .pt
@@ -96,7 +99,7 @@ class TextClassification:
 class Roberta:
     """A data2vec 1 text model, given by ``checkpoint.restore_file``, with a sentence head."""
 
-    parent_field: ClassVar[str] = "checkpoint.restore_file"
+    parent_field: ClassVar[tuple[str, str]] = ("checkpoint", "restore_file")
 
     dropout: float = 0.1  # dropout on embeddings and branches
     attention_dropout: float = 0.1  # dropout on attention probabilities
@@ -285,7 +288,8 @@ INHERITED: dict[str, dict[str, str]] = {
 
 def pretrained_field(model: object) -> str | None:
     """The field that names the pretrained model of such a ``model`` component; ``None`` without one."""
-    return getattr(model, "parent_field", None)
+    found = getattr(model, "parent_field", None)
+    return None if found is None else ".".join(found)
 
 
 def register_component(group: str, name: str, cls: type[Any]) -> None:

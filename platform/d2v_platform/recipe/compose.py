@@ -138,7 +138,10 @@ def _load_user_code(tree: Mapping[str, Any]) -> None:
 def _user_dir(tree: Mapping[str, Any]) -> str | None:
     common = tree.get("common")
     folder = common.get("user_dir") if isinstance(common, Mapping) else None
-    return str(resolve({"at": folder}, {"at": folder}, lambda _: False, []).get("at")) if folder else None
+    if folder is None:
+        return None
+    # An empty path where it refers to something that is not set: no package is there.
+    return str(resolve({"at": folder}, {"at": folder}, lambda _: False, []).get("at", ""))
 
 
 def _settle_user_dir(full: dict[str, Any], notes: list[str]) -> None:
@@ -225,7 +228,7 @@ def _recipe(tree: dict[str, Any], problems: list[Problem], notes: list[str]) -> 
     given = resolve(
         tree,
         fill_defaults(tree),
-        lambda name: TRAINING.is_ignored(name) and not _is_field(tree, name),
+        lambda name: name == user_code.FIELD or (TRAINING.is_ignored(name) and not _is_field(tree, name)),
         unresolved,
     )
     notes += translate(given, fill_defaults(given), lambda name: _is_field(tree, name), problems)

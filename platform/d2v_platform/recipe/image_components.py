@@ -69,7 +69,7 @@ ImageClassificationData = MaeImageClassificationTask | ImageClassificationTask
 class ImageClassificationModel:
     """What the classification models of both generations have."""
 
-    parent_field: ClassVar[str] = "model.model_path"
+    parent_field: ClassVar[tuple[str, str]] = ("model", "model_path")
 
     model_path: str = MISSING  # pretrained model: models:/NAME@ALIAS, a folder, s3://, or a reference .pt
     no_pretrained_weights: bool = False  # take the architecture only and start from random weights

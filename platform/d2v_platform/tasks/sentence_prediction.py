@@ -26,6 +26,7 @@ from ..recipe.components import (
     SentencePredictionCriterion,
     SentencePredictionTask,
     TextClassification,
+    pretrained_field,
 )
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
@@ -47,7 +48,7 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
         self.dictionary = train.dictionary
         if model_folder is None:
             raise ConfigError(
-                [Problem(recipe.model.parent_field, None, "is required: a pretrained text model")]
+                [Problem(str(pretrained_field(recipe.model)), None, "is required: a pretrained text model")]
             )
         parent = read_artifact(model_folder)
         self.parent = parent.config.get("origin", {})
@@ -238,7 +239,7 @@ def _check_fit(recipe: Recipe, parent: Artifact, train: SentenceDataset) -> None
         rule = (
             "is a data2vec 2.0 model: fine-tune it with the recipes of v2/text_finetuning (model.model_path)"
         )
-        raise ConfigError([Problem(type(recipe.model).parent_field, str(parent.folder), rule)])
+        raise ConfigError([Problem(str(pretrained_field(recipe.model)), str(parent.folder), rule)])
     digest = train.dictionary.digest()
     if parent.config.get("dictionary") not in (None, digest) or parent.vocab_size != len(train.dictionary):
         raise DataError(
