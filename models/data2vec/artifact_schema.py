@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from safetensors import SafetensorError, safe_open
 
@@ -128,6 +128,8 @@ class Checked:
         from .interop import audio, audio_tables, key_tables, transformer_lm, v1_text, v1_vision
 
         config, head = self.model, self.head
+        if modality_of(config) not in get_args(ModalityKind):
+            return {}  # a user's family: its own model compares when it loads
         dim = config.embed_dim
         if isinstance(config, TransformerLMConfig):
             return transformer_lm.shapes(config, vocab_size)
