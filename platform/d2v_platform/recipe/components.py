@@ -298,10 +298,10 @@ def register_component(group: str, name: str, cls: type[Any]) -> None:
     Raises:
         ConfigError: the name is taken by another class.
     """
-    if CHOICES[group].setdefault(name, cls) is not cls:
-        raise ConfigError(
-            [Problem(f"{group}._name", name, f"is {CHOICES[group][name].__name__}; choose another name")]
-        )
+    taken = CHOICES[group].setdefault(name, cls)
+    if taken is not cls:
+        rule = f"is the name of {taken.__module__}.{taken.__qualname__}; choose another one"
+        raise ConfigError([Problem(f"{group}._name", name, rule)])
     NAMES[cls] = name
 
 

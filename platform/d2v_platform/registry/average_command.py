@@ -22,9 +22,9 @@ def average_command(
         str | None, typer.Option(help="MLflow server; default MLFLOW_TRACKING_URI.")
     ] = None,
 ) -> None:
-    """Average weights in float32, as averaging checkpoints does.
+    """Average weights: the newest checkpoints of a run, or several models.
 
-    `d2v registry add RUN@lastN` registers the mean of a run's N newest checkpoints.
+    Sums are made in float32. `d2v registry add RUN@lastN` registers the mean of a run's N newest checkpoints.
     """
     if last is None and len(sources) < 2:
         raise DataError("give --last N for checkpoints of a run, or several models to average")

@@ -21,7 +21,8 @@ class ArrayModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         import data2vec
 
-        for file in sorted(Path(data2vec.__file__).parents[1].glob("*.py")):
+        code = Path(context.artifacts["model"]).parents[1] / "code"  # MLflow has it on the path
+        for file in sorted(code.glob("*.py")):
             importlib.import_module(file.stem)
         self._model = data2vec.load(context.artifacts["model"], device="auto")
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from ..home import home_folder
+from ..recipe import user_code
 from ..tracking.mlflow_access import error_code, is_server
 from ..tracking.redaction import redact, redact_text
 from ..tracking.scores import stored_scores, take_scores
@@ -105,6 +106,7 @@ def register(
         CheckpointError: ``folder`` is no model folder.
     """
     folder = Path(folder)
+    user_code.load_installed()  # the tracker's process learns of users' families here
     from data2vec.artifact import read_artifact  # here: listing models needs no torch
 
     config = read_artifact(folder).config

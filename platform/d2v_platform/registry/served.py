@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from data2vec.families import modality_of, read_model_config
 
-from ..recipe import user_code
-
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
@@ -78,5 +76,4 @@ def served_as(kind: str, modality: str) -> Served:
 
 def served_of(config: Mapping[str, Any]) -> Served:
     """How the model of this ``config.json`` is served."""
-    user_code.load_installed()
     return served_as(config["kind"], modality_of(read_model_config(config.get("family"), config["model"])))

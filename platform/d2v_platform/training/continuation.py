@@ -13,6 +13,7 @@ from data2vec.errors import ConfigError, Data2VecError, Problem
 from ..recipe.components import NAMES
 from ..recipe.compose import Composed, compose
 from ..recipe.difference import Change, changes, resume_differences
+from ..recipe.locate import config_root
 from ..recipe.schema import Recipe
 from ..storage.locations import open_location
 from ..tracking.redaction import redact, redact_text
@@ -87,7 +88,9 @@ def continue_run(
 def resume_command(composed: Composed, name: str) -> str:
     """The command line that goes on with this run."""
     overrides = [text for text in composed.overrides if not text.lstrip("+").startswith("platform.run_name=")]
-    words = ["d2v", "train", composed.named_recipe, *overrides, f"platform.run_name={name}"]
+    ours = composed.source.resolve().is_relative_to(config_root().resolve())
+    recipe = composed.named_recipe if ours else str(composed.source)
+    words = ["d2v", "train", recipe, *overrides, f"platform.run_name={name}"]
     return redact_text(shlex.join(words))  # the secret itself is not in the line: type it again
 
 
