@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from d2v_platform.recipe.schema import Recipe
 from d2v_platform.registry.array_models import serve_arrays
 from d2v_platform.tasks.floor import Floor
 from d2v_platform.tasks.pretraining import PretrainingTask
-from d2v_platform.tasks.task import batches_of, data_facts, part_of
-from data2vec.artifact import save_artifact
+from d2v_platform.tasks.task import batches_of
+from data2vec.data.arrays import ArrayDataset
 from data2vec.errors import DataError
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.probes import accuracy, knn_predict
@@ -36,47 +35,19 @@ class SeriesOptions:
     neighbours: int = 10  # of the kNN probe, taught on the training subset
 
 
-class SeriesDataset:
-    """The series of one subset."""
-
-    order = "size"
-
-    def __init__(self, folder: str, subset: str) -> None:
-        file = Path(folder) / f"{subset}.npz"
-        if not file.is_file():
-            raise DataError(f"{file} does not exist; it should hold the arrays x and y")
-        with np.load(file, allow_pickle=False) as arrays:
-            self.x, self.y = torch.from_numpy(arrays["x"]).float(), torch.from_numpy(arrays["y"]).long()
-        self.sizes = np.full(len(self.x), self.x[0].numel())
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, index: int) -> int:
-        return int(index)
-
-    def collate(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Ids (B,), series (B, C, S) and classes (B,)."""
-        return {"id": torch.tensor(rows), "source": self.x[list(rows)], "target": self.y[list(rows)]}
-
-    def fingerprint(self) -> str:
-        """Of the content."""
-        return hashlib.sha256(self.x.numpy().tobytes() + self.y.numpy().tobytes()).hexdigest()
-
-
 class SeriesPretraining(PretrainingTask):
     """``series_pretraining`` with ``data2vec_series``."""
 
     def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
         self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
-        self._datasets: dict[str, SeriesDataset] = {}
+        self._datasets: dict[str, ArrayDataset] = {}
         self.model = Data2VecPretraining(self.config, seed=recipe.common.seed)
         self.prepare(self.config.embed_dim)
 
     @staticmethod
-    def open_subset(recipe: Recipe, subset: str) -> SeriesDataset:
+    def open_subset(recipe: Recipe, subset: str) -> ArrayDataset:
         """The series of one subset."""
-        return SeriesDataset(recipe.task.data, subset)
+        return ArrayDataset(recipe.task.data, subset)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
@@ -84,13 +55,13 @@ class SeriesPretraining(PretrainingTask):
         series: Any = recipe.model.front_end()  # type: ignore[union-attr]
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
             found, wanted = (
-                SeriesDataset(recipe.task.data, subset).x.shape[1:],
+                ArrayDataset(recipe.task.data, subset).x.shape[1:],
                 (series.channels, series.steps),
             )
             if found != wanted:
                 raise DataError(f"series of {subset} have the shape {tuple(found)}; the model takes {wanted}")
 
-    def dataset(self, subset: str, epoch: int = 1) -> SeriesDataset:
+    def dataset(self, subset: str, epoch: int = 1) -> ArrayDataset:
         """The same in every epoch."""
         if subset not in self._datasets:
             self._datasets[subset] = self.open_subset(self.recipe, subset)
@@ -112,19 +83,8 @@ class SeriesPretraining(PretrainingTask):
         value = type(self)(self.recipe).score(subset, [])["knn"]
         return Floor("knn", value, "the network before training", self.dataset(subset).fingerprint())
 
-    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
-        """The student with its decoder, and the teacher."""
-        state, teacher = part_of(weights, "student."), part_of(weights, "teacher.module.")
-        return save_artifact(
-            folder, kind="pretrained", model_config=self.config, state=state, teacher=teacher, origin=origin
-        )
-
-    def facts(self) -> dict[str, str]:
-        """Fingerprints of the data."""
-        return data_facts(self.recipe, lambda subset: self.dataset(subset).fingerprint())
-
     @torch.no_grad()
-    def _features(self, data: SeriesDataset) -> torch.Tensor:
+    def _features(self, data: ArrayDataset) -> torch.Tensor:
         training, device = self.model.training, next(self.model.parameters()).device
         x_BTD = self.model.eval().student_features(data.x.to(device)).x_BTD
         self.model.train(training)

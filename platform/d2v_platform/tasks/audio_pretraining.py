@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from data2vec.artifact import save_artifact
 from data2vec.audio_masking import block_masks_1d, mask_set
 from data2vec.config import Data2VecMultiConfig
 from data2vec.conv_spec import frame_count, parse_conv_layers
@@ -25,7 +24,7 @@ from ..recipe.audio_components import AudioPretrainingTask
 from ..recipe.schema import Recipe
 from .audio_data import speech_options
 from .pretraining import PretrainingTask
-from .task import batches_of, part_of
+from .task import batches_of
 
 
 class AudioPretraining(PretrainingTask):
@@ -126,22 +125,9 @@ class AudioPretraining(PretrainingTask):
             rows.append(whole_MT[:, start : start + frames])
         return mask_set(torch.cat(rows), row_ids_R, False, seed, update)
 
-    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
-        """The student with its decoder or head and the teacher, so that training can start from it."""
-        return save_artifact(
-            folder,
-            kind="pretrained",
-            model_config=self.config,
-            state=part_of(weights, "student."),
-            teacher=part_of(weights, "teacher.module."),
-            task={"sample_rate": self.task.sample_rate, "normalize": self.task.normalize},
-            origin=origin,
-        )
-
-    def facts(self) -> dict[str, str]:
-        """Data fingerprint; audio has no dictionary."""
-        train = self.dataset(self.recipe.dataset.train_subset)
-        return {"data.fingerprint": train.fingerprint(), "dictionary.hash": "none"}
+    def kept(self) -> dict[str, Any]:
+        """How recordings are read."""
+        return {"task": {"sample_rate": self.task.sample_rate, "normalize": self.task.normalize}}
 
 
 _OF_THE_MODEL = ("feature_encoder_spec", "mask_prob", "mask_prob_adjust", "mask_length", "inverse_mask",

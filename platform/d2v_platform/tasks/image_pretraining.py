@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from data2vec.artifact import save_artifact
 from data2vec.config import Data2VecMultiConfig
 from data2vec.data.vision import ImageDataset, Oddities
 from data2vec.image_model import pooled_features
@@ -28,7 +27,7 @@ from ..training.statistics import Layout, Sums
 from .floor import Floor
 from .image_data import check_subsets, never_empty, normalisation, open_subset, report_oddities
 from .pretraining import PretrainingTask
-from .task import MicroBatch, batches_of, part_of
+from .task import MicroBatch, batches_of
 
 logger = logging.getLogger(__name__)
 
@@ -147,17 +146,9 @@ class ImagePretraining(PretrainingTask):
         logits = linear_probe(train, train_labels, queries, classes, seed=self.recipe.common.seed)
         return scores | {"knn": accuracy(votes, labels), "linear_probe": accuracy(logits, labels)}
 
-    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
-        """The student with its decoder and the teacher, so that training can start from it."""
-        return save_artifact(
-            folder,
-            kind="pretrained",
-            model_config=self.config,
-            state=part_of(weights, "student."),
-            teacher=part_of(weights, "teacher.module.") or None,
-            task={"input_size": self.task.input_size, **normalisation(self.recipe)},
-            origin=origin,
-        )
+    def kept(self) -> dict[str, Any]:
+        """How images are read."""
+        return {"task": {"input_size": self.task.input_size, **normalisation(self.recipe)}}
 
     def close(self) -> None:
         """Say what was odd about images, whichever worker met them."""

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from data2vec.artifact import load_strictly, read_artifact
+from data2vec.artifact import load_strictly, read_artifact, save_artifact
 from data2vec.clone_chunks import CloneChunk, clone_chunks
 from data2vec.collapse import STAGES, watched_channels
 from data2vec.config import Data2VecMultiConfig
@@ -20,7 +20,7 @@ from data2vec.v1.vision_config import Data2VecVisionConfig
 
 from ..recipe.components import ModelCriterion
 from ..training.statistics import Layout, Sums
-from .task import MicroBatch, TrainingTask
+from .task import MicroBatch, TrainingTask, part_of
 
 COLLAPSE_GUARD_AFTER = 5000  # updates before the collapse guards apply, as in the reference
 
@@ -178,6 +178,27 @@ class PretrainingTask(TrainingTask):
                     "model.ema_decay, and start again from an earlier checkpoint"
                 )
         return None
+
+    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
+        """The student with its decoder or head, and the teacher: training can start from it."""
+        return save_artifact(
+            folder,
+            kind="pretrained",
+            model_config=self.config,
+            state=part_of(weights, "student."),
+            teacher=part_of(weights, "teacher.module.") or None,
+            origin=origin,
+            **self.kept(),
+        )
+
+    def kept(self) -> dict[str, Any]:
+        """What else the model folder keeps, as :func:`~data2vec.artifact.save_artifact` takes it."""
+        return {}
+
+    def facts(self) -> dict[str, str]:
+        """Fingerprint of the data; no dictionary."""
+        train = self.dataset(self.recipe.dataset.train_subset)
+        return {"data.fingerprint": train.fingerprint(), "dictionary.hash": "none"}
 
     def predict(self, batch: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
         """Loss sums of one validation batch, masked as at update 0."""

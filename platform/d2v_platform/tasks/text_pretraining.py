@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from data2vec.artifact import save_artifact
 from data2vec.config import Data2VecMultiConfig
 from data2vec.data.bpe import GPT2BPE
 from data2vec.data.masked_lm import TextBlocksDataset
@@ -21,7 +19,7 @@ from data2vec.v1.text_config import Data2VecTextConfig
 from ..recipe.components import MaskedLMTask, ModelCriterion
 from ..recipe.schema import Recipe
 from .pretraining import PretrainingTask
-from .task import batches_of, part_of
+from .task import batches_of
 from .text_blocks import check_blocks, open_blocks
 
 
@@ -68,18 +66,10 @@ class TextPretraining(PretrainingTask):
         """Fixed batches in an order that is a function of (seed, epoch)."""
         return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=False)
 
-    def export(self, folder: Path, origin: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> Path:
-        """The student with its decoder and the teacher, so that training can start from it."""
-        return save_artifact(
-            folder,
-            kind="pretrained",
-            model_config=self.config,
-            state=part_of(weights, "student."),
-            teacher=part_of(weights, "teacher.module."),
-            task={"max_positions": self.task.tokens_per_sample},
-            tokenizer=TextTokenizer(GPT2BPE(), self.dictionary),
-            origin=origin,
-        )
+    def kept(self) -> dict[str, Any]:
+        """The longest text, and the tokenizer."""
+        tokenizer = TextTokenizer(GPT2BPE(), self.dictionary)
+        return {"task": {"max_positions": self.task.tokens_per_sample}, "tokenizer": tokenizer}
 
     def facts(self) -> dict[str, str]:
         """Data fingerprint and dictionary hash."""

@@ -188,6 +188,7 @@ def _rated(rate: int) -> bytes:
         (_rated(999), "claims 999 Hz"),
         (_rated(768_001), "claims 768001 Hz"),
     ],
+    ids=["2^36 samples", "2^28 + 1 samples", "1 Hz", "999 Hz", "768001 Hz"],
 )
 def test_what_a_header_claims_is_checked_before_memory_is_taken(
     tmp_path: Path, content: bytes, rule: str, monkeypatch: pytest.MonkeyPatch

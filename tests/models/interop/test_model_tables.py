@@ -205,7 +205,9 @@ def renames() -> list[tuple[Callable[[str], str], str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("rename", "old", "new"), renames(), ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("rename", "old", "new"), renames(), ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_older_names(rename: Callable[[str], str], old: str, new: str) -> None:
     assert rename(old) == new
 
