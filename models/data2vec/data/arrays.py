@@ -34,9 +34,7 @@ class ArrayDataset:
         except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
             raise DataError(f"{file} does not hold the arrays x and y: {error}") from error
         if x.ndim < 2 or y.shape != x.shape[:1] or not len(x):
-            raise DataError(
-                f"{file}: x has the shape {x.shape}, y {y.shape}; each sample of x needs its class"
-            )
+            raise DataError(f"{file}: x has the shape {x.shape}, y {y.shape}; one class a sample of x")
         if not np.isfinite(x).all():
             raise DataError(f"{file}: x has values that are no finite numbers")
         self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
