@@ -226,7 +226,7 @@ def config_show(words: RecipeWords = None) -> None:
     from .recipe.describe import describe
 
     composed = compose(request.config_name, request.overrides, request.config_dir, check=False)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(markup=False, soft_wrap=True, highlight=False)
     console.print(describe(composed.recipe, changed_only=request.changed_only))
     for note in composed.notes:
         console.print(f"note: {note}", style="dim", markup=False)

@@ -57,7 +57,7 @@ def import_command(
     if list_:
         _show_list()
         return
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(markup=False, soft_wrap=True, highlight=False)
     if download:
         for name in download:
             file = fetch(name, sha256, address, console)
@@ -136,7 +136,7 @@ def fetch(name: str, sha256: str | None, address: str | None, console: Console) 
         raise ConfigError([Problem("--download", name, rule)], "the command line")
     dest = downloads_folder() / published.name
     columns = (DownloadColumn(), BarColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(markup=False, stderr=True), transient=True) as bar:
         task = bar.add_task(published.name, total=None)
         got = download(url, dest, sha256, lambda have, total: bar.update(task, completed=have, total=total))
     note = {"sha256": got.sha256, "bytes": got.bytes, "url": url, "verified": got.verified}
@@ -160,8 +160,8 @@ def _show_list() -> None:
             entry.name, entry.modality.lower(), entry.size, entry.finetuning or "-", entry.dataset,
             entry.licence, entry.recipe or "not recorded", "yes" if _here(entry.name) else "no",
         )  # fmt: skip
-    console = Console()
-    wide = Console(width=None if console.is_terminal else 230, highlight=False)
+    console = Console(markup=False)
+    wide = Console(markup=False, width=None if console.is_terminal else 230, highlight=False)
     wide.print(table)
     for entry in PUBLISHED:
         wide.print(f"{entry.name}  {entry.url}{_here(entry.name)}", markup=False, soft_wrap=True)

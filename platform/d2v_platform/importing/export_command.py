@@ -62,7 +62,7 @@ def export_command(
         remarks = [f"left out: {words}" for words in export_folder(artifact, out)]
     else:
         remarks = export_safetensors(artifact, out)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(markup=False, soft_wrap=True, highlight=False)
     console.print(f"{artifact.kind} model of {folder} written to {out} ({to})", markup=False)
     for remark in remarks:
         console.print(f"  {remark}", markup=False)

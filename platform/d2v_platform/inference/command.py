@@ -34,7 +34,7 @@ def infer_command(arguments: Sequence[str], prog: str) -> None:
     """Decode, write the results and show the table, for each of the inferences that are asked for."""
     runs, notes = read_runs(arguments, prog)
     show_notes(notes)
-    console, stamped = Console(), _stamped_folder()
+    console, stamped = Console(markup=False), _stamped_folder()
     for number, (name, options) in enumerate(runs.items()):
         if len(runs) > 1:
             place = Path(options.common_eval.results_path or stamped) / str(number)

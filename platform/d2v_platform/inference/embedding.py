@@ -84,7 +84,7 @@ def _images(
     source = open_any(place, subset, labelled)
     rows = run_model(model, source, "features", pooling, layer, batch_size=batch_size)
     write_embeddings(rows, dest)
-    console = Console()
+    console = Console(markup=False)
     for line in rows.odd:
         console.print(line, style="yellow", markup=False)
     console.print(
@@ -111,7 +111,7 @@ def _recordings(
     source = place if subset is None else place / subset
     if subset is not None and not source.exists():
         source = place / f"{subset}.tsv"
-    console = Console(soft_wrap=True)
+    console = Console(markup=False, soft_wrap=True)
     files = find_recordings(source)
     report = embed_recordings(
         model, files, dest, pooling=pooling, layer=layer, batch_size=batch_size, console=console

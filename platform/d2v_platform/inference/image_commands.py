@@ -53,7 +53,7 @@ def probe_command(
     models = [("model", loaded)]
     models += [(f"random {seed}", loaded.untrained(seed)) for seed in range(1, random_weights + 1)]
     table = Table("weights", "bank", "images", "judged on", "images", f"kNN (k={neighbours}) %", "linear %")
-    console, odd = Console(), dict[str, None]()
+    console, odd = Console(markup=False), dict[str, None]()
     for what, judged in models:
         sides = [run_model(judged, source, "features", pooling, layer) for source in sources]
         scores = probe(sides[0], sides[1], neighbours, seed=1)

@@ -83,7 +83,7 @@ def report_unreadable(failed: list[str], total: int) -> None:
     """Name what could not be read, and end with exit code 2; nothing if all could."""
     if not failed:
         return
-    console = Console(file=sys.stderr, soft_wrap=True)
+    console = Console(markup=False, file=sys.stderr, soft_wrap=True)
     console.print(f"{len(failed)} of {total} recordings could not be read:", highlight=False)
     for line in failed[:_SHOWN]:
         console.print(f"  {line}", highlight=False, markup=False)

@@ -80,7 +80,7 @@ def transcribe_command(
     search = load_search(str(folder), make_search(options, str(place)))
     frame_s, stems = loaded.frame_s, dict(zip(files, output_stems(files, source), strict=True))
     recordings = ReadRecordings(loaded, files)
-    errors = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+    errors = Console(markup=False, file=sys.stderr, soft_wrap=True, highlight=False)
     with _bars(errors) as bars:
         task = bars.add_task("transcribing", total=len(files))
         for index, emissions in enumerate(loaded.emissions_each(recordings, batch_size=batch_size)):

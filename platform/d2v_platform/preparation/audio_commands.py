@@ -46,7 +46,7 @@ def audio_manifest(
 
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"--layout {layout!r}: choose {' or '.join(LAYOUTS)}")
-    console = Console(soft_wrap=True)
+    console = Console(markup=False, soft_wrap=True)
     options = AudioOptions(
         ext=ext,
         valid_percent=valid_percent,
@@ -94,7 +94,7 @@ def audio_labels(
     table = None
     if transcripts is not None:
         table = TranscriptTable(file=transcripts, path_column=path_column, text_column=text_column)
-    console = Console(soft_wrap=True)
+    console = Console(markup=False, soft_wrap=True)
     report = prepare_labels(
         tsv, output_dir, output_name, table=table, build_dict=build_dict, dictionary=dict_
     )
@@ -106,8 +106,9 @@ def audio_labels(
     if report.unknown:
         shown = ", ".join(f"{symbol!r} x {count}" for symbol, count in list(report.unknown.items())[:10])
         console.print(
-            f"[yellow]{sum(report.unknown.values())} letters are not in the dictionary and become <unk>: "
-            f"{shown}; write transcripts in its letters (upper case), or give --build-dict[/yellow]",
+            f"{sum(report.unknown.values())} letters are not in the dictionary and become <unk>: "
+            f"{shown}; write transcripts in its letters (upper case), or give --build-dict",
+            style="yellow",
             highlight=False,
         )
 
@@ -133,7 +134,7 @@ def audio_events(
     report = prepare_events(
         tsv, output_dir, output_name, segments=segments, classes=classes, level=level, sample_rate=sample_rate
     )
-    Console(soft_wrap=True).print(
+    Console(markup=False, soft_wrap=True).print(
         f"{report.folder}/{report.name}.lbl: {report.clips:,} clips, {report.labels:,} labels of "
         f"{report.classes:,} classes",
         highlight=False,
@@ -162,7 +163,7 @@ def audio_subsets(
         raise DataError(
             f"--minutes {minutes!r} must be numbers separated by commas, such as 1,3,10"
         ) from None
-    console = Console(soft_wrap=True)
+    console = Console(markup=False, soft_wrap=True)
     table = Table("folder", "utterances", "minutes")
     for subset in prepare_subsets(tsv, dest, amounts, sample_rate=sample_rate, seed=seed):
         table.add_row(str(subset.folder), f"{subset.utterances:,}", f"{subset.minutes:.2f}")
@@ -193,7 +194,7 @@ def language_model(
     dest.mkdir(parents=True, exist_ok=True)
     (dest / "lm.arpa").write_text(model.arpa(), encoding="utf-8")
     (dest / "lexicon.txt").write_text(lexicon_text(sorted(set(known))), encoding="utf-8")
-    Console(soft_wrap=True).print(
+    Console(markup=False, soft_wrap=True).print(
         f"{dest}/lm.arpa: {len(model.log10):,} n-grams up to order {order}, perplexity "
         f"{model.perplexity(sentences):.1f} on its own text; lexicon.txt: {len(set(known)):,} words",
         highlight=False,
@@ -219,7 +220,7 @@ def _show(report: ManifestReport, console: Console) -> None:
     for reason, count in Counter(entry.remark for entry in report.remarks).items():
         console.print(f"{count} files: {reason}", highlight=False)
     if report.dropped:
-        console.print(f"[yellow]{len(report.dropped)} files were left out[/yellow] (all in dropped.tsv):")
+        console.print(f"{len(report.dropped)} files were left out (all in dropped.tsv):")
         for entry in report.dropped[:10]:
             console.print(f"  {printable(entry.path)}: {entry.problem}", highlight=False, markup=False)
     console.print(f"task.data={report.folder}", highlight=False)

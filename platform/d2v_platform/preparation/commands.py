@@ -69,7 +69,7 @@ def text(
 
     if units not in ("bpe", "words", "letters"):
         raise DataError(f"--units {units!r} must be bpe, words or letters")
-    console = Console()
+    console = Console(markup=False)
     named = {"train": train or [], "valid": valid or [], "test": test or []}
     checksums = _named_values(sha256 or [])
     sources = {
@@ -115,7 +115,7 @@ def glue(
     """
     from .glue import prepare_glue
 
-    console = Console()
+    console = Console(markup=False)
     reports = prepare_glue(
         raw_folder,
         dest,

@@ -37,7 +37,7 @@ def images(
         raise DataError(f"--images-per-shard {images_per_shard} must be >= 1")
     if resize is not None and resize < 1:
         raise DataError(f"--resize {resize} must be >= 1")
-    console = Console()
+    console = Console(markup=False)
     options = ImageOptions(
         images_per_shard=images_per_shard,
         resize=resize,

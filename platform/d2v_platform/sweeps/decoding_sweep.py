@@ -148,7 +148,7 @@ def decoding_sweep_main(words: Sequence[str], config: Path, plan_only: bool) -> 
         if sweep.fresh:
             logger.info("to go on with it: the same command with platform.run_name=%s", sweep.name)
         load_search(sweep.job.model, sweep.job.search)  # what is wrong with lexicon or model is said here
-        emissions, there = stored_emissions(sweep.job, Console())
+        emissions, there = stored_emissions(sweep.job, Console(markup=False))
         logger.info(
             "emissions of %s: %d utterances, %s (%s)", sweep.job.subset, len(emissions.utterances),
             "taken from an earlier run" if there else "computed", emissions.folder,

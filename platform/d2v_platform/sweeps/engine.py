@@ -434,7 +434,7 @@ def show(table: ResultTable, title: str) -> None:
     from rich.console import Console
 
     width = None if os.isatty(2) else 140
-    console = Console(stderr=True, highlight=False, width=width)
+    console = Console(markup=False, stderr=True, highlight=False, width=width)
     console.print(table.rich(title, console.width))
     for line in table.summary_lines():
         console.print(line, markup=False)
