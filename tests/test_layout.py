@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -160,3 +161,12 @@ def test_a_start_imports_what_it_needs(module: str, absent: str) -> None:
     code = f"import sys, {module}; print(sorted({set(absent.split())!r} & {{*sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_printed_is_never_read_as_markup() -> None:
+    """Rich takes ``[...]`` in a name for a style, unless its console is told not to."""
+    made = re.compile(r"\bConsole\((?!markup=False|quiet=True)")
+    found = [
+        path.relative_to(REPO) for path in sources("platform", "experiments") if made.search(path.read_text())
+    ]
+    assert found == []

@@ -100,7 +100,7 @@ def peer(modality: str, samples: int, length: int) -> list[Case]:
 
 def run(cases: Sequence[Case], steps: int, threads: int, as_json: bool, only: str) -> None:
     """Measure the cases one after the other and show them."""
-    console, timings = Console(stderr=True), list[Timing]()
+    console, timings = Console(markup=False, stderr=True), list[Timing]()
     for one in cases:
         if only not in one.name:
             continue
@@ -113,9 +113,9 @@ def run(cases: Sequence[Case], steps: int, threads: int, as_json: bool, only: st
     if as_json:
         typer.echo(json.dumps([asdict(timing) | real_time(timing) for timing in timings], indent=2))
         return
-    Console().print(table(timings, threads))
+    Console(markup=False).print(table(timings, threads))
     for line in remarks(timings):
-        Console().print(line)
+        Console(markup=False).print(line)
 
 
 def remarks(timings: Sequence[Timing]) -> list[str]:

@@ -132,7 +132,7 @@ def _batches(model: ImageModel, source: ImageSource, size: int) -> Iterator[dict
     parts = [list(range(i, min(i + size, len(dataset)))) for i in range(0, len(dataset), size)]
     ahead = min(os.cpu_count() or 1, 8) if len(dataset) >= _MANY else 0
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    with Bars(*columns, console=Console(markup=False, stderr=True), transient=True) as bars:
         bar = bars.add_task("images", total=len(dataset))
         worker = Worker(device=torch.device(model.device), loader_processes=ahead)
         for part, batch in zip(parts, make_loader(dataset, parts, worker), strict=True):

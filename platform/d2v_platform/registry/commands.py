@@ -73,7 +73,7 @@ def show_command(
             _tell_ancestry(chosen, ancestry(tracker, chosen))
             from rich.markdown import Markdown
 
-            Console().print(Markdown(chosen.description))
+            Console(markup=False).print(Markdown(chosen.description))
             return
         newest = model.versions[0] if model.versions else None
         steps = ancestry(tracker, newest) if newest else []
@@ -196,8 +196,8 @@ def _tell_ancestry(version: ModelVersion | None, steps: list[str]) -> None:
 
 def _print(table: Table) -> None:
     # Outside a terminal rich assumes 80 columns and would cut names: scripts get full lines.
-    console = Console()
-    Console(width=None if console.is_terminal else 200).print(table)
+    console = Console(markup=False)
+    Console(markup=False, width=None if console.is_terminal else 200).print(table)
 
 
 def _aliases(model: RegisteredModel) -> str:

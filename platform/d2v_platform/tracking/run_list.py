@@ -149,6 +149,6 @@ def runs_command(
         score = "" if run.score is None else f"{run.metric} {run.score:.4g}"
         cells = (run.name, run.state, run.recipe, update, score, run.started, run.experiment)
         table.add_row(*map(Text, cells))
-    console = Console()
+    console = Console(markup=False)
     # Outside a terminal rich assumes 80 columns and would cut names: scripts get full lines.
-    Console(width=None if console.is_terminal else 200).print(table)
+    Console(markup=False, width=None if console.is_terminal else 200).print(table)
