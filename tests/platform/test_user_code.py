@@ -133,7 +133,17 @@ model = mlflow.pyfunc.load_model("models:/digits@champion")
 x = np.load({str(tmp_path / "digits" / "valid.npz")!r})["x"][:2]
 rows = model.predict(pd.DataFrame({{"input": [one.tolist() for one in x]}}))["embedding"]
 assert "plugin" not in sys.modules
+try:
+    model.predict(pd.DataFrame({{"input": [x[0].tolist(), [[1.0]], None]}}))
+except Exception as error:
+    assert "row 2: input = null must be an array of numbers" in str(error), error
+try:
+    model.predict(pd.DataFrame({{"input": [x[0].tolist(), [[1.0]]]}}))
+except Exception as error:
+    print(error)
 print("embeddings", len(rows), len(rows[0]), float(np.abs(rows[0]).max()))
 """
-    words = run("-c", served).splitlines()[-1].split()
+    *_, refusal, line = run("-c", served).splitlines()
+    assert "row 1: input: a series of (1, 1); the model takes (8, 8)" in refusal
+    words = line.split()
     assert words[:3] == ["embeddings", "2", "64"] and np.isfinite(float(words[3])) and float(words[3]) > 0

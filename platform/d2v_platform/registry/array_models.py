@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .served import EMBEDDING, Served, Use, register_served
+from .serving import EMBEDDING, Served, Use, register_served
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .served import EMBEDDING, POOLED, SCORES, Served, Use
+from .serving import EMBEDDING, POOLED, SCORES, Served, Use
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .served import Served, Use
+from .serving import Served, Use
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..markdown import code, plain
 from ..markdown import table as markdown_table
 from ..tracking.redaction import redact, redact_text
-from .served import served_as
+from .serving import served_as
 
 if TYPE_CHECKING:
     from ..tracking.scores import StoredScore

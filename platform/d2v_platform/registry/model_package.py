@@ -17,7 +17,7 @@ import data2vec
 from ..tracking.mlflow_access import configure_environment
 from .card_pictures import PICTURE_FOLDER
 from .model_card import CARD_FILE
-from .served import served_of
+from .serving import served_of
 
 MODEL_FOLDER = "model"  # name of our folder inside the package: artifacts/model
 LINEAGE_FILE = "lineage.json"

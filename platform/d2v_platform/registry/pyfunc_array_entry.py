@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
@@ -30,25 +30,20 @@ class ArrayModel(PythonModel):
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         from data2vec.errors import DataError
+        from data2vec.served import answering, check_rows, numbers
 
-        rows = []
-        for number, nested in enumerate(model_input["input"]):
-            try:
-                rows.append(self._model.embed(_array(nested)).astype(float).tolist())
-            except (DataError, TypeError, ValueError) as error:
-                raise DataError(f"row {number}, column input: {error}") from error
-        return pd.DataFrame({"embedding": rows}, index=model_input.index)
-
-
-def _array(nested: Any) -> Any:
-    """MLflow gives arrays of arrays."""
-    found = np.array(nested.tolist() if isinstance(nested, np.ndarray) else nested, dtype=object)
-    while found.dtype == object and found.size and isinstance(found.flat[0], np.ndarray | list):
-        found = np.array([np.asarray(part).tolist() for part in found.ravel()])
-    values = found.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("holds values that are no finite numbers")
-    return values
+        with answering(MlflowException):
+            given = list(model_input["input"])
+            check_rows(
+                given, "input", lambda v: None if numbers(v) is not None else "must be an array of numbers"
+            )
+            rows = []
+            for number, nested in enumerate(given):
+                try:
+                    rows.append(self._model.embed(numbers(nested)).astype(float).tolist())
+                except DataError as error:
+                    raise DataError(f"row {number}: input: {error}") from error
+            return pd.DataFrame({"embedding": rows}, index=model_input.index)
 
 
 mlflow.models.set_model(ArrayModel())

@@ -35,7 +35,7 @@ def record_check(folder: Path | str, model: Any = None) -> Path:
         import data2vec
 
         model = data2vec.load(folder)
-    from .served import served_of  # not at the top: this file also runs as a script, without its package
+    from .serving import served_of  # not at the top: this file also runs as a script, without its package
 
     content = {"format": FORMAT, **served_of(model.config).check(model), "rtol": _RTOL, "atol": _ATOL}
     path = folder / CHECK_FILE
