@@ -42,6 +42,7 @@ from .v1.vision_config import Data2VecVisionConfig
 
 EMBEDDING_KEY = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
 V1_EMBEDDING_KEY = "encoder.sentence_encoder.embed_tokens.weight"
+TEACHER = "teacher.safetensors"
 LETTERS = "dict.ltr.txt"
 WORDS = "dict.txt"
 _TRUNK_PREFIX = {
@@ -102,7 +103,7 @@ def save_artifact(
     with written_folder(folder) as beside:
         save_file(_plain(state), beside / "model.safetensors")
         if teacher is not None:
-            save_file(_plain(teacher), beside / "teacher.safetensors")
+            save_file(_plain(teacher), beside / TEACHER)
         (beside / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(beside / "tokenizer")
@@ -152,6 +153,15 @@ class Artifact:
     def state(self) -> dict[str, torch.Tensor]:
         """The weights."""
         with _safetensors_errors(self.folder / "model.safetensors") as path:
+            return load_file(path)
+
+    @functools.cached_property
+    def teacher(self) -> dict[str, torch.Tensor] | None:
+        """The teacher's weights, names relative to the averaged module; ``None`` if the folder has none."""
+        file = self.folder / TEACHER
+        if not file.is_file():
+            return None
+        with _safetensors_errors(file) as path:
             return load_file(path)
 
     @functools.cached_property

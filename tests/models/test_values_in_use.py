@@ -201,6 +201,11 @@ def test_a_folder_says_what_is_wrong_with_it(text: Any, tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(whole_bytes[:100])
     with pytest.raises(CheckpointError, match="damaged or truncated"):
         read_artifact(folder)
+    (folder / "model.safetensors").write_bytes(whole_bytes)
+    assert read_artifact(folder).teacher is None
+    (folder / "teacher.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(CheckpointError, match=r"teacher\.safetensors is damaged or truncated"):
+        _ = read_artifact(folder).teacher
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors missing"):
         read_artifact(folder)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from ..artifact import LETTERS, WORDS, Artifact
 from ..config import Data2VecMultiConfig
@@ -26,7 +25,6 @@ from ..folders import written_folder
 from ..lm.config import TransformerLMConfig
 from ..mae_config import MaeConfig
 from ..typed import to_dict
-from .imported import State
 from .transformer_lm import reference_cfg, reference_state
 
 KEYS_FILE = "KEYS.md"
@@ -63,7 +61,7 @@ def export_fairseq(artifact: Artifact, path: Path | str, *, half: bool = False) 
         (name, tensor.half() if half and tensor.is_floating_point() else tensor)
         for name, tensor in state.items()
     )
-    teacher = teacher_of(artifact)
+    teacher = artifact.teacher
     if teacher is not None:
         model["_ema"] = OrderedDict(teacher)
     update = artifact.config.get("origin", {}).get("update")
@@ -155,12 +153,6 @@ def _task(artifact: Artifact, *, pretraining: bool = False) -> dict[str, Any]:
     if artifact.kind == "audio_classifier" and not pretraining:
         task |= {"_name": "audio_classification", "labels": "lbl"}
     return task
-
-
-def teacher_of(artifact: Artifact) -> State | None:
-    """The teacher's tensors, if the folder has them."""
-    path = artifact.folder / "teacher.safetensors"
-    return load_file(path) if path.is_file() else None
 
 
 def export_safetensors(artifact: Artifact, folder: Path | str) -> list[str]:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-from data2vec.artifact import load_strictly, read_artifact, save_artifact
+from data2vec.artifact import TEACHER, load_strictly, read_artifact, save_artifact
 from data2vec.clone_chunks import CloneChunk, clone_chunks
 from data2vec.collapse import STAGES, watched_channels
 from data2vec.config import Data2VecMultiConfig
@@ -139,11 +138,10 @@ class PretrainingTask(TrainingTask):
         """Student, decoder and, where the folder has one, teacher."""
         artifact = read_artifact(folder)
         load_strictly(self.model.student, artifact.state, folder)
-        teacher = folder / "teacher.safetensors"
-        if teacher.is_file():
-            load_strictly(self.model.teacher.module, load_file(teacher), teacher)
-        else:
+        if artifact.teacher is None:
             self.model.teacher.copy_from_student()
+        else:
+            load_strictly(self.model.teacher.module, artifact.teacher, folder / TEACHER)
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Loss per masked position, deviations of targets and predictions, masked share, teacher."""
