@@ -202,7 +202,7 @@ def test_a_folder_says_what_is_wrong_with_it(text: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="damaged or truncated"):
         read_artifact(folder)
     (folder / "model.safetensors").write_bytes(whole_bytes)
-    assert read_artifact(folder).teacher is None
+    assert set(read_artifact(folder).teacher or ()) == {"a"}
     (folder / "teacher.safetensors").write_bytes(b"no tensors")
     with pytest.raises(CheckpointError, match=r"teacher\.safetensors is damaged or truncated"):
         _ = read_artifact(folder).teacher
