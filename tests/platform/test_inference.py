@@ -241,7 +241,7 @@ def test_language_models_that_do_not_fit_are_named(
     with pytest.raises(Data2VecError, match="other units"):
         infer(read_options(kenlm)[0])
     (tmp_path / "lexicon").write_text("ONE\tO N E |\nNAÏVE\tN A Ï V E |\nTWO\tT W O\n")
-    with pytest.raises(Data2VecError, match=r"(?s)line 2.*Ï.*line 3.*must end with"):
+    with pytest.raises(Data2VecError, match=r"line 3.*must end with"):
         infer(read_options([*common, *words])[0])
 
 

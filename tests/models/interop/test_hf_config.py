@@ -236,7 +236,11 @@ def test_joint_matrices_are_query_key_value_in_this_order() -> None:
     assert back.keys() == state.keys() - {"head.bias"} and sorted(used) == sorted(made)
     assert all(torch.equal(tensor, state[name]) for name, tensor in back.items())
     assert hf_state.join_vision(made, "theirs.", "model.", 10) == ({}, [])
-    index = hf_state.with_relative_index({"a.relative_position_bias_table": q}, 3)
+    table = torch.zeros((2 * 3 - 1) ** 2 + 3, 12)
+    index = hf_state.with_relative_index({"a.relative_position_bias_table": table}, 3)
+    assert hf_state.with_relative_index({"a.relative_position_bias_table": table}, 4).keys() == {
+        "a.relative_position_bias_table"
+    }
     assert torch.equal(index["a.relative_position_index"], relative_position_index(3))
 
     local = "model.modality_encoders.TEXT.local_encoder."
