@@ -72,6 +72,7 @@ _SESSION_FOLDER = _seal_environment()
 atexit.register(shutil.rmtree, _SESSION_FOLDER, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first; tests on the cluster last, with a longer time limit.
 

@@ -161,7 +161,7 @@ def _scalar(hint: Any, value: Any, dotted: str, problems: list[Problem]) -> Any:
     if hint in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
         endless = hint is float and abs(value) == math.inf  # a weight of a decoder may be -inf
         if not (endless or abs(value) <= _LARGEST[hint]):  # NaN is not <= anything
-            rule = f"must be a number of at most {_LARGEST[hint]:g}, above or below 0"
+            rule = f"must be a finite number of at most {_LARGEST[hint]:g}"
             problems.append(Problem(dotted, value, rule))
             return _MISSING
         if hint is float:

@@ -90,6 +90,7 @@ def test_a_killed_worker_costs_no_step_and_no_metric(
     assert metric_steps(disturbed.run_id) == dict.fromkeys(range(1, 61), 1)
 
 
+@pytest.mark.slow
 def test_two_workers_share_a_model(
     ray_cluster: Any, home: Path, tmp_path: Path, tiny_recipe: dict[str, Any]
 ) -> None:
@@ -159,6 +160,7 @@ def until(done: Callable[[], object], logs: Callable[[], str], seconds: float = 
         time.sleep(0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(500)
 def test_bare_job_submission_resumes_under_its_name(

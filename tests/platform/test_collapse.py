@@ -70,8 +70,8 @@ def still(recipe: dict[str, Any], **platform: Any) -> Recipe:
 def plant(monkeypatch: pytest.MonkeyPatch, how: Callable[[Data2VecPretraining], None]) -> None:
     honest = TextPretraining.__init__
 
-    def build(self: TextPretraining, recipe: Recipe) -> None:
-        honest(self, recipe)
+    def build(self: TextPretraining, recipe: Recipe, folder: Path | None = None) -> None:
+        honest(self, recipe, folder)
         how(self.model)
 
     monkeypatch.setattr(TextPretraining, "__init__", build)

@@ -173,6 +173,7 @@ def test_a_run_killed_at_many_more_moments(runs: Runs, straight: Straight) -> No
     _kill_and_compare(runs, straight, kills)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # some 20 s on a free machine
 def test_a_run_killed_in_an_upload_goes_on_on_another_machine(
     runs: Runs,
@@ -209,6 +210,7 @@ def test_a_run_killed_in_an_upload_goes_on_on_another_machine(
     assert all(f"checkpoints/{folder}/manifest.json" in files for folder in folders)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # some 20 s on a free machine
 def test_a_full_disk_names_the_file_and_keeps_the_last_checkpoint(
     runs: Runs, straight: Straight, tmp_path: Path

@@ -70,7 +70,7 @@ def test_a_lexicon_that_does_not_fit_stops_before_training(
     (tmp_path / "lm.arpa").write_text(NgramModel.estimate([["ONE"]], 2).arpa())
     (tmp_path / "lexicon").write_text("one\to n e |\n")
     made = recipe(utterances, wer_args=f"[{tmp_path}/lm.arpa, {tmp_path}/lexicon, 2, -1]")
-    with pytest.raises(DataError, match="line 1: 'one' is spelt with o, n, e"):
+    with pytest.raises(DataError, match=r"left out: 'one' with o, n, e \(line 1\)"):
         check_data(made, ctc_model)
     absent = recipe(utterances, wer_kenlm_model="/author/lm", wer_lexicon=f"{tmp_path}/lexicon")
     with pytest.raises(ConfigError, match=r"criterion\.wer_kenlm_model = '/author/lm' +no such file"):

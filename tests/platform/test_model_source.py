@@ -57,7 +57,7 @@ def test_what_is_no_model_is_refused_with_the_reason(tmp_path: Path) -> None:
         (foreign, CheckpointError, "not one of d2v"),
         (folder_with(tmp_path / "a", "{"), CheckpointError, "not readable JSON"),
         (folder_with(tmp_path / "b", {"x": 1}), CheckpointError, "neither ours"),
-        (folder_with(tmp_path / "c", [1]), CheckpointError, "neither ours"),
+        (folder_with(tmp_path / "c", [1]), CheckpointError, "holds a list, not an object"),
     ]
     for path, kind, words in cases:
         with pytest.raises(kind, match=words):

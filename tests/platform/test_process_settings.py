@@ -36,6 +36,7 @@ print(resident() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ever_new_lengths_do_not_fill_the_memory() -> None:
     environment = {k: v for k, v in os.environ.items() if k != CACHE_LIMIT}

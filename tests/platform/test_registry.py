@@ -237,7 +237,7 @@ def test_incomplete_registrations_name_every_problem(
         "card_markdown",
         "results_table",
     }
-    with pytest.raises(CheckpointError, match=r"no model folder: config.json and model.safetensors missing"):
+    with pytest.raises(CheckpointError, match=r"no model folder of ours: config\.json and model"):
         add(tracker, tmp_path, run_id)
     assert list_models(tracker) == []
 

@@ -90,7 +90,7 @@ def test_recordings_have_their_own_rates_and_a_default() -> None:
         predict(table, output="transcript")
     for rows, told in (
         ({"noise": [1]}, "there is neither"),
-        ({"audio": [float("nan")]}, "each row needs audio"),
+        ({"audio": [float("nan")]}, r"row 0: give audio \(an array of samples\)"),
     ):
         with pytest.raises(DataError, match=told):
             predict(pd.DataFrame(rows))

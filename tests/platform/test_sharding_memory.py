@@ -74,6 +74,7 @@ def _measure(rank: int, size: int, place: str) -> None:
     Path(place, f"peaks-{rank}.json").write_text(json.dumps(peaks))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # three processes import PyTorch
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's memory high-water mark")
 def test_peak_memory_of_a_shared_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from d2v_platform.training.stopping import Stop, StopQuestion, in_a_thread, stop
 
 
 def test_the_first_signal_of_a_training_is_noted_and_the_second_ends_it(capfd: Any) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with stoppable() as stop:
         with stop.gently():
             signal.raise_signal(signal.SIGTERM)

@@ -352,8 +352,8 @@ def test_the_progress_of_a_fetch(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     progress.add(1_000_000_000)  # in 20 s
     progress.add(1_000_000_000)
     assert [record.getMessage() for record in caplog.records] == [
-        "fetching s3://b/x: 1.00 of 4.00 GB, 50.0 MB/s, 1:00 to go",
-        "fetching s3://b/x: 2.00 of 4.00 GB, 50.0 MB/s, 0:40 to go",
+        "fetching s3://b/x: 1 GB of 4 GB, 50 MB/s, 0:01:00 to go",
+        "fetching s3://b/x: 2 GB of 4 GB, 50 MB/s, 0:00:40 to go",
     ]
 
 

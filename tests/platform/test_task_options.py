@@ -75,7 +75,8 @@ def test_facts_of_data_and_parents() -> None:
     recipe = Recipe.from_dict(toy_recipe(dataset={"valid_subset": "check,other", "train_subset": "learn",
                                                   "disable_validation": False}))  # fmt: skip
     assert tasks.data_facts(recipe, str.upper) == {
-        "data.fingerprint": "CHECK", "data.train_fingerprint": "LEARN"}  # fmt: skip
+        "data.fingerprint": "CHECK", "data.train_fingerprint": "LEARN", "dictionary.hash": "none",
+    }  # fmt: skip
     recipe.dataset.disable_validation = True
     assert tasks.data_facts(recipe, str.upper)["data.fingerprint"] == "LEARN"
     assert tasks.parent_facts({"run_id": "r", "update": 7}) == {"parent.run": "r", "parent.update": "7"}

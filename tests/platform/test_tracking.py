@@ -337,7 +337,6 @@ def test_a_killed_driver_is_closed_and_its_points_arrive(tracker: Tracker, mlflo
     script = textwrap.dedent("""
         import sys, time
         from d2v_platform.tracking.tracker import MetricPoint, Tracker
-from d2v_platform.tracking.tracker_actor import LocalTracker, TrackingReporter
         tracker = Tracker(send_interval_s=3600)
         run = tracker.open_run(experiment="e", name="victim", params={}, resume_key="victim")
         tracker.log(run.run_id, [MetricPoint("loss", s, float(s), s) for s in range(7)])

@@ -96,6 +96,7 @@ def test_names_that_are_taken_are_refused() -> None:
         register_component("task", "masked_lm", Path)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(400)
 def test_a_modality_of_ones_own_from_its_recipe_to_the_registry(home: Path, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def prepare_text(
     options = options or TextOptions()
     begin = time.monotonic()
     check_sources(sources, options)
+    dest = dest.absolute()  # processes that encode may have been started in another folder
     dest.mkdir(parents=True, exist_ok=True)
     with sole_writer(dest):
         return _Run(dict(sources), dest, options, console or Console(quiet=True)).run(begin)

@@ -60,10 +60,12 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
         return
     # The Tracker's actor and a sweep's trials are many small processes: quiet and on the loopback interface.
     options: dict[str, Any] = {
-        "runtime_env": {"env_vars": worker_environment(), "py_modules": user_code.folders()},
+        "runtime_env": {"env_vars": worker_environment()},
         "log_to_driver": True,
         "configure_logging": False,
     }
+    if folders := user_code.folders():
+        options["runtime_env"]["py_modules"] = folders
     ours = not ("RAY_ADDRESS" in os.environ or in_job())
     if ours:
         port = _free_port()
