@@ -99,6 +99,7 @@ register_task(
         criteria=(ModelCriterion,),
         room=SeriesPretraining,
         data="a folder with train.npz and valid.npz; python experiments/plugin/digits.py FOLDER makes one",
+        modality="series",
         problems=pretraining_problems,
         metrics=lambda recipe: {"knn": True},
     ),

@@ -105,7 +105,10 @@ def test_logged_figures_are_those_of_the_interval(ran: tuple[Summary, Diary, Toy
     assert summary.metrics["train/first_loss"] == diary.points["train/loss"][3]
     assert summary.metrics["train/loss"] == diary.points["train/loss"][12]
     assert summary.metrics["train/encoder_var"] == diary.points["train/encoder_var"][12]
-    assert summary.reason == "max_epoch 4 reached" and summary.facts == {"data.fingerprint": "toy"}
+    assert summary.reason == "max_epoch 4 reached" and summary.facts == {
+        "data.fingerprint": "toy",
+        "data.size": "9 blocks, 9 tokens",
+    }
 
 
 def test_a_short_last_interval_is_logged_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

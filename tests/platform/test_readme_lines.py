@@ -97,7 +97,7 @@ def execute(line: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("modality", "make", "written"),
     [
-        ("Text", text, "acceptable"),
+        ("Text", text, "score_1"),
         ("Speech", speech, "transcripts/talk.txt"),
         ("Images", images, "photos.parquet"),
     ],

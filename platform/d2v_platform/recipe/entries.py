@@ -72,6 +72,7 @@ class TaskEntry:
         room: its ``TrainingTask``, or ``package.module:Class`` of it, imported when a run needs it.
         rooms: those of models that need another one.
         data: what ``task.data`` is, for a message that it is not there.
+        modality: what it reads, in small letters; names its MLflow experiment.
         problems: what is impossible about a recipe of this task; model and criterion may be of other tasks.
         metrics: what validation reports besides the loss, with whether larger is better.
     """
@@ -80,6 +81,7 @@ class TaskEntry:
     criteria: tuple[type[Any], ...]
     room: str | type[Any]
     data: str
+    modality: str
     problems: Callable[[Recipe], Iterable[Any]]
     metrics: Callable[[Recipe], Mapping[str, bool]] = _no_metrics
     rooms: Mapping[type[Any], str] = field(default_factory=dict)
@@ -95,6 +97,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         criteria=(ModelCriterion,),
         room=_ours("text_pretraining", "TextPretraining"),
         data=_TOKENS,
+        modality="text",
         problems=masked_lm_problems,
     ),
     SentencePredictionTask: TaskEntry(
@@ -102,6 +105,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         criteria=(SentencePredictionCriterion,),
         room=_ours("sentence_prediction", "SentencePrediction"),
         data="the <TASK>-bin folder that d2v prepare glue wrote",
+        modality="text",
         problems=sentence_problems,
         metrics=sentence_metrics,
     ),
@@ -110,6 +114,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         criteria=(CrossEntropyCriterion, AdaptiveLossCriterion),
         room=_ours("language_modeling", "LanguageModeling"),
         data=_TOKENS,
+        modality="text",
         problems=language_problems,
         metrics=_always((PERPLEXITY,), False),
     ),
@@ -118,6 +123,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         criteria=(ModelCriterion,),
         room=_ours("audio_pretraining", "AudioPretraining"),
         data="the folder that d2v prepare audio-manifest wrote (train.tsv)",
+        modality="audio",
         problems=audio_problems,
     ),
     AudioFinetuningTask: TaskEntry(
@@ -125,6 +131,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         criteria=(CTCCriterion,),
         room=_ours("audio_finetuning", "AudioFinetuning"),
         data="the folder that d2v prepare audio-manifest and audio-labels wrote",
+        modality="audio",
         problems=audio_problems,
         metrics=_always(CTC_METRICS, False),
     ),
@@ -133,6 +140,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         criteria=(ModelCriterion,),
         room=_ours("audio_classification", "AudioClassification"),
         data="the folder that d2v prepare audio-manifest and audio-events wrote",
+        modality="audio",
         problems=audio_problems,
         metrics=_always(EVENT_METRICS, True),
     ),
@@ -142,6 +150,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         room=_ours("image_pretraining", "ImagePretraining"),
         rooms={MaeConfig: _ours("mae_pretraining", "MaePretraining")},
         data=_IMAGES,
+        modality="image",
         problems=image_problems,
         metrics=probe_metrics,
     ),
@@ -150,6 +159,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         criteria=(ModelCriterion,),
         room=_ours("image_pretraining", "ImagePretraining"),
         data=_IMAGES,
+        modality="image",
         problems=image_problems,
         metrics=probe_metrics,
     ),
@@ -158,6 +168,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         criteria=(ModelCriterion,),
         room=_ours("image_classification", "ImageClassification"),
         data=_IMAGES,
+        modality="image",
         problems=image_problems,
         metrics=_always(CLASSIFICATION_METRICS, True),
     ),
@@ -166,6 +177,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         criteria=(ModelCriterion,),
         room=_ours("image_classification", "ImageClassification"),
         data=_IMAGES,
+        modality="image",
         problems=image_problems,
         metrics=_always(CLASSIFICATION_METRICS, True),
     ),

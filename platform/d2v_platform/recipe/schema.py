@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from data2vec.errors import ConfigError, Problem
 from data2vec.typed import to_dict
 
 from . import user_code
 from .components import (
-    NAMES,
     Adam,
     Composite,
     Criterion,
@@ -24,6 +23,7 @@ from .components import (
     Task,
     component_name,
 )
+from .entries import entry_of
 from .groups import (
     GROUPS,
     Checkpoint,
@@ -109,10 +109,9 @@ class Recipe:
         """W*F: micro-batches of one update in this epoch, however many processes share them."""
         return self.world_size() * self.update_freq_for_epoch(epoch)
 
-    def modality(self) -> Literal["text", "audio", "image"]:
-        """What the task reads."""
-        name = NAMES[type(self.task)]
-        return "audio" if "audio" in name else "image" if "image" in name else "text"
+    def modality(self) -> str:
+        """What the task reads: text, audio, image, or that of a user's task."""
+        return entry_of(self.task).modality
 
     def experiment(self) -> str:
         """The MLflow experiment: one for each modality, or as it is named."""

@@ -211,6 +211,8 @@ def data_size(recipe: Recipe, dataset: Any) -> str:
         seconds = float(np.sum(dataset.manifest.frames)) / 16_000
         length = f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
         return f"{count:,} recordings, {length}"
+    if modality != "text":
+        return f"{count:,} samples"
     what = "sentences" if "sentence" in NAMES[type(recipe.task)] else "blocks"
     return f"{count:,} {what}, {int(np.sum(dataset.sizes)):,} tokens"
 
