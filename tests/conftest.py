@@ -72,20 +72,18 @@ _SESSION_FOLDER = _seal_environment()
 atexit.register(shutil.rmtree, _SESSION_FOLDER, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Fast tests first; tests on the cluster last, with a longer time limit.
 
-    A process of ``make test`` takes whole files, whose fixtures are then made once; one begins with the
-    cluster's, so that the others are done beside them.
+    Processes of ``make test`` begin with the cluster's files, so that the others are done beside them.
     """
     for item in items:
         if "ray_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.cluster)
         if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(CLUSTER_TIMEOUT_S))
-        item.add_marker(pytest.mark.xdist_group("cluster" if _on_cluster(item) else str(item.path)))
-    items.sort(key=_on_cluster, reverse=hasattr(config, "workerinput"))  # stable: else as collected
+    # stable: else as collected
+    items.sort(key=_on_cluster, reverse=hasattr(config, "workerinput"))
 
 
 def _on_cluster(item: pytest.Item) -> bool:
