@@ -136,7 +136,7 @@ def test_numbers_that_no_machine_has(value: float) -> None:
     with pytest.raises(ConfigError) as caught:
         build(Outer, {"name": "a", **fields})
     assert len(caught.value.problems) == len(fields), caught.value
-    assert "must be a number of at most 9.22337e+18" in str(caught.value)
+    assert "must be a finite number of at most 9.22337e+18" in str(caught.value)
 
 
 def test_a_float_may_be_endless() -> None:
