@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)  # some 40 s on a free machine
 def test_a_stopped_ray_run_saves_and_goes_on_as_if_nothing_had_happened(
     ray_cluster: Any, launches: Any, tmp_path: Path

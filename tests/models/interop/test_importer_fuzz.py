@@ -271,7 +271,7 @@ def test_more_layers_than_tensors_are_refused_by_name(family: str, field: str) -
         ("audio", {"num_conv_pos_embeddings": 10**9}, r"model\.pos_conv_depth = 1000000000 +is impossible"),
         ("text", {"num_hidden_layers": 10**9}, r"model\.transformer\.encoder\.layers = 1000000000 +is imp"),
         ("text", {"hidden_dropout_prob": 3.0}, r"model\.transformer\.dropout = 3\.0 +must lie in"),
-        ("text", {"hidden_size": 2**70}, "must be a number of at most 9.22337e"),
+        ("text", {"hidden_size": 2**70}, "must be a finite number of at most 9.22337e"),
         ("vision", {"num_hidden_layers": 10**9}, r"model\.depth = 1000000000 +is impossible"),
         ("vision", {"image_size": 16 * 10**9}, "missing: .*relative_position_index"),
         ("vision", {"image_size": 16 * 63}, "missing: .*relative_position_index"),
