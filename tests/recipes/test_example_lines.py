@@ -101,6 +101,8 @@ def test_the_line_is_accepted(
     verb: str, words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [_with_file(word, folder) for word in words]
+    if any(word.startswith("experiments/") for word in words):
+        monkeypatch.chdir(config_root().parent)  # where its lines are typed
     if verb == "train":
         request = parse(words)
         if request.multirun:
