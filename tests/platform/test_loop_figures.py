@@ -107,7 +107,7 @@ def test_logged_figures_are_those_of_the_interval(ran: tuple[Summary, Diary, Toy
     assert summary.metrics["train/encoder_var"] == diary.points["train/encoder_var"][12]
     assert summary.reason == "max_epoch 4 reached" and summary.facts == {
         "data.fingerprint": "toy",
-        "data.size": "9 blocks, 9 tokens",
+        "data.size": "9 samples",
     }
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from d2v_platform.recipe.components import SentencePredictionCriterion
 from d2v_platform.recipe.compose import compose
+from d2v_platform.recipe.entries import task_class
 from d2v_platform.recipe.image_components import MaeImageClassification
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import (
@@ -442,3 +443,28 @@ def test_dropouts_of_a_roberta_recipe_replace_pretrainings() -> None:
     options = sentence_prediction.trunk_config(recipe, parent).transformer  # type: ignore[union-attr]
     assert (options.dropout, options.attention_dropout, options.activation_dropout) == (0.2, 0.3, 0.4)
     assert options.encoder.layerdrop == 0.5 and parent.model_config.transformer.dropout == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "dataset", "said"),
+    [
+        ("tiny/text_pretraining", {"sizes": np.array([500, 700])}, "2 blocks, 1,200 tokens"),
+        ("tiny/language_model", {"sizes": np.array([500, 700])}, "2 blocks, 1,200 tokens"),
+        ("tiny/text_finetuning", {"sizes": np.array([5, 7])}, "2 sentences, 12 tokens"),
+        ("tiny/audio_pretraining", {"frames": np.array([960_000, 480_000])}, "2 recordings, 1.5 minutes"),
+        ("tiny/audio_finetuning", {"frames": np.array([57_600_000, 28_800_000])}, "2 recordings, 1.5 hours"),
+        ("tiny/image_pretraining", {}, "2 images"),
+    ],
+)
+def test_each_task_says_how_much_its_data_is(recipe: str, dataset: dict[str, Any], said: str) -> None:
+    class Held:
+        sizes = dataset.get("sizes")
+        manifest = SimpleNamespace(frames=dataset.get("frames"))
+
+        def __len__(self) -> int:
+            return 2
+
+    given = ["task.data=/d", "model.model_path=/m", "model.w2v_path=/m"]
+    kinds = {"tiny/text_finetuning": given[:2], "tiny/audio_finetuning": [given[0], given[2]]}
+    made = compose(recipe, kinds.get(recipe, given[:1])).recipe
+    assert task_class(made).size_in_words(made, Held()) == said

@@ -56,7 +56,6 @@ class Samples:
         random = np.random.default_rng(start)
         self.x = random.normal(1.0, 2.0, (count, DIM)).astype(np.float32) + np.float32(0.5 * epoch)
         self.c = random.integers(1, 5, count).astype(np.float32)
-        self.sizes = np.ones(count, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.x)

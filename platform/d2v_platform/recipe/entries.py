@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -91,6 +92,10 @@ def _ours(module: str, name: str) -> str:
     return f"d2v_platform.tasks.{module}:{name}"
 
 
+_audio = functools.partial(TaskEntry, modality="audio", problems=audio_problems)
+_images = functools.partial(
+    TaskEntry, modality="image", data=_IMAGES, criteria=(ModelCriterion,), problems=image_problems
+)
 _ENTRIES: dict[type[Any], TaskEntry] = {
     MaskedLMTask: TaskEntry(
         models=(Data2VecMultiConfig, Data2VecTextConfig),
@@ -118,67 +123,45 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         problems=language_problems,
         metrics=_always((PERPLEXITY,), False),
     ),
-    AudioPretrainingTask: TaskEntry(
+    AudioPretrainingTask: _audio(
         models=(Data2VecMultiConfig, Data2VecAudioConfig),
         criteria=(ModelCriterion,),
         room=_ours("audio_pretraining", "AudioPretraining"),
         data="the folder that d2v prepare audio-manifest wrote (train.tsv)",
-        modality="audio",
-        problems=audio_problems,
     ),
-    AudioFinetuningTask: TaskEntry(
+    AudioFinetuningTask: _audio(
         models=(Wav2VecCTC,),
         criteria=(CTCCriterion,),
         room=_ours("audio_finetuning", "AudioFinetuning"),
         data="the folder that d2v prepare audio-manifest and audio-labels wrote",
-        modality="audio",
-        problems=audio_problems,
         metrics=_always(CTC_METRICS, False),
     ),
-    AudioClassificationTask: TaskEntry(
+    AudioClassificationTask: _audio(
         models=(AudioClassification,),
         criteria=(ModelCriterion,),
         room=_ours("audio_classification", "AudioClassification"),
         data="the folder that d2v prepare audio-manifest and audio-events wrote",
-        modality="audio",
-        problems=audio_problems,
         metrics=_always(EVENT_METRICS, True),
     ),
-    MaeImagePretrainingTask: TaskEntry(
+    MaeImagePretrainingTask: _images(
         models=(Data2VecMultiConfig, MaeConfig),
-        criteria=(ModelCriterion,),
         room=_ours("image_pretraining", "ImagePretraining"),
         rooms={MaeConfig: _ours("mae_pretraining", "MaePretraining")},
-        data=_IMAGES,
-        modality="image",
-        problems=image_problems,
         metrics=probe_metrics,
     ),
-    ImagePretrainingTask: TaskEntry(
+    ImagePretrainingTask: _images(
         models=(Data2VecVisionConfig,),
-        criteria=(ModelCriterion,),
         room=_ours("image_pretraining", "ImagePretraining"),
-        data=_IMAGES,
-        modality="image",
-        problems=image_problems,
         metrics=probe_metrics,
     ),
-    MaeImageClassificationTask: TaskEntry(
+    MaeImageClassificationTask: _images(
         models=(MaeImageClassification,),
-        criteria=(ModelCriterion,),
         room=_ours("image_classification", "ImageClassification"),
-        data=_IMAGES,
-        modality="image",
-        problems=image_problems,
         metrics=_always(CLASSIFICATION_METRICS, True),
     ),
-    ImageClassificationTask: TaskEntry(
+    ImageClassificationTask: _images(
         models=(Data2VecImageClassification,),
-        criteria=(ModelCriterion,),
         room=_ours("image_classification", "ImageClassification"),
-        data=_IMAGES,
-        modality="image",
-        problems=image_problems,
         metrics=_always(CLASSIFICATION_METRICS, True),
     ),
 }

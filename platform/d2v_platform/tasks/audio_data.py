@@ -81,3 +81,12 @@ def check_symbols(dataset: SpeechDataset, letters: Dictionary, remedy: str) -> s
             f"labels: {remedy}, or make labels in its letters (upper case)"
         )
     return f"{where}: {100 * share:.2f} % of the labels become <unk>: {shown}"
+
+
+def recordings_in_words(recipe: Recipe, dataset: SpeechDataset) -> str:
+    """How many recordings a subset holds, and their length."""
+    task = recipe.task
+    assert isinstance(task, AudioPretrainingTask | AudioFinetuningTask | AudioClassificationTask)
+    seconds = float(dataset.manifest.frames.sum()) / task.sample_rate
+    length = f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+    return f"{len(dataset):,} recordings, {length}"

@@ -25,7 +25,7 @@ from ..recipe.audio_checks import language_model, missing_files
 from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2VecCTC
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
-from .audio_data import audio_samples, check_symbols, speech_options
+from .audio_data import audio_samples, check_symbols, recordings_in_words, speech_options
 from .audio_parent import block_lr_scales, check_parent
 from .floor import Floor, transcript_floor
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
@@ -76,6 +76,11 @@ class AudioFinetuning(OneModelTask[CTCModel]):
         """The data set of one subset; nothing is built."""
         assert isinstance(recipe.task, AudioFinetuningTask)
         return open_subset(recipe, subset, load_letters(recipe.task), None)
+
+    @staticmethod
+    def size_in_words(recipe: Recipe, dataset: Any) -> str:
+        """Recordings and their length."""
+        return recordings_in_words(recipe, dataset)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:

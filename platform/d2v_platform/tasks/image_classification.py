@@ -90,6 +90,11 @@ class ImageClassification(OneModelTask[ImageClassifier]):
         return open_subset(recipe, subset, training=training, augmented=False)
 
     @staticmethod
+    def size_in_words(recipe: Recipe, dataset: Any) -> str:
+        """Images."""
+        return f"{len(dataset):,} images"
+
+    @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare classes and model."""
         assert isinstance(recipe.model, ImageClassifierModel)

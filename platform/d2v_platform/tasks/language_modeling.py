@@ -45,6 +45,11 @@ class LanguageModeling(OneModelTask[TransformerLM]):
         return open_blocks(NextTokenDataset, recipe, subset)
 
     @staticmethod
+    def size_in_words(recipe: Recipe, dataset: Any) -> str:
+        """Blocks and their tokens."""
+        return f"{len(dataset):,} blocks, {int(dataset.sizes.sum()):,} tokens"
+
+    @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare dictionaries and bands."""
         _check_vocabulary(recipe, check_blocks(NextTokenDataset, recipe).dictionary)

@@ -71,6 +71,11 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
         return open_subset(recipe, subset)
 
     @staticmethod
+    def size_in_words(recipe: Recipe, dataset: Any) -> str:
+        """Sentences or pairs, and their tokens."""
+        return f"{len(dataset):,} sentences, {int(dataset.sizes.sum()):,} tokens"
+
+    @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare the data with the model."""
         train = open_subset(recipe, recipe.dataset.train_subset)

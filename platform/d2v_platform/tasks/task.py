@@ -16,7 +16,6 @@ from data2vec.collapse import Scatter
 from data2vec.data.batching import epoch_batches
 from data2vec.pretraining import Moments
 
-from ..recipe.components import NAMES
 from ..recipe.schema import Recipe
 from ..training.statistics import Layout, Sums
 from .floor import Floor
@@ -86,6 +85,11 @@ class TrainingTask(ABC):
     @abstractmethod
     def open_subset(recipe: Recipe, subset: str) -> Any:
         """The data set of one subset, with its ``fingerprint()``; nothing is built."""
+
+    @staticmethod
+    def size_in_words(recipe: Recipe, dataset: Any) -> str:
+        """How much a subset holds, such as "512 recordings, 1.5 hours"."""
+        return f"{len(dataset):,} samples"
 
     @staticmethod
     @abstractmethod
@@ -199,22 +203,7 @@ def floor_facts(task: TrainingTask) -> dict[str, str]:
 def size_facts(task: TrainingTask) -> dict[str, str]:
     """How much data it is trained on."""
     recipe = task.recipe
-    return {"data.size": data_size(recipe, task.dataset(recipe.dataset.train_subset))}
-
-
-def data_size(recipe: Recipe, dataset: Any) -> str:
-    """How much a subset holds, in words: images, recordings and hours, or sentences and tokens."""
-    count, modality = len(dataset), recipe.modality()
-    if modality == "image":
-        return f"{count:,} images"
-    if modality == "audio":
-        seconds = float(np.sum(dataset.manifest.frames)) / 16_000
-        length = f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-        return f"{count:,} recordings, {length}"
-    if modality != "text":
-        return f"{count:,} samples"
-    what = "sentences" if "sentence" in NAMES[type(recipe.task)] else "blocks"
-    return f"{count:,} {what}, {int(np.sum(dataset.sizes)):,} tokens"
+    return {"data.size": task.size_in_words(recipe, task.dataset(recipe.dataset.train_subset))}
 
 
 def data_facts(recipe: Recipe, fingerprint: Callable[[str], str]) -> dict[str, str]:

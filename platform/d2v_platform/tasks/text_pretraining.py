@@ -52,6 +52,11 @@ class TextPretraining(PretrainingTask):
         return open_blocks(TextBlocksDataset, recipe, subset)
 
     @staticmethod
+    def size_in_words(recipe: Recipe, dataset: Any) -> str:
+        """Blocks and their tokens."""
+        return f"{len(dataset):,} blocks, {int(dataset.sizes.sum()):,} tokens"
+
+    @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use."""
         check_blocks(TextBlocksDataset, recipe)

@@ -36,6 +36,7 @@ from data2vec.mae_flops import autoencoder_step
 from data2vec.v1.sizes import as_multi
 
 from ..recipe.components import SentencePredictionTask
+from ..recipe.entries import task_class
 from ..recipe.image_components import ImageClassifierModel
 from ..recipe.schema import Recipe
 
@@ -137,9 +138,9 @@ class Workload:
 
     def data_size(self) -> str | None:
         """How much training data it is, in words; ``None`` if it was not read."""
-        from ..tasks.task import data_size
-
-        return None if self.dataset is None else data_size(self.recipe, self.dataset)
+        if self.dataset is None:
+            return None
+        return task_class(self.recipe).size_in_words(self.recipe, self.dataset)
 
     def mean_flops(self) -> float:
         """Work of a micro-batch, on average."""
