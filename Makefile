@@ -26,7 +26,7 @@ demo: setup ## The main job, small: pretrain, sweep, register, predict (DATA=<GL
 
 JOBS ?= 2
 test: setup ## All tests but the slow ones, in two processes (JOBS=…; ARGS=… goes to pytest)
-	@$(PY) -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile $(ARGS)
+	@$(PY) -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup ## The tests that take minutes each
 	@$(PY) -m pytest -m "slow and not gpu" $(ARGS)
