@@ -47,7 +47,7 @@ parity: setup ## Compare with the recorded numbers of the reference, and write t
 # The library, and what decides on the platform: selection, gate, checkpoint, queue, forecast, checks.
 FILES ?= $(wildcard models/data2vec/*.py models/data2vec/v1/*.py) $(addprefix platform/d2v_platform/, \
     recipe/checks.py recipe/audio_checks.py recipe/image_checks.py sweeps/selection.py sweeps/engine.py \
-    registry/promotion.py tracking/metric_queue.py tracking/metric_sender.py tracking/redaction.py \
+    registry/promotion.py tracking/metric_queue.py tracking/metric_sender.py redaction.py \
     training/checkpoint.py training/forecast.py training/optimizer.py training/train_loop.py)
 MUTANTS ?= 5
 SEED ?= 1

@@ -19,8 +19,8 @@ from typer.core import TyperGroup
 
 from data2vec.errors import Data2VecError
 
+from .redaction import redact_logs, redact_text
 from .storage.local_places import place_problem
-from .tracking.redaction import redact_logs, redact_text
 
 _COMPLETE = "_D2V_COMPLETE"  # set by the shell's completion
 # Verbs with a module of their own: its place, the name in it, what `d2v --help` says, and an example.

@@ -7,7 +7,7 @@ import shlex
 import typer
 
 from .home import d2v_home, default_tracking_uri
-from .tracking.redaction import redact_text
+from .redaction import redact_text
 
 
 def env_command() -> None:

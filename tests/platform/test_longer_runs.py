@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from d2v_platform.recipe.compose import Composed, compose
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.redaction import redact
 from d2v_platform.registry.model_source import resolve
-from d2v_platform.tracking.redaction import redact
 from d2v_platform.tracking.tracker import ExistingRun, Tracker
 from d2v_platform.training import train_loop
 from d2v_platform.training.continuation import Continuation, continue_run

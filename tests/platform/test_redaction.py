@@ -11,7 +11,7 @@ import pytest
 
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.describe import describe
-from d2v_platform.tracking.redaction import MASK, looks_secret, redact, redact_file, redact_text
+from d2v_platform.redaction import MASK, looks_secret, redact, redact_file, redact_text
 from d2v_platform.tracking.tracker import Tracker
 from d2v_platform.training.continuation import resume_command
 from data2vec.errors import ConfigError, Data2VecError

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
+from d2v_platform.redaction import RedactingFormatter, redact_logs
 from d2v_platform.storage.locations import open_location
-from d2v_platform.tracking.redaction import RedactingFormatter, redact_logs
 from d2v_platform.training.ray_session import worker_environment
 
 REPO = Path(__file__).resolve().parents[2]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ..redaction import redact_text
 from ..tracking.mlflow_access import short_reason
-from ..tracking.redaction import redact_text
 
 Level = Literal["ok", "note", "bad"]
 

@@ -17,9 +17,9 @@ from data2vec.errors import Data2VecError
 
 from ..home import default_tracking_uri, home_folder
 from ..recipe.schema import Recipe
+from ..redaction import redact_text
 from ..storage.locations import Patience, StorageError, open_location, probe
 from ..tracking.mlflow_access import TrackingUnavailableError
-from ..tracking.redaction import redact_text
 from ..tracking.run_orphans import dead_runs
 from ..tracking.tracker import Tracker
 from ..training.checkpoint import CheckpointStore, Retention

@@ -10,8 +10,8 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import Problem, nearest_names
 from data2vec.mae_config import MaeConfig
 
+from ..redaction import SECRET_IN_NAME, redact_text
 from ..tracking.mlflow_access import ALIAS, ALIAS_RULE, REGISTRY_NAME, REGISTRY_NAME_RULE
-from ..tracking.redaction import SECRET_IN_NAME, redact_text
 from .components import (
     NAMES,
     Adam,

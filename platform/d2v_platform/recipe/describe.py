@@ -17,7 +17,7 @@ from rich.text import Text
 
 from data2vec.typed import describe_type, to_dict
 
-from ..tracking.redaction import redact
+from ..redaction import redact
 from .coercion import field_hints
 from .components import INHERITED, NAMES, OptimizerGroup, component_name
 from .schema import Recipe

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..markdown import code, plain
 from ..markdown import table as markdown_table
-from ..tracking.redaction import redact, redact_text
+from ..redaction import redact, redact_text
 from .serving import served_as
 
 if TYPE_CHECKING:

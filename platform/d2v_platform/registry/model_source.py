@@ -20,10 +20,10 @@ from data2vec.folders import inside
 from data2vec.json_files import read_json
 
 from ..home import home_folder
+from ..redaction import redact_text
 from ..storage.cache import cached, cached_folder
 from ..storage.locations import is_uri, local_path, patiently
 from ..tracking.mlflow_access import configure_environment, error_code
-from ..tracking.redaction import redact_text
 from .alias_history import notice_outside_moves
 from .model_package import MODEL_FOLDER
 from .model_versions import ModelVersion, get_alias, get_version, show

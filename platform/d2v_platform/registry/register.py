@@ -19,8 +19,8 @@ from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from ..home import home_folder
 from ..recipe import user_code
+from ..redaction import redact, redact_text
 from ..tracking.mlflow_access import error_code, is_server
-from ..tracking.redaction import redact, redact_text
 from ..tracking.scores import stored_scores, take_scores
 from .alias_history import AliasMove, history, moving, note_outside_moves, show_score
 from .card_pictures import PICTURE_FOLDER, draw_curves, with_pictures

@@ -16,8 +16,8 @@ from ..home import chosen_tracking_uri
 from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest
 from ..recipe.schema import Recipe
+from ..redaction import redact_text
 from ..tasks.pretraining import COLLAPSE_GUARD_AFTER
-from ..tracking.redaction import redact_text
 from ..tracking.tracker_actor import AnyTracker
 from ..training.collapse import collapsed_stages
 from ..training.loop_state import Summary

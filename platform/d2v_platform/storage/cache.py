@@ -38,7 +38,7 @@ from data2vec.folders import inside
 
 from ..figures import clock, data_size
 from ..home import home_folder
-from ..tracking.redaction import redact_text
+from ..redaction import redact_text
 from .locations import Location, Patience, StorageError, is_uri, local_path, open_location
 
 if TYPE_CHECKING:

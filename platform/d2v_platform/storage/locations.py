@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlparse
 
 from data2vec.errors import Data2VecError
 
-from ..tracking.redaction import redact_text
+from ..redaction import redact_text
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from data2vec.errors import Data2VecError
 from ..recipe.compose import Composed
 from ..recipe.difference import digest
 from ..recipe.sweep_definition import Trial
+from ..redaction import RedactingFormatter
 from ..tracking.mlflow_access import TrackingUnavailableError, error_code, is_permanent, short_reason
-from ..tracking.redaction import RedactingFormatter
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from ..training.evaluation_log import EvaluationLog
 from ..training.loop_state import Summary, TrainingStopped, Worker

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from data2vec.errors import Data2VecError
 
+from ..redaction import redact_text
 from .metric_queue import MetricQueue, PendingPoint
 from .mlflow_access import as_steps, is_permanent, short_reason
-from .redaction import redact_text
 from .run_outbox import Action, RunOutbox
 
 if TYPE_CHECKING:

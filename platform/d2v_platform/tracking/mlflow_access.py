@@ -17,7 +17,7 @@ import filelock
 from data2vec.errors import Data2VecError
 
 from ..home import sqlite_path
-from .redaction import redact_text
+from ..redaction import redact_text
 
 logger = logging.getLogger(__name__)
 

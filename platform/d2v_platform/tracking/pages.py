@@ -11,8 +11,8 @@ import typer
 from data2vec.errors import Data2VecError
 
 from ..home import default_tracking_uri, sqlite_path
+from ..redaction import redact_text
 from .mlflow_access import configure_environment, is_server
-from .redaction import redact_text
 
 
 def ui_command(

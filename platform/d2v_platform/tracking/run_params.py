@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data2vec.typed import flatten
 
-from .redaction import redact
+from ..redaction import redact
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

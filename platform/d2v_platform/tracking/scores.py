@@ -19,10 +19,10 @@ import filelock
 from data2vec.errors import Data2VecError
 
 from ..home import home_folder
+from ..redaction import redact
 from ..registry.model_card import fitting_card, with_scores
 from .metric_queue import MetricPoint
 from .mlflow_access import error_code
-from .redaction import redact
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -33,6 +33,7 @@ import filelock
 from data2vec.errors import Data2VecError
 
 from ..home import artifact_location, chosen_tracking_uri, d2v_home, home_folder
+from ..redaction import SECRET_IN_NAME, redact, redact_file, redact_text
 from .metric_queue import MetricPoint, MetricQueue
 from .metric_sender import MetricSender
 from .mlflow_access import (
@@ -44,7 +45,6 @@ from .mlflow_access import (
     short_reason,
     unavailable,
 )
-from .redaction import SECRET_IN_NAME, redact, redact_file, redact_text
 from .run_liveness import HEARTBEAT_TAG, Heartbeat
 from .run_orphans import close_dead_runs, deliver_leftovers
 from .run_outbox import RunOutbox

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..home import d2v_home
-from .redaction import redact_logs
+from ..redaction import redact_logs
 from .scores import Score, record_scores
 from .tracker import MetricPoint, Tracker, now_ms
 

@@ -15,8 +15,8 @@ from ..recipe.compose import Composed, compose
 from ..recipe.difference import Change, changes, resume_differences
 from ..recipe.locate import config_root
 from ..recipe.schema import Recipe
+from ..redaction import redact, redact_text
 from ..storage.locations import open_location
-from ..tracking.redaction import redact, redact_text
 from .checkpoint import CheckpointStore
 from .checkpoint_writer import Checkpoints
 from .optimizer import make_schedule

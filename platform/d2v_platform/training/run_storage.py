@@ -13,6 +13,7 @@ from data2vec.errors import ConfigError, Problem
 
 from ..home import home_folder
 from ..recipe.schema import Recipe
+from ..redaction import redact
 from ..storage.locations import (
     Patience,
     StorageAwayError,
@@ -22,7 +23,6 @@ from ..storage.locations import (
     open_location,
     probe,
 )
-from ..tracking.redaction import redact
 from .loop_state import Summary
 from .remote_checkpoints import fetch_model
 

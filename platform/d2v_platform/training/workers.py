@@ -13,7 +13,7 @@ from typing import Any
 from data2vec.errors import Data2VecError
 
 from ..recipe.schema import Recipe
-from ..tracking.redaction import redact_logs
+from ..redaction import redact_logs
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from .evaluation_log import EvaluationLog
 from .loop_state import TrainingInterrupted, TrainingStopped, Worker
