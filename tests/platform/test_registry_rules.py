@@ -13,7 +13,6 @@ import pytest
 from d2v_platform.registry import promotion, reload_check
 from d2v_platform.registry.alias_history import history, notice_outside_moves
 from d2v_platform.registry.from_run import RunCheckpoint, _as_composed, _choose, _stated, find_run
-from d2v_platform.registry.model_card import fitting_card
 from d2v_platform.registry.model_versions import (
     KIND_TAG,
     LINEAGE_TAGS,
@@ -27,6 +26,7 @@ from d2v_platform.registry.model_versions import (
 from d2v_platform.registry.promotion import GateRefusedError, gate_reasons, promote, rollback
 from d2v_platform.registry.register import _check_request, _fitting_tag
 from d2v_platform.registry.reload_check import reload_problem
+from d2v_platform.tracking.scores import fitting_card
 from data2vec.errors import ConfigError, Data2VecError
 
 

@@ -20,7 +20,6 @@ from d2v_platform.preparation.glue import prepare_glue
 from d2v_platform.recipe.audio_components import AudioFinetuningTask
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.sweep_definition import Evaluate
-from d2v_platform.registry.model_card import with_scores
 from d2v_platform.registry.model_versions import get_version
 from d2v_platform.registry.register import register
 from d2v_platform.reports.page import run_page, sweep_page
@@ -30,7 +29,7 @@ from d2v_platform.reports.sweep_history import load_sweep_history
 from d2v_platform.sweeps.split_decoding import decode_winners
 from d2v_platform.sweeps.submission import predict
 from d2v_platform.sweeps.winners import Winner, record_winner_scores
-from d2v_platform.tracking.scores import SCORE_TAG, Score, record_scores, stored_scores
+from d2v_platform.tracking.scores import SCORE_TAG, Score, record_scores, stored_scores, with_scores
 from d2v_platform.tracking.tracker import MetricPoint, Tracker, now_ms
 from d2v_platform.tracking.tracker_actor import LocalTracker
 from data2vec.artifact import read_artifact, save_artifact

@@ -10,6 +10,8 @@ from typing import Any
 
 from data2vec.typed import flatten
 
+from ..markdown import code, table
+from ..redaction import redact
 from .groups import MISSING
 from .schema import Recipe
 
@@ -33,6 +35,7 @@ _FREE_TO_CHANGE = frozenset({
     "common_eval.path",
     "common_eval.results_path",
 })  # fmt: skip
+_SHOWN = 40  # changed keys listed on a card and a run's page; all of them are in lineage.json and the run
 _WORKERS = ("distributed_training.distributed_world_size", "optimization.update_freq")
 
 
@@ -92,6 +95,22 @@ def changes(before: Recipe | Mapping[str, Any], after: Recipe | Mapping[str, Any
         for name in names
         if old.get(name) != new.get(name)
     }
+
+
+def recipe_section(recipe: str, recipe_difference: Mapping[str, tuple[Any, Any]]) -> str:
+    """The named recipe and what was changed in it, as Markdown."""
+    changed = redact(dict(recipe_difference))
+    if not changed:
+        return f"## Recipe\n\n{code(recipe)}, unchanged."
+    rows = [
+        (code(key), *(code(json.dumps(value, default=str)) for value in (old, new)))
+        for key, (old, new) in sorted(changed.items())
+    ]
+    text = f"## Recipe\n\n{code(recipe)} with {len(rows)} changed " + ("key" if len(rows) == 1 else "keys")
+    text += ":\n\n" + table(("key", "recipe", "here"), rows[:_SHOWN])
+    if len(rows) > _SHOWN:
+        text += f"\n\n{len(rows) - _SHOWN} more are in `lineage.json` and in the run."
+    return text
 
 
 def _flat(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..markdown import code, plain
 from ..markdown import table as markdown_table
+from ..recipe.difference import recipe_section
 from ..redaction import redact, redact_text
 from .serving import served_as
-
-if TYPE_CHECKING:
-    from ..tracking.scores import StoredScore
-
-CARD_FILE = "model_card.md"
-_MAX_DESCRIPTION = 5000  # characters; MLflow's limit
-_SHOWN = 40  # changed recipe keys listed in the card; all of them are in lineage.json and the run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,30 +79,6 @@ def model_card(facts: CardFacts) -> str:
     return redact_text("\n\n".join(sections)) + "\n"
 
 
-def with_scores(card: str, scores: Sequence[StoredScore]) -> str:
-    """A card with these test scores, instead of those that it shows, before its lineage."""
-    card = re.sub(r"\n\n## Test scores\n(\n\|.*)+", "", card)
-    rows = [
-        (code(name), f"{value:.4g}", str(score.samples), code(score.data[:12]), _told(score.decoded))
-        for score in scores
-        for name, value in score.metrics.items()
-    ]
-    if not rows:
-        return card
-    shown = markdown_table(("metric", "value", "samples", "data", "decoding"), rows)
-    head, mark, rest = card.partition("\n\n## Lineage")
-    return f"{head.rstrip()}\n\n## Test scores\n\n{shown}{mark}{rest}" + ("" if mark else "\n")
-
-
-def fitting_card(card: str) -> str:
-    """What MLflow takes as a description."""
-    if len(card) <= _MAX_DESCRIPTION:
-        return card
-    note = f"\n\n(The card goes on in {CARD_FILE} of this version.)"
-    head = card[: _MAX_DESCRIPTION - len(note)]
-    return head[: head.rfind("\n")] + note
-
-
 _DEFAULT_LICENCE = (
     "The code is MIT. Weights trained here carry whatever terms the training data sets; if they start from "
     "published data2vec weights, the terms of those weights hold too."
@@ -128,22 +97,6 @@ def _what(facts: CardFacts) -> str:
         rows.append(("training data", _told(facts.data_size)))
     rows.append(("data fingerprint", code(facts.data_fingerprint)))
     return markdown_table(("", ""), rows)
-
-
-def recipe_section(recipe: str, recipe_difference: Mapping[str, tuple[Any, Any]]) -> str:
-    """The named recipe and what was changed in it, as Markdown."""
-    difference = redact(dict(recipe_difference))
-    if not difference:
-        return f"## Recipe\n\n{code(recipe)}, unchanged."
-    rows = [
-        (code(key), *(code(json.dumps(value, default=str)) for value in (old, new)))
-        for key, (old, new) in sorted(difference.items())
-    ]
-    text = f"## Recipe\n\n{code(recipe)} with {len(rows)} changed " + ("key" if len(rows) == 1 else "keys")
-    text += ":\n\n" + markdown_table(("key", "recipe", "here"), rows[:_SHOWN])
-    if len(rows) > _SHOWN:
-        text += f"\n\n{len(rows) - _SHOWN} more are in `lineage.json` and in the run."
-    return text
 
 
 def _metrics(facts: CardFacts) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 import data2vec
 
 from ..tracking.mlflow_access import configure_environment
+from ..tracking.scores import CARD_FILE
 from .card_pictures import PICTURE_FOLDER
-from .model_card import CARD_FILE
 from .serving import served_of
 
 MODEL_FOLDER = "model"  # name of our folder inside the package: artifacts/model

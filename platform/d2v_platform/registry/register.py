@@ -21,10 +21,9 @@ from ..home import home_folder
 from ..recipe import user_code
 from ..redaction import redact, redact_text
 from ..tracking.mlflow_access import error_code, is_server
-from ..tracking.scores import stored_scores, take_scores
+from ..tracking.scores import fitting_card, stored_scores, take_scores, with_scores
 from .alias_history import AliasMove, history, moving, note_outside_moves, show_score
 from .card_pictures import PICTURE_FOLDER, draw_curves, with_pictures
-from .model_card import fitting_card, with_scores
 from .model_package import LINEAGE_FILE, package_model
 from .model_source import ResolvedModel, resolve
 from .model_versions import (

@@ -19,8 +19,8 @@ import filelock
 from data2vec.errors import Data2VecError
 
 from ..home import home_folder
-from ..redaction import redact
-from ..registry.model_card import fitting_card, with_scores
+from ..markdown import code, plain, table
+from ..redaction import redact, redact_text
 from .metric_queue import MetricPoint
 from .mlflow_access import error_code
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .tracker import Tracker
 
 SCORE_TAG = "d2v.score."
+CARD_FILE = "model_card.md"
+_MAX_DESCRIPTION = 5000  # characters; MLflow's limit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +198,36 @@ def take_scores(
     held = tracker.client.get_model_version(name, str(number))
     tags = [SCORE_TAG + score.id for score in scores]
     _put(tracker, held, {tag: run_tags[tag] for tag in tags if tag not in held.tags})
+
+
+def with_scores(card: str, scores: Sequence[StoredScore]) -> str:
+    """A card with these test scores, instead of those that it shows, before its lineage."""
+    card = re.sub(r"\n\n## Test scores\n(\n\|.*)+", "", card)
+    rows = [
+        (
+            code(name),
+            f"{value:.4g}",
+            str(score.samples),
+            code(score.data[:12]),
+            plain(redact_text(score.decoded)),
+        )
+        for score in scores
+        for name, value in score.metrics.items()
+    ]
+    if not rows:
+        return card
+    shown = table(("metric", "value", "samples", "data", "decoding"), rows)
+    head, mark, rest = card.partition("\n\n## Lineage")
+    return f"{head.rstrip()}\n\n## Test scores\n\n{shown}{mark}{rest}" + ("" if mark else "\n")
+
+
+def fitting_card(card: str) -> str:
+    """What MLflow takes as a description."""
+    if len(card) <= _MAX_DESCRIPTION:
+        return card
+    note = f"\n\n(The card goes on in {CARD_FILE} of this version.)"
+    head = card[: _MAX_DESCRIPTION - len(note)]
+    return head[: head.rfind("\n")] + note
 
 
 def _put(tracker: Tracker, held: ModelVersion, texts: Mapping[str, str]) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 
 from ..markdown import code, plain
 from ..recipe.compose import Composed
-from ..recipe.difference import difference
+from ..recipe.difference import difference, recipe_section
 from ..recipe.schema import Recipe
 from ..redaction import redact_text
-from ..registry.model_card import recipe_section
 from ..tracking.tracker_actor import AnyTracker
 
 NOTE_TAG = "mlflow.note.content"
