@@ -192,12 +192,13 @@ def test_a_run_registers_its_model_as_its_recipe_says(
     monkeypatch.setattr(registration, "draw_data", lambda *places: list(places[1:]))
     calls: list[dict[str, Any]] = []
 
-    def register(**named: Any) -> Any:
+    def run(function: Any, **named: Any) -> Any:
+        assert function is registration.register
         calls.append(named)
         aliases = (named["alias"],) if taken else ()
         return SimpleNamespace(version=4, aliases=aliases, refusal=None if taken else "worse than version 3")
 
-    tracker: Any = SimpleNamespace(register=register)
+    tracker: Any = SimpleNamespace(run=run)
     found = registration.register_summary(
         tracker, composed, "run1", tmp_path, summary,
         parent_uri="models:/text/3", results_table=Path("/t"), **given,

@@ -24,6 +24,7 @@ from ..training.loop_state import Summary
 from .card_pictures import PICTURE_FOLDER
 from .data_pictures import draw_data
 from .model_card import CardFacts, model_card
+from .register import register
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ def register_summary(
     tags = lineage_tags(composed, summary, parent_uri) | gate_tags(composed.recipe, summary)
     facts = card_facts(name, composed, summary, tags, folder / "model", parent_uri, protocol, seeds)
     facts = dataclasses.replace(facts, alias=alias or platform.alias)
-    version = tracker.register(
+    version = tracker.run(
+        register,
         pictures=draw_data(composed.recipe, folder / "model", folder / PICTURE_FOLDER),
         folder=folder / "model",
         name=name,

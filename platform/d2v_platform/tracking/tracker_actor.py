@@ -6,9 +6,9 @@ Workers therefore need neither MLflow's libraries nor its credentials, and a SQL
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ..home import d2v_home
 from ..redaction import redact_logs
@@ -18,6 +18,7 @@ from .tracker import MetricPoint, Tracker, now_ms
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "d2v"
+P, R = ParamSpec("P"), TypeVar("R")
 _OF_AN_OPEN_RUN = ("log", "set_tags", "log_text", "log_dict", "log_artifact", "unsent", "flush", "finish")
 # Methods of the service, not of the tracker.
 _OWN = ("unsent", "take_over", "leave_mistake", "mistake_of", "record_scores", "ask_to_stop", "stop_asked")
@@ -49,17 +50,9 @@ class TrackerService:
         owner = self if method in _OWN else self.tracker
         return getattr(owner, method)(*args, **kwargs)
 
-    def register(self, **kwargs: Any) -> Any:
-        """Register a model folder: see :func:`d2v_platform.registry.register.register`."""
-        from ..registry.register import register
-
-        return register(self.tracker, **kwargs)
-
-    def promote(self, **kwargs: Any) -> Any:
-        """Move an alias through its gate: see :func:`d2v_platform.registry.register.promote`."""
-        from ..registry.register import promote
-
-        return promote(self.tracker, **kwargs)
+    def run(self, function: Callable[Concatenate[Tracker, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """``function(tracker, ...)``."""
+        return function(self.tracker, *args, **kwargs)
 
     def record_scores(
         self, scores: Sequence[Score], run_id: str | None, version: tuple[str, int] | None = None
@@ -140,14 +133,9 @@ class RemoteTracker:
         """Call a tracker method and wait for its result; users' mistakes come back as they were raised."""
         return self._wait(self._actor.call.remote(method, *args, **kwargs))
 
-    def register(self, **kwargs: Any) -> Any:
-        """Register a model folder."""
-        # Not repeated by itself: a second version of the same model would be a lie.
-        return self._wait(self._actor.register.options(max_task_retries=0).remote(**kwargs))
-
-    def promote(self, **kwargs: Any) -> Any:
-        """Move an alias through its gate."""
-        return self._wait(self._actor.promote.options(max_task_retries=0).remote(**kwargs))
+    def run(self, function: Callable[Concatenate[Tracker, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """``function(tracker, ...)`` in the tracker's process, never twice: it may make a version."""
+        return self._wait(self._actor.run.options(max_task_retries=0).remote(function, *args, **kwargs))
 
     def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         """Send metric points without waiting; :meth:`settle` waits until they are on disk."""
@@ -212,13 +200,9 @@ class LocalTracker:
         """Call a tracker method."""
         return self._service.call(method, *args, **kwargs)
 
-    def register(self, **kwargs: Any) -> Any:
-        """Register a model folder."""
-        return self._service.register(**kwargs)
-
-    def promote(self, **kwargs: Any) -> Any:
-        """Move an alias through its gate."""
-        return self._service.promote(**kwargs)
+    def run(self, function: Callable[Concatenate[Tracker, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """``function(tracker, ...)``."""
+        return self._service.run(function, *args, **kwargs)
 
     def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         """Points are on disk on return."""
