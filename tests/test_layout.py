@@ -153,7 +153,7 @@ def test_top_level_names() -> None:
     ("module", "absent"),
     [
         ("d2v_platform.cli", "torch ray mlflow sklearn scipy"),
-        ("d2v_platform.training.launch", "torchvision timm sklearn scipy mlflow ray"),
+        ("d2v_platform.launch", "torchvision timm sklearn scipy mlflow ray"),
     ],
 )
 def test_a_start_imports_what_it_needs(module: str, absent: str) -> None:

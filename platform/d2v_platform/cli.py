@@ -255,7 +255,7 @@ def train_command(arguments: Sequence[str], prog: str) -> None:
             run_or_plan(sweep, request.plan_only)
             return
     composed = request.compose()
-    from .training.launch import launch, show_plan
+    from .launch import launch, show_plan
     from .training.run_result import result_lines
     from .training.start_times import reached
 

@@ -47,8 +47,8 @@ class Launches:
 
     def __call__(self, name: str, *overrides: str) -> Any:
         """Train in this process's cluster, or without one if the recipe says so."""
+        from d2v_platform.launch import launch
         from d2v_platform.recipe.compose import compose
-        from d2v_platform.training.launch import launch
 
         return launch(compose("tiny_run", [f"platform.run_name={name}", *overrides], str(self.folder)))
 

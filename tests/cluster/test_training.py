@@ -63,8 +63,8 @@ def kill_a_worker(home: Path, after_update: int, killed: list[int]) -> None:
 def test_a_killed_worker_costs_no_step_and_no_metric(
     ray_cluster: Any, home: Path, tmp_path: Path, tiny_recipe: dict[str, Any]
 ) -> None:
+    from d2v_platform.launch import launch
     from d2v_platform.recipe.compose import compose
-    from d2v_platform.training.launch import launch
 
     recipe = json.loads(json.dumps(tiny_recipe))
     recipe["optimization"]["max_update"] = 60
@@ -94,8 +94,8 @@ def test_a_killed_worker_costs_no_step_and_no_metric(
 def test_two_workers_share_a_model(
     ray_cluster: Any, home: Path, tmp_path: Path, tiny_recipe: dict[str, Any]
 ) -> None:
+    from d2v_platform.launch import launch
     from d2v_platform.recipe.compose import compose
-    from d2v_platform.training.launch import launch
 
     recipe = json.loads(json.dumps(tiny_recipe))
     recipe["optimization"]["max_update"] = 6

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from d2v_platform.launch import launch
 from d2v_platform.recipe.compose import compose
 from d2v_platform.storage import s3
 from d2v_platform.tracking import mlflow_access
 from d2v_platform.training import checkpoint, sharding
 from d2v_platform.training.checkpoint import CheckpointStore
-from d2v_platform.training.launch import launch
 from d2v_platform.training.train_loop import TrainingLoop
 
 

@@ -17,14 +17,15 @@ from typing import Any
 import pytest
 import yaml
 
+from d2v_platform import launch as launching
 from d2v_platform.recipe.compose import Composed, compose
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.registry.model_folders import ResolvedModels, model_folder, resolve_models
 from d2v_platform.tracking.tracker import Tracker
-from d2v_platform.training import launch as launching
 from d2v_platform.training import ray_session, train_loop, workers
 from d2v_platform.training.loop_state import Summary, TrainingInterrupted, TrainingStopped, Worker
 from d2v_platform.training.plan import make_plan
-from d2v_platform.training.preflight import ResolvedModels, model_folder, preflight, resolve_models
+from d2v_platform.training.preflight import preflight
 from d2v_platform.training.ray_session import ClusterInfo
 from d2v_platform.training.run_result import RunResult, result_lines
 from d2v_platform.training.run_storage import run_root

@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from d2v_platform.launch import launch
 from d2v_platform.recipe.compose import Composed, compose
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.redaction import redact
@@ -21,7 +22,6 @@ from d2v_platform.registry.model_source import resolve
 from d2v_platform.tracking.tracker import ExistingRun, Tracker
 from d2v_platform.training import train_loop
 from d2v_platform.training.continuation import Continuation, continue_run
-from d2v_platform.training.launch import launch
 from d2v_platform.training.loop_state import Summary, Worker
 from d2v_platform.training.run_result import result_lines
 from d2v_platform.training.train_loop import train

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from d2v_platform.launch import launch
 from d2v_platform.recipe.compose import compose
 from d2v_platform.registry.register import promote, show
 from d2v_platform.reports.report import write_report
 from d2v_platform.tracking.tracker import MetricPoint, Tracker
-from d2v_platform.training.launch import launch
 
 pytestmark = pytest.mark.timeout(900)  # a browser and a server start; slow beside other work
 

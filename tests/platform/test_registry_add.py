@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from d2v_platform.cli import app as cli
+from d2v_platform.launch import RunResult, launch
 from d2v_platform.recipe.compose import compose
 from d2v_platform.registry import model_versions
 from d2v_platform.registry.commands import app
@@ -18,7 +19,6 @@ from d2v_platform.registry.from_run import RunCheckpoint
 from d2v_platform.registry.model_source import resolve
 from d2v_platform.registry.model_versions import KIND_TAG, ModelVersion, ancestry, get_version
 from d2v_platform.tracking.tracker import Tracker
-from d2v_platform.training.launch import RunResult, launch
 from data2vec.errors import CheckpointError, Data2VecError
 
 SMALL = [

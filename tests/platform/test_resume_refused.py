@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from d2v_platform.launch import launch
 from d2v_platform.recipe.compose import compose
 from d2v_platform.training import train_loop
-from d2v_platform.training.launch import launch
 from data2vec.errors import ConfigError
 
 

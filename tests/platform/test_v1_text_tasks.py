@@ -13,9 +13,9 @@ from d2v_platform.preparation.glue import prepare_glue
 from d2v_platform.recipe.checks import problems
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.registry.model_folders import resolve_models
 from d2v_platform.tasks.sentence_prediction import SentencePrediction
 from d2v_platform.training.loop_state import Worker
-from d2v_platform.training.preflight import resolve_models
 from d2v_platform.training.train_loop import train
 from data2vec.artifact import load, read_artifact, save_artifact
 from data2vec.errors import ConfigError

@@ -190,9 +190,9 @@ def _between(walls: Sequence[float]) -> tuple[float, ...]:
 
 def ray_steps(recipe: dict[str, Any], home: str) -> Steps:
     """The same on one Ray Train worker, with MLflow; its points tell when each update ended."""
+    from ..launch import launch
     from ..recipe.compose import compose
     from ..tracking.tracker import Tracker
-    from ..training.launch import launch
 
     os.environ["D2V_HOME"] = home
     os.environ.pop("MLFLOW_TRACKING_URI", None)

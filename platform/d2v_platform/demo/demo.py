@@ -218,8 +218,8 @@ def _check(options: DemoOptions) -> None:
 
 
 def _pretrain(options: DemoOptions, material: Material) -> tuple[PretrainingFigures, KillProof | None]:
+    from ..launch import launch
     from ..recipe.compose import compose
-    from ..training.launch import launch
 
     size, updates = options.size, options.pretraining_updates
     name = f"demo-pretraining-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"

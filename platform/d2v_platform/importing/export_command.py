@@ -46,8 +46,8 @@ def export_command(
     from data2vec.interop.export import export_fairseq, export_safetensors
     from data2vec.interop.huggingface import export_folder
 
+    from ..registry.model_folders import model_folder
     from ..tracking.tracker import Tracker
-    from ..training.preflight import model_folder
 
     if tracking_uri is not None:
         from ..registry.model_source import resolve

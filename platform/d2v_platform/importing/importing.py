@@ -198,8 +198,7 @@ def _register(
 ) -> str:
     from ..registry.register import record_check, register
     from ..tracking.tracker import Tracker
-    from ..training.launch import code_version
-    from ..training.run_description import NOTE_TAG, source_tags
+    from ..training.run_description import NOTE_TAG, code_version, source_tags
 
     facts = {f"import.{key.removeprefix('imported.')}": str(value) for key, value in origin.items() if value}
     record_check(folder)

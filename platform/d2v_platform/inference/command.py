@@ -18,9 +18,9 @@ from data2vec.data.encoding import file_sha256
 
 from ..figures import duration
 from ..home import home_folder
+from ..registry.model_folders import model_folder
 from ..storage.cache import local_data
 from ..tracking.scores import Score
-from ..training.preflight import model_folder
 from .decoding import Search, check_utterances, load_search, make_job, make_search, open_dataset
 from .options import InferOptions, read_runs
 from .outputs import errors_of, own_results, write_outputs

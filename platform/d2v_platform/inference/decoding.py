@@ -27,8 +27,8 @@ from data2vec.lm.loaded import LanguageModel
 from data2vec.speech_metrics import word_errors
 from data2vec.speech_model import SAMPLE_RATE, SpeechModel
 
+from ..registry.model_folders import model_folder
 from ..tasks.audio_data import check_symbols
-from ..training.preflight import model_folder
 from .options import DecodingOptions, InferOptions, TaskOptions
 
 logger = logging.getLogger(__name__)

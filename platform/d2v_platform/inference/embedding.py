@@ -52,8 +52,8 @@ def embed_command(
     from data2vec.in_use import device_of
     from data2vec.speech_model import SpeechModel
 
+    from ..registry.model_folders import model_folder
     from ..storage.cache import local_data
-    from ..training.preflight import model_folder
 
     where = device_of(device)
     loaded = data2vec.load(model_folder(model)[0], device=where)

@@ -35,8 +35,8 @@ def probe_command(
     """kNN and linear probe of a frozen image model's features, in percent."""
     from data2vec.in_use import device_of
 
+    from ..registry.model_folders import model_folder
     from ..storage.cache import local_data
-    from ..training.preflight import model_folder
     from .image_probes import probe
     from .image_rows import load_image_model, open_any, run_model
 

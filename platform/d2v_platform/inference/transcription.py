@@ -63,7 +63,7 @@ def transcribe_command(
     from data2vec.in_use import device_of
     from data2vec.speech_model import SpeechModel
 
-    from ..training.preflight import model_folder
+    from ..registry.model_folders import model_folder
     from .decoding import load_search, make_search
     from .recordings import ReadRecordings, find_recordings, report_unreadable
 

@@ -35,7 +35,7 @@ def average_command(
     if last is None:
         from data2vec.averaging import average_folders
 
-        from ..training.preflight import model_folder
+        from .model_folders import model_folder
 
         average_folders([model_folder(source)[0] for source in sources], out)
         typer.echo(f"mean of {len(sources)} models written to {out}")

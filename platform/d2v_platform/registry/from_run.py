@@ -109,8 +109,8 @@ def export_from_run(tracker: Tracker, wanted: RunCheckpoint, folder: Path | None
     from ..training.checkpoint import CheckpointStore
     from ..training.checkpoint_writer import Checkpoints
     from ..training.loop_state import Summary
-    from ..training.preflight import resolve_models
     from ..training.run_storage import remote_folder, run_root, started_with
+    from .model_folders import resolve_models
 
     run = find_run(tracker, wanted.run)
     run_id, tags = run.info.run_id, dict(run.data.tags)

@@ -97,7 +97,7 @@ def register_summary(
 
 def lineage_tags(composed: Composed, summary: Summary, parent_uri: str | None) -> dict[str, str]:
     """What a version must carry: recipe, data, dictionary, code, parent."""
-    from ..training.launch import code_version
+    from ..training.run_description import code_version
 
     changed = difference(composed.recipe, composed.base)
     told = {field: [change.before, change.after] for field, change in changed.items()}

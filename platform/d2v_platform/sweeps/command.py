@@ -83,7 +83,7 @@ def run_or_plan(sweep: Sweep, plan_only: bool) -> None:
 
         report_failures(run_sweep(sweep))
         return
-    from ..training.launch import show_plan
+    from ..launch import show_plan
     from .trial import composed_of
 
     for line in plan_lines(sweep):

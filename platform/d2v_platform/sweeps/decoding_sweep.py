@@ -29,8 +29,8 @@ from ..inference.options import InferOptions, read_options
 from ..recipe.expansion import check_yaml
 from ..recipe.overrides import parse_overrides
 from ..recipe.yaml_numbers import refuse_odd_numbers
+from ..registry.model_folders import model_folder
 from ..storage.cache import local_data
-from ..training.preflight import model_folder
 
 logger = logging.getLogger(__name__)
 

@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from ..figures import clock, data_size
+from ..launch import open_tracker, refuse_node_local
 from ..markdown import code, plain
 from ..recipe.sweep_definition import Sweep
 from ..storage.locations import is_uri
 from ..tracking.scores import RecordScores
 from ..tracking.tracker_actor import RemoteTracker
 from ..training import ray_session
-from ..training.launch import code_version, open_tracker, refuse_node_local
-from ..training.run_description import NOTE_TAG, source_tags
+from ..training.run_description import NOTE_TAG, code_version, source_tags
 from .capacity import Capacity, capacity
 from .preparation import prepare_trials
 from .results import ChildRun, Record, StoredTrial, task_of

@@ -16,10 +16,11 @@ from ..recipe.checks import metrics as reported_metrics
 from ..recipe.components import pretrained_field
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import TRAIN_LOSS, Sweep, Trial
+from ..registry.model_folders import ResolvedModels, resolve_models
 from ..storage.cache import with_local_data
 from ..tasks import open_subset
-from ..training.launch import code_version
-from ..training.preflight import ResolvedModels, preflight, resolve_models
+from ..training.preflight import preflight
+from ..training.run_description import code_version
 from .glue_data import RawGlue
 from .results import StoredTrial
 

@@ -105,7 +105,7 @@ def run_trial(config: dict[str, Any]) -> None:
 def _train(
     config: Mapping[str, Any], stored: StoredTrial, folder: Path, tracker: RemoteTracker, run_id: str
 ) -> Summary:
-    from ..training.preflight import ResolvedModels
+    from ..registry.model_folders import ResolvedModels
 
     recipe = stored.trial.recipe
     models = ResolvedModels(
@@ -123,8 +123,8 @@ def _train(
     if config["workers"] > 1:
         from ray.tune.integration.ray_train import TuneReportCallback
 
+        from ..launch import train_on_ray
         from ..training.forecast import forecast_at_hand, placed
-        from ..training.launch import train_on_ray
         from ..training.plan import make_plan
         from ..training.ray_session import cluster_info
 
@@ -219,7 +219,7 @@ def composed_of(trial: Trial) -> Composed:
 
 
 def _tags(config: Mapping[str, Any], stored: StoredTrial) -> dict[str, str]:
-    from ..training.launch import recipe_tags
+    from ..training.run_description import recipe_tags
 
     own = {
         "sweep": config["sweep"],

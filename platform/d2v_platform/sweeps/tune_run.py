@@ -306,8 +306,7 @@ class _Watch(Callback):
 
 def end_child(tracker: RemoteTracker, folder: Path, result: TrialResult) -> None:
     """Final tags and status of a trial's run, handed over without waiting for MLflow."""
-    from ..training.launch import summary_tags
-    from ..training.run_description import log_datasets
+    from ..training.run_description import log_datasets, summary_tags
 
     child = ChildRun.read(folder)
     if child is None:

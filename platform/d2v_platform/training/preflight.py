@@ -1,72 +1,13 @@
-"""What can be found wrong before any worker starts: models that do not exist, data that does not fit."""
+"""What can be found wrong before any worker starts: data that is not there, or does not fit."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from dataclasses import dataclass
 from pathlib import Path
 
-from data2vec.errors import ConfigError, DataError, Problem
+from data2vec.errors import ConfigError, Problem
 
-from ..home import home_folder
-from ..recipe.components import pretrained_field
 from ..recipe.entries import entry_of
 from ..recipe.schema import Recipe
-from ..registry.model_source import resolve
-
-logger = logging.getLogger(__name__)
-
-DEFAULT_RESTORE_FILE = "checkpoint_last.pt"  # the reference's default: whatever the run itself left
-
-
-@dataclass(frozen=True)
-class ResolvedModels:
-    """Model folders that a recipe names.
-
-    Attributes:
-        pretrained: of ``model.model_path`` or ``model.w2v_path``.
-        pretrained_uri: its exact name (an alias is replaced by the version).
-        initial: of ``checkpoint.restore_file`` or ``checkpoint.finetune_from_model``.
-    """
-
-    pretrained: Path | None = None
-    pretrained_uri: str | None = None
-    initial: Path | None = None
-
-
-def resolve_models(recipe: Recipe) -> ResolvedModels:
-    """Bring the models that a recipe names to this machine, as model folders of ours.
-
-    Raises:
-        Data2VecError: an unknown name, or a file that is no model.
-    """
-    rules, field = recipe.checkpoint, pretrained_field(recipe.model)
-    restored = rules.finetune_from_model or rules.restore_file
-    if field == "checkpoint.restore_file":  # as the reference names the pretrained model of roberta
-        pretrained, uri = model_folder(restored, data=recipe.task.data)
-        return ResolvedModels(pretrained, uri, None)
-    pretrained, uri, initial = None, None, None
-    if field is not None:
-        pretrained, uri = model_folder(getattr(recipe.model, field.split(".")[1]), data=recipe.task.data)
-    if restored and (rules.finetune_from_model or Path(restored).name != DEFAULT_RESTORE_FILE):
-        initial, _ = model_folder(restored, data=recipe.task.data)
-    return ResolvedModels(pretrained, uri, initial)
-
-
-def model_folder(name: str, data: str | None = None) -> tuple[Path, str]:
-    """A model name as a folder of ours and its exact URI; a reference ``.pt`` is imported once.
-
-    Args:
-        name: any model name.
-        data: ``task.data``, whose dictionary a ``.pt`` without a ``dict.txt`` beside it is read with.
-    """
-    found = resolve(name)
-    if found.kind == "artifact":
-        return found.path, found.uri
-    if found.kind == "fairseq":
-        return _imported(found.path, data), found.uri
-    return _imported_folder(found.path), found.uri
 
 
 def preflight(recipe: Recipe, pretrained: Path | None) -> None:
@@ -95,56 +36,3 @@ def _missing_folder(recipe: Recipe, folder: Path) -> str:
     if folder.exists():
         return f"is a file; give {wanted}"
     return f"does not exist ({parent} does); give {wanted}"
-
-
-def _imported_folder(path: Path) -> Path:
-    """A Hugging Face folder as a model folder in the cache, made once for each content."""
-    from data2vec.artifact import is_artifact
-    from data2vec.interop.huggingface import import_folder
-    from data2vec.interop.model_folder import save_imported
-
-    parts = [
-        f"{file.name}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in sorted(path.iterdir())
-    ]
-    key = hashlib.sha256("|".join([str(path), *parts]).encode()).hexdigest()[:16]
-    folder = home_folder("cache") / "imported" / key
-    if is_artifact(folder):
-        return folder
-    logger.info("importing the Hugging Face folder %s", path)
-    imported = import_folder(path)
-    for line in imported.report.lines():
-        logger.info("  %s", line)
-    return save_imported(imported, folder, {"file": path.name})
-
-
-def _imported(path: Path, data: str | None) -> Path:
-    """A reference ``.pt`` as a model folder in the cache, made once for each file and dictionary."""
-    from data2vec.artifact import is_artifact
-    from data2vec.interop.model_folder import import_file, save_imported
-
-    candidates = [path.parent / name for name in ("dict.txt", "dict.ltr.txt")]
-    if data:
-        first = Path(data.split(":")[0])
-        candidates += [first / "input0" / "dict.txt", first / "dict.txt", first / "dict.ltr.txt"]
-    there = [file for file in candidates if file.is_file()]
-    status = path.stat()
-    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in there]
-    key = f"{path}|{status.st_size}|{status.st_mtime_ns}|{hashes}"
-    folder = home_folder("cache") / "imported" / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if is_artifact(folder):
-        return folder
-    model = import_file(path)
-    kind = "dict.ltr.txt" if model.kind == "ctc" else "dict.txt"
-    dictionary = next((file for file in there if file.name == kind), None)
-    if model.vocab_size is not None and model.dictionary is None:
-        if dictionary is None:
-            looked = [str(file) for file in candidates if file.name == kind]
-            raise DataError(
-                f"{path} needs its dictionary: put {kind} beside it, or prepare task.data with it "
-                f"(looked for {', '.join(looked)})"
-            )
-        model = import_file(path, dictionary)
-    logger.info("importing %s%s", path, f" with the dictionary {dictionary}" if dictionary else "")
-    for line in model.report.lines():
-        logger.info("  %s", line)
-    return save_imported(model, folder, {"file": path.name})

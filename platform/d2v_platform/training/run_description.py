@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from importlib import metadata
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..markdown import code, plain
 from ..recipe.compose import Composed
-from ..recipe.difference import difference, recipe_section
+from ..recipe.difference import difference, digest, recipe_section
 from ..recipe.schema import Recipe
 from ..redaction import redact_text
 from ..tracking.tracker_actor import AnyTracker
+from .loop_state import Summary
 
 NOTE_TAG = "mlflow.note.content"
 
@@ -26,6 +30,60 @@ def source_tags(command: str, code: str) -> dict[str, str]:
     tags = {"mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
     commit = code.partition(" ")[2].partition("+")[0]
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def recipe_tags(composed: Composed) -> dict[str, str]:
+    """What was trained: recipe, its digest, its difference from the named one, code."""
+    changed = difference(composed.recipe, composed.base)
+    return {
+        "d2v.recipe": composed.named_recipe,
+        "d2v.recipe_digest": digest(composed.recipe),
+        "d2v.recipe_difference": json.dumps({k: [c.before, c.after] for k, c in changed.items()}),
+        "d2v.code": code_version(),
+        **source_tags(f"d2v train {composed.named_recipe}", code_version()),
+    }
+
+
+def summary_tags(summary: Summary) -> dict[str, str]:
+    """How it ended, and the lineage that the loop found."""
+    tags = {f"d2v.{key}": value for key, value in summary.facts.items()}
+    return tags | {"d2v.ended": summary.reason, "d2v.bad_updates": str(summary.bad_updates)}
+
+
+def code_version() -> str:
+    """Package version and, in a checkout, the git commit (with ``+changes`` if files differ from it)."""
+    version = metadata.version("data2vec-platform") if _installed() else "uninstalled"
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return version
+    try:
+        commit = subprocess.run(
+            [
+                "git",
+                "-C",
+                str(root),
+                "describe",
+                "--always",
+                "--abbrev=12",
+                "--dirty=+changes",
+                "--exclude=*",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version} {commit}"
+
+
+def _installed() -> bool:
+    try:
+        metadata.version("data2vec-platform")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def description(composed: Composed, parent_uri: str | None, data: str | None = None) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import secrets
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +16,32 @@ import torch
 
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
-from ..recipe.compose import Composed
-from ..recipe.difference import difference, digest
-from ..recipe.schema import Recipe
-from ..registry.model_versions import PARENT_TAG
-from ..registry.registration import register_summary
-from ..storage.cache import with_local_data
-from ..storage.locations import is_uri
-from ..tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
-from . import ray_session
-from .accelerators import local_gpus
-from .continuation import Continuation, continue_run, resume_command
-from .forecast import Forecast, forecast_as_stated, forecast_at_hand, placed
-from .loop_state import Summary, TrainingInterrupted, TrainingStopped, Worker
-from .plan import Plan, make_plan
-from .preflight import ResolvedModels, preflight, resolve_models
-from .run_description import NOTE_TAG, description, log_datasets, source_tags
-from .run_result import RunResult, finished_before
-from .run_storage import (
+from .recipe.compose import Composed
+from .recipe.difference import digest
+from .recipe.schema import Recipe
+from .registry.model_folders import ResolvedModels, resolve_models
+from .registry.model_versions import PARENT_TAG
+from .registry.registration import register_summary
+from .storage.cache import with_local_data
+from .storage.locations import is_uri
+from .tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
+from .training import ray_session
+from .training.accelerators import local_gpus
+from .training.continuation import Continuation, continue_run, resume_command
+from .training.forecast import Forecast, forecast_as_stated, forecast_at_hand, placed
+from .training.loop_state import Summary, TrainingInterrupted, TrainingStopped, Worker
+from .training.plan import Plan, make_plan
+from .training.preflight import preflight
+from .training.run_description import (
+    NOTE_TAG,
+    code_version,
+    description,
+    log_datasets,
+    recipe_tags,
+    summary_tags,
+)
+from .training.run_result import RunResult, finished_before
+from .training.run_storage import (
     bring_model,
     check_storage,
     keep_end,
@@ -45,8 +50,8 @@ from .run_storage import (
     remote_folder,
     run_root,
 )
-from .start_times import reached
-from .stopping import Stop, in_a_thread, stoppable
+from .training.start_times import reached
+from .training.stopping import Stop, in_a_thread, stoppable
 
 logger = logging.getLogger(__name__)
 
@@ -179,62 +184,8 @@ def _fresh_name(recipe_name: str) -> str:
     return f"{recipe_name.rpartition('/')[2]}-{stamp}-{secrets.token_hex(2)}"
 
 
-def recipe_tags(composed: Composed) -> dict[str, str]:
-    """What was trained: recipe, its digest, its difference from the named one, code."""
-    changed = difference(composed.recipe, composed.base)
-    return {
-        "d2v.recipe": composed.named_recipe,
-        "d2v.recipe_digest": digest(composed.recipe),
-        "d2v.recipe_difference": json.dumps({k: [c.before, c.after] for k, c in changed.items()}),
-        "d2v.code": code_version(),
-        **source_tags(f"d2v train {composed.named_recipe}", code_version()),
-    }
-
-
 def _plan_tags(plan: Plan) -> dict[str, str]:
     return {"d2v.plan": " ".join(plan.lines()), "d2v.workers": str(plan.num_workers)}
-
-
-def summary_tags(summary: Summary) -> dict[str, str]:
-    """How it ended, and the lineage that the loop found."""
-    tags = {f"d2v.{key}": value for key, value in summary.facts.items()}
-    return tags | {"d2v.ended": summary.reason, "d2v.bad_updates": str(summary.bad_updates)}
-
-
-def code_version() -> str:
-    """Package version and, in a checkout, the git commit (with ``+changes`` if files differ from it)."""
-    version = metadata.version("data2vec-platform") if _installed() else "uninstalled"
-    root = Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return version
-    try:
-        commit = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(root),
-                "describe",
-                "--always",
-                "--abbrev=12",
-                "--dirty=+changes",
-                "--exclude=*",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return version
-    return f"{version} {commit}"
-
-
-def _installed() -> bool:
-    try:
-        metadata.version("data2vec-platform")
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 # ---- training
@@ -258,7 +209,7 @@ def _train_there(
     recipe: Recipe, plan: Plan, tracker: AnyTracker, run: _Run, models: ResolvedModels, stop: Stop
 ) -> Summary:
     if plan.num_workers == 0:
-        from .train_loop import train
+        from .training.train_loop import train
 
         device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
         worker = Worker(device=device, threads=plan.threads, loader_processes=plan.loader_processes)
@@ -327,8 +278,8 @@ def train_on_ray(
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from .worker_failures import LostWorkers
-    from .workers import Assignment, run_worker, why_it_failed
+    from .training.worker_failures import LostWorkers
+    from .training.workers import Assignment, run_worker, why_it_failed
 
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     assignment = Assignment(
