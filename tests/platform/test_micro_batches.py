@@ -12,15 +12,17 @@ import pytest
 import torch
 
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.tasks import reduction
+from d2v_platform.tasks.share import Share, to_device
+from d2v_platform.tasks.statistics import Layout, Sums
 from d2v_platform.training import progress as progress_module
-from d2v_platform.training import reduction, start_times
+from d2v_platform.training import start_times
 from d2v_platform.training.collapse import CollapseWatch, collapsed_stages
 from d2v_platform.training.evaluation_log import EvaluationLog
-from d2v_platform.training.loading import Share, make_loader, to_device
+from d2v_platform.training.loading import make_loader
 from d2v_platform.training.loop_state import LoopState, Worker
 from d2v_platform.training.progress import Progress, peak_memory_gb
 from d2v_platform.training.sharding import Replicated, Turn
-from d2v_platform.training.statistics import Layout, Sums
 from data2vec.collapse import Scatter
 from data2vec.errors import DataError
 from data2vec.pretraining import Moments

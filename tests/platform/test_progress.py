@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.tasks.statistics import Layout, Sums
 from d2v_platform.training import progress as progress_module
 from d2v_platform.training.loop_state import LoopState, Worker
 from d2v_platform.training.progress import Progress
-from d2v_platform.training.statistics import Layout, Sums
 from d2v_platform.training.train_loop import train
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import make_task
+from d2v_platform.tasks.share import Share
 from d2v_platform.training.checkpoint import CheckpointStore
-from d2v_platform.training.loading import Share
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import TrainingLoop, _optimizer_tensors, train
 from data2vec.data.manifest import manifest_text

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.tasks.statistics import Layout, Sums
 from d2v_platform.tasks.task import MicroBatch, OneModelTask
 from d2v_platform.training.loop_state import Summary, Worker
-from d2v_platform.training.statistics import Layout, Sums
 from d2v_platform.training.train_loop import train
 from data2vec.collapse import Scatter
 from tests.platform.recorder import Recorder

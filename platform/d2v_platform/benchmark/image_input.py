@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from ..tasks.image_data import open_subset
+from ..tasks.share import Share
 from ..tasks.task import batches_of
-from ..training.loading import Share, make_loader
+from ..training.loading import make_loader
 from ..training.loop_state import Worker
 from .measure import Case
 from .pretraining import load

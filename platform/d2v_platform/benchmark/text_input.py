@@ -12,9 +12,10 @@ from data2vec.data.dictionary import Dictionary
 from data2vec.data.indexed import IndexedTokensWriter
 from data2vec.data.masked_lm import TextBlocksDataset
 
+from ..tasks.share import Share
 from ..tasks.task import batches_of
 from ..tasks.text_blocks import open_blocks
-from ..training.loading import Share, make_loader
+from ..training.loading import make_loader
 from ..training.loop_state import Worker
 from .measure import Case
 from .pretraining import load

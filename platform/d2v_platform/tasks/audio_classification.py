@@ -22,10 +22,10 @@ from ..recipe.audio_components import AudioClassification as AudioClassification
 from ..recipe.audio_components import AudioClassificationTask
 from ..recipe.components import ModelCriterion
 from ..recipe.schema import Recipe
-from ..training.statistics import Layout, Sums
 from .audio_data import audio_samples, recordings_in_words, speech_options
 from .audio_parent import block_lr_scales, check_parent
 from .floor import Floor, event_floor
+from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 

@@ -24,10 +24,10 @@ from data2vec.v1.config import Data2VecAudioConfig
 from ..recipe.audio_checks import language_model, missing_files
 from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2VecCTC
 from ..recipe.schema import Recipe
-from ..training.statistics import Layout, Sums
 from .audio_data import audio_samples, check_symbols, recordings_in_words, speech_options
 from .audio_parent import block_lr_scales, check_parent
 from .floor import Floor, transcript_floor
+from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 logger = logging.getLogger(__name__)

@@ -35,10 +35,10 @@ from ..recipe.image_components import (
     MaeImageClassification,
 )
 from ..recipe.schema import Recipe
-from ..training.reduction import rank_and_size
-from ..training.statistics import Layout, Sums
 from .floor import Floor, image_floor
 from .image_data import check_subsets, never_empty, normalisation, open_subset, report_oddities
+from .reduction import rank_and_size
+from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 logger = logging.getLogger(__name__)

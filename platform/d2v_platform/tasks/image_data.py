@@ -25,7 +25,7 @@ from ..recipe.image_components import (
     ImagePretrainingTask,
 )
 from ..recipe.schema import Recipe
-from ..training.reduction import gather_objects
+from .reduction import gather_objects
 
 logger = logging.getLogger(__name__)
 V1_CROPS, JITTER = (0.08, 1.0), 0.4  # of data2vec 1 and of the BEiT option

@@ -21,12 +21,12 @@ from data2vec.v1.vision_config import Data2VecVisionConfig
 from ..recipe.image_checks import PROBE_METRICS
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.schema import Recipe
-from ..training.loading import Share, to_device
-from ..training.reduction import gather_objects, rank_and_size
-from ..training.statistics import Layout, Sums
 from .floor import Floor
 from .image_data import check_subsets, never_empty, normalisation, open_subset, report_oddities
 from .pretraining import PretrainingTask
+from .reduction import gather_objects, rank_and_size
+from .share import Share, to_device
+from .statistics import Layout, Sums
 from .task import MicroBatch, batches_of
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from data2vec.lm.transformer import TransformerLM
 
 from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
-from ..training.statistics import Layout, Sums
 from .floor import Floor, token_floor
+from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, batches_of, data_facts
 from .text_blocks import check_blocks, open_blocks
 

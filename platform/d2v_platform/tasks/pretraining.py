@@ -18,7 +18,7 @@ from data2vec.pretraining import Moments, PretrainOutput
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
 from ..recipe.components import ModelCriterion
-from ..training.statistics import Layout, Sums
+from .statistics import Layout, Sums
 from .task import MicroBatch, TrainingTask, part_of
 
 COLLAPSE_GUARD_AFTER = 5000  # updates before the collapse guards apply, as in the reference

@@ -29,8 +29,8 @@ from ..recipe.components import (
     pretrained_field,
 )
 from ..recipe.schema import Recipe
-from ..training.statistics import Layout, Sums
 from .floor import Floor, sentence_floor
+from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 

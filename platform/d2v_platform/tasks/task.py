@@ -17,8 +17,8 @@ from data2vec.data.batching import epoch_batches
 from data2vec.pretraining import Moments
 
 from ..recipe.schema import Recipe
-from ..training.statistics import Layout, Sums
 from .floor import Floor
+from .statistics import Layout, Sums
 
 Network = TypeVar("Network", bound=nn.Module)
 

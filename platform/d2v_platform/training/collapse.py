@@ -15,8 +15,8 @@ import torch
 from data2vec.collapse import Scatter
 
 from ..recipe.schema import Recipe
+from ..tasks.reduction import reduce_vector
 from .loop_state import LoopState
-from .reduction import reduce_vector
 
 logger = logging.getLogger(__name__)
 

@@ -1,53 +1,17 @@
-"""Which micro-batches a worker computes, and how they reach its device."""
+"""Batches read ahead of the loop, by processes of their own; what cannot be read is told all at once."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from data2vec.errors import DataError
 
 from .loop_state import Worker
-
-
-@dataclass(frozen=True)
-class Share:
-    """One worker's micro-batches: those of each update are dealt out in turn.
-
-    Attributes:
-        batches: all micro-batches of the epoch.
-        start: first micro-batch not yet consumed.
-        per_update: micro-batches of an update.
-        rank: this worker.
-        size: k.
-        padded: every worker has equally many in each update; the ones too many repeat others'.
-    """
-
-    batches: Sequence[np.ndarray]
-    start: int
-    per_update: int
-    rank: int
-    size: int
-    padded: bool = False
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for first in range(self.start, len(self.batches), self.per_update):
-            count = min(self.per_update, len(self.batches) - first)
-            for index in self.turns(count):
-                yield self.batches[first + index % count].tolist()
-
-    def __len__(self) -> int:
-        whole, rest = divmod(len(self.batches) - self.start, self.per_update)
-        return whole * len(self.turns(self.per_update)) + len(self.turns(rest))
-
-    def turns(self, count: int) -> range:
-        """This worker's micro-batches of an update of ``count``; from ``count`` on they are repetitions."""
-        return range(self.rank, -(-count // self.size) * self.size if self.padded else count, self.size)
 
 
 @dataclass(frozen=True)
@@ -110,11 +74,3 @@ def _checked(batches: Iterator[Any]) -> Iterator[Any]:
         if isinstance(batch, _Unreadable):
             raise DataError("\n".join(batch.problems))
         yield batch
-
-
-def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Tensors of a batch on the device."""
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for key, value in batch.items()
-    }

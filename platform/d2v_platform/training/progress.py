@@ -16,7 +16,7 @@ from ..figures import clock
 from ..recipe.audio_components import AudioTask
 from ..recipe.image_components import ImageClassificationData, ImagePretraining
 from ..recipe.schema import Recipe
-from .statistics import Sums
+from ..tasks.statistics import Sums
 
 if TYPE_CHECKING:
     from .loop_state import LoopState, Worker

@@ -28,9 +28,9 @@ from data2vec.pretraining import PretrainOutput
 from data2vec.shards import is_sharded, set_part, whole
 from data2vec.transformer import transformer_blocks
 
-from .loading import Share
+from ..tasks.reduction import reduce_gradients, reduce_vector
+from ..tasks.share import Share
 from .loop_state import Worker
-from .reduction import reduce_gradients, reduce_vector
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,16 @@ from ..recipe.schema import Recipe
 from ..storage.cache import with_local_data
 from ..storage.locations import open_location
 from ..tasks import TrainingTask, make_task
+from ..tasks.reduction import barrier, gather_objects, reduce_vector
+from ..tasks.share import to_device
+from ..tasks.statistics import Sums
 from ..tasks.task import floor_facts, size_facts
 from .accelerators import device_rate
 from .cadence import due_after
 from .checkpoint import Checkpoint, CheckpointStore, Retention
 from .checkpoint_writer import Checkpoints
 from .collapse import CollapseWatch
-from .loading import make_loader, to_device
+from .loading import make_loader
 from .loop_state import (
     LoopState,
     MetricCarrier,
@@ -49,10 +52,8 @@ from .loop_state import (
 from .optimizer import LossScale, Precision, choose_precision, make_optimizer
 from .process_settings import be_deterministic
 from .progress import Progress
-from .reduction import barrier, gather_objects, reduce_vector
 from .sharding import place
 from .start_times import reached
-from .statistics import Sums
 from .workload import matrix_work
 
 logger = logging.getLogger(__name__)
