@@ -20,7 +20,7 @@ from .mae_config import MaeConfig
 from .masking import MaskSet
 from .pretraining import Moments, PretrainOutput
 from .randomness import generator
-from .student import Data2VecMulti, Features, Tap, initialise
+from .student import Data2VecMulti, Features, initialise
 from .transformer import make_blocks, make_norm
 
 TOKEN_STD = 0.02  # of class and mask token
@@ -41,13 +41,12 @@ class MaeDecoder(nn.Module):
         initialise(self, seed, xavier=True, prefix="decoder")
         nn.init.normal_(self.mask_token, std=TOKEN_STD, generator=generator("init", seed, "mask_token"))
 
-    def forward(self, x_BKD: torch.Tensor, masks: MaskSet, tap: Tap | None = None) -> torch.Tensor:
+    def forward(self, x_BKD: torch.Tensor, masks: MaskSet) -> torch.Tensor:
         """Predicted pixels of the masked patches.
 
         Args:
             x_BKD: (B, 1 + K, D) encoder output, class token first.
             masks: which patches it saw.
-            tap: receives the sequence that enters the blocks.
 
         Returns:
             (N, P).
@@ -58,8 +57,6 @@ class MaeDecoder(nn.Module):
         # The class token has position zero.
         full_BTC = masks.scatter_kept(x_BKC[:, 1:], hidden_BJC) + self.fixed_positional_encoder.positions
         x_BTC = torch.cat([x_BKC[:, :1], full_BTC], dim=1)
-        if tap:
-            tap("decoder_input", x_BTC)
         for block in self.blocks:
             x_BTC, _ = block(x_BTC)
         return self.pred(masks.gather_masked(self.norm(x_BTC)[:, 1:]))
@@ -94,7 +91,6 @@ class MaskedAutoencoder(nn.Module):
         seed: int = 1,
         masks: MaskSet | None = None,
         watch: bool = False,
-        tap: Tap | None = None,
     ) -> PretrainOutput:
         """Losses of one micro-batch: the mean squared error over each masked patch's pixels, summed.
 
@@ -106,7 +102,6 @@ class MaskedAutoencoder(nn.Module):
             seed: seed of the masks.
             masks: given masks instead of drawn ones.
             watch: also sum what the collapse watch looks at.
-            tap: receives named intermediates.
         """
         student, encoder = self.student, self.student.encoder
         local_BTD = encoder.local_features(source)
@@ -118,13 +113,9 @@ class MaskedAutoencoder(nn.Module):
         x_BKD = student.encode(kept_BKD, None, seed, update, positions_RK=masks.ids_keep_RK)
         decoder = encoder.decoder
         assert isinstance(decoder, MaeDecoder)
-        prediction_NP = decoder(x_BKD, masks, tap).float()
+        prediction_NP = decoder(x_BKD, masks).float()
         targets_BTP = pixel_targets(source, self.config.patch_size, normalised=self.config.norm_pix_loss)
         target_NP = masks.gather_masked_targets(targets_BTP)
-        if tap:
-            tap("student_encoder_output", x_BKD)
-            tap("prediction", prediction_NP)
-            tap("target", target_NP)
         stages: dict[str, Scatter] = {}
         if watch:
             stages = stage_scatters({

@@ -24,9 +24,7 @@ from .config import NO_TEACHER, Data2VecMultiConfig
 from .errors import ConfigError, Problem
 from .image import ImageEncoder, pixel_targets
 from .masking import MaskSet, clone_ids, row_noise
-from .modality import ModalityEncoder
-from .speech import AudioEncoder
-from .student import Data2VecMulti, Features, Tap
+from .student import Data2VecMulti, Features
 from .targets import TargetAverage
 from .teacher import Teacher
 from .transformer import make_blocks, transformer_blocks
@@ -124,7 +122,6 @@ class Data2VecPretraining(nn.Module):
         masks: MaskSet | None = None,
         noise_RJD: torch.Tensor | None = None,
         watch: bool = False,
-        tap: Tap | None = None,
         chunk: CloneChunk | None = None,
     ) -> PretrainOutput:
         """Losses of one micro-batch.
@@ -138,7 +135,6 @@ class Data2VecPretraining(nn.Module):
             masks: given masks instead of drawn ones.
             noise_RJD: (R, T - K, D) given decoder noise instead of drawn one.
             watch: also sum what the collapse watch looks at.
-            tap: receives named intermediates.
             chunk: the clones to compute now; the chunks of a micro-batch come in order, each with its
                 backward pass, and their sums are those of the micro-batch. By default all at once.
         """
@@ -151,8 +147,6 @@ class Data2VecPretraining(nn.Module):
             shared.local_BTD = encoder.local_features(source)
         local_BTD = chunk.local_features()
         padding_mask = encoder.token_padding(padding_mask, local_BTD.shape[1])
-        if tap:
-            tap("local_features", local_BTD)
 
         seed = config.seed if seed is None else seed
         ids = torch.arange(len(source), device=source.device) if ids is None else ids
@@ -167,23 +161,18 @@ class Data2VecPretraining(nn.Module):
             noise_RJD = None if noise_RJD is None else noise_RJD[rows]
         if shared.targets_BTD is None:  # before the student: working memory on top of nothing that is kept
             with self._teacher_precision(source.device):
-                shared.targets_BTD = self._targets(source, local_BTD, padding_mask, (seed, update), tap)
+                shared.targets_BTD = self._targets(source, local_BTD, padding_mask, (seed, update))
         targets_BTD = shared.targets_BTD
 
         kept_padding = None if padding_mask is None else masks.gather_kept_flags(padding_mask)
-        if tap and kept_padding is not None:
-            tap("student_padding_mask_unmasked", kept_padding)
         kept_RKD = encoder.kept_features(local_BTD, masks, padding_mask)
-        kept_at = masks.ids_keep_RK
-        if tap:
-            _tap_alibi(tap, "student_alibi_bias", encoder, kept_at)
-        x_RKD = self.student.encode(kept_RKD, kept_padding, seed, update, positions_RK=kept_at, tap=tap)
+        x_RKD = self.student.encode(kept_RKD, kept_padding, seed, update, positions_RK=masks.ids_keep_RK)
         if noise_RJD is None:
             gaps = length - masks.num_kept
             noise_RJD = row_noise(
                 row_ids_R, gaps, config.embed_dim, modality.mask_noise_std, source.device, seed, update
             )
-        prediction_ND = self._decode(x_RKD, masks, noise_RJD, tap)
+        prediction_ND = self._decode(x_RKD, masks, noise_RJD)
         del noise_RJD
         target_ND = masks.gather_masked_targets(targets_BTD)
 
@@ -193,12 +182,12 @@ class Data2VecPretraining(nn.Module):
             class_RD = x_RKD[:, encoder.num_extra_tokens - 1]
             mean_RD = targets_BTD.mean(dim=1).repeat_interleave(len(chunk.clones), dim=0)
             # Times the local sample size, as in the reference: its weight grows with the micro-batch.
-            losses["cls"] = self._distance("cls", class_RD, mean_RD, config.cls_loss * total_size, tap)
+            losses["cls"] = self._distance(class_RD, mean_RD, config.cls_loss * total_size)
         if config.recon_loss > 0:
-            losses["recon"] = self._reconstruction(source, prediction_ND, masks, tap)
+            losses["recon"] = self._reconstruction(source, prediction_ND, masks)
         if config.d2v_loss > 0:
             name = f"{config.modality_name}_regression"
-            losses[name] = self._distance(name, prediction_ND, target_ND, config.d2v_loss, tap)
+            losses[name] = self._distance(prediction_ND, target_ND, config.d2v_loss)
         stages: dict[str, Scatter] = {}
         if watch:
             seen_RKD = x_RKD[:, encoder.num_extra_tokens :]
@@ -221,15 +210,11 @@ class Data2VecPretraining(nn.Module):
         """The student's features of complete input, see :meth:`Data2VecMulti.forward`."""
         return self.student(source, padding_mask, all_layers=all_layers)
 
-    def _decode(
-        self, x_RKD: torch.Tensor, masks: MaskSet, noise_RJD: torch.Tensor, tap: Tap | None
-    ) -> torch.Tensor:
+    def _decode(self, x_RKD: torch.Tensor, masks: MaskSet, noise_RJD: torch.Tensor) -> torch.Tensor:
         """Predictions at masked positions, (N, D): only those are projected back to the model's width."""
         encoder = self.student.encoder
         decoder = encoder.decoder
         assert decoder is not None
-        if tap:
-            tap("student_encoder_output", x_RKD)
         kept_RKD = decoder.input_dropout(x_RKD[:, encoder.num_extra_tokens :])
         full_RTD = masks.scatter_kept(kept_RKD, noise_RJD)
         if decoder.add_positions_masked or decoder.add_positions_all:
@@ -237,11 +222,7 @@ class Data2VecPretraining(nn.Module):
             assert positions_1TD is not None, "Data2VecMultiConfig.check refuses this"
             where_RT1 = None if decoder.add_positions_all else masks.mask_RT[..., None]
             full_RTD = full_RTD + (positions_1TD if where_RT1 is None else positions_1TD * where_RT1)
-        convolved_RTC = decoder.convolve(full_RTD)
-        if tap:
-            tap("decoder_input", full_RTD)
-            tap("decoder_output", decoder.project(convolved_RTC))
-        return decoder.project(masks.gather_masked(convolved_RTC))
+        return decoder.project(masks.gather_masked(decoder.convolve(full_RTD)))
 
     def _teacher_precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
         """The student's, or ``ema_same_dtype=false``: fp32, whatever the student computes in."""
@@ -256,7 +237,6 @@ class Data2VecPretraining(nn.Module):
         local_BTD: torch.Tensor,
         padding_mask: torch.Tensor | None,
         key: tuple[int, int],
-        tap: Tap | None,
     ) -> torch.Tensor:
         """Normalised teacher features of every position, (B, T, D) in fp32; ``key`` is (seed, update)."""
         module = self.teacher.module
@@ -270,62 +250,40 @@ class Data2VecPretraining(nn.Module):
         x = local_BTD.detach() if self.config.ema_same_dtype else local_BTD.detach().float()
         if encoder.config.ema_local_encoder and isinstance(module, Data2VecMulti):
             x = encoder.local_features(source)
-            if tap:
-                tap("teacher_local_features", x)
         x, padding = encoder.prepend_extra_tokens(encoder.add_positions(x, padding_mask), padding_mask)
         positions_1T = torch.arange(x.shape[1], device=x.device)[None]
         biases = encoder.attention_biases(positions_1T, padding, encoder.config.prenet_depth + len(blocks))
         x = encoder.context_encoder(x, biases, "teacher", *key)
-        if tap:
-            tap("teacher_encoder_input", x)
-            if padding_mask is not None:
-                tap("teacher_padding_mask", padding_mask)
-            _tap_alibi(tap, "teacher_alibi_bias_row0", encoder, positions_1T)
         average, extra = TargetAverage(self.config), encoder.num_extra_tokens
         for index, block in enumerate(blocks):
             x, candidate = block(x, biases[index - len(blocks)])
             average.add(index, candidate[:, extra:])
-            if tap:
-                tap(f"teacher_block{index}_layer_result", candidate)
-        targets_BTD = average.result()
-        if tap:
-            tap("targets", targets_BTD)
-        return targets_BTD
+        return average.result()
 
     def _reconstruction(
-        self, source: torch.Tensor, prediction_ND: torch.Tensor, masks: MaskSet, tap: Tap | None
+        self, source: torch.Tensor, prediction_ND: torch.Tensor, masks: MaskSet
     ) -> torch.Tensor:
         """Loss against the pixels of each masked patch, normalised within the patch."""
         assert self.student.recon_proj is not None and isinstance(self.student.encoder, ImageEncoder)
         pixels_BTD = pixel_targets(source, self.student.encoder.image.patch_size)
         target_ND = masks.gather_masked_targets(pixels_BTD)
-        return self._distance(
-            "recon", self.student.recon_proj(prediction_ND), target_ND, self.config.recon_loss, tap
-        )
+        predicted_ND = self.student.recon_proj(prediction_ND)
+        return self._distance(predicted_ND, target_ND, self.config.recon_loss)
 
-    def _distance(
-        self, name: str, prediction_ND: torch.Tensor, target_ND: torch.Tensor, weight: float, tap: Tap | None
-    ) -> torch.Tensor:
+    def _distance(self, prediction_ND: torch.Tensor, target_ND: torch.Tensor, weight: float) -> torch.Tensor:
         """Squared error or smooth L1, summed, scaled and weighted."""
         config = self.config
         scale = config.embed_dim**-0.5 if config.loss_scale is None else config.loss_scale
-        prediction_ND = prediction_ND.float()
-
-        def distance(reduction: str) -> torch.Tensor:
-            if config.loss_beta == 0:
-                return F.mse_loss(prediction_ND, target_ND, reduction=reduction)
-            return F.smooth_l1_loss(prediction_ND, target_ND, reduction=reduction, beta=config.loss_beta)
-
-        if tap:
-            tap(f"loss_rowsum/{name}", distance("none").sum(dim=-1) * (scale * weight))
-        return distance("sum") * (scale * weight)
+        return regression_loss(prediction_ND.float(), target_ND, config.loss_beta, scale * weight)
 
 
-def _tap_alibi(tap: Tap, name: str, encoder: ModalityEncoder, positions_RK: torch.Tensor) -> None:
-    if isinstance(encoder, AudioEncoder) and encoder.alibi_scale is not None:
-        bias = encoder.attention_biases(positions_RK, None, 1)[0]
-        assert bias is not None
-        tap(name, bias)
+def regression_loss(
+    prediction_ND: torch.Tensor, target_ND: torch.Tensor, beta: float, scale: float
+) -> torch.Tensor:
+    """Summed squared error (``beta`` 0) or smooth L1, times ``scale``."""
+    if beta == 0:
+        return F.mse_loss(prediction_ND, target_ND, reduction="sum") * scale
+    return F.smooth_l1_loss(prediction_ND, target_ND, reduction="sum", beta=beta) * scale
 
 
 def make_teacher(student: Data2VecMulti) -> Teacher:

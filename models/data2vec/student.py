@@ -23,9 +23,6 @@ from .speech import AudioEncoder
 from .text import TextEncoder
 from .transformer import kept_blocks, make_blocks, make_norm
 
-Tap = Callable[[str, torch.Tensor], None]
-"""Receives named intermediate tensors; the names are those of ``golden/README.md``."""
-
 
 @dataclass(frozen=True)
 class Features:
@@ -86,7 +83,7 @@ class Data2VecMulti(nn.Module):
         padding_mask_RK: torch.Tensor | None,
         *key: int | str,
         positions_RK: torch.Tensor | None = None,
-        tap: Tap | None = None,
+        layers: list[torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Extra tokens, context encoder and shared blocks over (kept) local features.
 
@@ -95,7 +92,7 @@ class Data2VecMulti(nn.Module):
             padding_mask_RK: (R, K) bool, true where padded.
             key: decides layer drop while training.
             positions_RK: (R, K) int64 positions of the kept features; ``None`` = all of them, in order.
-            tap: receives intermediates.
+            layers: gets the output of every shared block.
 
         Returns:
             (R, E + K, D).
@@ -106,12 +103,10 @@ class Data2VecMulti(nn.Module):
         count = self.encoder.config.prenet_depth + len(self.blocks)
         biases = self.encoder.attention_biases(positions_RK, padding_mask_RK, count)
         x = self.dropout_input(self.encoder.context_encoder(x_RKD, biases, *key))
-        if tap:
-            tap("student_encoder_input", x)
         for index, block in kept_blocks(self.blocks, self.config.layerdrop, self.training, *key):
             x, _ = block(x, biases[index - len(self.blocks)])
-            if tap:
-                tap(f"student_block{index}_x", x)
+            if layers is not None:
+                layers.append(x)
         return x if self.norm is None else self.norm(x)
 
     def forward(
@@ -130,15 +125,10 @@ class Data2VecMulti(nn.Module):
             all_layers: also return every block's output.
         """
         layers: list[torch.Tensor] = []
-
-        def keep(name: str, value: torch.Tensor) -> None:
-            if name.endswith("_x"):
-                layers.append(value)
-
         x = self.encoder.local_features(source)
         padding_mask = self.encoder.token_padding(padding_mask, x.shape[1])
         x = self.encoder.add_positions(x, padding_mask)
-        x = self.encode(x, padding_mask, *key, tap=keep if all_layers else None)
+        x = self.encode(x, padding_mask, *key, layers=layers if all_layers else None)
         if layers:
             layers[-1] = x
         extra = self.encoder.num_extra_tokens

@@ -26,6 +26,7 @@ from data2vec.pretraining import Data2VecPretraining
 from data2vec.student import Data2VecMulti
 from data2vec.v1.positions import interpolate_bias_table
 from data2vec.v1.vision_config import Data2VecVisionConfig
+from tests.parity.intermediates import intermediates
 
 
 def image_config(
@@ -128,9 +129,9 @@ def test_the_student_never_sees_masked_pixels() -> None:
     changed = torch.where(pixels, torch.randn_like(images), images)
     seen: list[dict[str, torch.Tensor]] = []
     for source in (images, changed):
-        tapped: dict[str, torch.Tensor] = {}
-        model(source, masks=masks, tap=lambda name, value, t=tapped: t.__setitem__(name, value.clone()))
-        seen.append(tapped)
+        with intermediates(model) as found:
+            model(source, masks=masks)
+        seen.append(found)
     assert torch.equal(seen[0]["student_encoder_output"], seen[1]["student_encoder_output"])
     assert not torch.equal(seen[0]["targets"], seen[1]["targets"])
 
@@ -185,16 +186,16 @@ def test_drop_path_of_the_base_recipe() -> None:
 
 
 def test_a_teacher_with_patches_of_its_own_may_compute_in_fp32() -> None:
-    taps: dict[str, torch.Tensor] = {}
     image = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(1))
 
     def targets(same: bool, autocast: bool) -> torch.Tensor:
         config = image_config(
             {"ema_same_dtype": same, "ema_encoder_only": False}, {"ema_local_encoder": True}
         )
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            Data2VecPretraining(config)(image, tap=taps.__setitem__)
-        return taps["targets"].clone()
+        model = Data2VecPretraining(config)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), intermediates(model) as found:
+            model(image)
+        return found["targets"]
 
     exact = targets(True, False)
     assert torch.equal(targets(False, True), exact) and not torch.equal(targets(True, True), exact)

@@ -21,8 +21,8 @@ from data2vec.mae_config import MaeConfig
 from data2vec.mae_flops import autoencoder_step
 from data2vec.masking import MaskSet
 from data2vec.optim import parameter_groups
-from data2vec.pretraining import PretrainOutput
 from data2vec.step_stages import StepShape
+from tests.parity.intermediates import intermediates
 
 SMALL = MaeConfig(input_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=3, decoder_embed_dim=16,
                   decoder_depth=2, decoder_num_heads=2)  # fmt: skip
@@ -42,9 +42,12 @@ def small(**values: Any) -> MaskedAutoencoder:
     return model
 
 
-def taps(model: MaskedAutoencoder, **options: Any) -> tuple[PretrainOutput, dict[str, torch.Tensor]]:
-    seen: dict[str, torch.Tensor] = {}
-    return model(IMAGES, tap=seen.__setitem__, **options), seen
+def seen_in(
+    model: MaskedAutoencoder, images: torch.Tensor = IMAGES, **options: Any
+) -> dict[str, torch.Tensor]:
+    with intermediates(model) as found:
+        model(images, **options)
+    return found
 
 
 def block(x: torch.Tensor, w: dict[str, torch.Tensor], heads: int) -> torch.Tensor:
@@ -115,7 +118,7 @@ def test_one_step_by_the_formula(normalised: bool) -> None:
 
 
 def test_the_pixels_of_visible_patches_are_no_targets() -> None:
-    _, seen = taps(MaskedAutoencoder(SMALL), masks=MaskSet.from_mask(MASK))
+    seen = seen_in(MaskedAutoencoder(SMALL), masks=MaskSet.from_mask(MASK))
     masked = [patch for image, hidden in zip(IMAGES, MASK, strict=True)
               for patch, flag in zip(patches_of(image), hidden, strict=True) if flag]  # fmt: skip
     assert seen["target"].shape == seen["prediction"].shape == (36, 48)
@@ -134,7 +137,7 @@ def test_the_decoder_puts_everything_where_it_was() -> None:
         decoder.embed.bias.zero_()
         decoder.fixed_positional_encoder.positions.zero_()
         decoder.mask_token.fill_(7.0)
-    _, seen = taps(model, seed=5, update=2)
+    seen = seen_in(model, seed=5, update=2)
     masks = {name: x for name, x in seen.items() if name == "decoder_input"}["decoder_input"]
     hidden = (masks[:, 1:] == 7.0).all(-1)
     assert hidden.sum(1).tolist() == [12, 12, 12]
@@ -152,8 +155,7 @@ def test_masks_follow_seed_update_and_sample() -> None:
         decoder.fixed_positional_encoder.positions.zero_()
 
     def hidden(ids: list[int], **key: int) -> list[list[bool]]:
-        seen: dict[str, torch.Tensor] = {}
-        model(IMAGES[: len(ids)], ids=torch.tensor(ids), tap=seen.__setitem__, **key)
+        seen = seen_in(model, IMAGES[: len(ids)], ids=torch.tensor(ids), **key)
         return (seen["decoder_input"][:, 1:] == decoder.mask_token[0]).all(-1).tolist()
 
     first = hidden([4, 8, 9], seed=1, update=3)

@@ -17,6 +17,7 @@ from data2vec.masking import random_masks
 from data2vec.v1.vision import Data2VecVisionPretraining
 from data2vec.v1.vision_config import Data2VecVisionConfig
 from data2vec.v1.vision_masking import rectangle_masks
+from tests.parity.intermediates import intermediates
 
 ROWS = 600
 
@@ -159,8 +160,8 @@ def test_a_configuration_of_data2vec_1_asks_for_its_rectangles() -> None:
     model, ids = Data2VecVisionPretraining(config), torch.tensor([3, 8])
     images = torch.randn(2, 3, 40, 40)
     for seed, update in ((None, 0), (None, 4), (2, 4)):
-        tapped: dict[str, torch.Tensor] = {}
-        model(images, ids=ids, seed=seed, update=update, tap=tapped.__setitem__)
+        with intermediates(model) as found:
+            model(images, ids=ids, seed=seed, update=update)
         wanted = rectangle_masks(
             ids,
             10,
@@ -169,5 +170,5 @@ def test_a_configuration_of_data2vec_1_asks_for_its_rectangles() -> None:
             max_per_block=12,
             key=(6 if seed is None else seed, update),
         )
-        whole = model.student.with_class_token(tapped["local_features"])
-        assert torch.equal((tapped["masked_encoder_input_with_cls"] != whole).any(2)[:, 1:], wanted)
+        whole = model.student.with_class_token(found["local_features"])
+        assert torch.equal((found["masked_encoder_input_with_cls"] != whole).any(2)[:, 1:], wanted)

@@ -16,6 +16,7 @@ from data2vec.masking import clone_ids, random_masks
 from data2vec.optim import scale_and_clip
 from data2vec.pretraining import Data2VecPretraining, Moments
 from data2vec.transformer import transformer_blocks
+from tests.parity.intermediates import intermediates
 
 MakeConfig = Callable[..., Data2VecMultiConfig]
 VOCAB, LENGTH = 50, 20
@@ -35,10 +36,10 @@ def tokens(samples: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(4, VOCAB, (samples, LENGTH), generator=torch.Generator().manual_seed(seed))
 
 
-def taps_of(model: Data2VecPretraining, source: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
-    taps: dict[str, torch.Tensor] = {}
-    model(source, tap=lambda name, value: taps.__setitem__(name, value.detach().clone()), **arguments)
-    return taps
+def seen(model: Data2VecPretraining, source: torch.Tensor, **arguments: Any) -> dict[str, torch.Tensor]:
+    with intermediates(model) as found:
+        model(source, **arguments)
+    return found
 
 
 def test_student_does_not_see_masked_tokens(make_config: MakeConfig) -> None:
@@ -48,7 +49,7 @@ def test_student_does_not_see_masked_tokens(make_config: MakeConfig) -> None:
     assert everywhere_BT.any(dim=1).all()
     changed = torch.where(everywhere_BT, (source + 7) % (VOCAB - 4) + 4, source)
     assert (changed != source)[everywhere_BT].all()
-    before, after = (taps_of(model, x, masks=masks) for x in (source, changed))
+    before, after = (seen(model, x, masks=masks) for x in (source, changed))
     for name in ("student_encoder_input", "student_block0_x", "student_encoder_output"):
         assert torch.equal(before[name], after[name]), name
     assert not torch.equal(before["targets"], after["targets"]), "the teacher does see them"
@@ -57,16 +58,16 @@ def test_student_does_not_see_masked_tokens(make_config: MakeConfig) -> None:
 def test_student_sees_every_kept_token(make_config: MakeConfig) -> None:
     model, source = build(make_config(clone_batch=1)), tokens(1)
     masks = random_masks(torch.arange(1), LENGTH, 0.5, 1)
-    before = taps_of(model, source, masks=masks)["student_encoder_output"]
+    before = seen(model, source, masks=masks)["student_encoder_output"]
     for position in masks.ids_keep_RK[0].tolist():
         changed = source.clone()
         changed[0, position] = (source[0, position] + 3) % (VOCAB - 4) + 4
-        assert not torch.equal(before, taps_of(model, changed, masks=masks)["student_encoder_output"])
+        assert not torch.equal(before, seen(model, changed, masks=masks)["student_encoder_output"])
 
 
 def test_teacher_does_not_depend_on_masks(make_config: MakeConfig) -> None:
     model, source = build(make_config()), tokens(2)
-    first, second = (taps_of(model, source, update=update) for update in (1, 2))
+    first, second = (seen(model, source, update=update) for update in (1, 2))
     assert torch.equal(first["targets"], second["targets"])
     assert not torch.equal(first["decoder_output"], second["decoder_output"])
 
@@ -113,7 +114,7 @@ def test_loss_formulas(make_config: MakeConfig) -> None:
     source = tokens(2)
     for beta, scale, weight in ((0.0, None, 1.0), (0.0, 2.0, 0.5), (0.7, None, 3.0)):
         model = build(make_config(loss_beta=beta, loss_scale=scale, d2v_loss=weight))
-        taps = taps_of(model, source)
+        taps = seen(model, source)
         mask_RT = random_masks(clone_ids(torch.arange(2), 2), LENGTH, 0.5, 1, 0).mask_RT
         error = (taps["decoder_output"] - taps["targets"].repeat_interleave(2, dim=0))[mask_RT].double()
         if beta == 0:
@@ -198,7 +199,7 @@ def test_a_short_sample_in_a_long_batch_gives_a_finite_loss(make_config: MakeCon
 def test_dropout_of_the_embeddings_is_shared_with_the_teacher(make_config: MakeConfig) -> None:
     """As the published models were trained: the teacher reads the student's corrupted embeddings."""
     model = build(make_config(text={"dropout": 0.3}))
-    taps = taps_of(model, tokens(1))
+    taps = seen(model, tokens(1))
     assert torch.equal(taps["teacher_encoder_input"], taps["local_features"])
     assert (taps["local_features"] == 0).any()
 
@@ -246,7 +247,7 @@ def test_the_teacher_may_compute_in_fp32(make_config: MakeConfig) -> None:
     def targets(same: bool, autocast: bool) -> dict[str, torch.Tensor]:
         model = build(make_config(ema_same_dtype=same))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return taps_of(model, tokens(2))
+            return seen(model, tokens(2))
 
     exact, low, kept = targets(True, False), targets(True, True), targets(False, True)
     assert torch.equal(kept["targets"], exact["targets"])

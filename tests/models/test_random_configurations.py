@@ -13,6 +13,7 @@ from data2vec.masking import MaskSet
 from data2vec.pretraining import Data2VecPretraining
 from tests.models.plain import agree, informative
 from tests.models.plain_v2 import PlainStep
+from tests.parity.intermediates import intermediates
 
 VOCAB = 12
 WAVE = "[(8, 4, 2)] + [(12, 3, 2)]"
@@ -113,21 +114,18 @@ def test_the_step_is_its_formulas(make: Any, seed: int) -> None:
         row[torch.randperm(length)[:hidden]] = True
     noise = 0.5 * torch.randn(rows, hidden, config.embed_dim)
 
-    taps: dict[str, torch.Tensor] = {}
     padding = padded
     if make is audio:
         padding = torch.arange(44)[None] >= torch.tensor([33, 44])[:, None]
-    output = model(
-        source, padding, masks=MaskSet.from_mask(mask), noise_RJD=noise,
-        tap=lambda name, value: taps.__setitem__(name, value),
-    )  # fmt: skip
+    with intermediates(model) as found:
+        output = model(source, padding, masks=MaskSet.from_mask(mask), noise_RJD=noise)
     plain = PlainStep(model)
     losses, targets = plain(source, padded, mask, noise)
-    agree(taps["targets"], targets, "targets")
-    found = dict(output.losses)
-    agree(found.pop(f"{config.modality_name}_regression"), losses["main"], "loss")
-    assert set(found) == {name for name in ("cls", "recon") if getattr(config, f"{name}_loss") > 0}
-    for name, loss in found.items():
+    agree(found["targets"], targets, "targets")
+    others = dict(output.losses)
+    agree(others.pop(f"{config.modality_name}_regression"), losses["main"], "loss")
+    assert set(others) == {name for name in ("cls", "recon") if getattr(config, f"{name}_loss") > 0}
+    for name, loss in others.items():
         agree(loss, losses[name], name)
     assert output.sample_size == rows * hidden and output.masked_pct == pytest.approx(hidden / length)
 

@@ -19,6 +19,7 @@ from data2vec.v1.text_config import Data2VecTextConfig
 from data2vec.v1.vision import Data2VecVisionPretraining
 from data2vec.v1.vision_config import Data2VecVisionConfig
 from tests.models.plain import informative
+from tests.parity.intermediates import intermediates
 
 WAVE = "[(8, 4, 2)] + [(8, 3, 2)]"
 OFF = {"encoder_dropout": 0.0, "post_mlp_drop": 0.0, "attention_dropout": 0.0}
@@ -97,8 +98,8 @@ def runner(kind: str, name: str | None, rate: float) -> tuple[Any, Run]:
 
     def run(draw: int = 0, what: str = "prediction", **key: int) -> torch.Tensor:
         seed_dropout(draw)
-        found: dict[str, torch.Tensor] = {}
-        output = model(source, tap=lambda n, v: found.__setitem__(n, v.detach().clone()), **given, **key)
+        with intermediates(model) as found:
+            output = model(source, **given, **key)
         found["loss"] = output.loss.detach()
         return (
             found["targets" if "targets" in found else "targets_masked"] if what == "targets" else found[what]

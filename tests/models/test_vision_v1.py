@@ -10,6 +10,7 @@ from data2vec.interop.v1_vision import encoder_shapes, from_beit_names, student_
 from data2vec.v1.positions import interpolate_bias_table
 from data2vec.v1.vision import Data2VecVision, Data2VecVisionPretraining, relative_position_index
 from data2vec.v1.vision_config import Data2VecVisionConfig
+from tests.parity.intermediates import intermediates
 
 
 def config(**values: object) -> Data2VecVisionConfig:
@@ -53,9 +54,9 @@ def test_mean_loss_is_the_mean_over_elements(whole: bool) -> None:
     """The BEiT-based code: smooth L1 averaged over masked patches and channels, through the linear head."""
     values = {"mean_loss": True, "use_final_proj": True, "loss_beta": 2.0, "ema_transformer_only": not whole}
     model = Data2VecVisionPretraining(config(**values))
-    tapped: dict[str, torch.Tensor] = {}
-    output = model(torch.randn(2, 3, 24, 24), tap=lambda name, value: tapped.__setitem__(name, value))
-    wanted = torch.nn.functional.smooth_l1_loss(tapped["pred_masked"], tapped["targets_masked"], beta=2.0)
+    with intermediates(model) as found:
+        output = model(torch.randn(2, 3, 24, 24))
+    wanted = torch.nn.functional.smooth_l1_loss(found["pred_masked"], found["targets_masked"], beta=2.0)
     assert torch.allclose(output.loss / output.sample_size, wanted, rtol=1e-5)
     assert output.sample_size <= 2 * 20
     output.loss.backward()

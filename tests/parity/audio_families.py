@@ -9,6 +9,7 @@ import torch
 from cases import Case
 from compare import CTC_AFTER, CTC_GRAD, CTC_GRAD_NORM, LOSS, SCHEDULE, Report
 from families import compare_after, compare_forward, compare_output, step
+from intermediates import intermediates
 from weights import build_ctc, build_v1_audio
 
 from data2vec.audio_trunk import TrainingMasks
@@ -19,17 +20,16 @@ def v1_pretraining(case: Case, report: Report, notes: list[str]) -> None:
     """Forward, backward, one optimizer step and the teacher's step after it."""
     model = build_v1_audio(case, notes)
     model.train(case.info.get("training", True))
-    tapped: dict[str, torch.Tensor] = {}
-    output = model(
-        case.feed("input/source"),
-        case.feed_optional("input/padding_mask"),
-        mask_BT=case.feed("mask/mask").bool(),
-        tap=lambda name, value: tapped.__setitem__(name, value.detach().clone()),
-    )
+    with intermediates(model) as found:
+        output = model(
+            case.feed("input/source"),
+            case.feed_optional("input/padding_mask"),
+            mask_BT=case.feed("mask/mask").bool(),
+        )
     for key in case.tensors:  # recorded for other layers or masks than ours passes on
-        if key == "out/padding_mask_frames" and "padding_mask_frames" not in tapped:
-            tapped["padding_mask_frames"] = torch.zeros_like(case.tensors[key])
-    compare_forward(case, report, tapped)
+        if key == "out/padding_mask_frames" and "padding_mask_frames" not in found:
+            found["padding_mask_frames"] = torch.zeros_like(case.tensors[key])
+    compare_forward(case, report, found)
     compare_output(report, output, case.info)
     if "ema_decay" in case.info:
         report.number("ema_decay", model.teacher.decay(0) * 1000, case.info["ema_decay"], SCHEDULE)
@@ -65,16 +65,16 @@ def ctc(case: Case, report: Report, notes: list[str]) -> None:
         update=int(case.info.get("num_updates", 0)),
         masks=masks,
     )
-    tapped = {
+    found = {
         "encoder_logits_TBV_raw": output.logits_BTV.detach().transpose(0, 1),
         "log_probs_TBV": output.emissions().detach().transpose(0, 1),
         "input_lengths": output.frames_B,
     }
     if output.padding_mask_BT is not None:
-        tapped["padding_mask_frames"] = output.padding_mask_BT
+        found["padding_mask_frames"] = output.padding_mask_BT
     elif "out/padding_mask_frames" in case.tensors:
-        tapped["padding_mask_frames"] = torch.zeros_like(case.tensors["out/padding_mask_frames"])
-    compare_forward(case, report, tapped)
+        found["padding_mask_frames"] = torch.zeros_like(case.tensors["out/padding_mask_frames"])
+    compare_forward(case, report, found)
     targets = case.feed_optional("input/targets")
     if targets is not None:
         sums = model.loss(output, targets, case.feed("input/target_lengths"))

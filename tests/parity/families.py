@@ -23,6 +23,7 @@ from compare import (
     Report,
 )
 from compare import cut as cut_like
+from intermediates import intermediates
 from torch import nn
 from weights import build_classifier, build_pretraining, is_regression
 
@@ -76,25 +77,24 @@ def _pretraining(case: Case, report: Report, notes: list[str]) -> None:
     """Forward, backward, one optimizer step and the teacher's step after it."""
     model = build_pretraining(case, notes)
     model.train(case.info.get("training", True))
-    tapped: dict[str, torch.Tensor] = {}
     mask = case.feed("mask/mask")
     given = case.feed_optional("input/precomputed_mask")
     if given is not None:
         differing = int((given.bool() != mask.bool()).sum())
         report.number("input/precomputed_mask (frames that differ from mask/mask)", differing, 0, 0.0)
-    output = model(
-        case.feed("input/source"),
-        case.feed_optional("input/padding_mask"),
-        case.feed_optional("input/id"),
-        masks=MaskSet.from_mask(
-            mask,
-            case.feed_optional("mask/ids_keep"),
-            case.feed_optional("mask/ids_restore"),
-        ),
-        noise_RJD=_noise(case, "rng/decoder_mask_token_noise", model.config),
-        tap=lambda name, value: tapped.__setitem__(name, value.detach().clone()),
-    )
-    compare_forward(case, report, tapped)
+    with intermediates(model) as found:
+        output = model(
+            case.feed("input/source"),
+            case.feed_optional("input/padding_mask"),
+            case.feed_optional("input/id"),
+            masks=MaskSet.from_mask(
+                mask,
+                case.feed_optional("mask/ids_keep"),
+                case.feed_optional("mask/ids_restore"),
+            ),
+            noise_RJD=_noise(case, "rng/decoder_mask_token_noise", model.config),
+        )
+    compare_forward(case, report, found)
     compare_output(report, output, case.info)
     if "ema_decay" in case.info:  # as the model logs it: in thousandths, at update 0
         report.number("ema_decay", model.teacher.decay(0) * 1000, case.info["ema_decay"], SCHEDULE)
@@ -176,15 +176,15 @@ def _sentence_classifier(case: Case, report: Report, notes: list[str]) -> None:
     model = build_classifier(case, notes)
     model.train(case.info.get("training", True))
     report.seen("pretrain_config", "config")
-    tapped: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
 
     def keep_features(_module: nn.Module, _inputs: object, features: Features) -> None:
-        tapped["features"] = features.x_BTD.detach().clone()
+        found["features"] = features.x_BTD.detach().clone()
 
     model.model.register_forward_hook(keep_features)
     logits_BC = model(case.feed("input/source"), case.feed_optional("input/padding_mask"))
-    tapped["logits"] = logits_BC.detach().clone()
-    compare_forward(case, report, tapped)
+    found["logits"] = logits_BC.detach().clone()
+    compare_forward(case, report, found)
     target = case.feed_optional("input/target")
     if target is not None:
         loss = model.loss(logits_BC, target, is_regression(case)).loss
@@ -248,20 +248,20 @@ def _noise(case: Case, key: str, config: Data2VecMultiConfig) -> torch.Tensor | 
     return case.feed(key)
 
 
-def compare_forward(case: Case, report: Report, tapped: Mapping[str, torch.Tensor]) -> None:
+def compare_forward(case: Case, report: Report, found: Mapping[str, torch.Tensor]) -> None:
     limit = OUT_FINE_TUNING if "pretrain_config" in case.info else OUT
     for key in case.tensors:
         if not key.startswith(("out/", "loss_rowsum/")):
             continue
-        mine = tapped.get(key.removeprefix("out/"))
+        mine = found.get(key.removeprefix("out/"))
         if mine is None and key.endswith("_padding_mask"):
             mine = torch.zeros_like(case.tensors[key])  # we pass no mask on where nothing is padded
         report.tensor(key, mine, limit)
     name = "student_padding_mask_unmasked"
     if (
-        f"out/{name}" not in case.tensors and name in tapped
+        f"out/{name}" not in case.tensors and name in found
     ):  # the reference drops a mask of kept tokens without pads
-        report.number(f"out/{name} (pads kept)", int(tapped[name].sum()), 0, 0.0)
+        report.number(f"out/{name} (pads kept)", int(found[name].sum()), 0, 0.0)
 
 
 def compare_output(report: Report, output: PretrainOutput, info: Mapping[str, Any]) -> None:

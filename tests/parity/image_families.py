@@ -8,6 +8,7 @@ import torch
 from cases import Case, UnsupportedCase
 from compare import LOSS, OUT, SCHEDULE, Report
 from families import compare_after, compare_forward, compare_output, step
+from intermediates import intermediates
 from torch import nn
 from weights import build_image_classifier, build_v1_vision
 
@@ -22,16 +23,16 @@ def image_classifier(case: Case, report: Report, notes: list[str]) -> None:
     model = build_image_classifier(case, notes)
     model.train(case.info.get("training", True))
     report.seen("pretrain_config", "config")
-    tapped: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
 
     def keep_features(_module: nn.Module, _inputs: object, features: Features) -> None:
-        found = features.x_BTD
+        x = features.x_BTD
         if model.head_config.prediction_mode == "CLS_TOKEN" and features.extra_BED is not None:
-            found = torch.cat([features.extra_BED, found], dim=1)  # recorded with what is pooled
-        tapped["feats"] = found.detach().clone()
+            x = torch.cat([features.extra_BED, x], dim=1)  # recorded with what is pooled
+        found["feats"] = x.detach().clone()
 
     def keep_pooled(_module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        tapped["pooled"] = inputs[0].detach().clone()
+        found["pooled"] = inputs[0].detach().clone()
 
     handles = [
         model.model.register_forward_hook(keep_features),
@@ -40,21 +41,21 @@ def image_classifier(case: Case, report: Report, notes: list[str]) -> None:
     images = case.feed("input/imgs")
     labels, soft = case.feed_optional("input/labels"), case.feed_optional("input/soft_labels")
     logits_BC = model(images)
-    tapped["logits"] = logits_BC.detach().clone()
+    found["logits"] = logits_BC.detach().clone()
     for handle in handles:
         handle.remove()
     target = soft if soft is not None else labels
     if target is not None:
         output = model.loss(logits_BC, target)
-        tapped["loss_elementwise"] = output.elementwise.detach().clone()
-        compare_forward(case, report, tapped)
+        found["loss_elementwise"] = output.elementwise.detach().clone()
+        compare_forward(case, report, found)
         report.number("losses_sum", float(output.loss.detach()), case.info.get("losses_sum"), LOSS)
         if "sample_size" in case.info:
             report.number("sample_size", len(target), case.info["sample_size"], 0.0)
         scales = _lr_scales(case, report, model)
         step(case, report, model, Data2VecMultiConfig(), output.loss, scales)
     else:
-        compare_forward(case, report, tapped)
+        compare_forward(case, report, found)
     compare_after(case, report, model, None)
     if "eval" in case.info and labels is not None:
         model.eval()
@@ -70,13 +71,12 @@ def v1_vision(case: Case, report: Report, notes: list[str]) -> None:
     """Forward, backward, one optimizer step and the teacher's step after it."""
     model = build_v1_vision(case, notes)
     model.train(case.info.get("training", True))
-    tapped: dict[str, torch.Tensor] = {}
-    output = model(
-        case.feed("input/img"),
-        mask_BT=case.feed("mask/mask").bool(),
-        tap=lambda name, value: tapped.__setitem__(name, value.detach().clone()),
-    )
-    compare_forward(case, report, tapped)
+    with intermediates(model) as found:
+        output = model(
+            case.feed("input/img"),
+            mask_BT=case.feed("mask/mask").bool(),
+        )
+    compare_forward(case, report, found)
     compare_output(report, output, case.info)
     if "ema_decay" in case.info:
         report.number("ema_decay", model.teacher.decay(0) * 1000, case.info["ema_decay"], SCHEDULE)

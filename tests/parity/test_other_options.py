@@ -19,6 +19,7 @@ from data2vec.config import Data2VecMultiConfig, SentenceHeadConfig
 from data2vec.heads import SentenceClassifier
 from data2vec.masking import clone_ids, random_masks, row_noise
 from data2vec.pretraining import Data2VecPretraining
+from tests.parity.intermediates import intermediates
 from tests.parity.recording import copies, informative, norms, train, write
 
 NO_DROPOUT = {"encoder_dropout": 0.0, "post_mlp_drop": 0.0, "attention_dropout": 0.0}
@@ -73,10 +74,10 @@ def record_pretraining(folder: Path, config: Data2VecMultiConfig, padded: bool) 
     if padded:
         tensors["input/padding_mask"] = padding
 
-    def tap(name: str, value: torch.Tensor) -> None:
-        tensors[name if name.startswith("loss") else f"out/{name}"] = value.detach().clone()
-
-    output = model(source, padding if padded else None, masks=masks, noise_RJD=noise, tap=tap)
+    with intermediates(model) as found:
+        output = model(source, padding if padded else None, masks=masks, noise_RJD=noise)
+    for name, value in found.items():
+        tensors[name if name.startswith("loss") else f"out/{name}"] = value
     loss = float(output.loss.detach())
     groups = {"decoder_group": True} if config.decoder_group else {}
     trained, more = train(

@@ -9,6 +9,7 @@ import torch
 from cases import Case, UnreadableCase
 from compare import SCHEDULE, Report
 from families import compare_after, compare_forward, compare_output, step
+from intermediates import intermediates
 from weights import import_case
 
 from data2vec.config import Data2VecMultiConfig
@@ -45,13 +46,12 @@ def v1_text_pretraining(case: Case, report: Report, notes: list[str]) -> None:
         seen_by_teacher = torch.where(mask, seen_by_teacher, masked)
         if not torch.equal(seen_by_teacher.masked_fill(mask, model.mask_id), masked):
             raise UnreadableCase(f"{case.folder}: input/src_tokens is not input/target_tokens masked")
-    tapped: dict[str, torch.Tensor] = {}
-    output = model(
-        seen_by_teacher,
-        mask_BT=mask,
-        tap=lambda name, value: tapped.__setitem__(name, value.detach().clone()),
-    )
-    compare_forward(case, report, tapped)
+    with intermediates(model) as found:
+        output = model(
+            seen_by_teacher,
+            mask_BT=mask,
+        )
+    compare_forward(case, report, found)
     compare_output(report, output, case.info)
     if "ema_decay" in case.info:
         report.number("ema_decay", model.teacher.decay(0) * 1000, case.info["ema_decay"], SCHEDULE)

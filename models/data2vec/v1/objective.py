@@ -6,25 +6,14 @@ B samples, T positions, N masked positions in all rows, D width.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ..collapse import Scatter, stage_scatters
-from ..pretraining import Moments, PretrainOutput
-from ..student import Tap
+from ..pretraining import Moments, PretrainOutput, regression_loss
 
 
 def masked_positions(x_BTD: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """The masked positions of all rows, row by row: (N, D)."""
     return x_BTD.flatten(0, 1).index_select(0, mask_BT.flatten().nonzero().squeeze(1))
-
-
-def regression_loss(
-    prediction_ND: torch.Tensor, target_ND: torch.Tensor, beta: float, scale: float
-) -> torch.Tensor:
-    """Summed squared error (``beta`` 0) or smooth L1, times ``scale``."""
-    if beta == 0:
-        return F.mse_loss(prediction_ND, target_ND, reduction="sum") * scale
-    return F.smooth_l1_loss(prediction_ND, target_ND, reduction="sum", beta=beta) * scale
 
 
 def regression_output(
@@ -36,7 +25,6 @@ def regression_output(
     beta: float,
     scale: float,
     watched: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None,
-    tap: Tap | None = None,
 ) -> PretrainOutput:
     """Losses and figures of one micro-batch.
 
@@ -48,11 +36,7 @@ def regression_output(
         beta: of the smooth L1 loss, 0 for the squared error.
         scale: of the loss.
         watched: for the collapse watch: (B, T, D) local features and encoder output, (B, T) padding.
-        tap: receives predictions and targets.
     """
-    if tap:
-        tap("pred_masked", prediction_ND)
-        tap("targets_masked", target_ND)
     stages: dict[str, Scatter] = {}
     if watched is not None:
         local_BTD, encoded_BTD, padding_BT = watched

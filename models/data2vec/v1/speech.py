@@ -20,7 +20,7 @@ from ..dropout import Dropout
 from ..errors import DataError
 from ..pretraining import PretrainOutput
 from ..randomness import generator
-from ..student import Features, Tap, initialise
+from ..student import Features, initialise
 from ..targets import TargetAverage
 from ..teacher import Teacher
 from ..transformer import kept_blocks
@@ -228,7 +228,6 @@ class Data2VecAudioPretraining(nn.Module):
         seed: int | None = None,
         mask_BT: torch.Tensor | None = None,
         watch: bool = False,
-        tap: Tap | None = None,
     ) -> PretrainOutput:
         """Losses of one micro-batch.
 
@@ -240,7 +239,6 @@ class Data2VecAudioPretraining(nn.Module):
             seed: seed of the masks; by default the configuration's.
             mask_BT: given mask instead of a drawn one.
             watch: also sum what the collapse watch looks at.
-            tap: receives named intermediates.
         """
         student, config = self.student, self.config
         seed = config.seed if seed is None else seed
@@ -251,17 +249,10 @@ class Data2VecAudioPretraining(nn.Module):
             mask_BT = student.draw_time_mask(ids, local_BTD.shape[1], padding, seed, update)
         channels = student.draw_channel_mask(ids, seed, update)
         hidden_BTD = student.hide(student.dropout_input(local_BTD), mask_BT, channels)
-        if tap:
-            tap("local_features", local_BTD)
-            tap("masked_encoder_input", hidden_BTD)
-            if padding is not None:
-                tap("padding_mask_frames", padding)
-        x_BTD = student.encoder(hidden_BTD, padding, seed, update, each=_layer_tap(tap, "student_layer", 0))
+        x_BTD = student.encoder(hidden_BTD, padding, seed, update)
         assert student.final_proj is not None
         prediction_ND = student.final_proj(masked_positions(x_BTD, mask_BT)).float()
-        target_ND = masked_positions(self._targets(local_BTD, padding, tap), mask_BT)
-        if tap:
-            tap("student_encoder_output", x_BTD)
+        target_ND = masked_positions(self._targets(local_BTD, padding), mask_BT)
         return regression_output(
             "regression",
             prediction_ND,
@@ -270,41 +261,16 @@ class Data2VecAudioPretraining(nn.Module):
             beta=config.loss_beta,
             scale=config.encoder_embed_dim**-0.5 if config.loss_scale is None else config.loss_scale,
             watched=(local_BTD, x_BTD, padding) if watch else None,
-            tap=tap,
         )
 
     @torch.no_grad()
-    def _targets(
-        self, local_BTD: torch.Tensor, padding: torch.Tensor | None, tap: Tap | None
-    ) -> torch.Tensor:
+    def _targets(self, local_BTD: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
         """Normalised teacher features of every frame, (B, T, D) in fp32."""
         average = TargetAverage(self.config)
-        first = self.config.encoder_layers - self.config.average_top_k_layers
-        show = _layer_tap(tap, "teacher_target_layer", first)
-
-        def each(index: int, output: torch.Tensor, candidate: torch.Tensor) -> None:
-            average.add(index, candidate)
-            if show is not None:
-                show(index, output, candidate)
-
-        x = self.teacher.module(local_BTD.detach(), padding, each=each)
-        if tap:
-            tap("teacher_encoder_output", x)
+        self.teacher.module(
+            local_BTD.detach(), padding, each=lambda index, _, candidate: average.add(index, candidate)
+        )
         return average.result()
-
-
-def _layer_tap(
-    tap: Tap | None, name: str, first: int
-) -> Callable[[int, torch.Tensor, torch.Tensor], None] | None:
-    """Feed-forward outputs under the recorded names, which have time first and count from ``first``."""
-    if tap is None:
-        return None
-
-    def show(index: int, _output: torch.Tensor, candidate: torch.Tensor) -> None:
-        if index >= first:
-            tap(f"{name}{index - first}_fc_TBC", candidate.transpose(0, 1))
-
-    return show
 
 
 @torch.no_grad()

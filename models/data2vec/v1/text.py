@@ -20,7 +20,7 @@ from ..dropout import Dropout
 from ..errors import DataError
 from ..pretraining import PretrainOutput
 from ..randomness import hashed_scores, row_keys
-from ..student import Features, Tap, initialise
+from ..student import Features, initialise
 from ..targets import TargetAverage
 from ..teacher import Teacher
 from ..text import PAD, position_ids
@@ -222,7 +222,6 @@ class Data2VecTextPretraining(nn.Module):
         seed: int | None = None,
         mask_BT: torch.Tensor | None = None,
         watch: bool = False,
-        tap: Tap | None = None,
     ) -> PretrainOutput:
         """Losses of one micro-batch.
 
@@ -234,7 +233,6 @@ class Data2VecTextPretraining(nn.Module):
             seed: seed of the masks; by default the configuration's.
             mask_BT: given mask instead of a drawn one.
             watch: also sum what the collapse watch looks at.
-            tap: receives named intermediates.
         """
         config, encoder = self.config, self.student.sentence_encoder
         seed = config.seed if seed is None else seed
@@ -250,10 +248,7 @@ class Data2VecTextPretraining(nn.Module):
         assert head is not None
         prediction_ND = head(masked_positions(x_BTD, mask_BT)).float()
         seen_BT = source.masked_fill(~mask_BT, PAD) if config.teacher_sees_masked_only else source
-        target_ND = masked_positions(self._targets(seen_BT, tap), mask_BT)
-        if tap:
-            tap("local_features", local_BTD)
-            tap("student_encoder_output", x_BTD)
+        target_ND = masked_positions(self._targets(seen_BT), mask_BT)
         given = config.loss_scale
         return regression_output(
             "main",
@@ -263,20 +258,13 @@ class Data2VecTextPretraining(nn.Module):
             beta=config.loss_beta,
             scale=config.embed_dim**-0.5 if given is None or given <= 0 else given,
             watched=(local_BTD, x_BTD, source.eq(PAD)) if watch else None,
-            tap=tap,
         )
 
     @torch.no_grad()
-    def _targets(self, source_BT: torch.Tensor, tap: Tap | None) -> torch.Tensor:
+    def _targets(self, source_BT: torch.Tensor) -> torch.Tensor:
         """Normalised teacher features of every token, (B, T, D) in fp32."""
         average = TargetAverage(self.config)
-
-        def each(index: int, _output: torch.Tensor, candidate: torch.Tensor) -> None:
-            average.add(index, candidate)
-            if tap:
-                tap(f"teacher_layer{index}_fc_TBC", candidate.transpose(0, 1))
-
-        self.teacher.module(source_BT, each=each)
+        self.teacher.module(source_BT, each=lambda index, _, candidate: average.add(index, candidate))
         return average.result()
 
 

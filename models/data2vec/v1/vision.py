@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..feed_forward import feed_forward, scaled_product
 from ..pretraining import PretrainOutput
 from ..randomness import generator
-from ..student import Features, Tap
+from ..student import Features
 from ..targets import TargetAverage
 from ..teacher import Teacher
 from ..transformer import TransformerBlock, drop_path_rates, kept_blocks
@@ -243,7 +243,6 @@ class Data2VecVisionPretraining(nn.Module):
         seed: int | None = None,
         mask_BT: torch.Tensor | None = None,
         watch: bool = False,
-        tap: Tap | None = None,
     ) -> PretrainOutput:
         """Losses of one micro-batch.
 
@@ -255,7 +254,6 @@ class Data2VecVisionPretraining(nn.Module):
             seed: seed of the masks; by default the configuration's.
             mask_BT: given mask instead of a drawn one.
             watch: also sum what the collapse watch looks at.
-            tap: receives named intermediates.
         """
         student, config = self.student, self.config
         assert student.mask_emb is not None
@@ -272,17 +270,12 @@ class Data2VecVisionPretraining(nn.Module):
             )
         hidden = torch.where(mask_BT[..., None], student.mask_emb.to(local_BTD.dtype), local_BTD)
         hidden = student.with_class_token(hidden)
-        if tap:
-            tap("local_features", local_BTD)
-            tap("masked_encoder_input_with_cls", hidden)
         x_BTD = student.encoder(hidden)[:, 1:]
-        if tap:
-            tap("student_encoder_output_no_cls", x_BTD)
         prediction_ND = masked_positions(x_BTD, mask_BT)
         if config.use_final_proj:
             assert student.final_proj is not None
             prediction_ND = student.final_proj(prediction_ND)
-        target_ND = masked_positions(self._targets(source, local_BTD, tap), mask_BT)
+        target_ND = masked_positions(self._targets(source, local_BTD), mask_BT)
         scale = config.loss_scale
         if scale is None:
             scale = 1.0 if config.mean_loss else config.embed_dim**-0.5
@@ -294,7 +287,6 @@ class Data2VecVisionPretraining(nn.Module):
             beta=config.loss_beta,
             scale=scale / config.embed_dim if config.mean_loss else scale,
             watched=(local_BTD, x_BTD, None) if watch else None,
-            tap=tap,
         )
 
     def student_features(
@@ -304,15 +296,12 @@ class Data2VecVisionPretraining(nn.Module):
         return self.student(source, padding_mask, all_layers=all_layers)
 
     @torch.no_grad()
-    def _targets(self, source: torch.Tensor, local_BTD: torch.Tensor, tap: Tap | None) -> torch.Tensor:
+    def _targets(self, source: torch.Tensor, local_BTD: torch.Tensor) -> torch.Tensor:
         """Normalised teacher features of every patch, (B, T, D) in fp32."""
         average, ends = TargetAverage(self.config), self.config.end_of_block_targets
 
         def each(index: int, output: torch.Tensor, branch: torch.Tensor) -> None:
-            candidate = (output if ends else branch)[:, 1:]
-            average.add(index, candidate)
-            if tap:
-                tap(f"teacher_layer{index}_no_cls", candidate)
+            average.add(index, (output if ends else branch)[:, 1:])
 
         module = self.teacher.module
         if isinstance(module, Data2VecVision):

@@ -16,6 +16,7 @@ from data2vec.v1.vision import Data2VecVisionPretraining
 from data2vec.v1.vision_config import Data2VecVisionConfig
 from tests.models.plain import agree, informative
 from tests.models.plain_v1 import PlainAudio, PlainText, PlainVision
+from tests.parity.intermediates import intermediates
 
 VOCAB = 12
 FLAGS = ("layer_norm_target_layer", "batch_norm_target_layer", "instance_norm_target_layer",
@@ -97,12 +98,12 @@ def test_the_step_is_its_formulas(make: Any, seed: int) -> None:
     mask = torch.rand(padded.shape) < 0.5
     mask[:, 0] = True
     mask &= ~padded
-    taps: dict[str, torch.Tensor] = {}
     given = None if make is vision else padding
-    output = model(source, given, mask_BT=mask, tap=lambda name, value: taps.__setitem__(name, value))
+    with intermediates(model) as found:
+        output = model(source, given, mask_BT=mask)
     plain = plain_of(model)
     loss, targets = plain(source, padded, mask)
-    agree(taps["targets_masked"], targets, "targets")
+    agree(found["targets_masked"], targets, "targets")
     assert list(output.losses) == ["main" if make is text else "regression"]
     agree(output.loss, loss, "loss")
     assert output.sample_size == int(mask.sum())

@@ -11,6 +11,7 @@ from data2vec.errors import ConfigError, DataError
 from data2vec.text import PAD
 from data2vec.v1.text import Data2VecTextPretraining, SpanMasking, token_spans
 from data2vec.v1.text_config import Data2VecTextConfig
+from tests.parity.intermediates import intermediates
 
 VOCAB = 30
 
@@ -81,10 +82,10 @@ def test_padding_changes_nothing_and_the_loss_sees_masked_tokens_only(batch: tor
     again = model(longer, mask_BT=torch.nn.functional.pad(mask, (0, 4)))
     torch.testing.assert_close(again.loss, output.loss)
     hidden = torch.where(mask, torch.full_like(batch, 5), batch)  # the student cannot see what is masked
-    prediction = {}
-    model(batch, mask_BT=mask, tap=lambda n, v: prediction.setdefault(n, v))
-    other = {}
-    model(hidden, mask_BT=mask, tap=lambda n, v: other.setdefault(n, v))
+    with intermediates(model) as prediction:
+        model(batch, mask_BT=mask)
+    with intermediates(model) as other:
+        model(hidden, mask_BT=mask)
     torch.testing.assert_close(other["pred_masked"], prediction["pred_masked"])
     assert not torch.allclose(other["targets_masked"], prediction["targets_masked"])  # its teacher does
 
@@ -98,9 +99,9 @@ def test_the_reference_switch_gives_the_teacher_the_masked_tokens_alone(batch: t
     for only in (False, True):
         model = Data2VecTextPretraining(tiny(teacher_sees_masked_only=only), vocab_size=VOCAB)
         for name, source in (("one", batch), ("other", changed)):
-            tapped: dict[str, torch.Tensor] = {}
-            model(source, mask_BT=mask, tap=lambda n, v, to=tapped: to.setdefault(n, v.clone()))
-            targets[only, name] = tapped["targets_masked"]
+            with intermediates(model) as found:
+                model(source, mask_BT=mask)
+            targets[only, name] = found["targets_masked"]
     assert torch.equal(targets[True, "one"], targets[True, "other"])
     assert not torch.allclose(targets[False, "one"], targets[False, "other"])
     assert not torch.allclose(targets[False, "one"], targets[True, "one"])
