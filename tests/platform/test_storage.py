@@ -211,6 +211,8 @@ def test_the_cache_is_bounded_and_spares_what_is_used(
     open_location(uris[3]).write("data", b"x" * 3000)
     with pytest.raises(StorageError, match="raise D2V_CACHE_GB"):
         cached_folder(uris[3], tmp_path)
+    monkeypatch.setenv("D2V_CACHE_GB", "3e-6")
+    assert cached_folder(uris[3], tmp_path / "other").is_dir()  # exactly as large as the cache may be
     monkeypatch.setenv("D2V_CACHE_GB", "much")
     with pytest.raises(StorageError, match="must be a number of gigabytes"):
         cached_folder(uris[0], tmp_path)

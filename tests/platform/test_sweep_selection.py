@@ -205,7 +205,7 @@ def test_the_ideal_schedule_keeps_the_order() -> None:
     assert clock(3725) == "1:02:05"
 
 
-def test_a_trial_waits_for_a_tracking_server_that_is_away() -> None:
+def test_a_trial_waits_for_a_tracking_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     from d2v_platform.sweeps.trial import while_away
     from d2v_platform.tracking.mlflow_access import TrackingUnavailableError
 
@@ -232,6 +232,10 @@ def test_a_trial_waits_for_a_tracking_server_that_is_away() -> None:
             while_away(raising(lasting), pause_s=0.01)
     with pytest.raises(ServerError):
         while_away(raising(*[ServerError("no answer")] * 9), wait_s=0.05, pause_s=0.03)
+    pauses: list[float] = []
+    monkeypatch.setattr("time.sleep", pauses.append)
+    assert while_away(raising(*[ServerError("no answer")] * 7)) == "opened"
+    assert pauses == [2, 4, 8, 16, 32, 60, 60]
 
 
 def test_what_is_left_of_a_sweep() -> None:

@@ -243,6 +243,15 @@ def test_what_roberta_s_flat_fields_lack_follows_from_its_shapes(layers: int, to
     assert "taken as 2" in sorting.notes[0]
 
 
+def test_a_sentence_head_is_as_its_file_says() -> None:
+    state = {f"{key_tables.SENTENCE_HEAD}out_proj.weight": torch.empty(5, 8)}
+    cfg = {"model": {"pooler_dropout": 0.1, "pooler_activation_fn": "relu"}}
+    head = v1_text._head_config(checkpoint_of(state, cfg))
+    assert (head.num_classes, head.pooler_dropout, head.pooler_activation_fn) == (5, 0.1, "relu")
+    head = v1_text._head_config(checkpoint_of(state, {}))
+    assert (head.num_classes, head.pooler_dropout, head.pooler_activation_fn) == (5, 0.0, "tanh")
+
+
 def checkpoint_of(state: dict[str, torch.Tensor], cfg: dict[str, Any]) -> FairseqCheckpoint:
     return FairseqCheckpoint(path=Path("a.pt"), cfg=cfg, model=state, teacher=None, task_state={},
                              num_updates=None, symbols=None)  # fmt: skip
