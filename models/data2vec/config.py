@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .audio_checks import audio_problems
+from .conv_spec import frame_count, parse_conv_layers
 from .errors import ConfigError, Problem
 from .rules import ModelConfig, Rules
 
@@ -68,6 +69,18 @@ class ModalityConfig:
     learned_alibi_scale_per_layer: bool = False  # one scale a layer
     decoder: DecoderConfig | None = field(default_factory=DecoderConfig)  # null: no decoder
 
+    def positions(self, length: int) -> int:
+        """Positions of the sequence that a sample of this length becomes."""
+        return length
+
+    def raw(self, length: int) -> int:
+        """Values of such a sample that convolutions go through first; 0 without them."""
+        return 0
+
+    def visible(self, positions: int) -> int:
+        """Positions that masking leaves."""
+        return int(positions * (1.0 - self.mask_prob))
+
 
 @dataclass(kw_only=True)
 class TextModalityConfig(ModalityConfig):
@@ -95,6 +108,10 @@ class ImageModalityConfig(ModalityConfig):
     transformer_decoder: bool = False  # a transformer as decoder
     enc_dec_transformer: bool = False  # a decoder with cross-attention
 
+    def positions(self, length: int) -> int:
+        """Patches, of the one size that images have."""
+        return (self.input_size // self.patch_size) ** 2
+
 
 AUDIO_CONVOLUTIONS = "[(512, 10, 5)] + [(512, 3, 2)] * 4 + [(512,2,2)] + [(512,2,2)]"
 
@@ -110,6 +127,20 @@ class AudioModalityConfig(ModalityConfig):
     conv_pos_depth: int = 5  # number of positional convolutions
     conv_pos_pre_ln: bool = False  # layer norm before the positional convolutions
     padding_leaks: bool = False  # padded frames reach real ones through these, as in the reference
+
+    def positions(self, length: int) -> int:
+        """Frames."""
+        return max(frame_count(parse_conv_layers(self.feature_encoder_spec), length), 1)
+
+    def raw(self, length: int) -> int:
+        """The waveform."""
+        return length
+
+    def visible(self, positions: int) -> int:
+        """Rounded as the masks are: those that are drawn are counted."""
+        if self.inverse_mask:
+            return super().visible(positions)
+        return positions - int(positions * self.mask_prob)
 
 
 @dataclass(kw_only=True)

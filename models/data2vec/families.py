@@ -75,9 +75,18 @@ def modality_of(config: ModelConfig) -> str:
     return config.modality_name if isinstance(config, Data2VecMultiConfig) else _MODALITIES[type(config)]
 
 
-def generation_of(config: ModelConfig) -> int:
+def generation_of(config: object) -> int:
     """1 or 2; masked autoencoders share data and fine-tuning with the second."""
     return 2 if isinstance(config, Data2VecMultiConfig | MaeConfig) else 1
+
+
+def generation_in_words(config: ModelConfig) -> str:
+    """What people call models of this configuration; empty where the kind of model says all."""
+    if isinstance(config, MaeConfig):
+        return "MAE"
+    if isinstance(config, TransformerLMConfig):
+        return ""
+    return {1: "data2vec", 2: "data2vec 2.0"}[generation_of(config)]
 
 
 def shape_of(config: ModelConfig) -> tuple[int, int, int, int | None]:

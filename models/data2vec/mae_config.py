@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .config import Data2VecMultiConfig, ImageModalityConfig, ModalitiesConfig
 from .errors import Problem
@@ -17,6 +18,8 @@ from .rules import ModelConfig, Rules
 @dataclass(kw_only=True)
 class MaeConfig(ModelConfig):
     """A masked autoencoder of images: the visible patches, encoded, must tell the pixels of the others."""
+
+    decay_groups: ClassVar[bool] = True  # the optimizer groups are "with_decay" and "no_decay"
 
     input_size: int = 224  # side of the square input, in pixels
     in_chans: int = 3  # colour channels

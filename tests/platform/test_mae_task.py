@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 import data2vec
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.registry.data_pictures import masks_of
 from d2v_platform.registry.image_models import check_images, check_outputs, image_signature
 from d2v_platform.registry.registration import gate_tags
 from d2v_platform.tasks import make_task
 from d2v_platform.tasks.image_classification import ImageClassification
+from d2v_platform.tasks.image_pictures import masks_of
 from d2v_platform.training.loop_state import Summary
 from d2v_platform.training.optimizer import make_optimizer
 from d2v_platform.training.workload import make_workload, matrix_work

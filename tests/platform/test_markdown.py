@@ -66,7 +66,7 @@ def test_a_card_of_hostile_names_has_the_markup_of_any_other(name: str) -> None:
     def markup(text: str) -> list[str]:
         facts = CardFacts(
             name=text, kind="sentence_classifier", summary=f"A model of {text}", recipe=text,
-            data_fingerprint=text, metrics={text: 1.0}, metrics_note=f"by {text}",
+            data_fingerprint=text, modality="text", metrics={text: 1.0}, metrics_note=f"by {text}",
             lineage={"a": text, text: "b"}, recipe_difference={"task.data": ("a", text)}, parent=text,
             labels=(text, "b"), languages=text, data=text, data_size=text,
         )  # fmt: skip

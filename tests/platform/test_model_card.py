@@ -25,6 +25,7 @@ def facts(**more: Any) -> CardFacts:
         "summary": "Judges whether a sentence is acceptable.",
         "recipe": "v2/text_finetuning/cola",
         "data_fingerprint": "f00d",
+        "modality": "text",
         "metrics": {"mcc": 61.25},
         "labels": ("no", "yes"),
         "parent": "models:/data2vec2-text-base/1",

@@ -15,6 +15,7 @@ import torch
 
 from d2v_platform.figures import duration
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.tasks import text_blocks
 from d2v_platform.training import accelerators, workload
 from d2v_platform.training import forecast as forecasts
 from d2v_platform.training.accelerators import GPUS, Accelerator, gpu_at_hand, machine_memory
@@ -288,7 +289,7 @@ def test_sizes_of_real_and_of_unread_micro_batches(monkeypatch: pytest.MonkeyPat
     assert (
         unread.sizes == {(2, 24): 1} and unread.epoch_micro_batches is None and unread.fingerprint() is None
     )
-    assert unread.vocab_size == workload.PUBLISHED_VOCABULARY
+    assert unread.vocab_size == text_blocks.PUBLISHED_VOCABULARY
     data["required_batch_size_multiple"] = 2
     assert priced(dataset=data | {"max_tokens": 72}, task={"tokens_per_sample": 24})[1].sizes == {(2, 24): 1}
     assert priced(dataset=data | {"max_tokens": None}, task={"tokens_per_sample": 24})[1].sizes == {

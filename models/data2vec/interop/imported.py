@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..artifact import HeadConfig, Kind
+from ..artifact import LETTERS, WORDS, HeadConfig, Kind
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError
 from ..families import ModelConfig
@@ -60,6 +60,11 @@ class ImportedModel:
     pixel_norm: tuple[tuple[float, ...], tuple[float, ...]] | None = None  # mean, deviation; ImageNet's
     dictionary: Dictionary | None = None  # the given one; with <mask> for encoders of text
     classes: tuple[str, ...] | None = None  # names of a classifier's classes, which no fairseq file holds
+
+    @property
+    def dictionary_file(self) -> str:
+        """The file that holds such a model's dictionary, as the reference names it."""
+        return LETTERS if self.kind == "ctc" else WORDS
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The sizes of a data2vec 1 model in the terms of data2vec 2.0, so that one function prices both.
+"""The sizes of every family's models in the terms of data2vec 2.0, so that one function prices their blocks.
 
 A first-generation student is a second-generation one that sees every position (masked ones as embeddings),
 has one clone, and a head of linear layers instead of a decoder.
@@ -6,6 +6,7 @@ has one clone, and a head of linear layers instead of a decoder.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..config import (
@@ -16,6 +17,8 @@ from ..config import (
     ModalitiesConfig,
     TextModalityConfig,
 )
+from ..lm.config import TransformerLMConfig
+from ..lm.flops import as_multi as _language
 from ..mae_config import MaeConfig
 from .config import Data2VecAudioConfig
 from .text_config import Data2VecTextConfig
@@ -24,17 +27,8 @@ from .vision_config import Data2VecVisionConfig
 
 def as_multi(config: object) -> Data2VecMultiConfig | None:
     """A configuration of equal widths, depths and dropouts; ``None`` for what is no model of ours."""
-    if type(config) is Data2VecMultiConfig:  # a user's own front end has a cost that we do not know
-        return config
-    if isinstance(config, MaeConfig):
-        return config.encoder()
-    if isinstance(config, Data2VecTextConfig):
-        return _text(config)
-    if isinstance(config, Data2VecAudioConfig):
-        return _audio(config)
-    if isinstance(config, Data2VecVisionConfig):
-        return _vision(config)
-    return None
+    made = _FAMILIES.get(type(config))  # not of a subclass: a user's front end has a cost that we do not know
+    return None if made is None else made(config)
 
 
 def _head(layers: int) -> DecoderConfig:
@@ -131,3 +125,13 @@ def _vision(config: Data2VecVisionConfig) -> Data2VecMultiConfig:
         attention_dropout=config.attention_dropout,
         activation_dropout=0.0,
     )
+
+
+_FAMILIES: dict[type[Any], Callable[[Any], Data2VecMultiConfig]] = {
+    Data2VecMultiConfig: lambda config: config,
+    MaeConfig: MaeConfig.encoder,
+    TransformerLMConfig: _language,
+    Data2VecTextConfig: _text,
+    Data2VecAudioConfig: _audio,
+    Data2VecVisionConfig: _vision,
+}

@@ -22,6 +22,7 @@ from data2vec.interop.published import PublishedFile, candidates, recipe_of
 from ..home import home_folder
 from ..markdown import code, plain
 from ..registry.model_card import CardFacts, model_card
+from ..registry.model_versions import PRETRAINED
 from ..registry.reload_check import CHECK_FILE
 
 _COLLAPSED = 1e-3  # deviation between different inputs, relative to the features' size
@@ -166,7 +167,7 @@ def _with_dictionary(checkpoint: FairseqCheckpoint, dict_path: Path | None) -> I
     imported = import_checkpoint(checkpoint)
     if imported.vocab_size is None or imported.dictionary is not None:
         return imported
-    beside = checkpoint.path.parent / ("dict.ltr.txt" if imported.kind == "ctc" else "dict.txt")
+    beside = checkpoint.path.parent / imported.dictionary_file
     return import_checkpoint(checkpoint, Dictionary.load(beside)) if beside.is_file() else imported
 
 
@@ -215,7 +216,7 @@ def _register(
             },
         )
         tags = lineage_tags(imported, origin, code_version()) | facts
-        if imported.kind == "pretrained":
+        if imported.kind == PRETRAINED:
             tags["collapse"] = str(has_collapsed(folder)).lower()
         card = model_card(card_facts(name, imported, origin, tags, alias, tracker.tracking_uri))
         version = register(

@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import Problem, nearest_names
-from data2vec.mae_config import MaeConfig
 
 from ..redaction import SECRET_IN_NAME, redact_text
 from ..tracking.mlflow_access import ALIAS, ALIAS_RULE, REGISTRY_NAME, REGISTRY_NAME_RULE
@@ -134,10 +132,9 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _composite(recipe: Recipe, optimizer: Composite) -> Iterator[Problem]:
-    decoder_group = isinstance(recipe.model, Data2VecMultiConfig) and recipe.model.decoder_group
     known = ("default", "decoder")
-    wanted = known if decoder_group else known[:1]
-    if isinstance(recipe.model, MaeConfig):
+    wanted = known if getattr(recipe.model, "decoder_group", False) else known[:1]
+    if getattr(recipe.model, "decay_groups", False):
         known = wanted = ("with_decay", "no_decay")
     for name in wanted:
         if name not in optimizer.groups:
@@ -271,7 +268,7 @@ def _platform(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("platform.num_workers", p.num_workers, rule)
     if p.plan_utilisation is not None and not 0 < p.plan_utilisation <= 1:
         yield Problem("platform.plan_utilisation", p.plan_utilisation, "must lie in 0 < share <= 1")
-    if p.clone_chunk is not None and not isinstance(recipe.model, Data2VecMultiConfig):
+    if p.clone_chunk is not None and not hasattr(recipe.model, "clone_batch"):
         yield Problem(
             "platform.clone_chunk", p.clone_chunk, "is for models with clones: pretraining data2vec 2.0"
         )

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .serving import EMBEDDING, POOLED, SCORES, Served, Use
+from .serving import EMBEDDING, POOLED, SCORES, Served, Use, usual_limits
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 NAME = "AUDIO"
 _RATE = 16_000
+_NOUNS = {"ctc": "speech recogniser (CTC)", "audio_classifier": "classifier of audio events"}
 
 
 def audio_signature(config: Mapping[str, Any]) -> ModelSignature:
@@ -106,5 +107,10 @@ def use(kind: str, has_labels: bool) -> Use:
 
 
 SERVED = Served(
-    entry=Path(__file__).with_name("pyfunc_audio_entry.py"), signature=audio_signature, check=check, use=use
+    entry=Path(__file__).with_name("pyfunc_audio_entry.py"),
+    signature=audio_signature,
+    check=check,
+    use=use,
+    noun=lambda config: _NOUNS.get(config["kind"], ""),
+    limits=lambda kind: [] if kind == "ctc" else usual_limits(kind),
 )

@@ -21,8 +21,7 @@ from data2vec.errors import Data2VecError
 from ..home import home_folder
 from ..recipe.compose import Composed
 from ..recipe.schema import Recipe
-from .card_pictures import PICTURE_FOLDER
-from .data_pictures import draw_data
+from .card_pictures import PICTURE_FOLDER, draw_data
 from .model_card import model_card
 from .model_versions import PARENT_TAG, ModelVersion
 from .register import register

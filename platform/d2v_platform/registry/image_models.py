@@ -89,5 +89,9 @@ def use(kind: str, has_labels: bool) -> Use:
 
 
 SERVED = Served(
-    entry=Path(__file__).with_name("pyfunc_image_entry.py"), signature=image_signature, check=check, use=use
+    entry=Path(__file__).with_name("pyfunc_image_entry.py"),
+    signature=image_signature,
+    check=check,
+    use=use,
+    noun=lambda config: "image classifier" if config["kind"] == "image_classifier" else "",
 )

@@ -65,4 +65,10 @@ SERVED = Served(
     signature=language_signature,
     check=check,
     use=use,
+    noun=lambda config: (
+        f"Transformer language model over {(config.get('task') or {}).get('units', 'tokens')}"
+    ),
+    limits=lambda kind: [
+        "It knows the words of its dictionary, as they are written there; all others are <unk>."
+    ],
 )

@@ -46,6 +46,7 @@ class CardFacts:
     summary: str
     recipe: str
     data_fingerprint: str
+    modality: str
     metrics: Mapping[str, float]
     recipe_difference: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     metrics_note: str = ""
@@ -55,7 +56,6 @@ class CardFacts:
     licence: str = ""
     parent: str | None = None
     labels: tuple[str, ...] = ()
-    modality: str = "text"
     data: str = ""
     data_size: str = ""
     alias: str | None = None
@@ -162,17 +162,7 @@ def _limits(facts: CardFacts) -> list[str]:
     else:
         limits.append("The number of seeds is not recorded: read the figures as one seed, which is noise.")
     limits.append("Figures hold for the data with this fingerprint and for no other.")
-    if facts.kind == "pretrained":
-        limits.append("A pretrained encoder: its features need a task head or a distance; it judges nothing.")
-    elif facts.kind not in ("ctc", "language_model"):
-        limits.append("Scores are not calibrated probabilities.")
-    if facts.kind == "language_model":
-        limits.append(
-            "It knows the words of its dictionary, as they are written there; all others are <unk>."
-        )
-    elif facts.modality == "text":
-        limits.append("Texts longer than the model's positions are cut, with a warning.")
-    return limits
+    return [*limits, *served_as(facts.kind, facts.modality).limits(facts.kind)]
 
 
 def _told(text: str) -> str:

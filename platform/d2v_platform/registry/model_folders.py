@@ -105,13 +105,13 @@ def _imported(path: Path, data: str | None) -> Path:
     if is_artifact(folder):
         return folder
     model = import_file(path)
-    kind = "dict.ltr.txt" if model.kind == "ctc" else "dict.txt"
-    dictionary = next((file for file in there if file.name == kind), None)
+    wanted = model.dictionary_file
+    dictionary = next((file for file in there if file.name == wanted), None)
     if model.vocab_size is not None and model.dictionary is None:
         if dictionary is None:
-            looked = [str(file) for file in candidates if file.name == kind]
+            looked = [str(file) for file in candidates if file.name == wanted]
             raise DataError(
-                f"{path} needs its dictionary: put {kind} beside it, or prepare task.data with it "
+                f"{path} needs its dictionary: put {wanted} beside it, or prepare task.data with it "
                 f"(looked for {', '.join(looked)})"
             )
         model = import_file(path, dictionary)

@@ -8,33 +8,24 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from data2vec.families import ModelConfig, generation_of, modality_of, read_model_config, shape_in_words
-from data2vec.lm.config import TransformerLMConfig
-from data2vec.mae_config import MaeConfig
+from data2vec.families import generation_in_words, modality_of, read_model_config, shape_in_words
 
 from ..home import chosen_tracking_uri
 from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest
+from ..recipe.entries import task_class
 from ..recipe.schema import Recipe
 from ..redaction import redact_text
 from ..tasks.pretraining import COLLAPSE_GUARD_AFTER
 from ..tracking.tracker_actor import AnyTracker
 from ..training.collapse import collapsed_stages
 from ..training.loop_state import Summary
-from .card_pictures import PICTURE_FOLDER
-from .data_pictures import draw_data
+from .card_pictures import PICTURE_FOLDER, draw_data
 from .model_card import CardFacts, model_card
 from .register import register
+from .serving import served_as
 
 logger = logging.getLogger(__name__)
-
-_KINDS = {
-    "sentence_classifier": "sentence classifier",
-    "image_classifier": "image classifier",
-    "ctc": "speech recogniser (CTC)",
-    "language_model": "transformer language model",
-    "audio_classifier": "classifier of audio events",
-}
 
 
 def register_summary(
@@ -114,7 +105,7 @@ def lineage_tags(composed: Composed, summary: Summary, parent_uri: str | None) -
 def gate_tags(recipe: Recipe, summary: Summary) -> dict[str, str]:
     """What the gate compares: the metric of a fine-tuned model, the variances of a pretrained one."""
     rules = recipe.checkpoint
-    if isinstance(recipe.model, ModelConfig) and not isinstance(recipe.model, TransformerLMConfig):
+    if task_class(recipe).pretraining:
         target, prediction = (summary.metrics.get(f"train/{key}") for key in ("target_var", "pred_var"))
         if target is None or prediction is None:
             return {"collapse": "unknown"}
@@ -155,12 +146,8 @@ def card_facts(
     config: dict[str, Any] = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
     model, task = read_model_config(config.get("family"), config["model"]), config.get("task") or {}
     modality = modality_of(model).lower()
-    generation = {1: "data2vec", 2: "data2vec 2.0"}[generation_of(model)]
-    if isinstance(model, MaeConfig):
-        generation = "MAE"
-    what = f"{generation} {_KINDS.get(config['kind'], f'{modality} encoder')}"
-    if config["kind"] == "language_model":
-        what = f"Transformer language model over {task.get('units', 'tokens')}"
+    noun = served_as(config["kind"], modality).noun(config) or f"{modality} encoder"
+    what = f"{generation_in_words(model)} {noun}".strip()
     changed = difference(composed.recipe, composed.base)
     shown = {
         key: value for key, value in summary.metrics.items() if not key.startswith("train/") or "loss" in key

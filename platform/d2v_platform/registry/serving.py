@@ -1,13 +1,15 @@
-"""How registered models are served: MLflow's code and columns, the reload check, the card's lines."""
+"""What the registry knows of each kind of model: MLflow's code and columns, the reload check, card, verbs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data2vec.families import modality_of, read_model_config
+
+from .model_versions import PRETRAINED
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -38,6 +40,13 @@ class Use:
     more: str = ""
 
 
+def usual_limits(kind: str) -> list[str]:
+    """Those of encoders, and of models that give scores."""
+    if kind == PRETRAINED:
+        return ["A pretrained encoder: its features need a task head or a distance; it judges nothing."]
+    return ["Scores are not calibrated probabilities."]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Served:
     """What the registry must know of one modality, or of one kind of model.
@@ -48,6 +57,8 @@ class Served:
         check: of a ready model: what ``check.json`` holds, the inputs, ``output`` and ``expected``.
         use: of kind and labels: the card's lines.
         code: further files that go into each version.
+        noun: what such a model is, from its ``config.json``; empty for an encoder.
+        limits: what its users must know, from its kind.
     """
 
     entry: Path
@@ -55,6 +66,8 @@ class Served:
     check: Callable[[Any], Mapping[str, Any]]
     use: Callable[[str, bool], Use]
     code: tuple[Path, ...] = ()
+    noun: Callable[[Mapping[str, Any]], str] = lambda config: ""
+    limits: Callable[[str], Sequence[str]] = usual_limits
 
 
 _SERVED: dict[str, Served] = {}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .serving import EMBEDDING, POOLED, SCORES, Served, Use
+from .serving import EMBEDDING, POOLED, SCORES, Served, Use, usual_limits
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -77,6 +77,16 @@ def use(kind: str, has_labels: bool) -> Use:
     )
 
 
+def limits(kind: str) -> list[str]:
+    """Those of all encoders and classifiers, and the length of texts."""
+    return [*usual_limits(kind), "Texts longer than the model's positions are cut, with a warning."]
+
+
 SERVED = Served(
-    entry=Path(__file__).with_name("pyfunc_entry.py"), signature=text_signature, check=check, use=use
+    entry=Path(__file__).with_name("pyfunc_entry.py"),
+    signature=text_signature,
+    check=check,
+    use=use,
+    noun=lambda config: "sentence classifier" if config["kind"] == "sentence_classifier" else "",
+    limits=limits,
 )

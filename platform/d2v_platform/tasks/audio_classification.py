@@ -22,14 +22,14 @@ from ..recipe.audio_components import AudioClassification as AudioClassification
 from ..recipe.audio_components import AudioClassificationTask
 from ..recipe.components import ModelCriterion
 from ..recipe.schema import Recipe
-from .audio_data import audio_samples, recordings_in_words, speech_options
+from .audio_data import OnAudio, audio_samples, speech_options
 from .audio_parent import block_lr_scales, check_parent
 from .floor import Floor, event_floor
 from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 
 
-class AudioClassification(OneModelTask[AudioEventModel]):
+class AudioClassification(OnAudio, OneModelTask[AudioEventModel]):
     """The ``audio_classification`` task with the model of the same name."""
 
     def __init__(self, recipe: Recipe, model_folder: Path | None) -> None:
@@ -64,11 +64,6 @@ class AudioClassification(OneModelTask[AudioEventModel]):
         """The data set of one subset; nothing is built."""
         assert isinstance(recipe.task, AudioClassificationTask)
         return open_subset(recipe, subset, load_classes(recipe.task))
-
-    @staticmethod
-    def size_in_words(recipe: Recipe, dataset: Any) -> str:
-        """Recordings and their length."""
-        return recordings_in_words(recipe, dataset)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:

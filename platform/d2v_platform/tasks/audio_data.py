@@ -5,13 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from data2vec.artifact import Artifact
+from data2vec.audio_trunk import AudioConfig, TrunkOptions, trunk_config
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import WORD_END
 from data2vec.data.speech import SpeechDataset, SpeechOptions
 from data2vec.errors import DataError
+from data2vec.speech_model import SAMPLE_RATE
 
 from ..recipe.audio_components import AudioClassificationTask, AudioFinetuningTask, AudioPretrainingTask
 from ..recipe.schema import Recipe
+from .task import TrainingTask
+
+
+class OnAudio(TrainingTask):
+    """What all tasks on recordings have."""
+
+    speed_unit = ("s of audio", "audio_s", SAMPLE_RATE)
+
+    @staticmethod
+    def size_in_words(recipe: Recipe, dataset: SpeechDataset) -> str:
+        """Recordings and their length."""
+        task = recipe.task
+        assert isinstance(task, AudioPretrainingTask | AudioFinetuningTask | AudioClassificationTask)
+        seconds = float(dataset.manifest.frames.sum()) / task.sample_rate
+        length = f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+        return f"{len(dataset):,} recordings, {length}"
+
+    @staticmethod
+    def network(recipe: Recipe, parent: Artifact | None) -> object:
+        """A pretrained network with the recipe's dropouts and frozen parts."""
+        model, config = recipe.model, None if parent is None else parent.model_config
+        if isinstance(model, TrunkOptions) and isinstance(config, AudioConfig):
+            return trunk_config(config, model)
+        return TrainingTask.network(recipe, parent)
 
 
 def speech_options(
@@ -81,12 +108,3 @@ def check_symbols(dataset: SpeechDataset, letters: Dictionary, remedy: str) -> s
             f"labels: {remedy}, or make labels in its letters (upper case)"
         )
     return f"{where}: {100 * share:.2f} % of the labels become <unk>: {shown}"
-
-
-def recordings_in_words(recipe: Recipe, dataset: SpeechDataset) -> str:
-    """How many recordings a subset holds, and their length."""
-    task = recipe.task
-    assert isinstance(task, AudioPretrainingTask | AudioFinetuningTask | AudioClassificationTask)
-    seconds = float(dataset.manifest.frames.sum()) / task.sample_rate
-    length = f"{seconds / 3600:,.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-    return f"{len(dataset):,} recordings, {length}"

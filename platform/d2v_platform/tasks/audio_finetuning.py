@@ -24,7 +24,7 @@ from data2vec.v1.config import Data2VecAudioConfig
 from ..recipe.audio_checks import language_model, missing_files
 from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2VecCTC
 from ..recipe.schema import Recipe
-from .audio_data import audio_samples, check_symbols, recordings_in_words, speech_options
+from .audio_data import OnAudio, audio_samples, check_symbols, speech_options
 from .audio_parent import block_lr_scales, check_parent
 from .floor import Floor, transcript_floor
 from .statistics import Layout, Sums
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 ONLY_BLANKS_AFTER = 500  # updates after which output that is all blank deserves a hint
 
 
-class AudioFinetuning(OneModelTask[CTCModel]):
+class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
     """The ``audio_finetuning`` task with the ``wav2vec_ctc`` model."""
 
     def __init__(self, recipe: Recipe, model_folder: Path | None) -> None:
@@ -76,11 +76,6 @@ class AudioFinetuning(OneModelTask[CTCModel]):
         """The data set of one subset; nothing is built."""
         assert isinstance(recipe.task, AudioFinetuningTask)
         return open_subset(recipe, subset, load_letters(recipe.task), None)
-
-    @staticmethod
-    def size_in_words(recipe: Recipe, dataset: Any) -> str:
-        """Recordings and their length."""
-        return recordings_in_words(recipe, dataset)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:

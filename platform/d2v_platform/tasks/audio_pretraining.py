@@ -22,12 +22,12 @@ from data2vec.v1.speech import Data2VecAudioPretraining
 
 from ..recipe.audio_components import AudioPretrainingTask
 from ..recipe.schema import Recipe
-from .audio_data import recordings_in_words, speech_options
+from .audio_data import OnAudio, speech_options
 from .pretraining import PretrainingTask
 from .task import batches_of
 
 
-class AudioPretraining(PretrainingTask):
+class AudioPretraining(OnAudio, PretrainingTask):
     """The ``audio_pretraining`` task with the ``data2vec_multi`` or the ``data2vec_audio`` model."""
 
     def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
@@ -47,11 +47,6 @@ class AudioPretraining(PretrainingTask):
     def open_subset(recipe: Recipe, subset: str) -> SpeechDataset:
         """The data set of one subset; nothing is built."""
         return open_subset(recipe, subset)
-
-    @staticmethod
-    def size_in_words(recipe: Recipe, dataset: Any) -> str:
-        """Recordings and their length."""
-        return recordings_in_words(recipe, dataset)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:

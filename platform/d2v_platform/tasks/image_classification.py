@@ -36,7 +36,7 @@ from ..recipe.image_components import (
 )
 from ..recipe.schema import Recipe
 from .floor import Floor, image_floor
-from .image_data import check_subsets, never_empty, normalisation, open_subset, report_oddities
+from .image_data import OnImages, check_subsets, never_empty, normalisation, open_subset, report_oddities
 from .reduction import rank_and_size
 from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
@@ -44,7 +44,7 @@ from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
 logger = logging.getLogger(__name__)
 
 
-class ImageClassification(OneModelTask[ImageClassifier]):
+class ImageClassification(OnImages, OneModelTask[ImageClassifier]):
     """``mae_image_classification`` and ``image_classification`` with the model of each generation."""
 
     def __init__(self, recipe: Recipe, model_folder: Path | None) -> None:
@@ -90,9 +90,10 @@ class ImageClassification(OneModelTask[ImageClassifier]):
         return open_subset(recipe, subset, training=training, augmented=False)
 
     @staticmethod
-    def size_in_words(recipe: Recipe, dataset: Any) -> str:
-        """Images."""
-        return f"{len(dataset):,} images"
+    def network(recipe: Recipe, parent: Artifact | None) -> object:
+        """The pretrained network for images of the task's size."""
+        fits = parent is not None and parent.modality == "IMAGE"
+        return trunk_config(recipe, parent) if fits else OneModelTask.network(recipe, parent)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
@@ -225,6 +226,13 @@ class ImageClassification(OneModelTask[ImageClassifier]):
     def floor(self, subset: str, metric: str) -> Floor | None:
         """The most frequent classes."""
         return image_floor(self.dataset(subset).source.labels, self.classes, metric)
+
+    @staticmethod
+    def pictures(recipe: Recipe, model_folder: Path, folder: Path) -> list[Path]:
+        """Verdicts on validation images."""
+        from .image_pictures import draw_verdicts
+
+        return [draw_verdicts(recipe, model_folder, folder / "verdicts.png")]
 
     def close(self) -> None:
         """Say what was odd about images, whichever worker met them."""

@@ -26,9 +26,26 @@ from ..recipe.image_components import (
 )
 from ..recipe.schema import Recipe
 from .reduction import gather_objects
+from .task import TrainingTask
 
 logger = logging.getLogger(__name__)
 V1_CROPS, JITTER = (0.08, 1.0), 0.4  # of data2vec 1 and of the BEiT option
+
+
+class OnImages(TrainingTask):
+    """What all tasks on images have."""
+
+    speed_unit = ("images", "images", 1)
+
+    @staticmethod
+    def size_in_words(recipe: Recipe, dataset: Any) -> str:
+        """Images."""
+        return f"{len(dataset):,} images"
+
+    @staticmethod
+    def longest(recipe: Recipe) -> int:
+        """All images are one long."""
+        return 1
 
 
 def generation(recipe: Recipe) -> int:

@@ -22,7 +22,7 @@ from ..recipe.image_checks import PROBE_METRICS
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.schema import Recipe
 from .floor import Floor
-from .image_data import check_subsets, never_empty, normalisation, open_subset, report_oddities
+from .image_data import OnImages, check_subsets, never_empty, normalisation, open_subset, report_oddities
 from .pretraining import PretrainingTask
 from .reduction import gather_objects, rank_and_size
 from .share import Share, to_device
@@ -32,7 +32,7 @@ from .task import MicroBatch, batches_of
 logger = logging.getLogger(__name__)
 
 
-class ImagePretraining(PretrainingTask):
+class ImagePretraining(OnImages, PretrainingTask):
     """``mae_image_pretraining`` and ``image_pretraining`` with the data2vec model of each generation."""
 
     def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
@@ -58,11 +58,6 @@ class ImagePretraining(PretrainingTask):
         """The data set of one subset; nothing is built."""
         training = subset == recipe.dataset.train_subset
         return open_subset(recipe, subset, training=training, augmented=False)
-
-    @staticmethod
-    def size_in_words(recipe: Recipe, dataset: Any) -> str:
-        """Images."""
-        return f"{len(dataset):,} images"
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
@@ -154,6 +149,13 @@ class ImagePretraining(PretrainingTask):
     def kept(self) -> dict[str, Any]:
         """How images are read."""
         return {"task": {"input_size": self.task.input_size, **normalisation(self.recipe)}}
+
+    @staticmethod
+    def pictures(recipe: Recipe, model_folder: Path, folder: Path) -> list[Path]:
+        """Masks on training images."""
+        from .image_pictures import draw_masks
+
+        return [draw_masks(recipe, folder / "masks.png")]
 
     def close(self) -> None:
         """Say what was odd about images, whichever worker met them."""

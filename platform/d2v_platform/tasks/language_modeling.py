@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from data2vec.artifact import load_strictly, read_artifact, save_artifact
+from data2vec.artifact import Artifact, load_strictly, read_artifact, save_artifact
+from data2vec.config import Data2VecMultiConfig
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.next_token import NextTokenDataset
 from data2vec.errors import CheckpointError, ConfigError
+from data2vec.flops import StepCost, StepShape
 from data2vec.lm.config import TransformerLMConfig
+from data2vec.lm.flops import language_model_step
 from data2vec.lm.loaded import units_of
 from data2vec.lm.transformer import TransformerLM
 
@@ -23,7 +26,7 @@ from ..recipe.schema import Recipe
 from .floor import Floor, token_floor
 from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, batches_of, data_facts
-from .text_blocks import check_blocks, open_blocks
+from .text_blocks import check_blocks, open_blocks, vocabulary_size
 
 
 class LanguageModeling(OneModelTask[TransformerLM]):
@@ -48,6 +51,33 @@ class LanguageModeling(OneModelTask[TransformerLM]):
     def size_in_words(recipe: Recipe, dataset: Any) -> str:
         """Blocks and their tokens."""
         return f"{len(dataset):,} blocks, {int(dataset.sizes.sum()):,} tokens"
+
+    @staticmethod
+    def vocabulary(recipe: Recipe, parent: Artifact | None, dataset: Any) -> int:
+        """Of the data's dictionary.
+
+        Raises:
+            ConfigError: the model's bands do not fit it.
+        """
+        assert isinstance(recipe.model, TransformerLMConfig)
+        size = vocabulary_size(recipe, dataset)
+        if found := recipe.model.vocabulary_problems(size):
+            raise ConfigError(found)
+        return size
+
+    @staticmethod
+    def step_cost(  # pyright: ignore[reportIncompatibleMethodOverride]
+        recipe: Recipe,
+        config: Data2VecMultiConfig,
+        shape: StepShape,
+        *,
+        num_classes: int,
+        branch_scales: bool,
+        **settings: Any,
+    ) -> StepCost:
+        """Embeddings, causal layers and softmax."""
+        assert isinstance(recipe.model, TransformerLMConfig)
+        return language_model_step(recipe.model, shape, **settings)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:

@@ -8,9 +8,13 @@ from typing import Any
 
 from data2vec.artifact import load_strictly, read_artifact
 from data2vec.collapse import STAGES, watched_channels
+from data2vec.config import Data2VecMultiConfig
+from data2vec.flops import StepCost, StepShape
 from data2vec.mae import MaskedAutoencoder
 from data2vec.mae_config import MaeConfig
+from data2vec.mae_flops import autoencoder_step
 
+from ..recipe.schema import Recipe
 from .image_pretraining import ImagePretraining
 
 
@@ -21,6 +25,16 @@ class MaePretraining(ImagePretraining):
     def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Its operations are those of data2vec 2.0 for images."""
         return True
+
+    @staticmethod
+    def step_cost(  # pyright: ignore[reportIncompatibleMethodOverride]
+        recipe: Recipe, config: Data2VecMultiConfig, shape: StepShape, **settings: Any
+    ) -> StepCost:
+        """Encoder, decoder and pixels."""
+        assert isinstance(recipe.model, MaeConfig)
+        for name in ("vocab_size", "num_classes", "branch_scales"):
+            settings.pop(name)
+        return autoencoder_step(recipe.model, shape, **settings)
 
     def build(self, seed: int) -> None:
         """The model; targets and predictions are pixels of a patch."""

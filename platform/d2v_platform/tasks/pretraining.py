@@ -14,10 +14,12 @@ from data2vec.artifact import TEACHER, load_strictly, read_artifact, save_artifa
 from data2vec.clone_chunks import CloneChunk, clone_chunks
 from data2vec.collapse import STAGES, watched_channels
 from data2vec.config import Data2VecMultiConfig
+from data2vec.flops import StepCost, StepShape, pretraining_step
 from data2vec.pretraining import Moments, PretrainOutput
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
 from ..recipe.components import ModelCriterion
+from ..recipe.schema import Recipe
 from .statistics import Layout, Sums
 from .task import MicroBatch, TrainingTask, part_of
 
@@ -35,6 +37,7 @@ class PretrainingTask(TrainingTask):
     model: Any
     chunk: CloneChunk | None = None  # the clones that are being computed, where not all are at once
     exports_best = False  # targets grow with the teacher: a lower loss is not a better model
+    pretraining = True
 
     def prepare(self, dim: int) -> None:
         """Sums and loss weights; ``dim`` is the model's width."""
@@ -50,6 +53,13 @@ class PretrainingTask(TrainingTask):
     def deterministic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Seen on an H100 for data2vec 2.0 of every modality, and for images of data2vec 1."""
         return isinstance(self.config, Data2VecMultiConfig | Data2VecVisionConfig)
+
+    @staticmethod
+    def step_cost(  # pyright: ignore[reportIncompatibleMethodOverride]
+        recipe: Recipe, config: Data2VecMultiConfig, shape: StepShape, *, num_classes: int, **settings: Any
+    ) -> StepCost:
+        """Student, clones, decoder and teacher."""
+        return pretraining_step(config, shape, clones_at_once=recipe.platform.clone_chunk, **settings)
 
     def compute(self, batch: Mapping[str, torch.Tensor], update: int) -> PretrainOutput:
         """Losses of one micro-batch; masks are functions of (seed, update, sample id, clone)."""

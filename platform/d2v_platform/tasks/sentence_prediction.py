@@ -76,6 +76,18 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
         return f"{len(dataset):,} sentences, {int(dataset.sizes.sum()):,} tokens"
 
     @staticmethod
+    def network(recipe: Recipe, parent: Artifact | None) -> object:
+        """The pretrained network with the recipe's dropouts."""
+        fits = parent is not None and isinstance(parent.model_config, TextConfig)
+        return trunk_config(recipe, parent) if fits else OneModelTask.network(recipe, parent)
+
+    @staticmethod
+    def vocabulary(recipe: Recipe, parent: Artifact | None, dataset: Any) -> int:
+        """Of the pretrained model."""
+        fits = parent is not None and isinstance(parent.model_config, TextConfig)
+        return parent.vocab_size if fits else 0
+
+    @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare the data with the model."""
         train = open_subset(recipe, recipe.dataset.train_subset)

@@ -6,14 +6,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from data2vec.artifact import Artifact
 from data2vec.collapse import Scatter
+from data2vec.config import Data2VecMultiConfig
 from data2vec.data.batching import epoch_batches
+from data2vec.flops import StepCost, StepShape, finetuning_step
 from data2vec.pretraining import Moments
 
 from ..recipe.schema import Recipe
@@ -53,6 +56,10 @@ class TrainingTask(ABC):
         watching: the loop asks for the sums of the collapse watch.
         exports_best: the model that a run leaves is the best one by validation, not the last one.
         deterministic: CUDA is known to have a deterministic kernel for everything that it does.
+        pretraining: it leaves an encoder, which features judge and not a metric of its own; while it trains
+            there are clones, a decoder and a teacher beside it.
+        speed_unit: what its speed counts: the name in the line and in MLflow, and how many of ``ntokens`` are
+            one.
     """
 
     recipe: Recipe
@@ -60,6 +67,8 @@ class TrainingTask(ABC):
     watching: bool = False
     exports_best: bool = True
     deterministic: bool = False
+    pretraining: ClassVar[bool] = False
+    speed_unit: ClassVar[tuple[str, str, int]] = ("tokens", "tokens", 1)
 
     @property
     def watched(self) -> Mapping[str, int]:
@@ -90,6 +99,56 @@ class TrainingTask(ABC):
     def size_in_words(recipe: Recipe, dataset: Any) -> str:
         """How much a subset holds, such as "512 recordings, 1.5 hours"."""
         return f"{len(dataset):,} samples"
+
+    @staticmethod
+    def longest(recipe: Recipe) -> int:
+        """The longest sample that the recipe lets through, in the data's units; for plans without data."""
+        for name in ("tokens_per_sample", "max_positions", "max_sample_size"):
+            value = getattr(recipe.task, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
+        return recipe.dataset.max_tokens or 1
+
+    @staticmethod
+    def network(recipe: Recipe, parent: Artifact | None) -> object:
+        """The configuration of the network that is trained, for plans; an unfit parent as it is."""
+        return recipe.model if parent is None else parent.model_config
+
+    @staticmethod
+    def vocabulary(recipe: Recipe, parent: Artifact | None, dataset: Any) -> int:
+        """Rows of the network's token embedding, for plans; 0 without one.
+
+        Args:
+            recipe: a checked recipe.
+            parent: the pretrained model.
+            dataset: the training subset, ``None`` where it cannot be read.
+        """
+        return 0
+
+    @staticmethod
+    def step_cost(
+        recipe: Recipe,
+        config: Data2VecMultiConfig,
+        shape: StepShape,
+        *,
+        vocab_size: int,
+        num_classes: int,
+        branch_scales: bool,
+        **settings: Any,
+    ) -> StepCost:
+        """What a micro-batch costs.
+
+        Args:
+            recipe: a checked recipe.
+            config: the network, in the terms of data2vec 2.0.
+            shape: of the micro-batch.
+            vocab_size: rows of the token embedding.
+            num_classes: outputs of a head.
+            branch_scales: each block scales its branches.
+            settings: further ones of :func:`~data2vec.flops.finetuning_step` and its like.
+        """
+        more = {"vocab_size": vocab_size, "num_classes": num_classes, "branch_scales": branch_scales}
+        return finetuning_step(config, shape, **more, **settings)
 
     @staticmethod
     @abstractmethod
@@ -147,6 +206,17 @@ class TrainingTask(ABC):
     @abstractmethod
     def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
         """Metrics of a subset from the results of all its samples, ordered by id."""
+
+    @staticmethod
+    def pictures(recipe: Recipe, model_folder: Path, folder: Path) -> list[Path]:
+        """Draw what a model card shows of the data; titles of the files are ``card_pictures.TITLES``.
+
+        Args:
+            recipe: with its data on this machine or at a URI.
+            model_folder: the exported model.
+            folder: where they go.
+        """
+        return []
 
     def close(self) -> None:
         """Called on every worker when training is over, before the export: what is left to be said."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeVar
 
+from data2vec.data.dictionary import Dictionary
 from data2vec.data.prepared_blocks import PreparedBlocks
-from data2vec.errors import DataError
+from data2vec.errors import Data2VecError, DataError
 
 from ..recipe.components import MaskedLMTask
 from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
 
 Blocks = TypeVar("Blocks", bound=PreparedBlocks)
+PUBLISHED_VOCABULARY = 50265  # of the released text models; where the data's dictionary cannot be read
 
 
 def open_blocks(kind: type[Blocks], recipe: Recipe, subset: str) -> Blocks:
@@ -45,3 +48,13 @@ def check_blocks(kind: type[Blocks], recipe: Recipe) -> Blocks:
                 f"task.data = {recipe.task.data!r}: {subset} has another dictionary than training"
             )
     return train
+
+
+def vocabulary_size(recipe: Recipe, dataset: PreparedBlocks | None) -> int:
+    """Symbols of the data's dictionary, for plans; that of the published models where it cannot be read."""
+    if dataset is not None:
+        return len(dataset.dictionary)
+    try:
+        return len(Dictionary.load(Path(recipe.task.data.split(":")[0]) / "dict.txt").with_mask())
+    except (Data2VecError, OSError):
+        return PUBLISHED_VOCABULARY

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data2vec.artifact import Artifact
 from data2vec.config import Data2VecMultiConfig
 from data2vec.data.bpe import GPT2BPE
 from data2vec.data.masked_lm import TextBlocksDataset
@@ -20,7 +21,7 @@ from ..recipe.components import MaskedLMTask, ModelCriterion
 from ..recipe.schema import Recipe
 from .pretraining import PretrainingTask
 from .task import batches_of
-from .text_blocks import check_blocks, open_blocks
+from .text_blocks import check_blocks, open_blocks, vocabulary_size
 
 
 class TextPretraining(PretrainingTask):
@@ -55,6 +56,11 @@ class TextPretraining(PretrainingTask):
     def size_in_words(recipe: Recipe, dataset: Any) -> str:
         """Blocks and their tokens."""
         return f"{len(dataset):,} blocks, {int(dataset.sizes.sum()):,} tokens"
+
+    @staticmethod
+    def vocabulary(recipe: Recipe, parent: Artifact | None, dataset: Any) -> int:
+        """Of the data's dictionary."""
+        return vocabulary_size(recipe, dataset)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:

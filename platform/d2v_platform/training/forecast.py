@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import ConfigError, Problem
 from data2vec.flops import StepCost, Storage
 
@@ -235,10 +234,10 @@ class Forecast:
 
     def _smaller_chunks(self) -> Iterator[tuple[str, float]]:
         """The largest chunk of clones that fits."""
-        recipe, model = self.recipe, self.recipe.model
-        if not isinstance(model, Data2VecMultiConfig):
+        recipe, clones = self.recipe, getattr(self.recipe.model, "clone_batch", None)
+        if clones is None:
             return
-        for size in range((recipe.platform.clone_chunk or model.clone_batch) - 1, 0, -1):
+        for size in range((recipe.platform.clone_chunk or clones) - 1, 0, -1):
             chunked = dataclasses.replace(recipe.platform, clone_chunk=size)
             made = self._under(dataclasses.replace(recipe, platform=chunked))
             if made.fits:

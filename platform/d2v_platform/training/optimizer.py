@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import ConfigError, Problem
-from data2vec.mae_config import MaeConfig
 from data2vec.optim import GroupSettings, ScheduledAdam, parameter_groups
 from data2vec.schedules import Cosine, Fixed, PolynomialDecay, Schedule, TriStage
 
@@ -39,11 +37,12 @@ def make_optimizer(
     """
     named = recipe.parameter_groups()
     exempt_1d = not recipe.optimization.decay_norm_and_bias
+    composite = isinstance(recipe.optimizer, Composite)
     groups = parameter_groups(
         trained,
         dynamic=exempt_1d or (isinstance(recipe.optimizer, Composite) and recipe.optimizer.dynamic_groups),
-        decoder_group=isinstance(recipe.model, Data2VecMultiConfig) and recipe.model.decoder_group,
-        decay_groups=isinstance(recipe.model, MaeConfig) and isinstance(recipe.optimizer, Composite),
+        decoder_group=getattr(recipe.model, "decoder_group", False),
+        decay_groups=composite and getattr(recipe.model, "decay_groups", False),
         lr_scales=lr_scales,
     )
     unknown = sorted({group.name for group in groups} - named.keys())

@@ -10,11 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data2vec.speech_model import SAMPLE_RATE
-
 from ..figures import clock
-from ..recipe.audio_components import AudioTask
-from ..recipe.image_components import ImageClassificationData, ImagePretraining
+from ..recipe.entries import task_class
 from ..recipe.schema import Recipe
 from ..tasks.statistics import Sums
 
@@ -50,7 +47,7 @@ class Progress:
         self._interval_cpu = time.process_time()
         self._first_update = self._interval_update = 0
         self._speed: dict[str, float] = {}
-        self._unit, self._key, self._size = _unit(recipe)
+        self._unit, self._key, self._size = task_class(recipe).speed_unit
         self._quiet = {"lr", "epoch", *_asked_only(recipe)}
 
     def start(self, state: LoopState) -> None:
@@ -144,15 +141,6 @@ class Progress:
         if not left:
             return "-"
         return clock(min(left))
-
-
-def _unit(recipe: Recipe) -> tuple[str, str, int]:
-    """What the speed counts: its name in the line and in MLflow, and how many of a task's items are one."""
-    if isinstance(recipe.task, ImagePretraining | ImageClassificationData):
-        return "images", "images", 1
-    if isinstance(recipe.task, AudioTask):
-        return "s of audio", "audio_s", SAMPLE_RATE
-    return "tokens", "tokens", 1
 
 
 def _asked_only(recipe: Recipe) -> tuple[str, ...]:

@@ -17,30 +17,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from data2vec.artifact import Artifact, read_artifact
-from data2vec.audio_trunk import AudioConfig, TrunkOptions, trunk_config
-from data2vec.config import (
-    AudioModalityConfig,
-    Data2VecMultiConfig,
-    ImageModalityConfig,
-)
-from data2vec.conv_spec import frame_count, parse_conv_layers
-from data2vec.data.dictionary import Dictionary
-from data2vec.errors import ConfigError, Data2VecError
-from data2vec.flops import StepCost, StepShape, Storage, finetuning_step, pretraining_step
-from data2vec.lm.config import TransformerLMConfig
-from data2vec.lm.flops import as_multi as as_blocks
-from data2vec.lm.flops import language_model_step
-from data2vec.mae_config import MaeConfig
-from data2vec.mae_flops import autoencoder_step
+from data2vec.artifact import read_artifact
+from data2vec.config import Data2VecMultiConfig
+from data2vec.errors import Data2VecError
+from data2vec.families import generation_of
+from data2vec.flops import StepCost, StepShape, Storage
 from data2vec.v1.sizes import as_multi
 
-from ..recipe.components import SentencePredictionTask
 from ..recipe.entries import task_class
-from ..recipe.image_components import ImageClassifierModel
 from ..recipe.schema import Recipe
 
-PUBLISHED_VOCABULARY = 50265  # of the released text models; where the data's dictionary cannot be read
 _SAMPLED = 2000  # micro-batches of an epoch whose size is looked at
 
 
@@ -50,14 +36,13 @@ class Workload:
 
     Attributes:
         recipe: the recipe.
-        config: the network.
-        vocab_size: of a text model, else 0.
+        config: the network, or one whose blocks cost the same.
+        vocab_size: rows of a token embedding, else 0.
         pretraining: with teacher, clones and decoder.
         sizes: (samples, length) of the epoch's micro-batches, with how often each was seen.
         epoch_micro_batches: micro-batches of an epoch; ``None`` if the data was not read.
         dataset: the opened training data, ``None`` if it was not read.
         sees_all: the student sees masked positions too, as embeddings (data2vec 1).
-        language: a language model, whose layers ``config`` describes.
         branch_scales: each block scales its branches (data2vec 1 for images).
     """
 
@@ -69,60 +54,42 @@ class Workload:
     epoch_micro_batches: int | None
     dataset: Any = None
     sees_all: bool = False
-    language: TransformerLMConfig | None = None
     branch_scales: bool = False
 
     def under(self, recipe: Recipe) -> Workload:
         """The same model and data under another recipe."""
-        sizes, count = _sizes(recipe, self.config, self.dataset)
+        sizes, count = _sizes(recipe, self.dataset)
         return dataclasses.replace(self, recipe=recipe, sizes=sizes, epoch_micro_batches=count)
 
     def shape(self, samples: int, length: int) -> StepShape:
         """A micro-batch as the model sees it."""
-        config, modality = self.config, self.config.modality
-        raw, positions = 0, length
-        if isinstance(modality, ImageModalityConfig):
-            positions = (modality.input_size // modality.patch_size) ** 2
-        elif isinstance(modality, AudioModalityConfig):
-            raw = length
-            positions = max(frame_count(parse_conv_layers(modality.feature_encoder_spec), raw), 1)
+        front = self.config.modality
+        positions = front.positions(length)
         kept, clones = positions, 1
         if self.pretraining and not self.sees_all:
-            clones = config.clone_batch
-            visible = int(positions * (1.0 - modality.mask_prob))
-            if isinstance(modality, AudioModalityConfig) and not modality.inverse_mask:
-                visible = positions - int(positions * modality.mask_prob)
-            kept = visible + round((positions - visible) * modality.keep_masked_pct)
-        return StepShape(samples=samples, positions=positions, kept=max(kept, 1), clones=clones, raw=raw)
+            clones = self.config.clone_batch
+            visible = front.visible(positions)
+            kept = visible + round((positions - visible) * front.keep_masked_pct)
+        kept, raw = max(kept, 1), front.raw(length)
+        return StepShape(samples=samples, positions=positions, kept=kept, clones=clones, raw=raw)
 
     def cost(self, size: tuple[int, int], storage: Storage, accumulates: bool, workers: int = 1) -> StepCost:
         """What a micro-batch of so many samples and such a length costs one of the workers."""
-        if self.language is not None:
-            return language_model_step(
-                self.language,
-                self.shape(*size),
-                vocab_size=self.vocab_size,
-                storage=storage,
-                accumulates=accumulates,
-                checkpoint_activations=self.recipe.platform.checkpoint_activations,
-                workers=workers,
-            )
-        shared: dict[str, Any] = {
-            "storage": storage,
-            "accumulates": accumulates,
-            "checkpoint_activations": self.recipe.platform.checkpoint_activations,
-            "workers": workers,
-        }
-        if isinstance(self.recipe.model, MaeConfig):
-            return autoencoder_step(self.recipe.model, self.shape(*size), **shared)
-        shared |= {"vocab_size": self.vocab_size, "branch_scales": self.branch_scales}
-        if self.pretraining:
-            shared["clones_at_once"] = self.recipe.platform.clone_chunk
-            return pretraining_step(self.config, self.shape(*size), **shared)
-        holder = self.recipe.task if hasattr(self.recipe.task, "num_classes") else self.recipe.model
+        recipe = self.recipe
+        holder = recipe.task if hasattr(recipe.task, "num_classes") else recipe.model
         listed = len(getattr(self.dataset, "classes", ()))
-        classes = max(int(getattr(holder, "num_classes", 1)), listed, 1)
-        return finetuning_step(self.config, self.shape(*size), num_classes=classes, **shared)
+        return task_class(recipe).step_cost(
+            recipe,
+            self.config,
+            self.shape(*size),
+            vocab_size=self.vocab_size,
+            num_classes=max(int(getattr(holder, "num_classes", 1)), listed, 1),
+            branch_scales=self.branch_scales,
+            storage=storage,
+            accumulates=accumulates,
+            checkpoint_activations=recipe.platform.checkpoint_activations,
+            workers=workers,
+        )
 
     def largest(
         self, storage: Storage, accumulates: bool, workers: int = 1
@@ -160,60 +127,26 @@ def make_workload(recipe: Recipe, pretrained: Path | None) -> Workload | None:
     Returns:
         ``None`` for a model whose cost is not described here.
     """
-    if isinstance(recipe.model, TransformerLMConfig):
-        return _language_workload(recipe, recipe.model, training_data(recipe))
-    own = as_multi(recipe.model)
-    if own is not None:
-        network, config, dataset = recipe.model, own, training_data(recipe)
-        vocabulary = _vocabulary(recipe, dataset) if own.modality_name == "TEXT" else 0
-    else:
-        if pretrained is None:
-            return None
-        artifact = read_artifact(pretrained)
-        network = finetuned_trunk(recipe, artifact)
-        found = as_multi(network)
-        if found is None:
-            return None
-        config, dataset = found, training_data(recipe)
-        vocabulary = artifact.vocab_size if found.modality_name == "TEXT" else 0
-    sizes, count = _sizes(recipe, config, dataset)
+    room = task_class(recipe)
+    parent = None if pretrained is None else read_artifact(pretrained)
+    network = room.network(recipe, parent)
+    config = as_multi(network)
+    if config is None:
+        return None
+    dataset = training_data(recipe)
+    vocabulary = room.vocabulary(recipe, parent, dataset)
+    sizes, count = _sizes(recipe, dataset)
     return Workload(
         recipe=recipe,
         config=config,
         vocab_size=vocabulary,
-        pretraining=own is not None,
+        pretraining=room.pretraining,
         sizes=sizes,
         epoch_micro_batches=count,
         dataset=dataset,
-        sees_all=own is not None and not isinstance(recipe.model, Data2VecMultiConfig | MaeConfig),
+        sees_all=room.pretraining and generation_of(network) == 1,
         branch_scales=getattr(network, "layer_scale_init_value", 0.0) > 0.0,
     )
-
-
-def _language_workload(recipe: Recipe, model: TransformerLMConfig, dataset: Any) -> Workload:
-    config = as_blocks(model)
-    sizes, count = _sizes(recipe, config, dataset)
-    vocabulary = _vocabulary(recipe, dataset)
-    if found := model.vocabulary_problems(vocabulary):
-        raise ConfigError(found)
-    return Workload(recipe, config, vocabulary, False, sizes, count, dataset, language=model)
-
-
-def finetuned_trunk(recipe: Recipe, parent: Artifact) -> object:
-    """The pretrained network as a fine-tuning recipe changes it: dropouts, frozen parts, size of images.
-
-    A model of another modality than the recipe's is taken as it is: training refuses it.
-    """
-    from ..tasks import image_classification, sentence_prediction
-
-    model, config = recipe.model, parent.model_config
-    if isinstance(model, TrunkOptions) and isinstance(config, AudioConfig):
-        return trunk_config(config, model)
-    if isinstance(model, ImageClassifierModel) and parent.modality == "IMAGE":
-        return image_classification.trunk_config(recipe, parent)
-    if isinstance(recipe.task, SentencePredictionTask) and parent.modality == "TEXT":
-        return sentence_prediction.trunk_config(recipe, parent)
-    return config
 
 
 def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float] | None:
@@ -221,25 +154,19 @@ def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float
 
     Work that activation checkpointing does twice counts once. ``None`` for a model that we cannot price.
     """
-    if isinstance(recipe.model, TransformerLMConfig):
-        size = int(getattr(module, "vocab_size", 0))
-        priced = Workload(
-            recipe, as_blocks(recipe.model), size, False, Counter(), None, language=recipe.model
-        )
-        return functools.cache(lambda samples, length: priced.cost((samples, length), Storage(), False).flops)
     networks = [found for part in module.modules() if (found := as_multi(getattr(part, "config", None)))]
     if not networks:
         return None
-    pretraining = as_multi(recipe.model) is not None
+    pretraining = task_class(recipe).pretraining
     once = dataclasses.replace(recipe.platform, checkpoint_activations=False)
     workload = Workload(
         recipe=dataclasses.replace(recipe, platform=once),
         config=networks[0],
-        vocab_size=0,
+        vocab_size=int(getattr(module, "vocab_size", 0)),
         pretraining=pretraining,
         sizes=Counter(),
         epoch_micro_batches=None,
-        sees_all=not isinstance(recipe.model, Data2VecMultiConfig | MaeConfig),
+        sees_all=pretraining and generation_of(recipe.model) == 1,
     )
 
     @functools.cache
@@ -272,10 +199,11 @@ def smaller_batches(recipe: Recipe, factor: int) -> tuple[Recipe, str] | None:
     longest = getattr(recipe.task, "max_sample_size", None)
     if longest is not None and changed.get("max_tokens", longest) < longest:
         return None  # one clip would not fit such a batch
-    size, model = world.distributed_world_size * factor, recipe.model
+    model: Any = recipe.model
+    size = world.distributed_world_size * factor
     words = [f"dataset.{name}={value}" for name, value in changed.items()]
     words.append(f"distributed_training.distributed_world_size={size}")
-    if isinstance(model, Data2VecMultiConfig) and model.cls_loss > 0:
+    if getattr(model, "cls_loss", 0.0) > 0:
         # Its weight grows with the rows of a micro-batch, as in the reference.
         model = dataclasses.replace(model, cls_loss=model.cls_loss * factor)
         words.append(f"model.cls_loss={model.cls_loss:g}")
@@ -288,39 +216,17 @@ def smaller_batches(recipe: Recipe, factor: int) -> tuple[Recipe, str] | None:
     return made, " ".join(words)
 
 
-def _sizes(
-    recipe: Recipe, config: Data2VecMultiConfig, dataset: Any
-) -> tuple[Counter[tuple[int, int]], int | None]:
+def _sizes(recipe: Recipe, dataset: Any) -> tuple[Counter[tuple[int, int]], int | None]:
     """How large the first epoch's micro-batches are and how many; full ones where the data was not read."""
     from ..tasks.task import batches_of
 
     if dataset is None:
-        length = _longest(recipe, config)
+        length = task_class(recipe).longest(recipe)
         return Counter({(_full_batch(recipe, length), length): 1}), None
     batches = batches_of(dataset, recipe, 1, True, rebuild=False)
     lengths, step = np.asarray(dataset.sizes), max(1, len(batches) // _SAMPLED)
     seen = (batches[i] for i in range(0, len(batches), step))
     return Counter((len(batch), int(lengths[batch].max())) for batch in seen), len(batches)
-
-
-def _vocabulary(recipe: Recipe, dataset: Any) -> int:
-    if dataset is not None:
-        return len(dataset.dictionary)
-    try:
-        return len(Dictionary.load(Path(recipe.task.data.split(":")[0]) / "dict.txt").with_mask())
-    except (Data2VecError, OSError):
-        return PUBLISHED_VOCABULARY
-
-
-def _longest(recipe: Recipe, config: Data2VecMultiConfig) -> int:
-    """The longest sample that the recipe lets through, in tokens or waveform samples; 1 for images."""
-    if config.modality_name == "IMAGE":
-        return 1
-    for name in ("tokens_per_sample", "max_positions", "max_sample_size"):
-        value = getattr(recipe.task, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return recipe.dataset.max_tokens or 1
 
 
 def _full_batch(recipe: Recipe, length: int) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from PIL import Image
@@ -19,35 +19,13 @@ from data2vec.masking import clone_ids
 from data2vec.v1.vision_config import Data2VecVisionConfig
 from data2vec.v1.vision_masking import rectangle_masks
 
-from ..recipe.image_components import ImageClassificationData, ImagePretraining
+from ..recipe.image_components import ImagePretraining
 from ..recipe.schema import Recipe
 from ..storage.cache import with_local_data
 
-logger = logging.getLogger(__name__)
-
 _IMAGES, _CLONES, _VERDICTS = 4, 4, 8
 _GREY = 110
-
-
-def draw_data(recipe: Recipe, model_folder: Path, folder: Path) -> list[Path]:
-    """Pictures that need the recipe's data: of image models. Never fails: a card without them is a card.
-
-    Args:
-        recipe: with its data on this machine or at a URI.
-        model_folder: the exported model.
-        folder: where they go.
-    """
-    try:
-        if isinstance(recipe.task, ImagePretraining | ImageClassificationData):
-            from ..reports.drawing import plain_text
-
-            with plain_text():
-                if isinstance(recipe.task, ImagePretraining):
-                    return [_masks(recipe, folder / "masks.png")]
-                return [_verdicts(recipe, model_folder, folder / "verdicts.png")]
-    except Exception as error:
-        logger.warning("no pictures of the data on the model card: %s: %s", type(error).__name__, error)
-    return []
+_NO_FORMULAS: dict[Any, Any] = {"text.parse_math": False, "text.usetex": False}  # a class may be ``$1_$5``
 
 
 def _source(recipe: Recipe, subset: str, labelled: bool) -> ImageSource:
@@ -94,7 +72,8 @@ def masks_of(
     return mask.view(len(ids), clones, grid, grid).numpy()
 
 
-def _masks(recipe: Recipe, path: Path) -> Path:
+def draw_masks(recipe: Recipe, path: Path) -> Path:
+    """Masks of the first update on training images."""
     config: Any = recipe.model
     assert isinstance(recipe.task, ImagePretraining)
     images = _readable(_source(recipe, recipe.dataset.train_subset, labelled=False), _IMAGES)
@@ -116,7 +95,9 @@ def _masks(recipe: Recipe, path: Path) -> Path:
     return _save(figure, path)
 
 
-def _verdicts(recipe: Recipe, model_folder: Path, path: Path) -> Path:
+@matplotlib.rc_context(_NO_FORMULAS)
+def draw_verdicts(recipe: Recipe, model_folder: Path, path: Path) -> Path:
+    """What a classifier says of validation images."""
     import data2vec
     from data2vec.image_model import ImageModel
 
