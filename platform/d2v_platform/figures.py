@@ -1,4 +1,4 @@
-"""Durations and sizes as people read them."""
+"""Durations, sizes and scores as people read them."""
 
 from __future__ import annotations
 
@@ -30,3 +30,10 @@ def clock(seconds: float) -> str:
 
 def _three(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A figure in words: two digits of a percentage, four of a loss or another training figure."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if metric == "loss" or metric.startswith("train/") else f"{value:.2f}"

@@ -18,11 +18,11 @@ from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from .recipe.compose import Composed
 from .recipe.difference import digest
+from .recipe.local_data import with_local_data
 from .recipe.schema import Recipe
 from .registry.model_folders import ResolvedModels, resolve_models
 from .registry.model_versions import PARENT_TAG
 from .registry.registration import register_summary
-from .storage.cache import with_local_data
 from .storage.locations import is_uri
 from .tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
 from .training import ray_session

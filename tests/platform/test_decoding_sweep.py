@@ -16,8 +16,8 @@ from d2v_platform.inference import emissions as store
 from d2v_platform.inference.command import infer
 from d2v_platform.inference.options import read_options
 from d2v_platform.sweeps.command import decoding_definition, sweep_main
-from d2v_platform.sweeps.decoding_search import decode_with, read_trials
-from d2v_platform.sweeps.decoding_sweep import decoding_sweep_main, read_sweep
+from d2v_platform.sweeps.decoding_search import decode_with, decoding_sweep_main, read_trials
+from d2v_platform.sweeps.decoding_sweep import read_sweep
 from d2v_platform.sweeps.improvement import ExpectedImprovement, next_point, spread_points
 from data2vec.ctc_decoding import BeamOptions, LexiconBeam
 from data2vec.data.letters import released_letters

@@ -12,7 +12,7 @@ from d2v_platform.home import d2v_home
 from d2v_platform.inference.transcription import output_stems
 from d2v_platform.preparation.audio import AudioOptions, prepare_manifests
 from d2v_platform.recipe.compose import compose
-from d2v_platform.storage.cache import with_local_data
+from d2v_platform.recipe.local_data import with_local_data
 from d2v_platform.training.ray_session import _refuse_no_head
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.event_labels import read_classes

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from d2v_platform.figures import clock
+from d2v_platform.figures import clock, shown
 from d2v_platform.recipe.compose import Composed, compose
 from d2v_platform.recipe.sweep_definition import Evaluate, Register, Select, SweepDefinition, Trial
 from d2v_platform.sweeps import split_decoding, winners
 from d2v_platform.sweeps.results import ChildRun, Record, StoredTrial, TrialResult, task_of, write_json
 from d2v_platform.sweeps.schedule import Progress, ideal_seconds
-from d2v_platform.sweeps.selection import choose, grid_points, score, shown
+from d2v_platform.sweeps.selection import choose, grid_points, score
 from d2v_platform.sweeps.split_decoding import decode_winners, searches
 from d2v_platform.sweeps.table import protocol, result_table, trials_csv
 from d2v_platform.sweeps.winners import Winner, record_winner_scores, register_winner

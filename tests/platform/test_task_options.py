@@ -14,7 +14,6 @@ from torch import nn
 
 from d2v_platform.recipe.components import SentencePredictionCriterion
 from d2v_platform.recipe.compose import compose
-from d2v_platform.recipe.entries import task_class
 from d2v_platform.recipe.image_components import MaeImageClassification
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import (
@@ -26,6 +25,7 @@ from d2v_platform.tasks import (
     image_classification,
     image_data,
     sentence_prediction,
+    task_class,
     text_blocks,
 )
 from d2v_platform.tasks import task as tasks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -48,7 +47,6 @@ from .language_components import AdaptiveLossCriterion, CrossEntropyCriterion, L
 from .text_checks import masked_lm_problems, sentence_metrics, sentence_problems
 
 if TYPE_CHECKING:
-    from ..tasks.task import TrainingTask
     from .schema import Recipe
 
 _TOKENS = "the folder that d2v prepare text wrote (dict.txt, train.bin, train.idx)"
@@ -170,16 +168,6 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
 def entry_of(task: object) -> TaskEntry:
     """The entry of a recipe's ``task`` component."""
     return _ENTRIES[type(task)]
-
-
-def task_class(recipe: Recipe) -> type[TrainingTask]:
-    """The class that trains a recipe; importing it imports torch."""
-    entry = entry_of(recipe.task)
-    room = entry.rooms.get(type(recipe.model), entry.room)
-    if isinstance(room, type):
-        return room
-    module, _, name = room.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def register_task(

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..recipe.entries import task_class
 from ..recipe.schema import Recipe
+from ..tasks import task_class
 
 if TYPE_CHECKING:
     from ..tracking.tracker import Tracker

@@ -1,4 +1,4 @@
-"""Models as folders of ours on this machine: what a recipe or a command names, imported where it is foreign."""
+"""Models that a recipe or a command names, as folders of ours on this machine; foreign ones are imported."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from data2vec.families import generation_in_words, modality_of, read_model_confi
 from ..home import chosen_tracking_uri
 from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest
-from ..recipe.entries import task_class
 from ..recipe.schema import Recipe
 from ..redaction import redact_text
+from ..tasks import task_class
 from ..tasks.pretraining import COLLAPSE_GUARD_AFTER
 from ..tracking.tracker_actor import AnyTracker
 from ..training.collapse import collapsed_stages

@@ -14,8 +14,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from ..figures import shown
 from ..redaction import redact_text
-from ..sweeps.selection import shown
 from ..tracking.scores import StoredScore, stored_scores
 from .drawing import svg
 from .panels import Panel

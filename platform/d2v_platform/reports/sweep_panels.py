@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..sweeps.selection import shown
+from ..figures import shown
 from .panels import Line, Panel
 from .sweep_history import Setting, SweepHistory
 

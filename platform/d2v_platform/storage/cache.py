@@ -17,7 +17,6 @@ on from the files that it has. When the files at the URI change, so does the key
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -29,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import filelock
 
@@ -40,9 +39,6 @@ from ..figures import clock, data_size
 from ..home import home_folder
 from ..redaction import redact_text
 from .locations import Location, Patience, StorageError, is_uri, local_path, open_location
-
-if TYPE_CHECKING:
-    from ..recipe.schema import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -78,15 +74,6 @@ def local_data(data: str) -> str:
         StorageError: it cannot be read, or does not fit the cache.
     """
     return ":".join(str(_local(place)) for place in split_places(data))
-
-
-def with_local_data(recipe: Recipe) -> Recipe:
-    """A recipe whose ``task.data`` is on this machine; the same recipe if it was already."""
-    if "://" not in recipe.task.data:
-        return recipe
-    return dataclasses.replace(
-        recipe, task=dataclasses.replace(recipe.task, data=local_data(recipe.task.data))
-    )
 
 
 def split_places(data: str) -> list[str]:

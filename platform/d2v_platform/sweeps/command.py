@@ -63,7 +63,7 @@ def sweep_main(arguments: Sequence[str], prog: str = "d2v sweep", default: str |
     """
     given, overrides, config_dir, plan_only = read_words(arguments, prog, default)
     if (tuning := decoding_definition(given, config_dir)) is not None:
-        from .decoding_sweep import decoding_sweep_main
+        from .decoding_search import decoding_sweep_main
 
         decoding_sweep_main(overrides, tuning, plan_only)
         return

@@ -1,4 +1,4 @@
-"""The trials of ``d2v sweep decoding`` on Ray Tune, what they leave, and their table."""
+"""``d2v sweep decoding``: its trials on Ray Tune, what they leave, and their table."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pandas as pd
+from rich.console import Console
 
 from data2vec.ctc_decoding import BeamOptions, LetterBeam, LexiconBeam
+from data2vec.errors import ConfigError, Data2VecError, Problem
 from data2vec.speech_metrics import ErrorCount, total, word_errors
 
 from ..figures import clock
-from ..inference.decoding import Job, load_search
-from ..inference.emissions import StoredEmissions, Utterance
-from .decoding_sweep import TUNED, DecodingSweep, infer_command_of, transcribe_command_of
+from ..inference.decoding import Job, load_search, open_dataset
+from ..inference.emissions import StoredEmissions, Utterance, emission_folder, stored_emissions
+from .decoding_sweep import NAME, TUNED, DecodingSweep, infer_command_of, read_sweep, transcribe_command_of
 
 logger = logging.getLogger(__name__)
 _SHOWN = 15
@@ -55,6 +58,84 @@ class WeightTrial:
     def values(self) -> dict[str, float]:
         """What was tried."""
         return {name: getattr(self, name) for name in TUNED}
+
+
+def decoding_sweep_main(words: Sequence[str], config: Path, plan_only: bool) -> None:
+    """``d2v sweep decoding ...``.
+
+    Args:
+        words: overrides of ``search.*``, of infer's options and ``platform.run_name``.
+        config: the definition.
+        plan_only: say what would be done, and stop.
+
+    Raises:
+        Data2VecError: everything that is wrong, before anything is computed.
+    """
+    sweep = read_sweep(words, config)
+    if plan_only:
+        for line in plan_lines(sweep):
+            logger.info("%s", line)
+        return
+    sweep.root.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(sweep.root / "sweep.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise Data2VecError(
+            f"the sweep {sweep.name!r} is being run by another process; wait for it, stop it, or choose "
+            "another platform.run_name"
+        ) from None
+    with lock:
+        _refuse_changes(sweep)
+        if sweep.fresh:
+            logger.info("to go on with it: the same command with platform.run_name=%s", sweep.name)
+        load_search(sweep.job.model, sweep.job.search)  # what is wrong with lexicon or model is said here
+        emissions, there = stored_emissions(sweep.job, Console(markup=False))
+        logger.info(
+            "emissions of %s: %d utterances, %s (%s)", sweep.job.subset, len(emissions.utterances),
+            "taken from an earlier run" if there else "computed", emissions.folder,
+        )  # fmt: skip
+        run_search(sweep, emissions.folder)
+
+
+def plan_lines(sweep: DecodingSweep) -> list[str]:
+    """What a run of it would do."""
+    done = len(read_trials(sweep.root))
+    there = (emission_folder(sweep.job) / "utterances.json").is_file()
+    ranges = ", ".join(f"{n} {low:g} ... {high:g}" for n, (low, high) in sweep.search.bounds().items())
+    fixed = "".join(f", {name} {value:g} (fixed)" for name, value in sweep.search.fixed().items())
+    decoding = sweep.infer.decoding
+    name = "" if sweep.fresh else f", name {sweep.name}"
+    return [
+        f"sweep {NAME}{name}: {sweep.search.trials} trials, {done} done",
+        f"  {ranges}{fixed}",
+        f"  {decoding.type}, beam {decoding.beam}, {decoding.lmpath}, lexicon {decoding.lexicon}",
+        f"  {sweep.job.subset} in {sweep.job.data}: {len(open_dataset(sweep.job))} utterances, of which "
+        f"{sweep.search.utterances or 'all'} are decoded in each trial",
+        f"  emissions of {sweep.model}: {'there' if there else 'to be computed once'}",
+    ]
+
+
+def _refuse_changes(sweep: DecodingSweep) -> None:
+    """A tuning may not change under its name: its trials would not compare."""
+    path = sweep.root / "settings.json"
+    now = json.loads(json.dumps(sweep.settings(), default=str))
+    if not path.is_file():
+        path.write_text(json.dumps(now, indent=1), encoding="utf-8")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    problems = []
+    for group in now:
+        pairs = {group: (before.get(group), now[group])}
+        if isinstance(now[group], dict):
+            old = before.get(group) or {}
+            pairs = {f"{group}.{key}": (old.get(key), value) for key, value in now[group].items()}
+        for key, (old, new) in pairs.items():
+            if old != new:
+                rule = f"was {old!r} under this name; use that, or another platform.run_name"
+                problems.append(Problem(key, new, rule))
+    if problems:
+        raise ConfigError(problems, "resuming the sweep")
 
 
 def read_trials(root: Path) -> list[WeightTrial]:

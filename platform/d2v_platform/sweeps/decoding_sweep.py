@@ -1,9 +1,8 @@
-"""``d2v sweep decoding``: the weights of a language model, tuned on stored emissions of a dev subset."""
+"""What ``d2v sweep decoding`` tunes, as its command line says: a language model's weights on a dev subset."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import re
 import secrets
@@ -14,17 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import filelock
 import yaml
-from rich.console import Console
 
 from data2vec.errors import ConfigError, Data2VecError, DataError, Problem
 from data2vec.typed import build
 
 from ..home import home_folder
 from ..inference.command import show_notes
-from ..inference.decoding import Job, load_search, make_job, make_search, open_dataset
-from ..inference.emissions import emission_folder, stored_emissions
+from ..inference.decoding import Job, make_job, make_search, open_dataset
+from ..inference.emissions import emission_folder
 from ..inference.options import InferOptions, read_options
 from ..recipe.expansion import check_yaml
 from ..recipe.overrides import parse_overrides
@@ -116,46 +113,6 @@ class DecodingSweep:
                 "emissions": emission_folder(self.job).name}  # fmt: skip
 
 
-def decoding_sweep_main(words: Sequence[str], config: Path, plan_only: bool) -> None:
-    """``d2v sweep decoding ...``.
-
-    Args:
-        words: overrides of ``search.*``, of infer's options and ``platform.run_name``.
-        config: the definition.
-        plan_only: say what would be done, and stop.
-
-    Raises:
-        Data2VecError: everything that is wrong, before anything is computed.
-    """
-    sweep = read_sweep(words, config)
-    if plan_only:
-        for line in plan_lines(sweep):
-            logger.info("%s", line)
-        return
-    from .decoding_search import run_search
-
-    sweep.root.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(sweep.root / "sweep.lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise Data2VecError(
-            f"the sweep {sweep.name!r} is being run by another process; wait for it, stop it, or choose "
-            "another platform.run_name"
-        ) from None
-    with lock:
-        _refuse_changes(sweep)
-        if sweep.fresh:
-            logger.info("to go on with it: the same command with platform.run_name=%s", sweep.name)
-        load_search(sweep.job.model, sweep.job.search)  # what is wrong with lexicon or model is said here
-        emissions, there = stored_emissions(sweep.job, Console(markup=False))
-        logger.info(
-            "emissions of %s: %d utterances, %s (%s)", sweep.job.subset, len(emissions.utterances),
-            "taken from an earlier run" if there else "computed", emissions.folder,
-        )  # fmt: skip
-        run_search(sweep, emissions.folder)
-
-
 def read_sweep(words: Sequence[str], config: Path) -> DecodingSweep:
     """The tuning that a command line asks for.
 
@@ -229,26 +186,6 @@ def _resolved(
     return DecodingSweep(chosen, name is None, search, infer, job, uri, overrides)
 
 
-def plan_lines(sweep: DecodingSweep) -> list[str]:
-    """What a run of it would do."""
-    from .decoding_search import read_trials
-
-    done = len(read_trials(sweep.root))
-    there = (emission_folder(sweep.job) / "utterances.json").is_file()
-    ranges = ", ".join(f"{n} {low:g} ... {high:g}" for n, (low, high) in sweep.search.bounds().items())
-    fixed = "".join(f", {name} {value:g} (fixed)" for name, value in sweep.search.fixed().items())
-    decoding = sweep.infer.decoding
-    name = "" if sweep.fresh else f", name {sweep.name}"
-    return [
-        f"sweep {NAME}{name}: {sweep.search.trials} trials, {done} done",
-        f"  {ranges}{fixed}",
-        f"  {decoding.type}, beam {decoding.beam}, {decoding.lmpath}, lexicon {decoding.lexicon}",
-        f"  {sweep.job.subset} in {sweep.job.data}: {len(open_dataset(sweep.job))} utterances, of which "
-        f"{sweep.search.utterances or 'all'} are decoded in each trial",
-        f"  emissions of {sweep.model}: {'there' if there else 'to be computed once'}",
-    ]
-
-
 def infer_command_of(sweep: DecodingSweep, best: Mapping[str, float]) -> str:
     """The decoding with the best values, as a command line."""
     own = [f"decoding.{name}={value:g}" for name, value in best.items()]
@@ -265,25 +202,3 @@ def transcribe_command_of(sweep: DecodingSweep, best: Mapping[str, float]) -> st
     words = [word for word in given if not word.lstrip("+").startswith(tuned)]
     head = ["d2v transcribe RECORDINGS --model", shlex.quote(sweep.model)]
     return " ".join([*head, *map(shlex.quote, words), *own])
-
-
-def _refuse_changes(sweep: DecodingSweep) -> None:
-    """A tuning may not change under its name: its trials would not compare."""
-    path = sweep.root / "settings.json"
-    now = json.loads(json.dumps(sweep.settings(), default=str))
-    if not path.is_file():
-        path.write_text(json.dumps(now, indent=1), encoding="utf-8")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    problems = []
-    for group in now:
-        pairs = {group: (before.get(group), now[group])}
-        if isinstance(now[group], dict):
-            old = before.get(group) or {}
-            pairs = {f"{group}.{key}": (old.get(key), value) for key, value in now[group].items()}
-        for key, (old, new) in pairs.items():
-            if old != new:
-                rule = f"was {old!r} under this name; use that, or another platform.run_name"
-                problems.append(Problem(key, new, rule))
-    if problems:
-        raise ConfigError(problems, "resuming the sweep")

@@ -14,10 +14,10 @@ from data2vec.errors import ConfigError, Data2VecError, Problem
 
 from ..recipe.checks import metrics as reported_metrics
 from ..recipe.components import pretrained_field
+from ..recipe.local_data import with_local_data
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import TRAIN_LOSS, Sweep, Trial
 from ..registry.model_folders import ResolvedModels, resolve_models
-from ..storage.cache import with_local_data
 from ..tasks import open_subset
 from ..training.preflight import preflight
 from ..training.run_description import code_version

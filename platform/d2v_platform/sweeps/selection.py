@@ -200,13 +200,6 @@ def floors(points: Sequence[GridPoint]) -> dict[str, float]:
     return found
 
 
-def shown(metric: str, value: float | None) -> str:
-    """A figure in words: two digits of a percentage, four of a loss or another training figure."""
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if metric == "loss" or metric.startswith("train/") else f"{value:.2f}"
-
-
 def by_task(points: Sequence[GridPoint]) -> dict[str, list[GridPoint]]:
     """Grid points of each task, in the order of the sweep."""
     found: dict[str, list[GridPoint]] = {}

@@ -12,9 +12,10 @@ from typing import Any
 from rich.table import Table
 
 from .. import markdown
+from ..figures import shown
 from ..recipe.sweep_definition import TRAIN_LOSS, Select
 from .results import Record
-from .selection import Choice, GridPoint, by_task, choose_all, shown
+from .selection import Choice, GridPoint, by_task, choose_all
 
 
 @dataclass(frozen=True, kw_only=True)

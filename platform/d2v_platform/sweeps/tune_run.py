@@ -14,14 +14,14 @@ from typing import Any
 from ray import tune
 from ray.tune import Callback
 
-from ..figures import clock, duration
+from ..figures import clock, duration, shown
 from ..recipe.sweep_definition import Sweep
 from ..tracking.tracker_actor import RemoteTracker
 from .asha import PerTaskASHA, Race
 from .capacity import Capacity
 from .results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
 from .schedule import Progress
-from .selection import score, shown
+from .selection import score
 from .sweep_folder import SweepFolder, delete_weights
 from .trial import run_trial
 

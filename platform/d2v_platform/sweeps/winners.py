@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..figures import shown
 from ..recipe.sweep_definition import SweepDefinition
 from ..registry.registration import register_summary
 from ..tracking.scores import Score
 from ..tracking.tracker_actor import AnyTracker
 from .results import Record
-from .selection import Choice, shown
+from .selection import Choice
 from .sweep_folder import delete_weights
 from .trial import composed_of
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
-from ..recipe.entries import task_class
+from ..recipe.entries import entry_of
 from ..recipe.schema import Recipe
 from .task import MicroBatch, TrainingTask
 
-__all__ = ["MicroBatch", "TrainingTask", "check_data", "make_task", "open_subset"]
+__all__ = ["MicroBatch", "TrainingTask", "check_data", "make_task", "open_subset", "task_class"]
+
+
+def task_class(recipe: Recipe) -> type[TrainingTask]:
+    """The class that trains a recipe."""
+    entry = entry_of(recipe.task)
+    room = entry.rooms.get(type(recipe.model), entry.room)
+    if isinstance(room, type):
+        return room
+    module, _, name = room.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:

@@ -20,8 +20,8 @@ from data2vec.v1.vision_config import Data2VecVisionConfig
 from data2vec.v1.vision_masking import rectangle_masks
 
 from ..recipe.image_components import ImagePretraining
+from ..recipe.local_data import with_local_data
 from ..recipe.schema import Recipe
-from ..storage.cache import with_local_data
 
 _IMAGES, _CLONES, _VERDICTS = 4, 4, 8
 _GREY = 110

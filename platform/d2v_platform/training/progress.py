@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..figures import clock
-from ..recipe.entries import task_class
 from ..recipe.schema import Recipe
+from ..tasks import task_class
 from ..tasks.statistics import Sums
 
 if TYPE_CHECKING:

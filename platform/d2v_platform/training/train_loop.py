@@ -26,8 +26,8 @@ from data2vec.randomness import seed_dropout
 from data2vec.transformer import recompute_activations
 
 from ..figures import duration
+from ..recipe.local_data import with_local_data
 from ..recipe.schema import Recipe
-from ..storage.cache import with_local_data
 from ..storage.locations import open_location
 from ..tasks import TrainingTask, make_task
 from ..tasks.reduction import barrier, gather_objects, reduce_vector

@@ -24,8 +24,8 @@ from data2vec.families import generation_of
 from data2vec.flops import StepCost, StepShape, Storage
 from data2vec.v1.sizes import as_multi
 
-from ..recipe.entries import task_class
 from ..recipe.schema import Recipe
+from ..tasks import task_class
 
 _SAMPLED = 2000  # micro-batches of an epoch whose size is looked at
 
