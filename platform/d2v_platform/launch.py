@@ -24,7 +24,9 @@ from .registry.model_folders import ResolvedModels, resolve_models
 from .registry.model_versions import PARENT_TAG
 from .registry.registration import register_summary
 from .storage.locations import is_uri
-from .tracking.tracker_actor import AnyTracker, LocalTracker, RemoteTracker, TrackingReporter
+from .tracking.interface import RunTracker
+from .tracking.tracker import FinalStatus
+from .tracking.tracker_actor import RemoteTracker, TrackerService, TrackingReporter
 from .training import ray_session
 from .training.accelerators import local_gpus
 from .training.continuation import Continuation, continue_run, resume_command
@@ -92,7 +94,7 @@ def launch(composed: Composed) -> RunResult:
         with _finishing(tracker, run.run_id, resume_command(composed, run.name)) as outcome:
             summary = _train(recipe, plan, tracker, run, models, stop)
             bring_model(run.folder, run.remote)
-            tracker.call("set_tags", run.run_id, summary_tags(summary))
+            tracker.set_tags(run.run_id, summary_tags(summary))
             log_datasets(tracker, run.run_id, recipe, summary.facts)
             registered = register_summary(
                 tracker, composed, run.run_id, run.folder, summary, parent_uri=models.pretrained_uri
@@ -117,7 +119,7 @@ class _Run:
 
 def _open_run(
     composed: Composed,
-    tracker: AnyTracker,
+    tracker: RunTracker,
     plan: Plan,
     parent_uri: str | None,
     data: str | None,
@@ -131,7 +133,7 @@ def _open_run(
     recipe, platform = composed.recipe, composed.recipe.platform
     name = platform.run_name or _fresh_name(composed.named_recipe)
     root, going_on = run_root(platform.storage), Continuation()
-    existing = tracker.call("find_run", recipe.experiment(), name) if platform.run_name else None
+    existing = tracker.find_run(recipe.experiment(), name) if platform.run_name else None
     check_storage(platform.storage, new=existing is None)
     tags = dict(platform.extra_tags)
     if existing is None:  # later it is the user's
@@ -146,8 +148,7 @@ def _open_run(
         if going_on.raised:
             longer = [f"{field} {c.before} -> {c.after}" for field, c in going_on.raised.items()]
             tags["d2v.longer"] = "; ".join([*filter(None, [existing.tags.get("d2v.longer")]), *longer])
-    handle = tracker.call(
-        "open_run",
+    handle = tracker.open_run(
         experiment=recipe.experiment(),
         name=name,
         params=recipe.to_dict(),
@@ -164,8 +165,8 @@ def _open_run(
         shutil.rmtree(folder / "model", ignore_errors=True)  # the new one may be made on another machine
     keep_start(folder, remote, recipe, data)
     if not handle.resumed:
-        tracker.call("log_dict", handle.run_id, recipe.to_dict(), "recipe/recipe.json")
-        tracker.call("log_text", handle.run_id, "\n".join(composed.overrides), "recipe/overrides.txt")
+        tracker.log_dict(handle.run_id, recipe.to_dict(), "recipe/recipe.json")
+        tracker.log_text(handle.run_id, "\n".join(composed.overrides), "recipe/overrides.txt")
         if data is not None:
             known = {"data.train_fingerprint": data} | ({"data.size": size} if size else {})
             log_datasets(tracker, handle.run_id, recipe, known)
@@ -193,7 +194,7 @@ def _plan_tags(plan: Plan) -> dict[str, str]:
 
 
 def _train(
-    recipe: Recipe, plan: Plan, tracker: AnyTracker, run: _Run, models: ResolvedModels, stop: Stop
+    recipe: Recipe, plan: Plan, tracker: RunTracker, run: _Run, models: ResolvedModels, stop: Stop
 ) -> Summary:
     try:
         summary = _train_there(recipe, plan, tracker, run, models, stop)
@@ -206,7 +207,7 @@ def _train(
 
 
 def _train_there(
-    recipe: Recipe, plan: Plan, tracker: AnyTracker, run: _Run, models: ResolvedModels, stop: Stop
+    recipe: Recipe, plan: Plan, tracker: RunTracker, run: _Run, models: ResolvedModels, stop: Stop
 ) -> Summary:
     if plan.num_workers == 0:
         from .training.train_loop import train
@@ -329,25 +330,25 @@ def train_on_ray(
     return Summary(**returned)
 
 
-def open_tracker(tracking_uri: str | None, local: bool) -> AnyTracker:
+def open_tracker(tracking_uri: str | None, local: bool) -> RunTracker:
     """The driver's tracker: in this process, or an actor beside it; runs of dead drivers are closed."""
     if local:
-        tracker: AnyTracker = LocalTracker(tracking_uri)
+        tracker: RunTracker = TrackerService(tracking_uri)
     else:
         name = f"tracker-{secrets.token_hex(6)}"
         tracker = RemoteTracker(name, create=True, tracking_uri=tracking_uri)
-    for orphan in tracker.call("close_orphans"):
+    for orphan in tracker.close_orphans():
         logger.info("closed the run %s of a process that died (KILLED; its name resumes it)", orphan)
     return tracker
 
 
 @dataclass
 class _Outcome:
-    status: str = "FAILED"
+    status: FinalStatus = "FAILED"
 
 
 @contextlib.contextmanager
-def _finishing(tracker: AnyTracker, run_id: str, again: str) -> Iterator[_Outcome]:
+def _finishing(tracker: RunTracker, run_id: str, again: str) -> Iterator[_Outcome]:
     """Whatever happens, the run gets its final status; SIGTERM and Ctrl-C end as KILLED."""
     outcome = _Outcome()
     try:
@@ -358,7 +359,7 @@ def _finishing(tracker: AnyTracker, run_id: str, again: str) -> Iterator[_Outcom
         raise
     finally:
         tracker.settle()
-        tracker.call("finish", run_id, outcome.status)
+        tracker.finish(run_id, outcome.status)
 
 
 def refuse_node_local(

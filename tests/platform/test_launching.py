@@ -331,9 +331,12 @@ class FakeTracker:
         self.name = name
         return self
 
-    def call(self, *given: Any) -> Any:
-        self.calls.append(given)
-        return self.mistake if given[0] == "mistake_of" else None
+    def mistake_of(self, attempt: str) -> str | None:
+        self.calls.append(("mistake_of", attempt))
+        return self.mistake
+
+    def leave_mistake(self, *given: Any) -> None:
+        self.calls.append(("leave_mistake", *given))
 
     def log(self, run_id: str, points: Any) -> None:
         self.calls.append(("log", run_id, [(p.key, p.step, p.value) for p in points]))

@@ -31,7 +31,7 @@ from d2v_platform.sweeps.submission import predict
 from d2v_platform.sweeps.winners import Winner, record_winner_scores
 from d2v_platform.tracking.scores import SCORE_TAG, Score, record_scores, stored_scores, with_scores
 from d2v_platform.tracking.tracker import MetricPoint, Tracker, now_ms
-from d2v_platform.tracking.tracker_actor import LocalTracker
+from d2v_platform.tracking.tracker_actor import TrackerService
 from data2vec.artifact import read_artifact, save_artifact
 from data2vec.config import SentenceHeadConfig
 from data2vec.data.encoding import file_sha256
@@ -342,7 +342,7 @@ def test_a_sweeps_winner_and_its_version_are_scored(
         task="t", trial="lr 1e-4", lr=1e-4, seed=1, metric="wer", value=30.0, median=30.0, floor=None,
         run_id=trial.run_id, model_folder=ctc_model, model_uri=bare_version,
     )  # fmt: skip
-    local = LocalTracker(None)
+    local = TrackerService(None)
     for _ in range(2):
         record_winner_scores(
             local, [dataclasses.replace(winner, task="u", run_id=None), winner], "t", [SCORE]

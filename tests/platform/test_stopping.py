@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,18 +58,12 @@ class Driver:
         self.service._in_updates, self.service._to_stop = {"a"} if in_updates else set(), set()
         self.asked, self.ready = 0, True
 
-    def call(self, method: str, attempt: str) -> Any:
-        return getattr(self.service, method)(attempt)
+        self.ask_to_stop, self.stop_asked = self.service.ask_to_stop, self.service.stop_asked
 
-    def ask(self, method: str, attempt: str) -> Any:
+    def question_of_stop(self, attempt: str) -> Any:
         self.asked += 1
-        return self.call(method, attempt)
-
-    def has_answered(self, question: Any) -> bool:
-        return self.ready
-
-    def answer(self, question: Any) -> Any:
-        return question
+        answer = self.stop_asked(attempt)
+        return SimpleNamespace(answered=lambda: self.ready, answer=lambda: answer)
 
 
 def test_rank_0_hears_the_drivers_wish_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,9 +71,9 @@ def test_rank_0_hears_the_drivers_wish_without_waiting(monkeypatch: pytest.Monke
     monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     driver: Any = Driver(in_updates=False)
     question = StopQuestion(driver, "a")
-    assert not driver.call("ask_to_stop", "b"), "another attempt"
+    assert not driver.ask_to_stop("b"), "another attempt"
     assert [question() for _ in range(5)] == [False] * 5 and driver.asked == 1
-    assert driver.call("ask_to_stop", "a"), "its updates have begun"
+    assert driver.ask_to_stop("a"), "its updates have begun"
     now[0] += 1.0
     driver.ready = False
     assert not question() and not question() and driver.asked == 2
@@ -93,7 +88,7 @@ def test_a_ray_run_goes_on_until_it_has_saved(monkeypatch: pytest.MonkeyPatch) -
 
     def training() -> str:
         stop.on_signal(signal.SIGINT)
-        while not driver.call("stop_asked", "a"):
+        while not driver.stop_asked("a"):
             saved.wait(0.01)
         return "saved"
 

@@ -66,10 +66,8 @@ class Tracker:
         self.sent: list[Any] = []
         self.settled = 0
 
-    def send(self, *words: Any, **named: Any) -> None:
-        self.sent.append((*words, *named.values()))
-
-    call = log = send
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        return lambda *words, **named: self.sent.append((method, *words, *named.values()))
 
     def settle(self) -> None:
         self.settled += 1
@@ -115,13 +113,13 @@ def test_the_driver_keeps_the_results_of_trials_that_could_not(
     kept = TrialResult.read(folder.of(stopped))
     assert kept is not None and (kept.status, kept.update, kept.run_id) == ("stopped", 20, f"run-{stopped}")
     assert sorted(kept.evaluations) == [10, 20] and kept.seconds >= 0 and kept.error is None
-    assert sent == [("finish", f"run-{stopped}", "FINISHED", {"status": "stopped", "updates": "20"})]
+    assert sent == [("finish_soon", f"run-{stopped}", "FINISHED", {"status": "stopped", "updates": "20"})]
 
     watch.on_trial_error(0, [], of_tune(failed, get_error=lambda: "Traceback\nboom\n"))
     kept = TrialResult.read(folder.of(failed))
     assert kept is not None and kept.status == "failed" and kept.update == 0
     assert str(kept.error).startswith("boom (after 3 attempts; see ") and "train.log" in str(kept.error)
-    assert sent[1][:3] == ("finish", f"run-{failed}", "FAILED") and sent[1][3]["error"] == kept.error
+    assert sent[1][:3] == ("finish_soon", f"run-{failed}", "FAILED") and sent[1][3]["error"] == kept.error
     assert "boom" in caplog.text
 
     watch.on_trial_start(0, [], of_tune(leave(folder, trials[2])))
@@ -134,7 +132,7 @@ def test_the_driver_keeps_the_results_of_trials_that_could_not(
     assert told == [stopped, failed, finished] and watch.progress.seconds[finished] == 3.0
 
     watch.close_interrupted()
-    assert sent[-1] == ("finish", f"run-{cut}", "KILLED", {"status": "interrupted"}) and len(sent) == 4
+    assert sent[-1] == ("finish_soon", f"run-{cut}", "KILLED", {"status": "interrupted"}) and len(sent) == 4
     assert watch.progress.interrupted
     watch.mark_closed()
     closed = [ChildRun.read(folder.of(trial.name)) for trial in trials]
@@ -206,7 +204,9 @@ def test_runs_that_a_killed_driver_left_open_are_ended_once(folder: SweepFolder)
     driver._close_left_open()
     driver._close_left_open()
     ((method, run_id, status, tags),) = driver.tracker.sent
-    assert (method, run_id, status) == ("finish", f"run-{name}", "FAILED") and tags["status"] == "diverged"
+    assert (method, run_id, status) == ("finish_soon", f"run-{name}", "FAILED") and tags[
+        "status"
+    ] == "diverged"
     assert driver.tracker.settled == 1, "on disk before it counts as closed"
 
 
@@ -289,8 +289,8 @@ def test_the_parent_run_gets_winners_averages_and_the_number_of_trials(folder: S
     timing = engine.Timing(trials=4, slots=2, start_s=1.0, wall_s=30.0, own_s=50.0, ideal_s=20.0)
     driver._log_parent(table, {"results.md": Path("/r"), "trials.csv": Path("/t")}, timing)
     (logged, tagged, *artifacts) = driver.tracker.sent
-    assert logged[0] == "parent" and {point.step for point in logged[1]} == {5}
-    assert {point.key: point.value for point in logged[1]} == {
+    assert logged[:2] == ("log", "parent") and {point.step for point in logged[2]} == {5}
+    assert {point.key: point.value for point in logged[2]} == {
         "trials": 5.0, "best/cola/mcc": 60.0, "best/rte/mcc": 70.0, "average": 65.0,
         "average_without_RTE": 60.0, "schedule_ratio": 1.5,
     }  # fmt: skip
@@ -340,21 +340,23 @@ def test_starts_are_counted_by_launch(tmp_path: Path) -> None:
 def test_a_trial_goes_on_in_its_own_run(state: str | None, opens: bool, tmp_path: Path) -> None:
     asked: list[Any] = []
 
-    def call(method: str, *words: Any, **named: Any) -> Any:
-        asked.append((method, words, named))
-        if method == "find_run":
-            return SimpleNamespace(state=state, run_id="old") if state else None
+    def find_run(*words: Any) -> Any:
+        asked.append(words)
+        return SimpleNamespace(state=state, run_id="old") if state else None
+
+    def open_run(**named: Any) -> Any:
+        asked.append(named)
         return SimpleNamespace(run_id="new")
 
-    trial, tracker = stored(7), SimpleNamespace(call=call)
+    trial, tracker = stored(7), SimpleNamespace(find_run=find_run, open_run=open_run)
     config = {"sweep": "s", "parent": "p"}
     run_id = trial_module.open_child(tracker, config, trial, tmp_path)  # type: ignore[arg-type]
     assert run_id == ("new" if opens else "old") and ChildRun.read(tmp_path) == ChildRun(run_id)
     experiment = trial.trial.recipe.experiment()
-    assert asked[0] == ("find_run", (experiment, f"s/{trial.name}"), {})
+    assert asked[0] == (experiment, f"s/{trial.name}")
     assert len(asked) == 1 + opens
     if opens:
-        named = asked[1][2]
+        named = asked[1]
         assert named["params"]["grid"] == trial.trial.values and named["tags"]["lr"] == "1e-05"
         assert (named["experiment"], named["name"], named["parent_run_id"]) == (experiment, trial.name, "p")
         assert (named["resume_key"], named["reopen_finished"]) == (f"s/{trial.name}", True)

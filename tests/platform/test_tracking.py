@@ -23,7 +23,7 @@ import pytest
 from d2v_platform.tracking.mlflow_access import open_client
 from d2v_platform.tracking.run_liveness import HEARTBEAT_TAG, Heartbeat
 from d2v_platform.tracking.tracker import MetricPoint, Tracker
-from d2v_platform.tracking.tracker_actor import LocalTracker, TrackingReporter
+from d2v_platform.tracking.tracker_actor import TrackerService, TrackingReporter
 from data2vec.errors import Data2VecError
 
 NewTracker = Callable[..., Tracker]
@@ -456,9 +456,9 @@ def test_a_run_that_another_process_left_open_can_be_ended(new_tracker: Callable
 def test_what_workers_leave_with_the_service(
     new_tracker: NewTracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = LocalTracker(None)
-    tracker = local._service.tracker  # pyright: ignore[reportPrivateUsage]
-    run_id = local.call("open_run", experiment="e", name="w", params={}, resume_key="w").run_id
+    local = TrackerService(None)
+    tracker = local.tracker
+    run_id = local.open_run(experiment="e", name="w", params={}, resume_key="w").run_id
     reporter = TrackingReporter(local, run_id)
     reporter.log(7, {"train/loss": 2.0})
     unsent = {"format": 1, "run_id": "f" * 32, "marks": {}, "points": [["k", 8, 1.5, 1_700_000_000_000]]}
@@ -466,8 +466,8 @@ def test_what_workers_leave_with_the_service(
     assert tracker.queue.num_pending("f" * 32) == 0
     reporter.take_over(unsent | {"run_id": run_id})
     for message in ("first", "second"):
-        local.call("leave_mistake", "attempt", message)
-    assert (local.call("mistake_of", "attempt"), local.call("mistake_of", "other")) == ("first", None)
+        local.leave_mistake("attempt", message)
+    assert (local.mistake_of("attempt"), local.mistake_of("other")) == ("first", None)
     local.close()  # a run that is not over is sent and stays open
     other = new_tracker()
     assert history(other, run_id) == [(7, 2.0)] and history(other, run_id, "k") == [(8, 1.5)]

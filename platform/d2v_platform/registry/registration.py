@@ -17,7 +17,7 @@ from ..recipe.schema import Recipe
 from ..redaction import redact_text
 from ..tasks import task_class
 from ..tasks.pretraining import COLLAPSE_GUARD_AFTER
-from ..tracking.tracker_actor import AnyTracker
+from ..tracking.interface import RunTracker
 from ..training.collapse import collapsed_stages
 from ..training.loop_state import Summary
 from .card_pictures import PICTURE_FOLDER, draw_data
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def register_summary(
-    tracker: AnyTracker,
+    tracker: RunTracker,
     composed: Composed,
     run_id: str,
     folder: Path,

@@ -24,6 +24,7 @@ from ..markdown import code, plain
 from ..recipe.sweep_definition import Sweep
 from ..storage.locations import is_uri
 from ..tracking.scores import RecordScores
+from ..tracking.tracker import FinalStatus
 from ..tracking.tracker_actor import RemoteTracker
 from ..training import ray_session
 from ..training.run_description import NOTE_TAG, code_version, source_tags
@@ -368,14 +369,14 @@ class _Driver:
             figures["schedule_ratio"] = timing.ratio
             tags["timing"] = timing.line()
         self.tracker.log(self.parent, [MetricPoint(key, step, value, now) for key, value in figures.items()])
-        self.tracker.call("set_tags", self.parent, tags | {"protocol": "\n".join(table.protocol)})
+        self.tracker.set_tags(self.parent, tags | {"protocol": "\n".join(table.protocol)})
         for path in paths.values():
-            self.tracker.call("log_artifact", self.parent, path)
+            self.tracker.log_artifact(self.parent, path)
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
         """Whatever happens, the parent gets its final status."""
-        status = "FAILED"
+        status: FinalStatus = "FAILED"
         try:
             yield
             status = "FAILED" if self.failed else "FINISHED"
@@ -387,14 +388,13 @@ class _Driver:
             raise
         finally:
             self.tracker.settle()
-            self.tracker.call("finish", self.parent, status)
+            self.tracker.finish(self.parent, status)
 
 
 def _open_parent(tracker: RemoteTracker, sweep: Sweep, name: str, ready: Sequence[StoredTrial]) -> str:
     platform = ready[0].trial.recipe.platform
     definition = dataclasses.asdict(sweep.definition)
-    handle = tracker.call(
-        "open_run",
+    handle = tracker.open_run(
         experiment=ready[0].trial.recipe.experiment(),
         name=name,
         params={"sweep": {k: v for k, v in definition.items() if k not in ("grid", "fixed")}},
@@ -411,9 +411,8 @@ def _open_parent(tracker: RemoteTracker, sweep: Sweep, name: str, ready: Sequenc
         resume_key=name,
         reopen_finished=True,
     )
-    tracker.call("log_dict", handle.run_id, definition, "sweep/definition.json")
-    tracker.call(
-        "log_text",
+    tracker.log_dict(handle.run_id, definition, "sweep/definition.json")
+    tracker.log_text(
         handle.run_id,
         "\n".join(f"{s.name}: {shlex.join(s.trial.overrides)}" for s in ready) + "\n",
         "sweep/trials.txt",

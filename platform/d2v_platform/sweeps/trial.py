@@ -163,12 +163,11 @@ def open_child(tracker: RemoteTracker, config: Mapping[str, Any], stored: Stored
     """The trial's run under the sweep's; a trial whose process was lost finds it open."""
     recipe, trial = stored.trial.recipe, stored.trial
     key = f"{config['sweep']}/{trial.name}"
-    existing = tracker.call("find_run", recipe.experiment(), key)
+    existing = tracker.find_run(recipe.experiment(), key)
     if existing is not None and existing.state == "live":
         run_id = existing.run_id  # the sweep's lock is ours, so it can only be our own earlier attempt
     else:
-        handle = tracker.call(
-            "open_run",
+        handle = tracker.open_run(
             experiment=recipe.experiment(),
             name=trial.name,
             params={"grid": dict(trial.values), **recipe.to_dict()},

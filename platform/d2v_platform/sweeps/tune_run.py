@@ -233,7 +233,7 @@ class _Watch(Callback):
             if TrialResult.read(folder) is None:
                 self.progress.interrupted = True
                 if child is not None:
-                    self.launch.tracker.send("finish", child.run_id, "KILLED", tags={"status": "interrupted"})
+                    self.launch.tracker.finish_soon(child.run_id, "KILLED", tags={"status": "interrupted"})
 
     def mark_closed(self) -> None:
         """The tracker has the end of these runs on disk."""
@@ -318,4 +318,4 @@ def end_child(tracker: RemoteTracker, folder: Path, result: TrialResult) -> None
     if result.error is not None:
         tags["error"] = result.error
     ended = "FINISHED" if result.status in ("finished", "stopped") else "FAILED"
-    tracker.send("finish", child.run_id, ended, tags=tags)
+    tracker.finish_soon(child.run_id, ended, tags=tags)

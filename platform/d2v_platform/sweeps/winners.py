@@ -10,8 +10,8 @@ from pathlib import Path
 from ..figures import shown
 from ..recipe.sweep_definition import SweepDefinition
 from ..registry.registration import register_summary
+from ..tracking.interface import RunTracker
 from ..tracking.scores import Score
-from ..tracking.tracker_actor import AnyTracker
 from .results import Record
 from .selection import Choice
 from .sweep_folder import delete_weights
@@ -54,7 +54,7 @@ class Winner:
 
 
 def register_winner(
-    tracker: AnyTracker,
+    tracker: RunTracker,
     definition: SweepDefinition,
     choice: Choice,
     floor: float | None,
@@ -123,7 +123,7 @@ def register_winner(
 
 
 def record_winner_scores(
-    tracker: AnyTracker, winners: Sequence[Winner], task: str, scores: Sequence[Score]
+    tracker: RunTracker, winners: Sequence[Winner], task: str, scores: Sequence[Score]
 ) -> None:
     """Scores of test subsets, to the run of the task's winner and to its registered version."""
     winner = next(winner for winner in winners if winner.task == task)
@@ -131,7 +131,7 @@ def record_winner_scores(
     if winner.model_uri is not None:
         name, _, number = winner.model_uri.removeprefix("models:/").rpartition("/")
         version = name, int(number)
-    for line in tracker.call("record_scores", list(scores), winner.run_id, version):
+    for line in tracker.record_scores(list(scores), winner.run_id, version):
         logger.info("%s: recorded in %s", task, line)
 
 

@@ -8,24 +8,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from ..home import d2v_home
 from ..redaction import redact_logs
+from .interface import RunTracker
 from .scores import Score, record_scores
-from .tracker import MetricPoint, Tracker, now_ms
+from .tracker import ExistingRun, FinalStatus, MetricPoint, RunHandle, Tracker, now_ms
 
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "d2v"
-P, R = ParamSpec("P"), TypeVar("R")
-_OF_AN_OPEN_RUN = ("log", "set_tags", "log_text", "log_dict", "log_artifact", "unsent", "flush", "finish")
-# Methods of the service, not of the tracker.
-_OWN = ("unsent", "take_over", "leave_mistake", "mistake_of", "record_scores", "ask_to_stop", "stop_asked")
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 class TrackerService:
-    """The tracker inside its own process; every method takes and returns plain values.
+    """The tracker in its own process, or in this one: local mode, without Ray. A :class:`RunTracker`.
 
     Args:
         tracking_uri: MLflow.
@@ -34,61 +33,109 @@ class TrackerService:
             the runs that were open are taken up again when they are next spoken of.
     """
 
-    def __init__(self, tracking_uri: str | None, home: str, in_actor: bool = False) -> None:
+    def __init__(self, tracking_uri: str | None, home: str | None = None, in_actor: bool = False) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         redact_logs()
-        self.tracker = Tracker(tracking_uri, Path(home))
+        self.tracker = Tracker(tracking_uri, Path(home) if home else None)
         self._reborn = in_actor and _was_restarted()
         self._mistakes: dict[str, str] = {}
         self._in_updates: set[str] = set()  # attempts whose rank 0 has asked whether to stop
         self._to_stop: set[str] = set()
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call one of the tracker's methods, or one of ours."""
-        if self._reborn and method in _OF_AN_OPEN_RUN:
-            self.tracker.adopt(args[0])
-        owner = self if method in _OWN else self.tracker
-        return getattr(owner, method)(*args, **kwargs)
+    def _of(self, run_id: str) -> Tracker:
+        """The tracker, with the run open."""
+        if self._reborn:
+            self.tracker.adopt(run_id)
+        return self.tracker
 
-    def run(self, function: Callable[Concatenate[Tracker, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """``function(tracker, ...)``."""
-        return function(self.tracker, *args, **kwargs)
+    def find_run(self, experiment: str, name: str) -> ExistingRun | None:
+        return self.tracker.find_run(experiment, name)
+
+    def open_run(
+        self,
+        *,
+        experiment: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        parent_run_id: str | None = None,
+        resume_key: str | None = None,
+        reopen_finished: bool = False,
+    ) -> RunHandle:
+        return self.tracker.open_run(
+            experiment=experiment,
+            name=name,
+            params=params,
+            tags=tags,
+            parent_run_id=parent_run_id,
+            resume_key=resume_key,
+            reopen_finished=reopen_finished,
+        )
+
+    def finish(self, run_id: str, status: FinalStatus, tags: Mapping[str, str] | None = None) -> None:
+        self._of(run_id).finish(run_id, status, tags=tags)
+
+    finish_soon = finish
+
+    def close_orphans(self) -> list[str]:
+        return self.tracker.close_orphans()
+
+    def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
+        self._of(run_id).log(run_id, points)
+
+    def settle(self) -> None:
+        """Nothing is ever pending."""
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        self._of(run_id).set_tags(run_id, tags)
+
+    def log_input(self, run_id: str, data: Mapping[str, Any], context: str) -> None:
+        self._of(run_id).log_input(run_id, data, context)
+
+    def log_text(self, run_id: str, text: str, file: str) -> None:
+        self._of(run_id).log_text(run_id, text, file)
+
+    def log_dict(self, run_id: str, values: Mapping[str, Any], file: str) -> None:
+        self._of(run_id).log_dict(run_id, values, file)
+
+    def log_artifact(self, run_id: str, path: Path | str, folder: str = "") -> None:
+        self._of(run_id).log_artifact(run_id, path, folder)
 
     def record_scores(
         self, scores: Sequence[Score], run_id: str | None, version: tuple[str, int] | None = None
     ) -> list[str]:
-        """Scores of test subsets: see :func:`d2v_platform.tracking.scores.record_scores`."""
         return record_scores(self.tracker, scores, run_id, version)
 
     def unsent(self, run_id: str) -> dict[str, Any]:
-        """The run's metric points that MLflow does not have yet, for its checkpoint."""
-        return self.tracker.queue.export_unsent(run_id)
+        return self._of(run_id).queue.export_unsent(run_id)
 
     def take_over(self, run_id: str, unsent: Mapping[str, Any]) -> None:
-        """Queue the points of a checkpoint that was written on a machine now lost."""
         if unsent.get("run_id") == run_id:  # a checkpoint copied by hand tells of another run
             self.tracker.queue.import_points(unsent)
 
     def leave_mistake(self, attempt: str, message: str) -> None:
-        """One worker met a user's mistake: its group, when Ray has started it again, need not try."""
         self._mistakes.setdefault(attempt, message)
 
     def mistake_of(self, attempt: str) -> str | None:
-        """What a worker of an earlier start of this attempt met."""
         return self._mistakes.get(attempt)
 
     def ask_to_stop(self, attempt: str) -> bool:
-        """Leave the driver's wish for rank 0; returns whether its updates have begun."""
         self._to_stop.add(attempt)
         return attempt in self._in_updates
 
     def stop_asked(self, attempt: str) -> bool:
-        """Rank 0's question in its updates: is it to stop?"""
         self._in_updates.add(attempt)
         return attempt in self._to_stop
 
+    def run(
+        self,
+        action: Callable[Concatenate[Tracker, Given], Result],
+        *args: Given.args,
+        **kwargs: Given.kwargs,
+    ) -> Result:
+        return action(self.tracker, *args, **kwargs)
+
     def close(self) -> None:
-        """Send what is queued and stop."""
         self.tracker.close()
 
 
@@ -103,11 +150,14 @@ def _was_restarted() -> bool:
 
 
 class RemoteTracker:
-    """The tracker as drivers, workers and trials see it: a named actor.
+    """The tracker as drivers, workers and trials see it: a named actor. A :class:`RunTracker`.
+
+    Users' mistakes come back as they were raised.
 
     Args:
         name: the actor's name.
-        create_with: start the actor with this tracking URI (the driver does); otherwise find it.
+        create: start the actor (the driver does); otherwise find it.
+        tracking_uri: MLflow, for a new actor.
     """
 
     def __init__(self, name: str, *, create: bool = False, tracking_uri: str | None = None) -> None:
@@ -129,94 +179,137 @@ class RemoteTracker:
             self._actor = ray.get_actor(name, namespace=NAMESPACE)
         self._pending: list[Any] = []
 
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a tracker method and wait for its result; users' mistakes come back as they were raised."""
-        return self._wait(self._actor.call.remote(method, *args, **kwargs))
+    def find_run(self, experiment: str, name: str) -> ExistingRun | None:
+        return _wait(self._actor.find_run.remote(experiment, name))
 
-    def run(self, function: Callable[Concatenate[Tracker, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """``function(tracker, ...)`` in the tracker's process, never twice: it may make a version."""
-        return self._wait(self._actor.run.options(max_task_retries=0).remote(function, *args, **kwargs))
+    def open_run(
+        self,
+        *,
+        experiment: str,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        parent_run_id: str | None = None,
+        resume_key: str | None = None,
+        reopen_finished: bool = False,
+    ) -> RunHandle:
+        asked = self._actor.open_run.remote(
+            experiment=experiment,
+            name=name,
+            params=params,
+            tags=tags,
+            parent_run_id=parent_run_id,
+            resume_key=resume_key,
+            reopen_finished=reopen_finished,
+        )
+        return _wait(asked)
+
+    def finish(self, run_id: str, status: FinalStatus, tags: Mapping[str, str] | None = None) -> None:
+        _wait(self._actor.finish.remote(run_id, status, tags))
+
+    def finish_soon(self, run_id: str, status: FinalStatus, tags: Mapping[str, str] | None = None) -> None:
+        self._pending.append(self._actor.finish.remote(run_id, status, tags))
+
+    def close_orphans(self) -> list[str]:
+        return _wait(self._actor.close_orphans.remote())
 
     def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
-        """Send metric points without waiting; :meth:`settle` waits until they are on disk."""
-        self._pending.append(self._actor.call.remote("log", run_id, list(points)))
+        self._pending.append(self._actor.log.remote(run_id, list(points)))
         if len(self._pending) > 64:
             self.settle()
 
-    def send(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Call a tracker method without waiting for it; :meth:`settle` waits and raises what it raised."""
-        self._pending.append(self._actor.call.remote(method, *args, **kwargs))
-
-    def ask(self, method: str, *args: Any) -> Any:
-        """Call a tracker method; :meth:`has_answered` and :meth:`answer` take what this returns."""
-        return self._actor.call.remote(method, *args)
-
-    @staticmethod
-    def has_answered(question: Any) -> bool:
-        """Whether :meth:`answer` would not wait."""
-        import ray
-
-        return bool(ray.wait([question], timeout=0)[0])
-
-    def answer(self, question: Any) -> Any:
-        """What a method of :meth:`ask` returned."""
-        return self._wait(question)
-
     def settle(self) -> None:
-        """Return when everything sent so far is in the tracker's disk queue."""
         pending, self._pending = self._pending, []
         for reference in pending:
-            self._wait(reference)
+            _wait(reference)
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        _wait(self._actor.set_tags.remote(run_id, tags))
+
+    def log_input(self, run_id: str, data: Mapping[str, Any], context: str) -> None:
+        _wait(self._actor.log_input.remote(run_id, data, context))
+
+    def log_text(self, run_id: str, text: str, file: str) -> None:
+        _wait(self._actor.log_text.remote(run_id, text, file))
+
+    def log_dict(self, run_id: str, values: Mapping[str, Any], file: str) -> None:
+        _wait(self._actor.log_dict.remote(run_id, values, file))
+
+    def log_artifact(self, run_id: str, path: Path | str, folder: str = "") -> None:
+        _wait(self._actor.log_artifact.remote(run_id, path, folder))
+
+    def record_scores(
+        self, scores: Sequence[Score], run_id: str | None, version: tuple[str, int] | None = None
+    ) -> list[str]:
+        return _wait(self._actor.record_scores.remote(scores, run_id, version))
+
+    def unsent(self, run_id: str) -> dict[str, Any]:
+        return _wait(self._actor.unsent.remote(run_id))
+
+    def take_over(self, run_id: str, unsent: Mapping[str, Any]) -> None:
+        _wait(self._actor.take_over.remote(run_id, unsent))
+
+    def leave_mistake(self, attempt: str, message: str) -> None:
+        _wait(self._actor.leave_mistake.remote(attempt, message))
+
+    def mistake_of(self, attempt: str) -> str | None:
+        return _wait(self._actor.mistake_of.remote(attempt))
+
+    def ask_to_stop(self, attempt: str) -> bool:
+        return _wait(self._actor.ask_to_stop.remote(attempt))
+
+    def stop_asked(self, attempt: str) -> bool:
+        return self.question_of_stop(attempt).answer()
+
+    def question_of_stop(self, attempt: str) -> Question[bool]:
+        """:meth:`stop_asked`, not waited for."""
+        return Question(self._actor.stop_asked.remote(attempt))
+
+    def run(
+        self,
+        action: Callable[Concatenate[Tracker, Given], Result],
+        *args: Given.args,
+        **kwargs: Given.kwargs,
+    ) -> Result:
+        # Repeated by Ray, a registration would make a second version of the same model.
+        return _wait(self._actor.run.options(max_task_retries=0).remote(action, *args, **kwargs))
 
     def close(self) -> None:
-        """Send what is queued and end the actor."""
         import ray
 
         self.settle()
-        self._wait(self._actor.close.remote())
+        _wait(self._actor.close.remote())
         ray.kill(self._actor)
 
-    @staticmethod
-    def _wait(reference: Any) -> Any:
+
+class Question(Generic[Result]):
+    """What was asked of an actor and may not be answered yet."""
+
+    def __init__(self, reference: Any) -> None:
+        self._reference = reference
+
+    def answered(self) -> bool:
+        """Whether :meth:`answer` would not wait."""
         import ray
-        from ray.exceptions import RayTaskError
 
-        try:
-            return ray.get(reference)
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, Exception):
-                raise cause from None
-            raise
+        return bool(ray.wait([self._reference], timeout=0)[0])
+
+    def answer(self) -> Result:
+        """The answer, waited for."""
+        return _wait(self._reference)
 
 
-class LocalTracker:
-    """The same interface around a tracker in this process: local mode, without Ray."""
+def _wait(reference: Any) -> Any:
+    import ray
+    from ray.exceptions import RayTaskError
 
-    def __init__(self, tracking_uri: str | None) -> None:
-        self._service = TrackerService(tracking_uri, str(d2v_home()))
-
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a tracker method."""
-        return self._service.call(method, *args, **kwargs)
-
-    def run(self, function: Callable[Concatenate[Tracker, P], R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """``function(tracker, ...)``."""
-        return self._service.run(function, *args, **kwargs)
-
-    def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
-        """Points are on disk on return."""
-        self._service.tracker.log(run_id, points)
-
-    def settle(self) -> None:
-        """Nothing is ever pending."""
-
-    def close(self) -> None:
-        """Send what is queued."""
-        self._service.close()
-
-
-AnyTracker = RemoteTracker | LocalTracker
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, Exception):
+            raise cause from None
+        raise
 
 
 class TrackingReporter:
@@ -227,7 +320,7 @@ class TrackingReporter:
         run_id: the MLflow run.
     """
 
-    def __init__(self, tracker: AnyTracker, run_id: str) -> None:
+    def __init__(self, tracker: RunTracker, run_id: str) -> None:
         self._tracker, self._run_id = tracker, run_id
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
@@ -247,8 +340,8 @@ class TrackingReporter:
 
     def unsent(self) -> Mapping[str, Any]:
         """Points on disk here that MLflow does not have yet."""
-        return self._tracker.call("unsent", self._run_id)
+        return self._tracker.unsent(self._run_id)
 
     def take_over(self, unsent: Mapping[str, Any]) -> None:
         """Queue what an earlier machine could not deliver."""
-        self._tracker.call("take_over", self._run_id, dict(unsent))
+        self._tracker.take_over(self._run_id, dict(unsent))

@@ -14,7 +14,7 @@ from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest, recipe_section
 from ..recipe.schema import Recipe
 from ..redaction import redact_text
-from ..tracking.tracker_actor import AnyTracker
+from ..tracking.interface import RunTracker
 from .loop_state import Summary
 
 NOTE_TAG = "mlflow.note.content"
@@ -104,7 +104,7 @@ def description(composed: Composed, parent_uri: str | None, data: str | None = N
     return redact_text("\n".join(lines) + "\n\n" + recipe_section(composed.named_recipe, changed))
 
 
-def log_datasets(tracker: AnyTracker, run_id: str, recipe: Recipe, facts: Mapping[str, str]) -> None:
+def log_datasets(tracker: RunTracker, run_id: str, recipe: Recipe, facts: Mapping[str, str]) -> None:
     """The column *Datasets*: what the run is trained on, and what judges it.
 
     Args:
@@ -122,7 +122,7 @@ def log_datasets(tracker: AnyTracker, run_id: str, recipe: Recipe, facts: Mappin
     given += [(judged, subset, "validation", None) for subset in recipe.valid_subsets()[:1]]
     for fingerprint, subset, context, size in given:
         if fingerprint is not None:
-            tracker.call("log_input", run_id, data_set(recipe.task.data, subset, fingerprint, size), context)
+            tracker.log_input(run_id, data_set(recipe.task.data, subset, fingerprint, size), context)
 
 
 def data_set(place: str, subset: str, fingerprint: str, size: str | None) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
-from ..tracking.tracker_actor import RemoteTracker
+from ..tracking.tracker_actor import Question, RemoteTracker
 
 Result = TypeVar("Result")
 
@@ -105,7 +105,7 @@ def in_a_thread(work: Callable[[], Result], stop: Stop, tracker: RemoteTracker, 
     with stop.gently():
         threading.Thread(target=run, name="d2v-ray-train", daemon=True).start()
         while not wait([done], timeout=_POLL_S).done:
-            if stop.asked() and not tracker.call("ask_to_stop", attempt):
+            if stop.asked() and not tracker.ask_to_stop(attempt):
                 stop.end()
     return done.result()
 
@@ -120,15 +120,15 @@ class StopQuestion:
 
     def __init__(self, tracker: RemoteTracker, attempt: str) -> None:
         self._tracker, self._attempt = tracker, attempt
-        self._open: Any = None
+        self._open: Question[bool] | None = None
         self._next = 0.0
 
     def __call__(self) -> bool:
         """Whether the last answer was yes."""
         now = time.monotonic()
         if self._open is None and now >= self._next:
-            self._open, self._next = self._tracker.ask("stop_asked", self._attempt), now + _POLL_S
-        if self._open is None or not self._tracker.has_answered(self._open):
+            self._open, self._next = self._tracker.question_of_stop(self._attempt), now + _POLL_S
+        if self._open is None or not self._open.answered():
             return False
-        answer, self._open = self._tracker.answer(self._open), None
-        return bool(answer)
+        answer, self._open = self._open.answer(), None
+        return answer

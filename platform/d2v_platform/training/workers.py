@@ -104,7 +104,7 @@ def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     tracker = RemoteTracker(job.tracker)
-    if (mistake := tracker.call("mistake_of", job.attempt)) is not None:
+    if (mistake := tracker.mistake_of(job.attempt)) is not None:
         return {"error": mistake}
     worker = Worker(
         rank=rank,
@@ -141,7 +141,7 @@ def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
         if worker.size > 1:
             # The others wait for this one: end them by an exception. The tracker remembers, not a file: the
             # mistake may be a full disk, and the next start may be on another node.
-            tracker.call("leave_mistake", job.attempt, str(error))
+            tracker.leave_mistake(job.attempt, str(error))
             raise
         return {"error": str(error)}
     return asdict(summary)
