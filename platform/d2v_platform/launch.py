@@ -7,12 +7,10 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
@@ -20,7 +18,7 @@ from .recipe.compose import Composed
 from .recipe.difference import digest
 from .recipe.local_data import with_local_data
 from .recipe.schema import Recipe
-from .registry.model_folders import ResolvedModels, resolve_models
+from .registry.model_folders import resolve_models
 from .registry.model_versions import PARENT_TAG
 from .registry.registration import register_summary
 from .storage.locations import is_uri
@@ -31,7 +29,8 @@ from .training import ray_session
 from .training.accelerators import local_gpus
 from .training.continuation import Continuation, continue_run, resume_command
 from .training.forecast import Forecast, forecast_as_stated, forecast_at_hand, placed
-from .training.loop_state import Summary, TrainingInterrupted, TrainingStopped, Worker
+from .training.job import Job, ResolvedModels
+from .training.loop_state import Summary, TrainingInterrupted, TrainingStopped
 from .training.plan import Plan, make_plan
 from .training.preflight import preflight
 from .training.run_description import (
@@ -87,44 +86,35 @@ def launch(composed: Composed) -> RunResult:
         stack.callback(tracker.close)
         data = costs[0].workload.fingerprint() if costs else None
         size = costs[0].workload.data_size() if costs else None
-        run = _open_run(composed, tracker, plan, models.pretrained_uri, data, size)
-        if isinstance(run, RunResult):
-            return run
+        job = _open_run(composed, tracker, plan, models, data, size)
+        if isinstance(job, RunResult):
+            return job
         reached("run opened in MLflow")
-        with _finishing(tracker, run.run_id, resume_command(composed, run.name)) as outcome:
-            summary = _train(recipe, plan, tracker, run, models, stop)
-            bring_model(run.folder, run.remote)
-            tracker.set_tags(run.run_id, summary_tags(summary))
-            log_datasets(tracker, run.run_id, recipe, summary.facts)
+        with _finishing(tracker, job.run_id, resume_command(composed, job.run_name)) as outcome:
+            summary = _train(job, plan, tracker, stop)
+            bring_model(job.folder, job.remote)
+            tracker.set_tags(job.run_id, summary_tags(summary))
+            log_datasets(tracker, job.run_id, recipe, summary.facts)
             registered = register_summary(
-                tracker, composed, run.run_id, run.folder, summary, parent_uri=models.pretrained_uri
+                tracker, composed, job.run_id, job.folder, summary, parent_uri=models.pretrained_uri
             )
-            keep_end(run.folder, run.remote, summary, registered)
+            keep_end(job.folder, job.remote, summary, registered)
             outcome.status = "FINISHED"
-    return RunResult(run.run_id, run.name, run.folder, summary, registered)
+    return RunResult(job.run_id, job.run_name, job.folder, summary, registered)
 
 
 # ---- the run
 # ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Run:
-    run_id: str
-    name: str
-    folder: Path
-    lineage: dict[str, str]
-    remote: str | None  # the run's folder at a URI
-
-
 def _open_run(
     composed: Composed,
     tracker: RunTracker,
     plan: Plan,
-    parent_uri: str | None,
+    models: ResolvedModels,
     data: str | None,
-    size: str | None = None,
-) -> _Run | RunResult:
+    size: str | None,
+) -> Job | RunResult:
     """Create the MLflow run, or go on with the one of this name; its result if it has finished.
 
     Raises:
@@ -137,7 +127,7 @@ def _open_run(
     check_storage(platform.storage, new=existing is None)
     tags = dict(platform.extra_tags)
     if existing is None:  # later it is the user's
-        tags = {NOTE_TAG: description(composed, parent_uri, size)} | tags
+        tags = {NOTE_TAG: description(composed, models.pretrained_uri, size)} | tags
     if existing is not None:
         places = root / existing.run_id, remote_folder(platform.storage, existing.run_id)
         going_on = continue_run(composed, existing, *places, data)
@@ -152,7 +142,7 @@ def _open_run(
         experiment=recipe.experiment(),
         name=name,
         params=recipe.to_dict(),
-        tags=recipe_tags(composed) | _plan_tags(plan) | {PARENT_TAG: parent_uri or "none"} | tags,
+        tags=recipe_tags(composed) | _plan_tags(plan) | {PARENT_TAG: models.pretrained_uri or "none"} | tags,
         resume_key=name,
         reopen_finished=going_on.reopen,
     )
@@ -177,7 +167,16 @@ def _open_run(
         logger.info("checkpoints are copied to %s", remote)
     logger.info("to resume it: %s", resume_command(composed, name))
     lineage = {"run_id": handle.run_id, "recipe": composed.named_recipe, "recipe.digest": digest(recipe)}
-    return _Run(handle.run_id, name, folder, lineage | {"code": code_version()}, remote)
+    job = Job(
+        recipe=recipe,
+        folder=folder,
+        models=models,
+        run_id=handle.run_id,
+        run_name=name,
+        lineage=lineage | {"code": code_version()},
+        remote=remote,
+    )
+    return job.planned(plan)
 
 
 def _fresh_name(recipe_name: str) -> str:
@@ -193,11 +192,9 @@ def _plan_tags(plan: Plan) -> dict[str, str]:
 # -----------------------------------------------------------------------------------------------
 
 
-def _train(
-    recipe: Recipe, plan: Plan, tracker: RunTracker, run: _Run, models: ResolvedModels, stop: Stop
-) -> Summary:
+def _train(job: Job, plan: Plan, tracker: RunTracker, stop: Stop) -> Summary:
     try:
-        summary = _train_there(recipe, plan, tracker, run, models, stop)
+        summary = _train_there(job, plan, tracker, stop)
     except TrainingInterrupted as interrupted:
         logger.info("%s", interrupted)
         stop.end()
@@ -206,67 +203,31 @@ def _train(
     return summary
 
 
-def _train_there(
-    recipe: Recipe, plan: Plan, tracker: RunTracker, run: _Run, models: ResolvedModels, stop: Stop
-) -> Summary:
+def _train_there(job: Job, plan: Plan, tracker: RunTracker, stop: Stop) -> Summary:
     if plan.num_workers == 0:
         from .training.train_loop import train
 
-        device = torch.device("cuda" if plan.gpus_per_worker else "cpu")
-        worker = Worker(device=device, threads=plan.threads, loader_processes=plan.loader_processes)
-        reporter = TrackingReporter(tracker, run.run_id)
+        worker = job.worker(device="cuda" if plan.gpus_per_worker else "cpu")
         with stop.gently():
-            return train(
-                recipe,
-                run.folder,
-                reporter,
-                worker,
-                model_folder=models.pretrained,
-                init_from=models.initial,
-                origin=run.lineage,
-                remote=run.remote,
-                stop_asked=stop.asked,
-            )
+            return train(job, TrackingReporter(tracker, job.run_id), worker, stop_asked=stop.asked)
     assert isinstance(tracker, RemoteTracker)
-    return train_on_ray(
-        recipe,
-        plan,
-        tracker,
-        run_id=run.run_id,
-        run_folder=run.folder,
-        models=models,
-        lineage=run.lineage,
-        remote=run.remote,
-        stop=stop,
-    )
+    return train_on_ray(job, plan, tracker, stop=stop)
 
 
 def train_on_ray(
-    recipe: Recipe,
+    job: Job,
     plan: Plan,
     tracker: RemoteTracker,
     *,
-    run_id: str,
-    run_folder: Path,
-    models: ResolvedModels,
-    lineage: Mapping[str, str],
-    evaluations: Path | None = None,
-    remote: str | None = None,
     callbacks: Sequence[Any] = (),
     stop: Stop | None = None,
 ) -> Summary:
     """A Ray Train run that restarts its workers from our newest checkpoint when one is lost.
 
     Args:
-        recipe: a checked recipe.
+        job: what to train.
         plan: its workers.
         tracker: receives rank 0's figures.
-        run_id: the MLflow run.
-        run_folder: checkpoints and exported model.
-        models: the models that the recipe names.
-        lineage: written into the exported model.
-        evaluations: file that keeps the figures of every validation (sweeps).
-        remote: the run's folder at a URI.
         callbacks: Ray Train callbacks (a sweep's trial reports to Ray Tune).
         stop: the driver's signals; without it (a sweep's trial) they are not this run's affair.
 
@@ -280,49 +241,35 @@ def train_on_ray(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from .training.worker_failures import LostWorkers
-    from .training.workers import Assignment, run_worker, why_it_failed
+    from .training.workers import run_worker, why_it_failed
 
+    allowed = job.recipe.platform.max_failures
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-    assignment = Assignment(
-        recipe=recipe.to_dict(),
-        run_id=run_id,
-        run_folder=str(run_folder),
-        attempt=attempt,
-        tracker=tracker.name,
-        threads=plan.threads,
-        loader_processes=plan.loader_processes,
-        sharded=plan.sharded,
-        model_folder=str(models.pretrained) if models.pretrained else None,
-        init_from=str(models.initial) if models.initial else None,
-        origin=dict(lineage),
-        evaluations=str(evaluations) if evaluations else None,
-        remote=remote,
-    )
     resources: dict[str, float] = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
         resources["GPU"] = plan.gpus_per_worker
     trainer = TorchTrainer(
         run_worker,
-        train_loop_config=asdict(assignment),
+        train_loop_config={"job": job.to_dict(), "tracker": tracker.name, "attempt": attempt},
         scaling_config=ScalingConfig(
             num_workers=plan.num_workers, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=resources
         ),
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo", timeout_s=1800),
         run_config=RunConfig(
-            name=f"{run_id}-{attempt}",
-            storage_path=ray_storage(run_folder, remote),
+            name=f"{job.run_id}-{attempt}",
+            storage_path=ray_storage(job.folder, job.remote),
             callbacks=[LostWorkers(), *callbacks],
-            failure_config=FailureConfig(max_failures=recipe.platform.max_failures),
+            failure_config=FailureConfig(max_failures=allowed),
             logging_config=LoggingConfig(log_level="WARNING"),  # its own lines repeat ours
         ),
     )
     try:
         result = trainer.fit() if stop is None else in_a_thread(trainer.fit, stop, tracker, attempt)
     except (TrainingFailedError, RayError) as error:
-        raise Data2VecError(why_it_failed(error, recipe.platform.max_failures, run_folder)) from error
+        raise Data2VecError(why_it_failed(error, allowed, job.folder)) from error
     returned = result.return_value
     if not isinstance(returned, dict):
-        raise Data2VecError(f"the workers of run {run_id} ended without a result: {result.error}")
+        raise Data2VecError(f"the workers of run {job.run_id} ended without a result: {result.error}")
     if "interrupted" in returned:
         raise TrainingInterrupted(*returned["interrupted"])
     if "error" in returned:

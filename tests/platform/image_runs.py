@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Summary, Worker
 from d2v_platform.training.train_loop import train
 from tests.platform.process_group import together
@@ -93,7 +94,9 @@ def run(
 ) -> tuple[Summary, Recorder]:
     recorder = Recorder()
     made = Recipe.from_dict(recipe)
-    return train(made, folder, recorder, worker or Worker(threads=1), model_folder=model_folder), recorder
+    return train(
+        Job(made, folder, models=ResolvedModels(model_folder)), recorder, worker or Worker(threads=1)
+    ), recorder
 
 
 def shared_curve(recipe: dict[str, Any], folder: Path, workers: int) -> list[float]:

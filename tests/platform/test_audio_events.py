@@ -25,6 +25,7 @@ from d2v_platform.recipe.locate import find_recipe
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.registry.audio_models import audio_signature, check_outputs, check_recordings
 from d2v_platform.tasks import check_data
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
 from data2vec.artifact import save_artifact
@@ -45,7 +46,11 @@ MODEL = {
 
 def run(recipe: dict[str, Any], folder: Path, model_folder: Path) -> Recorder:
     recorder = Recorder()
-    train(Recipe.from_dict(recipe), folder, recorder, Worker(threads=1), model_folder=model_folder)
+    train(
+        Job(Recipe.from_dict(recipe), folder, models=ResolvedModels(model_folder)),
+        recorder,
+        Worker(threads=1),
+    )
     return recorder
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import data2vec
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.training.checkpoint import CheckpointStore
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
 from data2vec.data.letters import letter_line, released_letters
@@ -79,9 +80,9 @@ def pretraining(clips: Path, **task: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run(recipe: dict[str, Any], folder: Path, **more: Any) -> Recorder:
+def run(recipe: dict[str, Any], folder: Path, model_folder: Path | None = None) -> Recorder:
     recorder = Recorder()
-    train(Recipe.from_dict(recipe), folder, recorder, Worker(threads=1), **more)
+    train(Job(Recipe.from_dict(recipe), folder, models=ResolvedModels(model_folder), threads=1), recorder)
     return recorder
 
 
@@ -117,7 +118,11 @@ def _as_one_of_two(rank: int, size: int, kinds: dict[str, dict[str, Any]], folde
     curves = {}
     for kind, recipe in kinds.items():
         recorder, worker = Recorder(), Worker(rank=rank, size=size, threads=1)
-        train(Recipe.from_dict(recipe), Path(folder, kind), recorder, worker, model_folder=Path(model))
+        train(
+            Job(Recipe.from_dict(recipe), Path(folder, kind), models=ResolvedModels(Path(model))),
+            recorder,
+            worker,
+        )
         curves[kind] = recorder.curve()
     if rank == 0:
         Path(folder, "curves.json").write_text(json.dumps(curves))
@@ -139,7 +144,11 @@ class Killer(Recorder):
 
 def _until_killed(kind: str, recipe: dict[str, Any], folder: str, model: str) -> None:
     place = Path(folder, kind)
-    train(Recipe.from_dict(recipe), place, Killer(place), Worker(threads=1), model_folder=Path(model))
+    train(
+        Job(Recipe.from_dict(recipe), place, models=ResolvedModels(Path(model))),
+        Killer(place),
+        Worker(threads=1),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ import soundfile as sf
 from d2v_platform.cli import app, run
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks.audio_finetuning import AudioFinetuning
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
 from data2vec.artifact import save_artifact
@@ -172,11 +173,11 @@ def test_files_that_break_off_are_all_named_or_skipped(data: Path, tmp_path: Pat
         (data / name).write_bytes(content[: len(content) // 3])
     worker = Worker(threads=1, loader_processes=processes)
     with pytest.raises(DataError) as caught:
-        train(Recipe.from_dict(plain(data)), tmp_path / "stops", Recorder(), worker)
+        train(Job(Recipe.from_dict(plain(data)), tmp_path / "stops"), Recorder(), worker)
     text = str(caught.value)
     assert "2.flac" in text and "4.flac" in text and "line 4 of" in text and "Traceback" not in text
     recorder = Recorder()
-    train(Recipe.from_dict(plain(data, skip_broken=True)), tmp_path / "skips", recorder, worker)
+    train(Job(Recipe.from_dict(plain(data, skip_broken=True)), tmp_path / "skips"), recorder, worker)
     assert np.isfinite(recorder.last["train/loss"])
 
 
@@ -189,7 +190,7 @@ def test_silent_and_stereo_clips_train(data: Path, tmp_path: Path) -> None:
     wave(data / "3.flac", 9200, channels=2)
     wave(data / "4.flac", 9600, subtype="PCM_24")
     recorder = Recorder()
-    train(Recipe.from_dict(plain(data)), tmp_path / "run", recorder, Worker(threads=1))
+    train(Job(Recipe.from_dict(plain(data)), tmp_path / "run"), recorder, Worker(threads=1))
     assert np.isfinite(recorder.last["train/loss"]) and not recorder.last.get("train/bad_updates")
 
 
@@ -206,7 +207,9 @@ def test_utterances_too_short_for_ctc_are_counted_everywhere(
     recorder = Recorder()
     with caplog.at_level(logging.INFO):
         train(
-            Recipe.from_dict(values), tmp_path / "run", recorder, Worker(threads=1), model_folder=pretrained
+            Job(Recipe.from_dict(values), tmp_path / "run", models=ResolvedModels(pretrained)),
+            recorder,
+            Worker(threads=1),
         )
     assert "1 of 8 utterances left out: 1 fewer frames than labels need" in caplog.text
     assert recorder.last["valid/too_short"] == 1.0 and np.isfinite(recorder.last["valid/loss"])

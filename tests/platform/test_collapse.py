@@ -16,6 +16,7 @@ from d2v_platform.recipe.schema import Recipe
 from d2v_platform.registry.registration import gate_tags
 from d2v_platform.tasks.text_pretraining import TextPretraining
 from d2v_platform.training.collapse import CollapseWatch, collapsed_stages
+from d2v_platform.training.job import Job
 from d2v_platform.training.loop_state import LoopState, TrainingStopped, Worker
 from d2v_platform.training.train_loop import train
 from data2vec.collapse import STAGES, Scatter, watched_channels
@@ -89,7 +90,7 @@ def test_a_planted_collapse_warns_and_then_stops(
     plant(monkeypatch, how)
     recorder = Recorder()
     with pytest.raises(TrainingStopped, match=f"update 5: {stage} collapsed .* for 3 log lines"):
-        train(still(tiny_recipe), tmp_path, recorder, Worker(threads=1))
+        train(Job(still(tiny_recipe), tmp_path), recorder, Worker(threads=1))
     warned = [r.getMessage() for r in caplog.records if f": {stage} collapsed" in r.getMessage()]
     assert [text.split(":")[0] for text in warned] == ["update 3", "update 4"]
     assert words in warned[0] and "line 1 of 3" in warned[0]
@@ -105,12 +106,12 @@ def test_a_healthy_run_and_a_recipe_that_only_warns(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     recorder = Recorder()
-    train(still(tiny_recipe, collapse_min_var=1e-5), tmp_path / "healthy", recorder, Worker(threads=1))
+    train(Job(still(tiny_recipe, collapse_min_var=1e-5), tmp_path / "healthy"), recorder, Worker(threads=1))
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
     assert all(recorder.points[f"train/{stage}_rank"][12] > 2 for stage in STAGES)
     plant(monkeypatch, constant_encoder)
     summary = train(
-        still(tiny_recipe, collapse_patience=0), tmp_path / "warned", Recorder(), Worker(threads=1)
+        Job(still(tiny_recipe, collapse_patience=0), tmp_path / "warned"), Recorder(), Worker(threads=1)
     )
     assert summary.update == 12
     assert caplog.text.count("encoder collapsed") == 10
@@ -123,7 +124,7 @@ def test_only_updates_with_a_log_line_are_looked_at(tiny_recipe: dict[str, Any],
     values["common"]["log_interval"] = 4
     values["optimization"]["max_update"] = 10
     recorder = Recorder()
-    train(Recipe.from_dict(values), tmp_path, recorder, Worker(threads=1))
+    train(Job(Recipe.from_dict(values), tmp_path), recorder, Worker(threads=1))
     seen = list(recorder.points["train/encoder_rank"])
     assert seen == [4, 8]  # the line at the end, update 10, has no sums of its own
 

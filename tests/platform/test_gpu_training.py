@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 import data2vec
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Summary, Worker
 from d2v_platform.training.optimizer import choose_precision
 from d2v_platform.training.train_loop import train
@@ -86,7 +87,7 @@ def run(
 ) -> tuple[Summary, Recorder]:
     recorder = Recorder()
     worker = Worker(threads=2, device=torch.device(device))
-    return train(recipe, folder, recorder, worker, model_folder=model_folder), recorder
+    return train(Job(recipe, folder, models=ResolvedModels(model_folder)), recorder, worker), recorder
 
 
 @pytest.mark.parametrize("kind", RECIPES)

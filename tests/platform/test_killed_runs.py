@@ -23,6 +23,7 @@ from d2v_platform.recipe.schema import Recipe
 from d2v_platform.storage.locations import open_location
 from d2v_platform.tracking.tracker import Tracker
 from d2v_platform.training.checkpoint import CheckpointStore
+from d2v_platform.training.job import Job
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
 from tests.platform.recorder import Recorder
@@ -102,7 +103,7 @@ def recipe(tiny_recipe: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def straight(recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Straight:
     folder, recorder = tmp_path_factory.mktemp("straight"), Recorder()
-    train(Recipe.from_dict(recipe), folder, recorder, Worker(threads=1))
+    train(Job(Recipe.from_dict(recipe), folder), recorder, Worker(threads=1))
     assert list(recorder.points["train/loss"]) == list(range(1, UPDATES + 1))
     return Straight(weights(folder / "model"), recorder.points)
 

@@ -16,6 +16,7 @@ from d2v_platform.preparation.unit_text import prepare_units
 from d2v_platform.recipe.compose import compose
 from d2v_platform.registry.language_models import check_outputs, check_texts
 from d2v_platform.registry.reload_check import record_check
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.train_loop import train
 from d2v_platform.training.workload import make_workload
 from data2vec.artifact import load
@@ -49,7 +50,7 @@ def data(text: Path) -> Path:
 
 def run(data: Path, folder: Path, *overrides: str, name: str = "tiny/language_model") -> tuple[dict, Path]:
     composed = compose(name, [f"task.data={data}", *SMALL, *overrides])
-    summary = train(composed.recipe, folder, Recorder())
+    summary = train(Job(composed.recipe, folder), Recorder())
     assert summary.export is not None
     return dict(summary.metrics), Path(summary.export)
 
@@ -125,7 +126,7 @@ def test_bands_and_the_reference_s_keys(data: Path, tmp_path: Path) -> None:
     ends = ["model.adaptive_softmax_cutoff=6,100", "model.adaptive_input_cutoff=6,100"]
     recipe = compose("tiny/language_model", [f"task.data={data}", *SMALL, *bands, *ends]).recipe
     with pytest.raises(ConfigError, match="beyond the vocabulary of 16"):
-        train(recipe, tmp_path / "b", Recorder())
+        train(Job(recipe, tmp_path / "b"), Recorder())
 
 
 def test_another_dictionary_cannot_be_trained_on(text: Path, data: Path, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_another_dictionary_cannot_be_trained_on(text: Path, data: Path, tmp_pat
     prepare_units(other, text / "other", "words", TextOptions(build_dict=True))
     recipe = compose("tiny/language_model", [f"task.data={text / 'other'}", *SMALL]).recipe
     with pytest.raises(Data2VecError, match="another dictionary"):
-        train(recipe, tmp_path / "b", Recorder(), init_from=folder)
+        train(Job(recipe, tmp_path / "b", models=ResolvedModels(initial=folder)), Recorder())
 
 
 def test_the_plan_counts_what_torch_counts(data: Path) -> None:

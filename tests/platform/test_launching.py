@@ -20,9 +20,10 @@ import yaml
 from d2v_platform import launch as launching
 from d2v_platform.recipe.compose import Composed, compose
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.registry.model_folders import ResolvedModels, model_folder, resolve_models
+from d2v_platform.registry.model_folders import model_folder, resolve_models
 from d2v_platform.tracking.tracker import Tracker
 from d2v_platform.training import ray_session, train_loop, workers
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Summary, TrainingInterrupted, TrainingStopped, Worker
 from d2v_platform.training.plan import make_plan
 from d2v_platform.training.preflight import preflight
@@ -243,11 +244,9 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def on_ray(tmp_path: Path, recipe: Recipe, cluster: ClusterInfo, **more: Any) -> Summary:
-    models = ResolvedModels(pretrained=tmp_path / "m", initial=tmp_path / "i")
-    return launching.train_on_ray(
-        recipe, make_plan(recipe, cluster), SimpleNamespace(name="tracker-1"), run_id="r1",  # type: ignore[arg-type]
-        run_folder=tmp_path / "run", models=models, lineage={"run_id": "r1"}, **more,
-    )  # fmt: skip
+    plan, tracker = make_plan(recipe, cluster), SimpleNamespace(name="tracker-1")
+    job = Job(recipe, tmp_path / "run", run_id="r1").planned(plan)
+    return launching.train_on_ray(job, plan, tracker, **more)  # type: ignore[arg-type]
 
 
 def test_ray_train_is_given_the_plan_and_the_workers_their_assignment(
@@ -267,17 +266,12 @@ def test_ray_train_is_given_the_plan_and_the_workers_their_assignment(
     from d2v_platform.training.worker_failures import LostWorkers
 
     callback = UserCallback()
-    more = {"evaluations": tmp_path / "e", "remote": "s3://b/r", "callbacks": [callback]}
-    made = on_ray(tmp_path, recipe, cluster, **more)
+    made = on_ray(tmp_path, recipe, cluster, callbacks=[callback])
     assert made == SUMMARY and fit.worker is workers.run_worker
-    config = dict(fit.given["train_loop_config"])
-    attempt = config.pop("attempt")
-    assert config == {
-        "recipe": recipe.to_dict(), "run_id": "r1", "run_folder": str(tmp_path / "run"),
-        "tracker": "tracker-1", "threads": 3, "loader_processes": 1, "sharded": True,
-        "model_folder": str(tmp_path / "m"), "init_from": str(tmp_path / "i"), "origin": {"run_id": "r1"},
-        "evaluations": str(tmp_path / "e"), "remote": "s3://b/r",
-    }  # fmt: skip
+    told = fit.given["train_loop_config"]
+    attempt = told["attempt"]
+    job = Job(recipe, tmp_path / "run", run_id="r1", threads=3, loader_processes=1, sharded=True)
+    assert told == {"job": job.to_dict(), "tracker": "tracker-1", "attempt": attempt}
     scaling, run = fit.given["scaling_config"], fit.given["run_config"]
     assert (scaling.num_workers, scaling.use_gpu) == (2, True)
     assert scaling.resources_per_worker == {"CPU": 3, "GPU": 1}
@@ -358,8 +352,8 @@ def test_a_workers_part(
     tracker, given = FakeTracker(), {}
     outcome: list[Any] = [SUMMARY]
 
-    def train(recipe: Recipe, folder: Path, reporter: Any, worker: Worker, **more: Any) -> Summary:
-        given.update(more, recipe=recipe, folder=folder, worker=worker)
+    def train(job: Job, reporter: Any, worker: Worker, stop_asked: Any) -> Summary:
+        given.update(job=job, worker=worker, stop_asked=stop_asked)
         if rank == 0:
             reporter.log(3, {"valid/loss": 0.5, "train/loss": 1.0})
         reporter.flush()
@@ -373,20 +367,17 @@ def test_a_workers_part(
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("meta"))
     monkeypatch.setattr(workers, "RemoteTracker", tracker)
     monkeypatch.setattr(workers, "train", train)
-    job = workers.Assignment(
-        recipe=Recipe.from_dict(tiny_recipe).to_dict(), run_id="r", run_folder=str(tmp_path / "run"),
-        attempt="a1", tracker="t", threads=2, loader_processes=1, sharded=True,
-        model_folder="/m", init_from="/i", origin={"x": 1}, evaluations=str(tmp_path / "e.jsonl"),
-        remote="s3://r",
+    job = Job(
+        Recipe.from_dict(tiny_recipe), tmp_path / "run", ResolvedModels(Path("/m"), "m", Path("/i")),
+        run_id="r", run_name="n", lineage={"x": "1"}, remote="s3://r", evaluations=tmp_path / "e.jsonl",
+        threads=2, loader_processes=1, sharded=True, wait_for_checkpoints=True,
     )  # fmt: skip
-    assert workers.run_worker(asdict(job)) == asdict(SUMMARY)
+    told = {"job": job.to_dict(), "tracker": "t", "attempt": "a1"}
+    json.dumps(told, default=str)  # no class of ours or of a user's package
+    assert workers.run_worker(told) == asdict(SUMMARY)
     assert given.pop("worker") == Worker(rank, size, torch.device("meta"), 2, 1, True)
-    assert given.pop("recipe") == Recipe.from_dict(tiny_recipe)
     assert isinstance(given.pop("stop_asked"), StopQuestion)
-    assert given == {
-        "model_folder": Path("/m"), "init_from": Path("/i"), "origin": {"x": 1}, "remote": "s3://r",
-        "folder": tmp_path / "run",
-    }  # fmt: skip
+    assert given == {"job": job}
     assert reported == [{"update": 3, "valid/loss": 0.5}]
     assert tracker.name == "t" and tracker.calls[0] == ("mistake_of", "a1")
     if rank == 0:
@@ -398,21 +389,21 @@ def test_a_workers_part(
     note = json.loads((tmp_path / "run" / "workers.jsonl").read_text())
     assert note == {"attempt": "a1", "rank": rank, "pid": os.getpid()}
     outcome[0] = TrainingInterrupted(3, True)
-    assert workers.run_worker(asdict(job)) == {"interrupted": (3, True)}
+    assert workers.run_worker(told) == {"interrupted": (3, True)}
     outcome[0] = TrainingStopped("collapsed")
-    assert workers.run_worker(asdict(job)) == {"error": "collapsed", "stopped": True}
+    assert workers.run_worker(told) == {"error": "collapsed", "stopped": True}
     outcome[0] = Data2VecError("no such file")
     tracker.calls.clear()
     if size == 1:
-        assert workers.run_worker(asdict(job)) == {"error": "no such file"}
+        assert workers.run_worker(told) == {"error": "no such file"}
         assert ("leave_mistake", "a1", "no such file") not in tracker.calls
     else:  # the others wait for this one
         with pytest.raises(Data2VecError):
-            workers.run_worker(asdict(job))
+            workers.run_worker(told)
         assert ("leave_mistake", "a1", "no such file") in tracker.calls
     tracker.mistake = "no such file"
     given.clear()
-    assert workers.run_worker(asdict(job)) == {"error": "no such file"} and given == {}
+    assert workers.run_worker(told) == {"error": "no such file"} and given == {}
 
 
 # ---- the cluster ------------------------------------------------------------------------------------------

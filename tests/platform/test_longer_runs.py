@@ -22,6 +22,7 @@ from d2v_platform.registry.model_source import resolve
 from d2v_platform.tracking.tracker import ExistingRun, Tracker
 from d2v_platform.training import train_loop
 from d2v_platform.training.continuation import Continuation, continue_run
+from d2v_platform.training.job import Job
 from d2v_platform.training.loop_state import Summary, Worker
 from d2v_platform.training.run_result import result_lines
 from d2v_platform.training.train_loop import train
@@ -37,7 +38,7 @@ def trained(plain: dict[str, Any], folder: Path, recorder: Recorder, **limits: i
     plain["lr_scheduler"] = {"_name": "fixed", "warmup_updates": 4}  # nothing depends on the length
     plain["dataset"] |= {"batch_size": 32, "disable_validation": False, "validate_interval_updates": 2}
     plain["distributed_training"] = {"distributed_world_size": 2}
-    return train(Recipe.from_dict(plain), folder, recorder, Worker(threads=1))
+    return train(Job(Recipe.from_dict(plain), folder), recorder, Worker(threads=1))
 
 
 @pytest.mark.parametrize(

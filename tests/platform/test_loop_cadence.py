@@ -147,11 +147,11 @@ def test_pretraining_and_runs_without_checkpoints_export_the_last_weights(
         "dataset": {"validate_interval_updates": 1, "validate_interval": 100},
         "checkpoint": {"save_interval": 100},
     })  # fmt: skip
-    summary, _, task = run_toy(worse, tmp_path / "best", monkeypatch, origin={"run_id": "r"})
+    summary, _, task = run_toy(worse, tmp_path / "best", monkeypatch, lineage={"run_id": "r"})
     assert task.exported is not None and summary.best_update is not None and summary.best_update < 6
     assert task.exported[0] == {"run_id": "r", "update": summary.best_update}
     worse["checkpoint"]["no_save"] = True
-    _, _, task = run_toy(worse, tmp_path / "unsaved", monkeypatch, origin={"run_id": "r"})
+    _, _, task = run_toy(worse, tmp_path / "unsaved", monkeypatch, lineage={"run_id": "r"})
     assert task.exported is not None and task.exported[0] == {"run_id": "r", "update": 6}
     assert CheckpointStore(tmp_path / "unsaved").updates() == []
     worse["checkpoint"]["no_save"] = False

@@ -26,6 +26,7 @@ from d2v_platform.training.forecast import (
     forecast_at_hand,
     placed,
 )
+from d2v_platform.training.job import Job
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.plan import make_plan
 from d2v_platform.training.train_loop import train
@@ -315,7 +316,7 @@ def test_recomputed_activations_train_equally(tiny_recipe: dict[str, Any], tmp_p
         values = tiny_recipe | {"platform": {"checkpoint_activations": recompute}}
         values["optimization"] = tiny_recipe["optimization"] | {"max_update": 4}
         curve = Curve()
-        train(Recipe.from_dict(values), tmp_path / str(recompute), curve, Worker(threads=1))
+        train(Job(Recipe.from_dict(values), tmp_path / str(recompute)), curve, Worker(threads=1))
         curves.append(curve.losses)
     assert curves[0] == curves[1]
     assert len(curves[0]) == 4

@@ -13,6 +13,7 @@ import torch
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks.statistics import Layout, Sums
 from d2v_platform.training import progress as progress_module
+from d2v_platform.training.job import Job
 from d2v_platform.training.loop_state import LoopState, Worker
 from d2v_platform.training.progress import Progress
 from d2v_platform.training.train_loop import train
@@ -138,6 +139,6 @@ def test_a_real_run_tells_its_share_of_the_matrix_rate(
             return False
 
     values = tiny_recipe | {"optimization": tiny_recipe["optimization"] | {"max_update": 2}}
-    train(Recipe.from_dict(values), tmp_path, Keep(), Worker(threads=1))
+    train(Job(Recipe.from_dict(values), tmp_path), Keep(), Worker(threads=1))
     assert 0.0 < points["speed/matrix_rate_pct"] <= 100.0
     assert re.search(r"tokens/s  \d+% of the CPU's matrix rate  wait \d+%  mem [\d.]+ GB  eta", caplog.text)

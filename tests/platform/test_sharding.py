@@ -21,6 +21,7 @@ from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import make_task
 from d2v_platform.tasks.share import Share
 from d2v_platform.training.checkpoint import CheckpointStore
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import TrainingLoop, _optimizer_tensors, train
 from data2vec.data.manifest import manifest_text
@@ -32,7 +33,7 @@ NAMES = ("image", "image v1", "text", "text v1", "audio", "classes")
 
 
 @dataclass(frozen=True)
-class Job:
+class Errand:
     """One run of a worker or a group of them."""
 
     recipe: dict[str, Any]
@@ -55,13 +56,13 @@ class Job:
                 if worker.rank == 0:
                     save_file(loaded, self.folder / f"loaded-{name}.safetensors")
             return
-        summary = train(recipe, self.folder, recorder, worker, model_folder=self.model_folder)
+        summary = train(Job(recipe, self.folder, models=ResolvedModels(self.model_folder)), recorder, worker)
         if worker.rank == 0:
             seen = recorder.points | {"skipped": {0: summary.bad_updates}}
             (self.folder / "points.json").write_text(json.dumps(seen))
 
 
-def _obey(rank: int, size: int, jobs: list[Job]) -> None:
+def _obey(rank: int, size: int, jobs: list[Errand]) -> None:
     for job in jobs:
         job.do(Worker(rank=rank, size=size, threads=1, sharded=job.sharded))
 
@@ -222,31 +223,31 @@ def runs(data: Path, tiny_recipe: dict[str, Any], tmp_path_factory: pytest.TempP
                "text v1": text_v1(tiny_recipe), "audio": audio(data), "classes": classes(data),
                "diverging": diverging(data)}  # fmt: skip
     parent = {"classes": root / "image" / "alone" / "model"}
-    both: list[Job] = []
+    both: list[Errand] = []
     for name, recipe in recipes.items():
         (root / name).mkdir()
         (root / name / "recipe.json").write_text(json.dumps(recipe))
-        Job(recipe, root / name / "alone", model_folder=parent.get(name)).do(Worker(threads=1))
+        Errand(recipe, root / name / "alone", model_folder=parent.get(name)).do(Worker(threads=1))
         for kind in ("replicated", "sharded"):
-            both.append(Job(recipe, root / name / kind, kind == "sharded", parent.get(name)))
+            both.append(Errand(recipe, root / name / kind, kind == "sharded", parent.get(name)))
     still = without_dropout(image(data))
     still["optimization"] = {"max_update": 4, "lr": [2e-3]}
     in_chunks = still | {"platform": {"clone_chunk": 1}}
-    Job(still, root / "chunked" / "whole").do(Worker(threads=1))
-    Job(in_chunks, root / "chunked" / "alone").do(Worker(threads=1))
-    both.append(Job(in_chunks, root / "chunked" / "sharded", sharded=True))
+    Errand(still, root / "chunked" / "whole").do(Worker(threads=1))
+    Errand(in_chunks, root / "chunked" / "alone").do(Worker(threads=1))
+    both.append(Errand(in_chunks, root / "chunked" / "sharded", sharded=True))
     together(_obey, root / "first", both)
     # A run goes on the other way from the checkpoint of update 3.
-    others: list[Job] = []
+    others: list[Errand] = []
     for first, then in (("sharded", "replicated"), ("replicated", "sharded"), ("alone", "sharded")):
-        others.append(Job(recipes["image"], root / "image" / f"{first} then {then}", then == "sharded"))
+        others.append(Errand(recipes["image"], root / "image" / f"{first} then {then}", then == "sharded"))
     for job in list(others):
         source = root / "image" / job.folder.name.partition(" then ")[0]
         shutil.copytree(source / "checkpoints", job.folder / "checkpoints")
         shutil.rmtree(job.folder / "checkpoints" / "update_00000006")
         load = Path(f"{job.folder} loaded")
         shutil.copytree(job.folder, load)
-        others.append(Job(job.recipe, load, job.sharded, only_load=True))
+        others.append(Errand(job.recipe, load, job.sharded, only_load=True))
     together(_obey, root / "second", others)
     return root
 
@@ -332,14 +333,14 @@ def from_the_third_update(runs: Path, folder: Path) -> dict[str, Any]:
 
 def test_a_sharded_run_goes_on_alone(runs: Path, tmp_path: Path) -> None:
     recipe = from_the_third_update(runs, tmp_path)
-    Job(recipe, tmp_path).do(Worker(threads=1))
+    Errand(recipe, tmp_path).do(Worker(threads=1))
     assert_near(tensors(runs / "image" / "alone"), tensors(tmp_path), 2e-5)
 
 
 @pytest.mark.slow
 def test_a_run_of_two_goes_on_with_three(runs: Path, tmp_path: Path) -> None:
     recipe = from_the_third_update(runs, tmp_path / "run")
-    together(_obey, tmp_path / "three", [Job(recipe, tmp_path / "run", sharded=True)], size=3)
+    together(_obey, tmp_path / "three", [Errand(recipe, tmp_path / "run", sharded=True)], size=3)
     assert_near(tensors(runs / "image" / "alone"), tensors(tmp_path / "run"), 2e-5)
 
 
@@ -385,7 +386,7 @@ def compare_precisions(data: Path, place: Path, device: str) -> None:
         recipe["platform"] = {"precision": precision}
         for sharded in (False, True):
             folder = place / f"{precision}-{sharded}"
-            Job(recipe, folder).do(Worker(threads=1, device=torch.device(device), sharded=sharded))
+            Errand(recipe, folder).do(Worker(threads=1, device=torch.device(device), sharded=sharded))
         curve = points(place / f"{precision}-False", "train/loss")
         assert points(place / f"{precision}-True", "train/loss") == pytest.approx(curve, rel=within)
         kinds = {tensor.dtype for tensor in tensors(place / f"{precision}-True").values()}

@@ -317,7 +317,7 @@ def test_scores_go_to_the_run_and_the_version_of_the_task(caplog: pytest.LogCapt
     record_winner_scores(tracker, won, "cola", scores)
     record_winner_scores(tracker, won, "rte", scores)
     assert tracker.calls == [
-        ("record_scores", scores, "c", ("a/b", 12)), ("record_scores", scores, "r", None),
+        (scores, "c", ("a/b", 12)), (scores, "r", None),
     ]  # fmt: skip
     assert "cola: recorded in somewhere" in caplog.messages
 

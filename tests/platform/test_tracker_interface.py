@@ -25,7 +25,7 @@ def test_a_tracker_has_every_method_as_agreed(kind: type, name: str) -> None:
 
 
 class Actor:
-    """In the place of Ray's handle: what it is asked for must be a method of the service, with its arguments."""
+    """In the place of Ray's handle: it is asked for methods of the service, with their arguments."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []

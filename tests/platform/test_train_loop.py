@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.training.checkpoint import CheckpointStore
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Summary, TrainingStopped, Worker
 from d2v_platform.training.train_loop import train
 from data2vec.collapse import STAGES
@@ -26,7 +27,7 @@ WATCHED = [f"train/{stage}_{kind}" for stage in STAGES for kind in ("var", "rank
 
 def run(recipe: dict[str, Any], folder: Path, worker: Worker | None = None) -> tuple[Summary, Recorder]:
     recorder = Recorder()
-    summary = train(Recipe.from_dict(recipe), folder, recorder, worker or Worker(threads=1))
+    summary = train(Job(Recipe.from_dict(recipe), folder), recorder, worker or Worker(threads=1))
     return summary, recorder
 
 
@@ -41,7 +42,7 @@ def changed(recipe: dict[str, Any], **values: Any) -> dict[str, Any]:
 
 def _as_one_of_many(rank: int, size: int, recipe: dict[str, Any], folder: str) -> None:
     recorder = Recorder()
-    train(Recipe.from_dict(recipe), Path(folder), recorder, Worker(rank=rank, size=size, threads=1))
+    train(Job(Recipe.from_dict(recipe), Path(folder)), recorder, Worker(rank=rank, size=size, threads=1))
     if rank == 0:
         curves = {key: recorder.curve(key) for key in ("train/loss", "valid/loss", *WATCHED)}
         Path(folder, "curve.json").write_text(json.dumps(curves))
@@ -117,7 +118,7 @@ def test_figures_are_durable_before_their_checkpoint_is_visible(
         return honest(self, beside, update)
 
     monkeypatch.setattr(CheckpointStore, "publish", publish)
-    train(Recipe.from_dict(tiny_recipe), tmp_path, recorder, Worker(threads=1))
+    train(Job(Recipe.from_dict(tiny_recipe), tmp_path), recorder, Worker(threads=1))
     assert published == [(update, True) for update in (5, 10, 15, 16, 20)]
 
 
@@ -202,7 +203,11 @@ def test_starting_from_another_models_weights(tiny_recipe: dict[str, Any], tmp_p
     run(tiny_recipe, tmp_path / "first")
     recorder = Recorder()
     recipe = Recipe.from_dict(changed(tiny_recipe, optimization__max_update=1, optimization__lr=[0.0]))
-    train(recipe, tmp_path / "second", recorder, Worker(threads=1), init_from=tmp_path / "first" / "model")
+    train(
+        Job(recipe, tmp_path / "second", models=ResolvedModels(initial=tmp_path / "first" / "model")),
+        recorder,
+        Worker(threads=1),
+    )
     first = load_file(tmp_path / "first/model/model.safetensors")
     second = load_file(tmp_path / "second/model/model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)

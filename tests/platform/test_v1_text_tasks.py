@@ -15,6 +15,7 @@ from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.registry.model_folders import resolve_models
 from d2v_platform.tasks.sentence_prediction import SentencePrediction
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
 from data2vec.artifact import load, read_artifact, save_artifact
@@ -46,21 +47,25 @@ def test_pretraining_learns_resumes_and_leaves_a_model(tiny_recipe: dict[str, An
     recipe = v1(tiny_recipe)
     assert problems(Recipe.from_dict(recipe)) == []
     losses = Recorder()
-    summary = train(Recipe.from_dict(recipe), tmp_path / "whole", losses, Worker(threads=1))
+    summary = train(Job(Recipe.from_dict(recipe), tmp_path / "whole"), losses, Worker(threads=1))
     assert len(losses.curve()) == 20 and losses.curve()[-1] < losses.curve()[0]
     half = copy.deepcopy(recipe)
     half["optimization"]["max_update"] = 10
     half["model"]["max_update"] = 20
     half["lr_scheduler"]["max_update"] = 20
-    train(Recipe.from_dict(half), tmp_path / "parts", Recorder(), Worker(threads=1))
+    train(Job(Recipe.from_dict(half), tmp_path / "parts"), Recorder(), Worker(threads=1))
     rest = Recorder()
-    train(Recipe.from_dict(recipe), tmp_path / "parts", rest, Worker(threads=1))
+    train(Job(Recipe.from_dict(recipe), tmp_path / "parts"), rest, Worker(threads=1))
     assert rest.curve() == losses.curve()[10:]
     artifact = read_artifact(tmp_path / "whole" / "model")
     assert isinstance(artifact.model_config, Data2VecTextConfig) and summary.update == 20
     assert (artifact.folder / "teacher.safetensors").is_file()
     again = Recorder()
-    train(Recipe.from_dict(recipe), tmp_path / "more", again, Worker(threads=1), init_from=artifact.folder)
+    train(
+        Job(Recipe.from_dict(recipe), tmp_path / "more", models=ResolvedModels(initial=artifact.folder)),
+        again,
+        Worker(threads=1),
+    )
     assert again.curve()[0] < losses.curve()[0]
 
 
@@ -111,7 +116,7 @@ def test_glue_fine_tuning_starts_from_the_restore_file(
     assert all(torch.equal(started[name], expected[name]) for name in started)
     assert task.model.trunk.config.transformer.dropout == 0.2  # the recipe's, not pretraining's
     losses = Recorder()
-    summary = train(recipe, tmp_path / "run", losses, Worker(threads=1), model_folder=models.pretrained)
+    summary = train(Job(recipe, tmp_path / "run", models=models, threads=1), losses)
     assert summary.update == 40 and sum(losses.curve()[-10:]) < sum(losses.curve()[:10])
     model = load(tmp_path / "run" / "model")
     names, scores = model.classify(["the old mill", "the river turned not"])

@@ -18,7 +18,8 @@ from torch import nn
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks.statistics import Layout, Sums
 from d2v_platform.tasks.task import MicroBatch, OneModelTask
-from d2v_platform.training.loop_state import Summary, Worker
+from d2v_platform.training.job import Job
+from d2v_platform.training.loop_state import Summary
 from d2v_platform.training.train_loop import train
 from data2vec.collapse import Scatter
 from tests.platform.recorder import Recorder
@@ -223,5 +224,5 @@ def run_toy(
     made = Recipe.from_dict(recipe)
     task, diary = ToyTask(made, split, spoil), reporter or Diary()
     monkeypatch.setattr("d2v_platform.training.train_loop.make_task", lambda recipe, model_folder: task)
-    summary = train(made, folder, diary, Worker(threads=1), **options)
+    summary = train(Job(made, folder, threads=1, **options), diary)
     return summary, diary, task

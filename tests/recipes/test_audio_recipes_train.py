@@ -14,6 +14,7 @@ import soundfile as sf
 from d2v_platform.recipe.compose import LoadedFile, compose_loaded, load_file
 from d2v_platform.recipe.locate import find_recipe, recipe_names
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
 from d2v_platform.training.workload import make_workload
@@ -84,7 +85,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two_updates(recipe: Recipe, folder: Path, model: Path | None = None) -> list[float]:
     recorder = StopsAfterTwo()
     with pytest.raises(TwoUpdates):
-        train(recipe, folder, recorder, Worker(threads=1), model_folder=model)
+        train(Job(recipe, folder, models=ResolvedModels(model)), recorder, Worker(threads=1))
     losses = recorder.curve()
     assert len(losses) == 2 and all(np.isfinite(losses))
     return losses

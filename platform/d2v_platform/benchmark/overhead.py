@@ -162,7 +162,7 @@ class Clock:
 def bare_steps(recipe: dict[str, Any], folder: str, save_every: int) -> Steps:
     """The loop alone, in this process."""
     from ..training import train_loop
-    from ..training.loop_state import Worker
+    from ..training.job import Job
 
     plain = json.loads(json.dumps(recipe))
     plain["checkpoint"] |= {"no_save": not save_every, "save_interval_updates": save_every}
@@ -178,7 +178,7 @@ def bare_steps(recipe: dict[str, Any], folder: str, save_every: int) -> Steps:
 
     train_loop.Checkpoints = Kept
     clock = Clock()
-    train_loop.train(Recipe.from_dict(plain), Path(folder), clock, Worker(threads=1))
+    train_loop.train(Job(Recipe.from_dict(plain), Path(folder), threads=1), clock)
     saves = [(t.loop_s, t.thread_s, t.file_bytes) for one in made for t in one.times]
     return Steps(_between(clock.walls), statistics.median(clock.cpus[_SKIPPED:]), tuple(saves))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from data2vec.errors import DataError
@@ -12,26 +11,12 @@ from data2vec.errors import DataError
 from ..home import home_folder
 from ..recipe.components import pretrained_field
 from ..recipe.schema import Recipe
+from ..training.job import ResolvedModels
 from .model_source import resolve
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_RESTORE_FILE = "checkpoint_last.pt"  # the reference's default: whatever the run itself left
-
-
-@dataclass(frozen=True)
-class ResolvedModels:
-    """Model folders that a recipe names.
-
-    Attributes:
-        pretrained: of ``model.model_path`` or ``model.w2v_path``.
-        pretrained_uri: its exact name (an alias is replaced by the version).
-        initial: of ``checkpoint.restore_file`` or ``checkpoint.finetune_from_model``.
-    """
-
-    pretrained: Path | None = None
-    pretrained_uri: str | None = None
-    initial: Path | None = None
 
 
 def resolve_models(recipe: Recipe) -> ResolvedModels:

@@ -17,8 +17,9 @@ from ..recipe.components import pretrained_field
 from ..recipe.local_data import with_local_data
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import TRAIN_LOSS, Sweep, Trial
-from ..registry.model_folders import ResolvedModels, resolve_models
+from ..registry.model_folders import resolve_models
 from ..tasks import open_subset
+from ..training.job import ResolvedModels
 from ..training.preflight import preflight
 from ..training.run_description import code_version
 from .glue_data import RawGlue

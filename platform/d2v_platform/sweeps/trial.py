@@ -20,7 +20,7 @@ from ..redaction import RedactingFormatter
 from ..tracking.mlflow_access import TrackingUnavailableError, error_code, is_permanent, short_reason
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from ..training.evaluation_log import EvaluationLog
-from ..training.loop_state import Summary, TrainingStopped, Worker
+from ..training.loop_state import Summary, TrainingStopped
 from .results import ChildRun, StoredTrial, TrialResult, evaluation_log
 
 logger = logging.getLogger(__name__)
@@ -105,21 +105,31 @@ def run_trial(config: dict[str, Any]) -> None:
 def _train(
     config: Mapping[str, Any], stored: StoredTrial, folder: Path, tracker: RemoteTracker, run_id: str
 ) -> Summary:
-    from ..registry.model_folders import ResolvedModels
+    from ..training.job import Job, ResolvedModels
 
     recipe = stored.trial.recipe
-    models = ResolvedModels(
-        Path(stored.model) if stored.model else None,
-        stored.model_uri,
-        Path(stored.initial) if stored.initial else None,
+    job = Job(
+        recipe=recipe,
+        folder=folder,
+        models=ResolvedModels(
+            Path(stored.model) if stored.model else None,
+            stored.model_uri,
+            Path(stored.initial) if stored.initial else None,
+        ),
+        run_id=run_id,
+        lineage={
+            "run_id": run_id,
+            "recipe": stored.trial.named_recipe,
+            "recipe.digest": digest(recipe),
+            "code": stored.code,
+            "sweep": config["sweep"],
+        },
+        evaluations=evaluation_log(folder).path,
+        threads=config["threads"],
+        loader_processes=config["loaders"],
+        # A scheduler may end a trial's only thread at the report that follows a checkpoint.
+        wait_for_checkpoints=config["workers"] == 1,
     )
-    lineage = {
-        "run_id": run_id,
-        "recipe": stored.trial.named_recipe,
-        "recipe.digest": digest(recipe),
-        "code": stored.code,
-        "sweep": config["sweep"],
-    }
     if config["workers"] > 1:
         from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -130,33 +140,15 @@ def _train(
 
         cluster = cluster_info()
         plan = make_plan(recipe, cluster)
-        return train_on_ray(
-            recipe,
-            placed(plan, forecast_at_hand(recipe, plan, cluster, models.pretrained)),
-            tracker,
-            run_id=run_id,
-            run_folder=folder,
-            models=models,
-            lineage=lineage,
-            evaluations=evaluation_log(folder).path,
-            callbacks=[TuneReportCallback()],
-        )
+        plan = placed(plan, forecast_at_hand(recipe, plan, cluster, job.models.pretrained))
+        return train_on_ray(job.planned(plan), plan, tracker, callbacks=[TuneReportCallback()])
     import torch
 
     from ..training.train_loop import train
 
     torch.use_deterministic_algorithms(False)  # a process outlives its trials; the recipe turns it on
-    device = torch.device("cuda" if config["gpu"] else "cpu")
-    return train(
-        recipe,
-        folder,
-        TrialReporter(tracker, run_id, evaluation_log(folder)),
-        Worker(device=device, threads=config["threads"], loader_processes=config["loaders"]),
-        model_folder=models.pretrained,
-        init_from=models.initial,
-        origin=lineage,
-        wait_for_checkpoints=True,  # a scheduler may end this thread at the report that follows
-    )
+    worker = job.worker(device="cuda" if config["gpu"] else "cpu")
+    return train(job, TrialReporter(tracker, run_id, evaluation_log(folder)), worker)
 
 
 def open_child(tracker: RemoteTracker, config: Mapping[str, Any], stored: StoredTrial, folder: Path) -> str:

@@ -39,6 +39,7 @@ from .cadence import due_after
 from .checkpoint import Checkpoint, CheckpointStore, Retention
 from .checkpoint_writer import Checkpoints
 from .collapse import CollapseWatch
+from .job import Job
 from .loading import make_loader
 from .loop_state import (
     LoopState,
@@ -60,54 +61,42 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    recipe: Recipe,
-    run_folder: Path,
+    job: Job,
     reporter: Reporter,
     worker: Worker | None = None,
     *,
-    model_folder: Path | None = None,
-    init_from: Path | None = None,
-    origin: Mapping[str, Any] | None = None,
-    remote: str | None = None,
-    wait_for_checkpoints: bool = False,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> Summary:
-    """Train a recipe to its end, resuming from the newest whole checkpoint in ``run_folder``.
+    """Train a recipe to its end, resuming from the newest whole checkpoint in the job's folder.
 
     Args:
-        recipe: a checked recipe.
-        run_folder: holds ``checkpoints/`` and the exported ``model/``.
+        job: what to train.
         reporter: receives figures.
         worker: this process; by default the only one.
-        model_folder: the pretrained model of a fine-tuning recipe.
-        init_from: a model folder whose weights a *new* run starts from (``checkpoint.restore_file``).
-        origin: lineage written into the exported model.
-        remote: the run's folder at a URI, which gets copies of checkpoints and model.
-        wait_for_checkpoints: publish a checkpoint before telling the reporter, which may end this process.
         stop_asked: rank 0's answer, at every update, makes all workers save and stop there.
 
     Raises:
         TrainingStopped: collapse or divergence.
         TrainingInterrupted: it was asked to stop.
     """
-    worker = worker or Worker()
+    worker = worker or job.worker()
     if worker.threads:
         torch.set_num_threads(worker.threads)
-    recipe = with_local_data(recipe)
-    task = make_task(recipe, model_folder)
+    recipe = with_local_data(job.recipe)
+    task = make_task(recipe, job.models.pretrained)
     if recipe.platform.deterministic:
         be_deterministic(strict=task.deterministic and worker.device.type == "cuda")
-    if init_from is not None:
-        task.initialise_from(init_from)
-    loop = TrainingLoop(recipe, task, run_folder, reporter, worker)
+    if job.models.initial is not None:
+        task.initialise_from(job.models.initial)
+    loop = TrainingLoop(recipe, task, job.folder, reporter, worker)
     loop.stop_asked = stop_asked
-    run = open_location(remote) if remote else None
-    loop.checkpoints = Checkpoints(loop.store, run, wait=wait_for_checkpoints)
+    run = open_location(job.remote) if job.remote else None
+    loop.checkpoints = Checkpoints(loop.store, run, wait=job.wait_for_checkpoints)
     with contextlib.closing(loop.checkpoints):
         loop.resume()
         reached("model, data and optimizer built")
         reason = loop.run()
-        return loop.finish(reason, dict(origin or {}))
+        return loop.finish(reason, dict(job.lineage))
 
 
 class TrainingLoop:

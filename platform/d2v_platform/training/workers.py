@@ -6,57 +6,22 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from data2vec.errors import Data2VecError
 
-from ..recipe.schema import Recipe
 from ..redaction import redact_logs
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from .evaluation_log import EvaluationLog
-from .loop_state import TrainingInterrupted, TrainingStopped, Worker
+from .job import Job
+from .loop_state import TrainingInterrupted, TrainingStopped
 from .start_times import reached
 from .stopping import StopQuestion
 from .train_loop import train
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Assignment:
-    """What a worker is told, as plain values.
-
-    Attributes:
-        recipe: the resolved recipe.
-        run_id: MLflow run.
-        run_folder: checkpoints and exported model.
-        attempt: distinguishes launches of the same run.
-        tracker: name of the tracker actor.
-        threads: PyTorch's threads.
-        loader_processes: data-loading processes.
-        sharded: the workers share the model.
-        model_folder: the resolved pretrained model.
-        init_from: the resolved model folder that a new run starts from.
-        origin: lineage for the exported model.
-        evaluations: file that keeps the figures of every validation.
-        remote: the run's folder at a URI.
-    """
-
-    recipe: dict[str, Any]
-    run_id: str
-    run_folder: str
-    attempt: str
-    tracker: str
-    threads: int
-    loader_processes: int
-    sharded: bool = False
-    model_folder: str | None = None
-    init_from: str | None = None
-    origin: dict[str, Any]
-    evaluations: str | None = None
-    remote: str | None = None
 
 
 class RayTrainReporter(TrackingReporter):
@@ -89,59 +54,43 @@ class RayTrainReporter(TrackingReporter):
         return False
 
 
-def run_worker(plain: dict[str, Any]) -> dict[str, Any]:
+def run_worker(told: dict[str, Any]) -> dict[str, Any]:
     """Train; a user's mistake is returned as ``{"error": message}`` so that Ray does not try again.
 
     Args:
-        plain: an :class:`Assignment` as a dict.
+        told: ``job`` (a :class:`Job` as plain values), ``tracker`` (name of the actor) and ``attempt`` (which
+            distinguishes launches of the same run).
     """
     import ray.train
     import ray.train.torch
 
     configure_logging()
     reached("workers started")
-    job = Assignment(**plain)
-    context = ray.train.get_context()
-    rank = context.get_world_rank()
-    tracker = RemoteTracker(job.tracker)
-    if (mistake := tracker.mistake_of(job.attempt)) is not None:
+    tracker, attempt = RemoteTracker(told["tracker"]), told["attempt"]
+    if (mistake := tracker.mistake_of(attempt)) is not None:
         return {"error": mistake}
-    worker = Worker(
-        rank=rank,
-        size=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-        threads=job.threads,
-        loader_processes=job.loader_processes,
-        sharded=job.sharded,
-    )
-    note_worker(Path(job.run_folder), job.attempt, rank)
-    reporter = RayTrainReporter(
-        tracker if rank == 0 else None,
-        job.run_id,
-        EvaluationLog(Path(job.evaluations)) if job.evaluations and rank == 0 else None,
-    )
+    context = ray.train.get_context()
+    rank, size = context.get_world_rank(), context.get_world_size()
     try:
-        summary = train(
-            Recipe.from_dict(job.recipe),
-            Path(job.run_folder),
-            reporter,
-            worker,
-            model_folder=Path(job.model_folder) if job.model_folder else None,
-            init_from=Path(job.init_from) if job.init_from else None,
-            origin=job.origin,
-            remote=job.remote,
-            stop_asked=StopQuestion(tracker, job.attempt),
+        job = Job.from_dict(told["job"])
+        note_worker(job.folder, attempt, rank)
+        reporter = RayTrainReporter(
+            tracker if rank == 0 else None,
+            job.run_id,
+            EvaluationLog(job.evaluations) if job.evaluations and rank == 0 else None,
         )
+        worker = job.worker(rank, size, ray.train.torch.get_device())
+        summary = train(job, reporter, worker, stop_asked=StopQuestion(tracker, attempt))
     except TrainingInterrupted as stopped:
         return {"interrupted": stopped.args}
     except TrainingStopped as error:
-        reporter.flush()
+        tracker.settle()
         return {"error": str(error), "stopped": True}  # all workers decide this from the same sums
     except Data2VecError as error:
-        if worker.size > 1:
+        if size > 1:
             # The others wait for this one: end them by an exception. The tracker remembers, not a file: the
             # mistake may be a full disk, and the next start may be on another node.
-            tracker.leave_mistake(job.attempt, str(error))
+            tracker.leave_mistake(attempt, str(error))
             raise
         return {"error": str(error)}
     return asdict(summary)
