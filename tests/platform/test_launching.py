@@ -45,14 +45,15 @@ class Trainer:
     """In the place of the loop: keeps what it is given, and leaves a model folder."""
 
     def __init__(self) -> None:
-        self.given: list[dict[str, Any]] = []
+        self.given: list[Job] = []
         self.act: Callable[[Any], None] = lambda reporter: None
 
-    def __call__(self, recipe: Recipe, folder: Path, reporter: Any, worker: Worker, **more: Any) -> Summary:
-        self.given.append({"recipe": recipe, "folder": folder, "worker": worker, **more})
+    def __call__(self, job: Job, reporter: Any, worker: Worker, *, stop_asked: Any) -> Summary:
+        self.given.append(job)
+        self.worker = worker
         reporter.log(7, {"train/loss": 0.5})
         self.act(reporter)
-        return replace(SUMMARY, export=str(folder / "model"))
+        return replace(SUMMARY, export=str(job.folder / "model"))
 
 
 @pytest.fixture
@@ -100,14 +101,14 @@ def test_what_training_is_given_and_mlflow_is_told(
     (given,) = trainer.given
     run = run_of("one")
     assert result.run_id == run.info.run_id and result.run_name == "one" and result.registered is None
-    assert result.folder == given["folder"] == run_root(str(tmp_path / "disk")) / run.info.run_id
-    assert given["recipe"] == composed.recipe and given["remote"] is None
-    assert given["model_folder"] is given["init_from"] is None
-    worker = given["worker"]
+    assert result.folder == given.folder == run_root(str(tmp_path / "disk")) / run.info.run_id
+    assert (given.run_id, given.run_name) == (run.info.run_id, "one")
+    assert given.recipe == composed.recipe and given.remote is None and given.models == ResolvedModels()
+    worker = trainer.worker
     assert (worker.rank, worker.size, worker.device.type, worker.threads) == (0, 1, "cpu", 2)
     assert worker.loader_processes == 0, "a worker with one CPU loads by itself"
     digest = run.data.tags["d2v.recipe_digest"]
-    assert given["origin"] == {
+    assert given.lineage == {
         "run_id": run.info.run_id, "recipe": "tiny_run", "recipe.digest": digest,
         "code": launching.code_version(),
     }  # fmt: skip
@@ -172,7 +173,7 @@ def test_every_end_is_recorded_and_the_name_goes_on(
     caplog.set_level(logging.INFO, "d2v_platform")
     again = launching.launch(named("platform.run_name=ends"))
     assert again.run_id == run.info.run_id and run_of("ends").info.status == "FINISHED"
-    assert trainer.given[0]["folder"] == trainer.given[1]["folder"] == again.folder
+    assert trainer.given[0].folder == trainer.given[1].folder == again.folder
     assert "resuming run ends" in caplog.text
 
 
