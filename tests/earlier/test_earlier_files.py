@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.training.loop_state import Worker
+from d2v_platform.training.job import Job
 from d2v_platform.training.train_loop import train
 from data2vec.artifact import load
 from tests.platform.recorder import Recorder
@@ -82,7 +82,7 @@ def test_a_training_of_an_earlier_version_goes_on(tiny_recipe: dict[str, Any], t
     (tmp_path / "checkpoints").mkdir()
     shutil.copytree(HERE / "checkpoint" / "update_00000005", tmp_path / "checkpoints" / "update_00000005")
     recorder = Recorder()
-    train(Recipe.from_dict(recipe), tmp_path, recorder, Worker(threads=1))
+    train(Job(Recipe.from_dict(recipe), tmp_path, threads=1), recorder)
     wanted = json.loads((HERE / "checkpoint" / "losses.json").read_text())
     assert min(recorder.points["train/loss"]) == 6
     for key in wanted:
