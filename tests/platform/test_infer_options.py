@@ -10,7 +10,9 @@ import pytest
 
 from d2v_platform.inference.command import infer_command
 from d2v_platform.inference.options import DecodingOptions, read_options, read_runs
-from data2vec.errors import ConfigError, Data2VecError
+from d2v_platform.inference.spread import pool_size
+from d2v_platform.training.ray_session import ClusterInfo
+from data2vec.errors import ConfigError, Data2VecError, DataError
 
 # Written for this test after the conventions of the reference's file.
 REFERENCE = """\
@@ -194,3 +196,16 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     assert "python experiments/infer.py task.data=/manifests" in shown and "--plan" not in shown
+
+
+def test_no_more_workers_than_the_cluster_holds() -> None:
+    assert pool_size(ClusterInfo(2, 0, 1), 64, "cpu") == (2, 0.0)
+    assert pool_size(ClusterInfo(8, 0, 1), 3, "cpu") == (3, 0.0)
+    assert pool_size(ClusterInfo(3, 0, 2), 3, "cpu") == (2, 0.0), "half a CPU on each of two nodes is none"
+    assert pool_size(ClusterInfo(16, 2, 1), 3, "auto") == (3, 0.5), "two thirds of a GPU do not pack"
+    assert pool_size(ClusterInfo(16, 2, 1), 2, "cuda") == (2, 1.0)
+    assert pool_size(ClusterInfo(16, 4, 1), 2, "cuda") == (2, 1.0)
+    with pytest.raises(DataError, match="the Ray cluster has no GPU"):
+        pool_size(ClusterInfo(16, 0, 1), 2, "cuda")
+    with pytest.raises(DataError, match="2 nodes of 0.5 CPUs"):
+        pool_size(ClusterInfo(1, 0, 2), 2, "cpu")

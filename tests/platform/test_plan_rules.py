@@ -21,7 +21,7 @@ from d2v_platform.training import forecast as forecasts
 from d2v_platform.training.accelerators import GPUS, Accelerator, gpu_at_hand, machine_memory
 from d2v_platform.training.forecast import PROCESS_BYTES, Forecast, forecast_as_stated, forecast_at_hand
 from d2v_platform.training.plan import Plan, make_plan
-from d2v_platform.training.ray_session import ClusterInfo
+from d2v_platform.training.ray_session import ClusterInfo, NodeRoom
 from d2v_platform.training.workload import Workload, make_workload, matrix_work, smaller_batches
 from data2vec.errors import ConfigError
 from data2vec.flops import Storage
@@ -47,7 +47,7 @@ def test_workers_follow_the_cluster_and_the_micro_batches() -> None:
     assert deal(ClusterInfo(9, 0, 1), cpus_per_worker=4).cpus_per_worker == 4
     made = deal(ClusterInfo(9, 2, 1))
     assert (made.num_workers, made.gpus_per_worker) == (2, 1.0), "one GPU each where there are any"
-    assert deal(ClusterInfo(9, 2, 1), gpus_per_worker=0.5).num_workers == 4
+    assert deal(ClusterInfo(9, 2, 1), gpus_per_worker=0.5).num_workers == 1, "NCCL takes one process a GPU"
     assert deal(ClusterInfo(9, 2, 1), gpus_per_worker=0).gpus_per_worker == 0
     assert made.notes == ("platform.num_workers is not given: 2 of 2 that fit the cluster",)
     assert deal(ClusterInfo(9, 2, 1), num_workers=1).notes == ()
@@ -56,10 +56,31 @@ def test_workers_follow_the_cluster_and_the_micro_batches() -> None:
 @pytest.mark.parametrize(
     ("cluster", "platform", "words"),
     [
-        (ClusterInfo(2, 0, 1), {"num_workers": 3}, "cluster's 2 CPUs; use at most 2, or lower platform.cpus"),
-        (ClusterInfo(8, 2, 1), {"num_workers": 3}, "cluster's 2 GPUs; use at most 2, or lower platform.gpus"),
-        (ClusterInfo(0.5, 0, 1), {}, r"cpus_per_worker = 1.0 +is more than .* 0.5 CPUs, .*; lower it"),
-        (ClusterInfo(8, 2, 1), {"gpus_per_worker": 3}, r"gpus_per_worker = 3.0 +is more than .* 2 GPUs"),
+        (
+            ClusterInfo(2, 0, 1),
+            {"num_workers": 3},
+            "has 1 node of 2 CPUs .* at most 2, or lower platform.cpus",
+        ),
+        (ClusterInfo(8, 2, 1), {"num_workers": 3}, "8 CPUs and 2 GPUs .* at most 2, or lower platform.gpus"),
+        (
+            ClusterInfo(0.5, 0, 1),
+            {},
+            r"cpus_per_worker = 1.0 +no node has so many; .* 0.5 CPUs, .*; lower it",
+        ),
+        (ClusterInfo(8, 2, 1), {"gpus_per_worker": 3}, r"gpus_per_worker = 3.0 +no node has .* 2 GPUs"),
+        (
+            ClusterInfo(8, 4, 1),
+            {"gpus_per_worker": 0.5, "num_workers": 2},
+            "must be whole with several workers",
+        ),
+        # In all there is enough, on no node or on too few.
+        (ClusterInfo(32, 0, 2), {"cpus_per_worker": 20}, "no node has so many; .* 2 nodes of 16 CPUs"),
+        (
+            ClusterInfo(32, 0, 2),
+            {"cpus_per_worker": 9, "num_workers": 3},
+            "each worker takes 9 CPU; use at most 2",
+        ),
+        (ClusterInfo(4, 4, 2), {"cpus_per_worker": 2, "num_workers": 3}, "at most 2, or lower platform.cpus"),
         (ClusterInfo(99, 0, 1), {"num_workers": 5}, "an update has 4 micro-batches .* at most 4 workers"),
         (None, {"num_workers": 0, "gpus_per_worker": 1}, "no GPU that PyTorch can use"),
     ],
@@ -85,6 +106,40 @@ def test_threads_loaders_and_sharding() -> None:
     here = deal(None, num_workers=0, local_gpus=3)
     assert (here.num_workers, here.gpus_per_worker) == (0, 1.0)
     assert deal(None, num_workers=0, local_gpus=3, gpus_per_worker=0).gpus_per_worker == 0.0
+
+
+MIXED = ClusterInfo(
+    80, 8, 3, rooms=(NodeRoom(8, 0), NodeRoom(8, 0), NodeRoom(64, 8))
+)  # a head, a CPU node, a GPU node
+
+
+def test_beside_a_gpu_a_worker_has_the_nodes_share_of_cpus() -> None:
+    def made(cluster: ClusterInfo, loaders: int, **platform: Any) -> tuple[float, int, int, int]:
+        values = toy_recipe(
+            dataset={"num_workers": loaders},
+            platform=platform,
+            distributed_training={"distributed_world_size": 16},
+        )
+        plan = make_plan(Recipe.from_dict(values), cluster)
+        return plan.num_workers, plan.cpus_per_worker, plan.threads, plan.loader_processes
+
+    assert made(ClusterInfo(128, 8, 1), 10) == (8, 11, 1, 10), "as many as its loaders use"
+    assert made(ClusterInfo(64, 8, 1), 10) == (8, 8, 1, 7), "and as the node has"
+    assert made(MIXED, 10) == (8, 8, 1, 7), "CPUs of other nodes serve no GPU"
+    assert made(ClusterInfo(128, 8, 1), 2) == (8, 3, 1, 2)
+    assert made(ClusterInfo(4, 8, 1), 2) == (8, 0.5, 1, 0), "every GPU is used all the same"
+    assert made(ClusterInfo(128, 8, 1), 10, gpus_per_worker=2) == (4, 11, 1, 10)
+    assert made(ClusterInfo(128, 8, 1), 10, cpus_per_worker=4) == (8, 4, 4, 10), "what is asked for stays"
+    assert made(ClusterInfo(128, 8, 1), 10, threads_per_worker=3) == (8, 11, 3, 10)
+    assert made(ClusterInfo(8, 0, 1), 10) == (8, 1, 1, 0)
+
+
+def test_a_node_holds_whole_processes() -> None:
+    assert [MIXED.holds(cpus, gpus) for cpus, gpus in ((5, 0), (8, 1), (9, 1), (1, 0.4), (0, 2))] == [
+        14, 8, 7, 16, 4,
+    ]  # fmt: skip
+    assert MIXED.line() == "2 nodes of 8 CPUs, 1 node of 64 CPUs and 8 GPUs"
+    assert ClusterInfo(9, 3, 3).by_node() == (NodeRoom(3, 1),) * 3
 
 
 def test_a_plan_in_words_and_how_busy_it_is() -> None:
@@ -193,7 +248,7 @@ def test_devices_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert at_hand(ClusterInfo(8, 2, 1), gpus_per_worker=0.25).limit_bytes == 10e9
     found = at_hand(ClusterInfo(6, 0, 1, 50e9), num_workers=6)
     assert (found.count, found.limit_bytes, found.workers_per_node) == (6, 64e9 / 6, 6)
-    found = at_hand(ClusterInfo(6, 0, 4, 50e9), num_workers=6, threads_per_worker=3)
+    found = at_hand(ClusterInfo(8, 0, 4, 50e9), num_workers=6, threads_per_worker=3)
     assert (found.limit_bytes, found.workers_per_node) == (50e9 / 2, 2), "six workers on four nodes"
     assert seen == [(1, 64e9), (3, 50e9)]
     assert at_hand(None, num_workers=0).count == 1

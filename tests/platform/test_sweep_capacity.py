@@ -36,7 +36,7 @@ def recipe(loaders: int = 0, world: int = 4, **platform: Any) -> Recipe:
 def room(
     cluster: tuple[float, float],
     *recipes: Recipe,
-    cpu: float = 1.0,
+    cpu: float | None = None,
     gpu: float | None = None,
     most: int | None = None,
 ) -> Capacity:
@@ -58,7 +58,7 @@ def room(
         ((8, 5), {"gpu": 2}, 2, 2),
         ((8, 2), {"gpu": 2}, 1, 2),  # exactly one fits
         ((16, 2), {"gpu": 0.4}, 4, 0.4),  # two on each GPU: a fraction never spans two of them
-        ((3, 2), {"gpu": 0.4}, 3, 0.4),  # CPUs are the bound
+        ((3, 2), {"gpu": 0.4, "cpu": 1}, 3, 0.4),  # CPUs are the bound
         ((16, 3), {"gpu": 0.6}, 3, 0.6),
     ],
 )
@@ -84,8 +84,8 @@ def test_everything_that_never_fits_is_said_at_once() -> None:
         room((2, 1), cpu=2.5, gpu=2)
     told = {problem.field: (problem.value, problem.rule) for problem in error.value.problems}
     assert told == {
-        "resources_per_trial.cpu": (2.5, "the cluster has 2 CPUs"),
-        "resources_per_trial.gpu": (2, "the cluster has 1 GPUs"),
+        "resources_per_trial.cpu": (2.5, "the cluster has 1 node of 2 CPUs and 1 GPUs"),
+        "resources_per_trial.gpu": (2, "the cluster has 1 node of 2 CPUs and 1 GPUs"),
     }
     with pytest.raises(ConfigError) as error:
         room((2, 0), gpu=0.5)
@@ -105,6 +105,13 @@ def test_threads_and_loaders_of_a_trial_in_its_own_process() -> None:
     (note,) = room((8, 0), recipe(num_workers=0)).notes
     assert note.startswith("platform.num_workers=0 has no effect")
     assert room((8, 0), recipe(num_workers=1)).workers == 1
+
+
+def test_a_trial_beside_a_gpu_has_the_nodes_share_of_cpus() -> None:
+    found = room((64, 8), recipe(loaders=6))
+    assert (found.slots, found.cpus, found.threads, found.loaders) == (1, 7, 1, 6)
+    assert room((64, 8)).slots == 8 and room((16, 8), recipe(loaders=6)).loaders == 1
+    assert room((16, 2), gpu=0.5, most=9).slots == 4
 
 
 def test_trials_of_several_workers_run_only_as_many_as_fit_whole() -> None:
@@ -139,4 +146,7 @@ def test_a_trial_of_several_workers_that_does_not_fit_is_refused() -> None:
         room((5, 2), wide)
     (problem,) = error.value.problems
     assert (problem.field, problem.value) == ("platform.num_workers", 2)
-    assert problem.rule == "a trial needs 6 CPUs and 2 GPUs, the cluster has 5 and 2"
+    assert "1 node of 5 CPUs and 2 GPUs" in problem.rule and "use at most 1, or lower" in problem.rule
+    apart = ClusterInfo(4, 0, nodes=2)  # four CPUs, but a process of three fits nowhere
+    with pytest.raises(ConfigError, match=r"resources_per_trial.cpu = 3.* 2 nodes of 2 CPUs"):
+        capacity(SweepDefinition(resources_per_trial=Resources(cpu=3)), [recipe()], apart)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from data2vec.errors import DataError
 
 from ..bars import Bars
+from ..training.ray_session import ClusterInfo, connected
 from .decoding import Job, all_records, batches, decode_batch, open_dataset
+
+logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -63,31 +68,41 @@ class DecodingWorker:
 
 
 def _over_ray(job: Job, parts: Sequence[Sequence[int]], num_workers: int) -> Iterator[list[Record]]:
-    from ..training.ray_session import connected
 
     with connected() as cluster:
         import ray  # after the connection has set what Ray reads when it is imported
+        from ray.util import ActorPool
 
-        gpus = 0.0
-        if job.device != "cpu":
-            if not cluster.gpus:
-                raise DataError(
-                    f"platform.device = {job.device!r}: the Ray cluster has no GPU; use auto or cpu"
-                )
-            gpus = min(1.0, cluster.gpus / num_workers)
-        else:
+        size, gpus = pool_size(cluster, num_workers, job.device)
+        if size < num_workers:
+            logger.info("%d workers, not %d: the cluster has %s", size, num_workers, cluster.line())
+        if not gpus:
             job = replace(job, threads=1)
         remote: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)(
             DecodingWorker
         )
-        workers = [remote.remote(job) for _ in range(num_workers)]
-        waiting = list(parts)
-        running: dict[Any, Any] = {}
-        for worker in workers:
-            running[worker.decode.remote(waiting.pop(0))] = worker
-        while running:
-            (done,), _ = ray.wait(list(running), num_returns=1)
-            worker = running.pop(done)
-            if waiting:
-                running[worker.decode.remote(waiting.pop(0))] = worker
-            yield ray.get(done)
+        pool = ActorPool([remote.remote(job) for _ in range(size)])
+        yield from pool.map_unordered(lambda worker, part: worker.decode.remote(part), parts)
+
+
+def pool_size(cluster: ClusterInfo, asked: int, device: str) -> tuple[int, float]:
+    """How many workers decode, and how much of a GPU each takes.
+
+    Args:
+        cluster: where.
+        asked: as many as are wanted.
+        device: "cpu", or what ``platform.device`` says.
+
+    Raises:
+        DataError: none fits.
+    """
+    if device == "cpu":
+        gpus = 0.0
+    elif not cluster.gpus:
+        raise DataError(f"platform.device = {device!r}: the Ray cluster has no GPU; use auto or cpu")
+    else:  # whole processes on each GPU: of two thirds the last third would lie idle
+        gpus = 1 / math.ceil(asked / cluster.gpus)
+    room = cluster.holds(1, gpus)
+    if room < 1:
+        raise DataError(f"no worker of 1 CPU and {gpus:g} GPU fits; the cluster has {cluster.line()}")
+    return min(asked, room), gpus

@@ -83,7 +83,7 @@ def _too_small(recipe: Recipe) -> Iterator[Problem]:
         value = getattr(getattr(recipe, group), name)
         if value is not None and value < lowest:
             yield Problem(dotted, value, f"must be >= {lowest:g}")
-    if recipe.platform.cpus_per_worker <= 0:
+    if recipe.platform.cpus_per_worker is not None and recipe.platform.cpus_per_worker <= 0:
         yield Problem("platform.cpus_per_worker", recipe.platform.cpus_per_worker, "must be > 0")
 
 

@@ -118,9 +118,11 @@ class Platform:
     num_workers: int | None = (
         None  # k: training processes; 0 = this process, without Ray; null = from the cluster
     )
-    cpus_per_worker: float = 1.0  # CPUs that Ray reserves for each worker
+    cpus_per_worker: float | None = (
+        None  # CPUs that Ray reserves for each worker; null = 1, beside a GPU the node's share of it
+    )
     gpus_per_worker: float | None = None  # GPUs of each worker; null = 1 where there is one
-    threads_per_worker: int | None = None  # threads of PyTorch in each worker; null = cpus_per_worker
+    threads_per_worker: int | None = None  # threads of PyTorch in each worker; null = its CPUs
     precision: Literal["auto", "fp32", "bf16", "fp16"] = (
         "auto"  # auto = what common.fp16 and common.bf16 ask for
     )

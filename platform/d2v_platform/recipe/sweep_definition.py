@@ -59,7 +59,7 @@ class Register:
 class Resources:
     """What one trial occupies."""
 
-    cpu: float = 1.0  # CPUs
+    cpu: float | None = None  # CPUs; null = 1, beside a GPU the node's share of it
     gpu: float | None = None  # GPUs, fractions allowed; null = 1 if the cluster has any
 
 
@@ -289,7 +289,7 @@ def _definition_problems(d: SweepDefinition) -> Iterator[Problem]:
             yield Problem(f"evaluate.{name}", path, "no such file")
     if d.evaluate.lmpath is not None and d.evaluate.lexicon is None:
         yield Problem("evaluate.lexicon", None, "is required with evaluate.lmpath")
-    if d.resources_per_trial.cpu <= 0:
+    if d.resources_per_trial.cpu is not None and d.resources_per_trial.cpu <= 0:
         yield Problem("resources_per_trial.cpu", d.resources_per_trial.cpu, "must be > 0")
     if (d.resources_per_trial.gpu or 0) < 0:
         yield Problem("resources_per_trial.gpu", d.resources_per_trial.gpu, "must be >= 0")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from data2vec.errors import ConfigError, Problem
 
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import SweepDefinition
-from ..training.plan import make_plan
+from ..training.plan import make_plan, process_share
 from ..training.ray_session import ClusterInfo
 
 
@@ -69,35 +68,28 @@ def capacity(definition: SweepDefinition, recipes: Sequence[Recipe], cluster: Cl
         return _of_several_workers(definition, recipes, cluster, workers)
     asked, first = definition.resources_per_trial, recipes[0]
     gpus = asked.gpu if asked.gpu is not None else float(cluster.gpus > 0)
-    slots = math.floor(cluster.cpus / asked.cpu)
-    if gpus:
-        per_gpu = math.floor(1 / gpus) if gpus <= 1 else 1  # a fraction never spans two GPUs
-        slots = min(slots, int(cluster.gpus * per_gpu) if gpus <= 1 else math.floor(cluster.gpus / gpus))
+    share = process_share(first, asked.cpu, cluster, gpus, "a trial")
     problems: list[Problem] = []
-    if asked.cpu > cluster.cpus:
-        problems.append(
-            Problem("resources_per_trial.cpu", asked.cpu, f"the cluster has {cluster.cpus:g} CPUs")
-        )
-    if gpus > cluster.gpus:
-        problems.append(Problem("resources_per_trial.gpu", gpus, f"the cluster has {cluster.gpus:g} GPUs"))
+    if not any(node.holds(share.cpus, 0) for node in cluster.by_node()):
+        problems.append(Problem("resources_per_trial.cpu", share.cpus, f"the cluster has {cluster.line()}"))
+    if gpus and not any(node.holds(0, gpus) for node in cluster.by_node()):
+        problems.append(Problem("resources_per_trial.gpu", gpus, f"the cluster has {cluster.line()}"))
+    slots = cluster.holds(share.cpus, gpus)
+    if not problems and slots < 1:
+        rule = f"no node has so many beside {gpus:g} GPU; the cluster has {cluster.line()}"
+        problems.append(Problem("resources_per_trial.cpu", share.cpus, rule))
     if problems:
         raise ConfigError(problems, "the sweep")
-    notes: list[str] = []
-    loaders = first.dataset.num_workers
-    if loaders and asked.cpu < 2:
-        notes.append(
-            f"dataset.num_workers {loaders} -> 0: a trial with {asked.cpu:g} CPU loads its data itself"
-        )
-        loaders = 0
+    notes = list(share.notes)
     if first.platform.num_workers == 0:
         notes.append("platform.num_workers=0 has no effect: trials run in Ray Tune's processes")
     return Capacity(
         slots=_bounded(slots, definition, len(recipes)),
         workers=1,
-        cpus=asked.cpu,
+        cpus=share.cpus,
         gpus=gpus,
-        threads=first.platform.threads_per_worker or max(1, math.floor(asked.cpu)),
-        loaders=loaders,
+        threads=share.threads,
+        loaders=share.loaders,
         notes=tuple(notes),
     )
 
@@ -107,20 +99,16 @@ def _of_several_workers(
 ) -> Capacity:
     """Half-started trials must not hold what others need, so at most as many run as fit whole."""
     plans = [make_plan(recipe, cluster) for recipe in recipes]
-    cpus = max(plan.cpus_per_worker * plan.num_workers for plan in plans)
-    gpus = max(plan.gpus_per_worker * plan.num_workers for plan in plans)
-    slots = math.floor(cluster.gpus / gpus if gpus else cluster.cpus / max(cpus, 1e-9))
-    if cpus > 0 and gpus:
-        slots = min(slots, math.floor(cluster.cpus / cpus))
+    cpus, gpus = max(plan.cpus_per_worker for plan in plans), max(plan.gpus_per_worker for plan in plans)
+    slots = cluster.holds(cpus, gpus) // workers
     if slots < 1:
-        have = f"{cluster.cpus:g} and {cluster.gpus:g}"
-        rule = f"a trial needs {cpus:g} CPUs and {gpus:g} GPUs, the cluster has {have}"
+        rule = f"a trial is {workers} workers of {cpus:g} CPUs and {gpus:g} GPUs; there are {cluster.line()}"
         raise ConfigError([Problem("platform.num_workers", workers, rule)], "the sweep")
     return Capacity(
         slots=_bounded(slots, definition, len(recipes)),
         workers=workers,
-        cpus=cpus,
-        gpus=gpus,
+        cpus=cpus * workers,
+        gpus=gpus * workers,
         threads=plans[0].threads,
         loaders=plans[0].loader_processes,
         notes=(

@@ -196,7 +196,9 @@ def plan_lines(sweep: Sweep) -> list[str]:
         if d.resources_per_trial.gpu is None
         else f"{d.resources_per_trial.gpu:g} GPU"
     )
-    lines.append(f"each {d.resources_per_trial.cpu:g} CPU, {gpu}; as many at a time as the cluster holds")
+    cpu = d.resources_per_trial.cpu
+    cpus = "1 CPU (beside a GPU the node's share of it)" if cpu is None else f"{cpu:g} CPU"
+    lines.append(f"each {cpus}, {gpu}; as many at a time as the cluster holds")
     lines.append(
         f"winners: {d.register.name or 'not registered'}{f'@{d.register.alias}' if d.register.alias else ''}"
     )

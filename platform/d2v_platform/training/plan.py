@@ -87,45 +87,109 @@ def make_plan(recipe: Recipe, cluster: ClusterInfo | None, local_gpus: int = 0) 
             rule = "this machine has no GPU that PyTorch can use; leave it out to compute on the CPU"
             raise ConfigError([Problem("platform.gpus_per_worker", asked, rule)])
         workers, gpus = 0, float(local_gpus > 0 and asked != 0)
+        share = process_share(recipe, platform.cpus_per_worker, None, gpus)
     else:
         gpus = platform.gpus_per_worker if platform.gpus_per_worker is not None else float(cluster.gpus > 0)
-        room = math.floor(cluster.gpus / gpus if gpus else cluster.cpus / max(platform.cpus_per_worker, 1e-9))
-        have = f"{cluster.gpus:g} GPUs" if gpus else f"{cluster.cpus:g} CPUs"
-        kind, each = ("gpus", gpus) if gpus else ("cpus", platform.cpus_per_worker)
-        if room < 1:
-            rule = f"is more than the cluster's {have}, so no worker fits; lower it"
-            raise ConfigError([Problem(f"platform.{kind}_per_worker", each, rule)])
-        workers = platform.num_workers or min(micro, room)
-        if platform.num_workers is None:
-            notes.append(f"platform.num_workers is not given: {workers} of {room} that fit the cluster")
-        if workers > room:
-            lower = f"lower platform.{kind}_per_worker"
-            rule = f"needs more than the cluster's {have}; use at most {room}, or {lower}"
-            raise ConfigError([Problem("platform.num_workers", workers, rule)])
+        share = process_share(recipe, platform.cpus_per_worker, cluster, gpus)
+        workers = _placed_workers(recipe, cluster, share.cpus, gpus, notes)
+    notes += share.notes
     if workers > micro:
         rule = (
             f"an update has {micro} micro-batches (distributed_training.distributed_world_size x "
             f"optimization.update_freq), so at most {micro} workers have work"
         )
         raise ConfigError([Problem("platform.num_workers", workers, rule)])
-    threads = platform.threads_per_worker or max(1, math.floor(platform.cpus_per_worker))
-    loaders = recipe.dataset.num_workers
-    if loaders and platform.cpus_per_worker < 2:
-        notes.append(
-            f"dataset.num_workers {loaders} -> 0: a worker with {platform.cpus_per_worker:g} CPU "
-            "loads its data itself"
-        )
-        loaders = 0
     if platform.sharding == "full" and workers < 2:
         notes.append("platform.sharding full -> none: there is no second worker to share the model with")
     return Plan(
         world_size=recipe.world_size(),
         update_freq=recipe.update_freq_for_epoch(1),
         num_workers=workers,
-        cpus_per_worker=platform.cpus_per_worker,
+        cpus_per_worker=share.cpus,
         gpus_per_worker=gpus,
-        threads=threads,
-        loader_processes=loaders,
+        threads=share.threads,
+        loader_processes=share.loaders,
         sharded=platform.sharding == "full" and workers > 1,
         notes=tuple(notes),
     )
+
+
+def _placed_workers(recipe: Recipe, cluster: ClusterInfo, cpus: float, gpus: float, notes: list[str]) -> int:
+    """How many workers of that size train; each lies on one node.
+
+    Raises:
+        ConfigError: they do not fit, with what would.
+    """
+    platform, room = recipe.platform, cluster.holds(cpus, gpus)
+    scarce = "gpus" if gpus and cluster.holds(0, gpus) <= cluster.holds(cpus, 0) else "cpus"
+    if room < 1:
+        rule = f"no node has so many; the cluster has {cluster.line()}, so no worker fits; lower it"
+        asked = {"gpus": gpus, "cpus": cpus}[scarce]
+        raise ConfigError([Problem(f"platform.{scarce}_per_worker", asked, rule)])
+    if gpus % 1:  # NCCL takes one process a GPU
+        if (platform.num_workers or 1) > 1:
+            rule = "must be whole with several workers: NCCL, which joins them, takes one process a GPU"
+            raise ConfigError([Problem("platform.gpus_per_worker", gpus, rule)])
+        room = 1
+    workers = platform.num_workers or min(recipe.micro_batches(1), room)
+    if platform.num_workers is None:
+        notes.append(f"platform.num_workers is not given: {workers} of {room} that fit the cluster")
+    if workers > room:
+        size = f"{cpus:g} CPU" + f" and {gpus:g} GPU" * bool(gpus)
+        rule = (
+            f"the cluster has {cluster.line()} and each worker takes {size}; use at most {room}, or lower "
+            f"platform.{scarce}_per_worker"
+        )
+        raise ConfigError([Problem("platform.num_workers", workers, rule)])
+    return workers
+
+
+@dataclass(frozen=True)
+class ProcessShare:
+    """What one training process gets of its node.
+
+    Attributes:
+        cpus: CPUs that are reserved.
+        threads: PyTorch's threads.
+        loaders: data-loading processes.
+        notes: what of the recipe was changed, in words.
+    """
+
+    cpus: float
+    threads: int
+    loaders: int
+    notes: tuple[str, ...] = ()
+
+
+def process_share(
+    recipe: Recipe, cpus: float | None, cluster: ClusterInfo | None, gpus: float, who: str = "a worker"
+) -> ProcessShare:
+    """CPUs, threads and loaders of a training process.
+
+    Without a number of CPUs a process on a CPU has one; beside a GPU it has the node's CPUs divided by its
+    GPUs, as far as its loaders can use them.
+
+    Args:
+        recipe: ``dataset.num_workers`` loaders are wanted.
+        cpus: as asked for.
+        cluster: where it runs; ``None`` is this process.
+        gpus: the GPUs of the process.
+        who: it, in words.
+    """
+    loaders, notes, share = recipe.dataset.num_workers, [], cpus
+    if share is None:
+        share = 1.0
+        if gpus and cluster is not None and cluster.gpus:
+            beside = cluster.cpus_beside(gpus)
+            share = min(float(math.floor(beside)), loaders + 1.0) if beside >= 1 else round(beside, 3)
+    fit = loaders
+    if share < 2:
+        fit = 0
+    elif cpus is None:
+        fit = min(loaders, math.floor(share) - 1)
+    if fit < loaders:
+        told = "loads its data itself" if not fit else "has no room for more"
+        notes.append(f"dataset.num_workers {loaders} -> {fit}: {who} with {share:g} CPU {told}")
+    free = math.floor(share - fit if cpus is None else share)
+    threads = recipe.platform.threads_per_worker or max(1, free)
+    return ProcessShare(share, threads, fit, tuple(notes))

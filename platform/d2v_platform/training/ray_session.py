@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,23 @@ _PASSED_ON = ("D2V_HOME", "D2V_LOG_LEVEL", "HF_HUB_OFFLINE", "CUDA_DEVICE_ORDER"
 
 
 @dataclass(frozen=True)
+class NodeRoom:
+    """One node of the cluster: CPUs and GPUs that it has in all."""
+
+    cpus: float
+    gpus: float
+
+    def holds(self, cpus: float, gpus: float) -> int:
+        """How many processes of so many CPUs and GPUs fit; a fraction of a GPU never spans two."""
+        by_gpu = math.inf
+        if gpus:
+            by_gpu = int(self.gpus) * math.floor(1 / gpus + 1e-9) if gpus <= 1 else self.gpus // gpus
+        by_cpu = (self.cpus + 1e-9) // cpus if cpus else math.inf
+        fit = min(by_cpu, by_gpu)
+        return int(fit) if fit < math.inf else sys.maxsize
+
+
+@dataclass(frozen=True)
 class ClusterInfo:
     """What the cluster has.
 
@@ -36,6 +55,7 @@ class ClusterInfo:
         nodes: nodes that are alive.
         node_memory: bytes of memory of the smallest node, as Ray counts them; ``None`` if it does not say.
         gpu_type: what Ray calls the GPUs.
+        rooms: each node's own; not given: equal ones.
     """
 
     cpus: float
@@ -43,6 +63,29 @@ class ClusterInfo:
     nodes: int
     node_memory: float | None = None
     gpu_type: str | None = None
+    rooms: tuple[NodeRoom, ...] = ()
+
+    def by_node(self) -> tuple[NodeRoom, ...]:
+        """What each node has: a process never spans two."""
+        return self.rooms or (NodeRoom(self.cpus / self.nodes, self.gpus / self.nodes),) * self.nodes
+
+    def holds(self, cpus: float, gpus: float) -> int:
+        """How many processes of so many CPUs and GPUs the nodes hold together."""
+        return min(sum(node.holds(cpus, gpus) for node in self.by_node()), sys.maxsize)
+
+    def cpus_beside(self, gpus: float) -> float:
+        """The CPUs that a process with so many GPUs may take so that every GPU can be used."""
+        return min(node.cpus / node.gpus for node in self.by_node() if node.gpus) * gpus
+
+    def line(self) -> str:
+        """Its nodes in words, equal ones counted: "2 nodes of 8 CPUs, 1 of 16 CPUs and 4 GPUs"."""
+        counted = Counter(self.by_node())
+        told = [
+            f"{count} node{'s' * (count > 1)} of {node.cpus:g} CPUs"
+            + f" and {node.gpus:g} GPUs" * bool(node.gpus)
+            for node, count in counted.items()
+        ]
+        return ", ".join(told)
 
 
 @contextlib.contextmanager
@@ -145,6 +188,7 @@ def cluster_info() -> ClusterInfo:
         len(nodes),
         min(memory, default=0.0) or None,
         kinds[0] if kinds else None,
+        tuple(NodeRoom(n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0)) for n in nodes),
     )
 
 
