@@ -55,6 +55,7 @@ def _seal_environment() -> Path:
         # Ray: its default differs by how the cluster starts, and would leave a token in the user's home.
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN_PATH=str(token),
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # all ports on the loopback interface
         RAY_TMPDIR=str(folder),
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_niceness="0",  # at the default of 15 workers starve beside any other busy process

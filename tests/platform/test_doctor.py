@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -171,12 +172,62 @@ def test_a_cluster_of_another_release_or_with_a_token(
     (finding,) = services.ray()
     assert finding.level == "bad" and "runs Ray 2.0.0" in finding.what and "==2.0.0" in finding.mend
     monkeypatch.setattr(dashboard, "version", metadata.version("ray"))
-    assert [f.level for f in services.ray()] == ["ok"]
     monkeypatch.setattr(dashboard, "token", "right")
     (finding,) = services.ray()
     assert finding.level == "bad" and "401" in finding.what and "RAY_AUTH_TOKEN" in finding.mend
     monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
     assert [f.level for f in services.ray()] == ["ok"]
+
+
+def test_a_cluster_that_takes_anybody(dashboard: type[_Dashboard], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dashboard, "version", metadata.version("ray"))
+    monkeypatch.setattr(dashboard, "token", "")
+    monkeypatch.setattr(services, "own_address", lambda: "10.0.0.9")
+    reached: list[tuple[str, int]] = []
+    open_ports = {6379}
+
+    def answers(host: str, port: int) -> bool:
+        reached.append((host, port))
+        return port in open_ports
+
+    monkeypatch.setattr(services, "answers", answers)
+    (finding,) = services.ray()
+    assert finding.level == "bad" and "RAY_AUTH_MODE=token" in finding.mend
+    assert finding.what.startswith("10.0.0.9:6379 takes anybody without a token")
+    assert {port for _, port in reached} == {6379, int(os.environ["RAY_ADDRESS"].rpartition(":")[2])}
+    open_ports.clear()
+    (finding,) = services.ray()
+    assert finding.level == "ok" and "loopback" in finding.what
+    # With a token the same reach is what a cluster of several machines is.
+    open_ports.add(6379)
+    monkeypatch.setattr(dashboard, "token", "right")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "right")
+    assert [f.level for f in services.ray()] == ["ok"]
+
+
+def test_a_head_that_takes_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked as somebody without a token first; the head's port may be the network's."""
+    modes: list[str] = []
+    takes = {"disabled"}
+
+    def status(words: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        modes.append(env["RAY_AUTH_MODE"])
+        return subprocess.CompletedProcess(words, 0 if modes[-1] in takes else 1, "", "no")
+
+    monkeypatch.setattr(services.subprocess, "run", status)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        port = head.getsockname()[1]
+        monkeypatch.setattr(services, "own_address", lambda: "127.0.0.2")  # answers not: bound to 127.0.0.1
+        (finding,) = services.ray(f"127.0.0.1:{port}")
+        assert finding.level == "ok" and "loopback" in finding.what
+        monkeypatch.setattr(services, "own_address", lambda: "localhost")
+        (finding,) = services.ray(f"127.0.0.1:{port}")
+        assert finding.level == "bad" and f"localhost:{port} takes anybody" in finding.what
+        takes.clear()
+        takes.add("token")
+        modes.clear()
+        (finding,) = services.ray(f"127.0.0.1:{port}")
+        assert finding.level == "ok" and modes == ["disabled", "token"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "http://127.0.0.1:9", "ray://127.0.0.1:9"])

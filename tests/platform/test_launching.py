@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -459,13 +460,31 @@ def test_the_users_ray_settings_win(home: Path, monkeypatch: pytest.MonkeyPatch)
     token = Path(made["RAY_AUTH_TOKEN_PATH"])
     assert made["RAY_AUTH_MODE"] == "token" and token.stat().st_mode & 0o777 == 0o600
     assert len(token.read_text()) == 64 and token.is_relative_to(home)
-    assert made["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert made["RAY_USAGE_STATS_ENABLED"] == made[ray_session.LOOPBACK] == "0"
     # Another's cluster has a token of its own.
     monkeypatch.delenv("RAY_AUTH_MODE")
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    monkeypatch.delenv(ray_session.LOOPBACK)
     monkeypatch.setenv("RAY_ADDRESS", "host:1")
     ray_session._prepare_environment()
-    assert "RAY_AUTH_MODE" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", ray_session.LOOPBACK):
+        assert name not in os.environ
+
+
+def test_a_head_on_the_loopback_interface_is_looked_for_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray turns 127.0.0.1 into the machine's own address unless it is told not to."""
+    monkeypatch.setenv(ray_session.LOOPBACK, "")  # what is set is undone after the test
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        for own, only in (("127.0.0.2", True), ("127.0.0.1", False)):  # 127.0.0.2 does not answer
+            monkeypatch.delenv(ray_session.LOOPBACK, raising=False)
+            monkeypatch.setattr(ray_session, "own_address", lambda own=own: own)
+            assert ray_session.on_loopback_only(address) is only
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            ray_session._prepare_environment()
+            assert (os.environ.get(ray_session.LOOPBACK) == "0") is only
+    for other in (address, "ray://127.0.0.1:10001", "10.0.0.1:6379", "auto", "http://127.0.0.1:8265"):
+        assert not ray_session.on_loopback_only(other), other
 
 
 # ---- models and data that a recipe names ------------------------------------------------------------------

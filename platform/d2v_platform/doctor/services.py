@@ -23,6 +23,7 @@ from ..tracking.mlflow_access import TrackingUnavailableError
 from ..tracking.run_orphans import dead_runs
 from ..tracking.tracker import Tracker
 from ..training.checkpoint import CheckpointStore, Retention
+from ..training.ray_session import LOOPBACK, START_A_HEAD, answers, on_loopback_only, own_address
 from ..training.remote_checkpoints import RemoteCheckpoints, upload_model
 from ..training.run_storage import remote_of
 from .environment import installed
@@ -86,15 +87,15 @@ def ray(address: str | None = None) -> Iterator[Finding]:
         return
     where = urlparse(given if "://" in given else f"ray://{given}")
     try:
-        with socket.create_connection((where.hostname or "127.0.0.1", where.port or 6379), timeout=5):
-            pass
+        host, port = where.hostname or "127.0.0.1", where.port or 6379
+        socket.create_connection((host, port), timeout=5).close()
     except (OSError, ValueError) as error:
         yield _no_cluster(given, error)
         return
-    done = subprocess.run(
-        [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", given],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    if not _ray_status(given, RAY_AUTH_MODE="disabled").returncode:
+        yield _without_token(given, host, port)
+        return
+    done = _ray_status(given)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no answer"])[-1]
         yield Finding(
@@ -105,17 +106,38 @@ def ray(address: str | None = None) -> Iterator[Finding]:
         yield Finding("ray", "ok", f"{given} answers")
 
 
+def _ray_status(address: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    if on_loopback_only(address):
+        environment[LOOPBACK] = "0"  # else Ray looks for it at the machine's own address
+    return subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address],
+        env=os.environ | environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def _without_token(where: str, host: str, *ports: int) -> Finding:
+    """A cluster that took us without a token: nobody else's business on the loopback interface, else open."""
+    if host in ("127.0.0.1", "localhost", "::1"):
+        mine = own_address()
+        open_at = [f"{mine}:{port}" for port in ports if mine != "127.0.0.1" and answers(mine, port)]
+    else:
+        open_at = [where]
+    if not open_at:
+        return Finding("ray", "ok", f"{where} answers, without a token, on the loopback interface only")
+    return Finding(
+        "ray", "bad",
+        f"{' and '.join(open_at)} takes anybody without a token: whoever reaches it runs code as its user",
+        f"start it again with RAY_AUTH_MODE=token; on one machine also {LOOPBACK}=0 (docker/README.md)",
+    )  # fmt: skip
+
+
 def _ray_jobs(url: str, mine: str | None) -> Iterator[Finding]:
-    request = urllib.request.Request(f"{url}/api/version")
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
-    if not token and path.is_file():
-        token = path.read_text(encoding="utf-8").strip()
-    if token:
-        request.add_header("Authorization", f"Bearer {token}")
+    open_to_all = True
     try:
-        with urllib.request.urlopen(request, timeout=_WAIT_S) as answer:
-            theirs = json.load(answer).get("ray_version")
+        try:
+            theirs = _ray_version(url, "")
+        except urllib.error.HTTPError:
+            open_to_all, theirs = False, _ray_version(url, _ray_token())
     except urllib.error.HTTPError as error:
         rule = f"{url} refuses us ({error.code})"
         yield Finding(
@@ -130,14 +152,31 @@ def _ray_jobs(url: str, mine: str | None) -> Iterator[Finding]:
             "ray", "bad", f"the cluster at {url} runs Ray {theirs}, this environment {mine}",
             f"use one version on both sides: pip install 'ray[default,train,tune]=={theirs}'",
         )  # fmt: skip
+    elif open_to_all:  # a cluster has a token as a whole: its other port asks for none either
+        where = urlparse(url)
+        yield _without_token(url, where.hostname or "", where.port or 80, 6379)
     else:
         yield Finding("ray", "ok", f"{url} answers, Ray {theirs}")
+
+
+def _ray_version(url: str, token: str) -> str:
+    request = urllib.request.Request(f"{url}/api/version")
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    with urllib.request.urlopen(request, timeout=_WAIT_S) as answer:
+        return json.load(answer).get("ray_version")
+
+
+def _ray_token() -> str:
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    return token or (path.read_text(encoding="utf-8").strip() if path.is_file() else "")
 
 
 def _no_cluster(where: str, error: Exception) -> Finding:
     return Finding(
         "ray", "bad", f"nothing answers at RAY_ADDRESS={where}: {error}",
-        "start it (ray start --head), correct RAY_ADDRESS, or unset it to use this machine",
+        f"start it ({START_A_HEAD}), correct RAY_ADDRESS, or unset it to use this machine",
     )  # fmt: skip
 
 

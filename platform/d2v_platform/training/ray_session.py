@@ -1,4 +1,8 @@
-"""Connecting to Ray: the job's cluster, the one named by ``RAY_ADDRESS``, or a local one."""
+"""Connecting to Ray: the job's cluster, the one named by ``RAY_ADDRESS``, or a local one.
+
+A cluster of ours asks for a token and listens on the loopback interface only, the metrics' ports too. That
+takes ``LOOPBACK``: Ray 2.60 turns ``--node-ip-address 127.0.0.1`` back into the machine's own address.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,11 @@ from . import ray_output
 from .process_settings import CACHE_LIMIT
 
 logger = logging.getLogger(__name__)
+
+# Ray's switch "several machines", named after the systems where it is off. Read when Ray is imported.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+START_A_HEAD = f"RAY_AUTH_MODE=token {LOOPBACK}=0 ray start --head"
 
 # Values that workers and actors need from the driver. An allow-list: runtime environments are visible in the
 # dashboard, so credentials must come from the nodes' own environment.
@@ -129,7 +138,7 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
     try:
         ray.init(**options)
     except Exception as error:  # Ray raises bare ones, for example when a busy machine starts it too slowly
-        mend = "try again when the machine is less busy" if ours else "start one with: ray start --head"
+        mend = "try again when the machine is less busy" if ours else f"start one with: {START_A_HEAD}"
         raise Data2VecError(f"no Ray {where}: {error}; {mend}") from error
     finally:
         if ours:
@@ -160,8 +169,35 @@ def _refuse_no_head(address: str) -> None:
     except OSError as error:
         raise Data2VecError(
             f"no Ray cluster at RAY_ADDRESS = {address!r} ({error.strerror or error}); start one with "
-            "ray start --head, or unset RAY_ADDRESS to train on this machine alone"
+            f"{START_A_HEAD}, or unset RAY_ADDRESS to train on this machine alone"
         ) from error
+
+
+def on_loopback_only(address: str) -> bool:
+    """Whether the head at HOST:PORT is reached through the loopback interface and in no other way."""
+    host, _, port = address.rpartition(":")
+    if host not in ("127.0.0.1", "localhost", "[::1]") or not port.isdecimal():
+        return False
+    return answers(host.strip("[]"), int(port)) and not answers(own_address(), int(port))
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether something listens there."""
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def own_address() -> str:
+    """The address under which other machines reach this one; the loopback interface's if there is none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it asks the routing table
+        except OSError:
+            return "127.0.0.1"
+        return probe.getsockname()[0]
 
 
 def _free_port() -> int:
@@ -223,9 +259,12 @@ def _prepare_environment() -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_COLOR_PREFIX", ray_output.colours())
     if "RAY_ADDRESS" not in os.environ and not in_job():
+        os.environ.setdefault(LOOPBACK, "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in os.environ:
             os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_file()))
+    elif on_loopback_only(os.environ.get("RAY_ADDRESS", "")):
+        os.environ.setdefault(LOOPBACK, "0")  # else Ray would look for it at the machine's own address
     if in_job():
         # The job may name the same variables (--runtime-env-json); ours hold the job's own values.
         os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
