@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(2400)]
 
 REPO = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-SECRETS = ("S3_ACCESS_KEY", "S3_SECRET_KEY", "POSTGRES_PASSWORD", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY",
-           "RAY_AUTH_TOKEN")  # fmt: skip
+SECRETS = ("S3_ADMIN_SECRET", "S3_MLFLOW_SECRET", "S3_JOBS_SECRET", "POSTGRES_PASSWORD", "RAY_AUTH_TOKEN",
+           "MLFLOW_ADMIN_PASSWORD", "MLFLOW_JOBS_PASSWORD", "MLFLOW_SECRET_KEY")  # fmt: skip
 NAMES = "db s3 mlflow ray-head"
 
 
@@ -305,7 +305,7 @@ except urllib.error.HTTPError as error:
 
     import base64
 
-    login = base64.b64encode(f"admin:{stack.secrets['MLFLOW_PASSWORD']}".encode()).decode()
+    login = base64.b64encode(f"admin:{stack.secrets['MLFLOW_ADMIN_PASSWORD']}".encode()).decode()
     wrong = base64.b64encode(b"admin:wrong").decode()
     assert status() == "401"
     assert status(f"Authorization=Basic {wrong}") == "401"

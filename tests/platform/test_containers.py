@@ -14,8 +14,8 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 COMPOSE = Path(sys.executable).with_name("docker-compose")
-SECRETS = ("S3_ACCESS_KEY", "S3_SECRET_KEY", "POSTGRES_PASSWORD", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY",
-           "RAY_AUTH_TOKEN")  # fmt: skip
+SECRETS = ("S3_ADMIN_SECRET", "S3_MLFLOW_SECRET", "S3_JOBS_SECRET", "POSTGRES_PASSWORD", "RAY_AUTH_TOKEN",
+           "MLFLOW_ADMIN_PASSWORD", "MLFLOW_JOBS_PASSWORD", "MLFLOW_SECRET_KEY")  # fmt: skip
 
 
 def compose_config(*files: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +53,7 @@ def test_ports_are_on_loopback_and_only_where_meant(services: dict[str, Any]) ->
 def test_everything_that_stays_is_checked_and_waited_for(services: dict[str, Any]) -> None:
     for name, service in services.items():
         if service.get("restart") == "no":
-            assert name == "buckets"
+            assert name in ("buckets", "logins")
             continue
         test = service["healthcheck"]["test"]
         assert test[0] == "CMD" and len(test) > 2, name
@@ -62,7 +62,8 @@ def test_everything_that_stays_is_checked_and_waited_for(services: dict[str, Any
         for name, service in services.items()
     }
     assert waits["mlflow"] == {"db": "service_healthy", "buckets": "service_completed_successfully"}
-    assert waits["ray-head"] == {"mlflow": "service_healthy"}
+    assert waits["logins"] == {"mlflow": "service_healthy"}
+    assert waits["ray-head"] == {"logins": "service_completed_successfully"}
     assert waits["ray-worker"] == {"ray-head": "service_healthy"}
 
 
@@ -77,6 +78,84 @@ def test_logins_are_on(services: dict[str, Any]) -> None:
     # Secrets travel in the environment and in files, never where `ps` shows them.
     for service in services.values():
         assert "value-of-" not in json.dumps(service.get("command") or [])
+
+
+def test_jobs_hold_no_admins_key(services: dict[str, Any]) -> None:
+    """Whoever submits a job reads its node's environment: nothing there opens more than a job's work."""
+    holders = {
+        secret: {name for name, service in services.items() if f"value-of-{secret}" in json.dumps(service)}
+        for secret in SECRETS
+    }
+    nodes = {"ray-head", "ray-worker"}
+    assert holders == {
+        "S3_ADMIN_SECRET": {"buckets"},
+        "S3_MLFLOW_SECRET": {"mlflow"},
+        "S3_JOBS_SECRET": nodes,
+        "POSTGRES_PASSWORD": {"db", "mlflow"},
+        "MLFLOW_ADMIN_PASSWORD": {"mlflow", "logins"},
+        "MLFLOW_JOBS_PASSWORD": nodes | {"logins"},
+        "MLFLOW_SECRET_KEY": {"mlflow"},
+        "RAY_AUTH_TOKEN": nodes,
+    }
+    for name in nodes:
+        environment = services[name]["environment"]
+        assert environment["AWS_ACCESS_KEY_ID"] == environment["MLFLOW_TRACKING_USERNAME"] == "jobs"
+    reach = {name for name, service in services.items() if "database" in service["networks"]}
+    assert reach == {"db", "mlflow"} and set(services["db"]["networks"]) == {"database"}
+
+
+def test_nothing_runs_with_roots_powers_or_without_bounds(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"] and "cap_add" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert int(service["mem_limit"]) >= 2**30 and 0 < service["pids_limit"] <= 8192, name
+        assert name not in ("db", "s3") or service["user"] not in ("", "0", "root"), name
+    # Batches of the loaders and Ray's objects are there; /dev/shm counts as the container's memory.
+    worker = services["ray-worker"]
+    assert 4 * 2**30 <= int(worker["shm_size"]) < int(worker["mem_limit"])
+
+
+def test_keys_open_the_buckets_they_are_for(s3_server: Any, tmp_path: Path) -> None:
+    """The object store itself, with the identities of the file."""
+    import boto3
+    from botocore.exceptions import ClientError
+
+    done = compose_config("compose.yaml", **{name: f"value-of-{name}" for name in SECRETS})
+    identities = json.loads(json.loads(done.stdout)["configs"]["s3_identities"]["content"])
+    server = type(s3_server)(tmp_path)
+    (tmp_path / "s3.json").write_text(json.dumps(identities))
+
+    def client(name: str) -> Any:
+        return boto3.client(
+            "s3", endpoint_url=server.endpoint, region_name="us-east-1", aws_access_key_id=name,
+            aws_secret_access_key=f"value-of-S3_{name.upper()}_SECRET",
+        )  # fmt: skip
+
+    server.start()
+    try:
+        for bucket in ("d2v", "mlflow"):
+            client("admin").create_bucket(Bucket=bucket)
+            client("admin").put_object(Bucket=bucket, Key="made/by/admin", Body=b"x")
+        for name, own, other in (("jobs", "d2v", "mlflow"), ("mlflow", "mlflow", "d2v")):
+            s3 = client(name)
+            s3.put_object(Bucket=own, Key="a/b", Body=b"x")
+            part = s3.create_multipart_upload(Bucket=own, Key="big")
+            s3.abort_multipart_upload(Bucket=own, Key="big", UploadId=part["UploadId"])
+            listed = s3.list_objects_v2(Bucket=own, Prefix="a/")["Contents"]
+            assert [entry["Key"] for entry in listed] == ["a/b"]
+            assert s3.get_object(Bucket=own, Key="a/b")["Body"].read() == b"x"
+            s3.delete_object(Bucket=own, Key="a/b")
+            for refused in (
+                lambda s3=s3, other=other: s3.get_object(Bucket=other, Key="made/by/admin"),
+                lambda s3=s3, other=other: s3.put_object(Bucket=other, Key="a", Body=b"x"),
+                lambda s3=s3, other=other: s3.list_objects_v2(Bucket=other),
+                lambda s3=s3: s3.create_bucket(Bucket="mine"),
+                lambda s3=s3, own=own: s3.delete_bucket(Bucket=own),
+            ):
+                with pytest.raises(ClientError, match="AccessDenied"):
+                    refused()
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("missing", SECRETS)
