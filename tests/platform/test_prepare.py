@@ -296,12 +296,14 @@ def test_the_text_command(tmp_path: Path) -> None:
         str(tmp_path / "data"),
         "--workers",
         "1",
+        "--no-keep-empty",
     ]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False, env={"COLUMNS": "200"})
     assert result.exit_code == 0
     assert "vocabulary 50265" in result.output
     assert "M tokens/s" in result.output
     assert {"train.bin", "valid.bin", "valid1.bin"} <= set(files(tmp_path / "data"))
+    assert len(open_tokens(tmp_path / "data", "train")) == 5  # without the two empty lines
 
 
 @pytest.mark.parametrize(

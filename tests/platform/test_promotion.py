@@ -163,4 +163,5 @@ def test_rollbacks_pop_what_moves_pushed() -> None:
     assert holders(moves, "a") == [1, 2, 3]
     assert holders([*moves, move(3)], "a") == [1, 2, 3], "back after a move outside: no earlier holder"
     assert holders([*moves, move(2, rollback=True)], "a") == [1, 2]
+    assert holders([*moves, move(1, rollback=True)], "a") == [1]
     assert holders([*moves, move(2, rollback=True), move(1, rollback=True), move(4)], "a") == [1, 4]
