@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -11,7 +12,7 @@ from sklearn.datasets import load_digits
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    digits = load_digits()
+    digits: Any = load_digits()
     x = (digits.images.transpose(0, 2, 1) / 8.0 - 1.0).astype(np.float32)
     order = np.random.default_rng(1).permutation(len(x))
     for subset, rows in (("train", order[:1400]), ("valid", order[1400:])):

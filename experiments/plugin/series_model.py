@@ -35,8 +35,12 @@ class SeriesModalityConfig(ModalityConfig):
 class Data2VecSeriesConfig(Data2VecMultiConfig):
     """data2vec 2.0 whose front end reads series; its teacher is the shared blocks alone."""
 
-    modality_name = "SERIES"
     series: SeriesModalityConfig = field(default_factory=SeriesModalityConfig)
+
+    @property
+    def modality_name(self) -> str:
+        """In names of tensors."""
+        return "SERIES"
 
     def front_end(self) -> ModalityConfig:
         """Of series."""

@@ -75,7 +75,8 @@ class SeriesPretraining(PretrainingTask):
         """Loss, and kNN accuracy in percent of frozen features, taught on the training subset."""
         bank, asked = (self.dataset(name) for name in (self.recipe.dataset.train_subset, subset))
         features, queries = self._features(bank), self._features(asked)
-        votes = knn_predict(features, bank.y, queries, self.task.neighbours, int(bank.y.max()) + 1)
+        options: Any = self.task
+        votes = knn_predict(features, bank.y, queries, options.neighbours, int(bank.y.max()) + 1)
         return super().score(subset, results) | {"knn": accuracy(votes, asked.y)}
 
     def floor(self, subset: str, metric: str) -> Floor:

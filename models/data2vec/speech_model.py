@@ -290,7 +290,7 @@ class SpeechModel(ModelInUse):
     @property
     def _padding_counts(self) -> bool:
         """Whether padding changes what real frames give, as it does in the reference."""
-        config = self.model_config
+        config = self.network.config
         part = config if isinstance(config, Data2VecAudioConfig) else config.modalities.audio
         pooled = self.classifier is not None and self.classifier.options.pool_padding
         return pooled or (part is not None and part.padding_leaks)

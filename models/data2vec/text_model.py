@@ -132,7 +132,7 @@ class TextModel(ModelInUse):
     ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor | None, list[int]]]:
         """Row numbers, token ids, padding (where there is any) and lengths of batches of similar length."""
         dictionary = self.tokenizer.dictionary
-        limit = max_text_positions(self.model_config)
+        limit = max_text_positions(self.network.config)
         encoded: list[np.ndarray] = []
         for parts in texts:
             ids = np.concatenate([[dictionary.bos], self.tokenizer.encode(parts[0])])

@@ -11,7 +11,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile as sf
@@ -61,7 +61,7 @@ def read_header(path: Path | str) -> AudioHeader:
     if path.stat().st_size == 0:
         raise DataError(f"{path}: empty file")
     try:
-        info = sf.info(os.fsencode(path))
+        info = sf.info(os.fsencode(path))  # pyright: ignore[reportArgumentType]
     except (sf.LibsndfileError, RuntimeError) as error:
         raise DataError(f"{path}: not readable as audio ({_plain(error)})") from None
     try:
@@ -123,7 +123,8 @@ def _read(file: str | io.BytesIO, size: int) -> tuple[np.ndarray, int]:
     Raises:
         DataError: without the file's name: more samples than so many bytes hold, or an impossible rate.
     """
-    with sf.SoundFile(file if isinstance(file, io.BytesIO) else os.fsencode(file)) as sound:
+    name: Any = file if isinstance(file, io.BytesIO) else os.fsencode(file)  # bytes: not every name is UTF-8
+    with sf.SoundFile(name) as sound:
         _check_claims(sound.frames * sound.channels, sound.samplerate, size)
         return sound.read(dtype="float32"), int(sound.samplerate)
 

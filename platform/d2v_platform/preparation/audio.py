@@ -223,7 +223,7 @@ def _too_short(samples: int, shortest: int) -> str:
 def _decoded_part(path: Path, frames: int, whole: bool) -> np.ndarray:
     """The last samples of a file, or all of them; empty if the file ends before."""
     try:
-        with sf.SoundFile(os.fsencode(path)) as file:
+        with sf.SoundFile(os.fsencode(path)) as file:  # pyright: ignore[reportArgumentType]
             if not whole:
                 file.seek(max(0, frames - TAIL))
             wanted = frames if whole else min(frames, TAIL)

@@ -30,7 +30,7 @@ def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:
         recipe: a checked recipe.
         model_folder: the pretrained model's folder or file, resolved from the recipe's field for it.
     """
-    return task_class(recipe)(recipe, model_folder)
+    return task_class(recipe)(recipe, model_folder)  # pyright: ignore[reportCallIssue]
 
 
 def open_subset(recipe: Recipe, subset: str) -> Any:
