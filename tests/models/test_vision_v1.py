@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from data2vec.artifact import read_artifact, save_artifact
 from data2vec.errors import ConfigError
 from data2vec.interop.v1_vision import encoder_shapes, from_beit_names, student_shapes
 from data2vec.v1.positions import interpolate_bias_table
@@ -37,6 +40,13 @@ def test_tables_are_what_our_models_hold() -> None:
     assert teacher == encoder_shapes(config(), final_norm=True)
     trunk = Data2VecVision(config(), pretraining=False).state_dict()
     assert {name: tuple(t.shape) for name, t in trunk.items()} == student_shapes(config(), pretraining=False)
+
+
+def test_the_trunk_of_a_folder_is_what_fine_tuning_takes(tmp_path: Path) -> None:
+    state = Data2VecVision(config()).state_dict()
+    folder = save_artifact(tmp_path / "m", kind="pretrained", model_config=config(), state=state)
+    trunk = Data2VecVision(config(), pretraining=False).state_dict()
+    assert read_artifact(folder).trunk_state.keys() == trunk.keys()
 
 
 def test_beit_names() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from data2vec.errors import CheckpointError
-from data2vec.interop import read_checkpoint
+from data2vec.interop import inspection, read_checkpoint
 
 Write = Callable[..., Path]
 
@@ -125,3 +125,10 @@ def test_what_is_no_fairseq_checkpoint(tmp_path: Path, content: Any, message: st
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=rf"a\.pt.*{message}"):
         read_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(("size", "told"), [(2000, "2000 bytes"), (3 * 2**19, "1.5 MiB")])
+def test_the_size_of_a_file_in_words(size: int, told: str, tmp_path: Path) -> None:
+    with (tmp_path / "a.pt").open("wb") as file:
+        file.truncate(size)
+    assert inspection._size(tmp_path / "a.pt") == told

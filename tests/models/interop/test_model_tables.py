@@ -12,6 +12,7 @@ import torch
 
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig
 from data2vec.ctc import CTCConfig, CTCModel
+from data2vec.errors import CheckpointError
 from data2vec.image_heads import ImageClassifier
 from data2vec.interop import audio_tables, beit, key_tables, v1_text, v1_vision
 from data2vec.interop.fairseq_file import FairseqCheckpoint
@@ -241,6 +242,16 @@ def test_what_roberta_s_flat_fields_lack_follows_from_its_shapes(layers: int, to
         "embed_dim": 128, "layers": layers, "learned_pos": True, "attention_heads": 2, "ffn_embed_dim": 256,
     }  # fmt: skip
     assert "taken as 2" in sorting.notes[0]
+
+
+def test_what_is_not_wanted_is_known_by_the_beginning_of_its_name() -> None:
+    sorting = Sorting(Path("a.pt"))
+    sorting.drop(r"head\.", "not used")
+    state = {name: torch.zeros(1) for name in ("a", "head.weight", "ahead.weight")}
+    assert list(sorting.take(state, {"a": (1,)})) == ["a"]
+    assert sorting.dropped == {"head.weight": "not used"}
+    with pytest.raises(CheckpointError, match=r"ahead\.weight"):
+        sorting.finish()
 
 
 def test_a_sentence_head_is_as_its_file_says() -> None:
