@@ -15,7 +15,7 @@ from d2v_platform.preparation.text import TextOptions
 from d2v_platform.preparation.unit_text import prepare_units
 from d2v_platform.recipe.compose import compose
 from d2v_platform.registry.language_models import check_outputs, check_texts
-from d2v_platform.registry.reload_check import record_check
+from d2v_platform.registry.served_models import record_check
 from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.train_loop import train
 from d2v_platform.training.workload import make_workload

@@ -11,7 +11,7 @@ from ..markdown import code, plain
 from ..markdown import table as markdown_table
 from ..recipe.difference import recipe_section
 from ..redaction import redact, redact_text
-from .serving import served_as
+from .served_models import served_as
 
 
 @dataclass(frozen=True, kw_only=True)

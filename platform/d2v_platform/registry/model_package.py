@@ -17,7 +17,7 @@ import data2vec
 from ..tracking.mlflow_access import configure_environment
 from ..tracking.scores import CARD_FILE
 from .card_pictures import PICTURE_FOLDER
-from .serving import served_of
+from .served_models import served_of
 
 MODEL_FOLDER = "model"  # name of our folder inside the package: artifacts/model
 LINEAGE_FILE = "lineage.json"

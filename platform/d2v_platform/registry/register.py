@@ -41,7 +41,8 @@ from .model_versions import (
     show,
 )
 from .promotion import GateRefusedError, promote, rollback
-from .reload_check import CHECK_FILE, record_check
+from .reload_check import CHECK_FILE
+from .served_models import record_check
 
 if TYPE_CHECKING:
     from ..tracking.tracker import Tracker

@@ -23,7 +23,7 @@ from ..training.loop_state import Summary
 from .card_pictures import PICTURE_FOLDER, draw_data
 from .model_card import CardFacts, model_card
 from .register import register
-from .serving import served_as
+from .served_models import served_as
 
 logger = logging.getLogger(__name__)
 

@@ -14,33 +14,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 CHECK_FILE = "check.json"
 FORMAT = 1
 _ANSWER = "reload-check: "
 # Between machines and versions of torch the order of float sums differs; a wrong weight differs far more.
-_RTOL, _ATOL = 1e-3, 1e-4
-
-
-def record_check(folder: Path | str, model: Any = None) -> Path:
-    """Write ``check.json`` into a model folder.
-
-    Args:
-        folder: a model folder of ours.
-        model: the model that was saved, with ``config`` and what its kind can do; default: load it.
-    """
-    folder = Path(folder)
-    if model is None:
-        import data2vec
-
-        model = data2vec.load(folder)
-    from .serving import served_of  # not at the top: this file also runs as a script, without its package
-
-    content = {"format": FORMAT, **served_of(model.config).check(model), "rtol": _RTOL, "atol": _ATOL}
-    path = folder / CHECK_FILE
-    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    return path
+RTOL, ATOL = 1e-3, 1e-4
 
 
 def reload_problem(package: Path, check: Path, timeout_s: float = 300.0) -> str | None:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data2vec.families import modality_of, read_model_config
-
 from .model_versions import PRETRAINED
 
 if TYPE_CHECKING:
@@ -70,23 +68,9 @@ class Served:
     limits: Callable[[str], Sequence[str]] = usual_limits
 
 
-_SERVED: dict[str, Served] = {}
+SERVED: dict[str, Served] = {}  # by modality, in capitals, or by a kind of its own
 
 
 def register_served(name: str, served: Served) -> None:
     """Serve models of a modality, in capitals, or of a kind of its own."""
-    _SERVED[name] = served
-
-
-def served_as(kind: str, modality: str) -> Served:
-    """How such models are served."""
-    from . import audio_models, image_models, language_models, text_models
-
-    for module in (text_models, audio_models, image_models, language_models):
-        _SERVED.setdefault(module.NAME, module.SERVED)
-    return _SERVED.get(kind) or _SERVED[modality.upper()]
-
-
-def served_of(config: Mapping[str, Any]) -> Served:
-    """How the model of this ``config.json`` is served."""
-    return served_as(config["kind"], modality_of(read_model_config(config.get("family"), config["model"])))
+    SERVED[name] = served
