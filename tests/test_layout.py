@@ -170,3 +170,78 @@ def test_what_is_printed_is_never_read_as_markup() -> None:
         path.relative_to(REPO) for path in sources("platform", "experiments") if made.search(path.read_text())
     ]
     assert found == []
+
+
+FOLDERS = "models/data2vec/folders.py"
+ONE_ROOM = {  # what is written once, by where it stands; further places only with a reason
+    "publishes": {FOLDERS: "write_text, written_file, written_folder, take_place"},
+    "hashes a file": {FOLDERS: "file_sha256"},
+    "waits": {
+        "models/data2vec/data/audio_files.py": "a file on a network; the library has no retries",
+        "models/data2vec/data/text_chunks.py": "no retry: looks once a second whether its parent lives",
+    },
+    "tries again": {"platform/d2v_platform/retries.py": "try_again"},
+}
+
+
+def written_once(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, what) of calls and imports that belong into one room."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            if "tenacity" in [name.split(".")[0] for name in names]:
+                yield node.lineno, "tries again"
+            if isinstance(node, ast.ImportFrom) and node.module in ("time", "os", "hashlib"):
+                for alias in node.names:
+                    yield from _told(node.lineno, f"{node.module}.{alias.name}")
+        elif isinstance(node, ast.Call):
+            yield from _told(node.lineno, dotted_name(node.func))
+            only = node.args[0] if len(node.args) == 1 and not node.keywords else None
+            method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            if only is not None and method in ("rename", "replace"):  # of pathlib: str.replace takes two
+                yield node.lineno, "publishes"
+            read = isinstance(only, ast.Call) and isinstance(only.func, ast.Attribute)
+            if read and only.func.attr == "read_bytes" and dotted_name(node.func).startswith("hashlib."):
+                yield node.lineno, "hashes a file"
+
+
+def _told(line: int, name: str) -> Iterator[tuple[int, str]]:
+    if name in ("os.replace", "os.rename", "os.renames", "shutil.move", "tempfile.mkstemp"):
+        yield line, "publishes"
+    elif name == "hashlib.file_digest":
+        yield line, "hashes a file"
+    elif name == "time.sleep":
+        yield line, "waits"
+
+
+def test_what_is_written_once_is_not_written_again() -> None:
+    places: dict[str, dict[str, int]] = {what: {} for what in ONE_ROOM}
+    for path in sources("models", "platform", "experiments"):
+        for line, what in written_once(ast.parse(path.read_text())):
+            places[what][str(path.relative_to(REPO))] = line
+    for what, found in places.items():
+        second = [f"{path}:{line} {what}" for path, line in found.items() if path not in ONE_ROOM[what]]
+        assert not second, f"{second}: use that of {list(ONE_ROOM[what])}"
+        assert found.keys() == ONE_ROOM[what].keys(), f"{what}: an exception that is none any more"
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("import os\nos.replace(a, b)", "publishes"),
+        ("beside.rename(path)", "publishes"),
+        ("beside.replace(path)", "publishes"),
+        ("from os import replace", "publishes"),
+        ("import shutil\nshutil.move(a, b)", "publishes"),
+        ("hashlib.file_digest(file, 'sha256').hexdigest()", "hashes a file"),
+        ("hashlib.sha256(path.read_bytes())", "hashes a file"),
+        ("from hashlib import file_digest", "hashes a file"),
+        ("import time\ntime.sleep(1)", "waits"),
+        ("from time import sleep", "waits"),
+        ("from tenacity import retry", "tries again"),
+        ("import tenacity.wait", "tries again"),
+        ("text.replace('a', 'b')\ndataclasses.replace(a, b=1)\ntable.rename(columns=names)", None),
+    ],
+)
+def test_the_check_of_what_is_written_once_sees(line: str, what: str | None) -> None:
+    assert {found for _, found in written_once(ast.parse(line))} == ({what} if what else set())

@@ -1,9 +1,10 @@
-"""Folders that are complete or not there, and names from outside that stay inside theirs."""
+"""Files and folders that are complete or not there, their hash, and names from outside that stay inside."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import shutil
 import tempfile
@@ -33,16 +34,40 @@ def printable(path: str | Path) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small UTF-8 file: readers see the old one or the whole new one."""
-    number, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 of a whole file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a small UTF-8 file: readers see the old one or the whole new one.
+
+    Args:
+        path: the file.
+        text: its content.
+        durable: on disk before it is visible, as what others rely on after a crash of the machine.
+    """
+    with written_file(path) as beside, beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def written_file(path: Path | str) -> Iterator[Path]:
+    """A file to write, which takes the place of ``path`` when the block ends without an error."""
+    path = Path(path)
+    number, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(number)
+    beside = Path(name)
     try:
-        Path(beside).write_text(text, encoding="utf-8")
-        os.chmod(beside, _usual_mode(path.parent))
-        os.replace(beside, path)
+        yield beside
+        beside.chmod(_usual_mode(path.parent))
+        take_place(beside, path)
     finally:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -58,13 +83,23 @@ def written_folder(folder: Path | str) -> Iterator[Path]:
     try:
         yield beside
         usual_permissions(beside)
-        _take_place(beside, folder)
+        take_place(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _take_place(beside: Path, folder: Path) -> None:
-    """Afterwards ``beside`` is gone, or holds what was there before."""
+def take_place(beside: Path, path: Path) -> None:
+    """Publish a file or folder that is complete, in one step; the other name lies in the same file system.
+
+    What was there before is gone, or, of folders, in ``beside``.
+    """
+    if beside.is_dir():
+        _folder_takes_place(beside, path)
+    else:
+        os.replace(beside, path)
+
+
+def _folder_takes_place(beside: Path, folder: Path) -> None:
     with contextlib.suppress(OSError):
         beside.rename(folder)  # nothing is there, or an empty folder
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from data2vec import folders
 from data2vec.errors import DataError
-from data2vec.folders import inside, write_text, written_folder
+from data2vec.folders import file_sha256, inside, take_place, write_text, written_file, written_folder
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/../../x", "/etc/passwd", "a/..", "link/x"])
@@ -85,6 +86,41 @@ def test_files_have_the_permissions_that_the_umask_gives(tmp_path: Path) -> None
     assert [oct(mode) for mode in modes] == ["0o750", "0o640", "0o750", "0o640"]
     write_text(tmp_path / "text", "y")
     assert (tmp_path / "text").read_text() == "y" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path: Path) -> None:
+    target = tmp_path / "data.bin"
+    for content in (b"old", b"new"):
+        with written_file(target) as beside:
+            assert beside.parent == tmp_path and beside.name.startswith(".") and beside.suffix == ".tmp"
+            beside.write_bytes(content)
+            assert not target.exists() or target.read_bytes() == b"old"
+    with pytest.raises(IsADirectoryError), written_file(target) as beside:
+        beside.write_text(tmp_path.read_text())
+    assert target.read_bytes() == b"new" and list(tmp_path.iterdir()) == [target]
+    assert file_sha256(target) == hashlib.sha256(b"new").hexdigest()
+
+
+def test_a_durable_text_is_on_disk_before_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(folders.os, "fsync", lambda number: told.append("synced"))
+    real = os.replace
+    monkeypatch.setattr(folders.os, "replace", lambda *names: (told.append("seen"), real(*names)))
+    write_text(tmp_path / "a", "x", durable=True)
+    write_text(tmp_path / "b", "y")
+    assert told == ["synced", "seen", "seen"] and (tmp_path / "a").read_text() == "x"
+
+
+def test_what_is_complete_takes_its_place(tmp_path: Path) -> None:
+    for kind in ("one", "two"):
+        (tmp_path / "beside").mkdir(exist_ok=True)
+        (tmp_path / "beside" / "kind").write_text(kind)
+        take_place(tmp_path / "beside", tmp_path / "folder")
+        assert (tmp_path / "folder" / "kind").read_text() == kind
+    assert (tmp_path / "beside" / "kind").read_text() == "one", "what was there before"
+    (tmp_path / "part").write_text("whole")
+    take_place(tmp_path / "part", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "whole" and not (tmp_path / "part").exists()
 
 
 def _fail_half_way(target: Path) -> None:

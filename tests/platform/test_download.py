@@ -18,8 +18,11 @@ from rich.console import Console
 from d2v_platform.preparation import glue as glue_module
 from d2v_platform.preparation.download import BLOCK_BYTES, download, download_text, unpack
 from d2v_platform.preparation.glue import GlueArchive, download_task
+from d2v_platform.retries import Patience
 from data2vec.data.glue import GLUE_TASKS
 from data2vec.errors import DataError
+
+ONCE, QUICK = Patience(attempts=1), Patience(first_s=0.01, attempts=5)
 
 CONTENT = bytes(range(256)) * 4000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -113,7 +116,7 @@ def test_a_file_that_is_there_is_not_fetched_again(site: Site, tmp_path: Path) -
 
 def test_a_broken_connection_is_taken_up_where_it_broke(site: Site, tmp_path: Path) -> None:
     site.cut_after = [300_000, 400_000]
-    got = download(f"{site.url}/data.bin", tmp_path / "data.bin", SHA256, backoff_s=0.01)
+    got = download(f"{site.url}/data.bin", tmp_path / "data.bin", SHA256, patience=QUICK)
     assert got.path.read_bytes() == CONTENT
     first = 300_000 - 300_000 % BLOCK_BYTES
     second = first + 400_000 - 400_000 % BLOCK_BYTES
@@ -126,9 +129,9 @@ def test_the_next_call_continues_an_abandoned_download(site: Site, tmp_path: Pat
     with pytest.raises(
         DataError, match=rf"the connection broke off; {kept} bytes are kept in .*data\.bin\.part"
     ):
-        download(f"{site.url}/data.bin", tmp_path / "data.bin", SHA256, attempts=1)
+        download(f"{site.url}/data.bin", tmp_path / "data.bin", SHA256, patience=ONCE)
     assert not (tmp_path / "data.bin").exists()
-    got = download(f"{site.url}/data.bin", tmp_path / "data.bin", SHA256, attempts=1)
+    got = download(f"{site.url}/data.bin", tmp_path / "data.bin", SHA256, patience=ONCE)
     assert got.resumed_from == kept
     assert site.requests[-1][1] == f"bytes={kept}-"
     assert got.path.read_bytes() == CONTENT
@@ -141,23 +144,23 @@ def test_it_starts_again_when_the_rest_would_not_fit(site: Site, tmp_path: Path,
         site.etag = None
     site.cut_after = [300_000]
     with pytest.raises(DataError):
-        download(f"{site.url}/data.bin", tmp_path / "data.bin", attempts=1)
+        download(f"{site.url}/data.bin", tmp_path / "data.bin", patience=ONCE)
     if reason == "changed":
         site.etag, site.files["/data.bin"] = '"two"', CONTENT[::-1]
     if reason == "no ranges":
         site.ranges = False
-    got = download(f"{site.url}/data.bin", tmp_path / "data.bin", attempts=1)
+    got = download(f"{site.url}/data.bin", tmp_path / "data.bin", patience=ONCE)
     assert got.path.read_bytes() == site.files["/data.bin"]
 
 
 def test_a_complete_part_needs_only_its_name(site: Site, tmp_path: Path) -> None:
     site.cut_after = [len(CONTENT) - 1]
     with pytest.raises(DataError):
-        download(f"{site.url}/data.bin", tmp_path / "data.bin", attempts=1)
+        download(f"{site.url}/data.bin", tmp_path / "data.bin", patience=ONCE)
     part = tmp_path / "data.bin.part"
     part.write_bytes(CONTENT)
     assert (
-        download(f"{site.url}/data.bin", tmp_path / "data.bin", SHA256, attempts=1).path.read_bytes()
+        download(f"{site.url}/data.bin", tmp_path / "data.bin", SHA256, patience=ONCE).path.read_bytes()
         == CONTENT
     )
     assert site.requests[-1][1] == f"bytes={len(CONTENT)}-"
@@ -173,18 +176,18 @@ def test_a_wrong_checksum_publishes_nothing(site: Site, tmp_path: Path) -> None:
 
 def test_server_errors_are_retried_and_refusals_are_not(site: Site, tmp_path: Path) -> None:
     site.statuses = [503, 500]
-    assert download(f"{site.url}/data.bin", tmp_path / "data.bin", backoff_s=0.01).bytes == len(CONTENT)
+    assert download(f"{site.url}/data.bin", tmp_path / "data.bin", patience=QUICK).bytes == len(CONTENT)
     site.requests.clear()
     with pytest.raises(DataError, match="the server answered 404"):
-        download(f"{site.url}/nothing", tmp_path / "nothing", backoff_s=0.01)
+        download(f"{site.url}/nothing", tmp_path / "nothing", patience=QUICK)
     assert len(site.requests) == 1
 
 
 def test_without_network_the_refusal_is_clear(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no connection to 127\.0\.0\.1.*fetch the file elsewhere"):
-        download("http://127.0.0.1:9/x.zip", tmp_path / "x.zip", attempts=2, backoff_s=0.01)
+        download("http://127.0.0.1:9/x.zip", tmp_path / "x.zip", patience=Patience(first_s=0.01, attempts=2))
     with pytest.raises(DataError, match=r"no connection to nowhere\.invalid"):
-        download("http://nowhere.invalid/x.zip", tmp_path / "x.zip", attempts=1)
+        download("http://nowhere.invalid/x.zip", tmp_path / "x.zip", patience=ONCE)
     with pytest.raises(DataError, match="only http and https"):
         download("ftp://x/y", tmp_path / "y")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from d2v_platform.storage import locations, s3
+from d2v_platform.storage import s3
 from d2v_platform.storage.local_places import file_to_write, folder_to_write
 from d2v_platform.storage.locations import (
     Location,
@@ -207,9 +207,9 @@ def test_pauses_double_up_to_the_longest_and_end_in_time(monkeypatch: pytest.Mon
         pauses.append(seconds)
         now[0] += seconds
 
-    monkeypatch.setattr(locations.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(locations.time, "sleep", sleep)
-    monkeypatch.setattr(locations.random, "uniform", lambda low, high: high * (low == 0.7))
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.sleep", sleep)
+    monkeypatch.setattr("random.uniform", lambda low, high: high * (low == 0.7))
 
     def away() -> None:
         raise ConnectionError("first line\nsecond line")
@@ -239,7 +239,7 @@ def test_pauses_double_up_to_the_longest_and_end_in_time(monkeypatch: pytest.Mon
 def test_what_waiting_does_not_mend_is_said_at_once(
     error: Exception, kind: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locations.time, "sleep", lambda _: pytest.fail("waited"))
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waited"))
 
     def fails() -> None:
         raise error

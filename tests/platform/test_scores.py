@@ -34,9 +34,9 @@ from d2v_platform.tracking.tracker import MetricPoint, Tracker, now_ms
 from d2v_platform.tracking.tracker_actor import TrackerService
 from data2vec.artifact import read_artifact, save_artifact
 from data2vec.config import SentenceHeadConfig
-from data2vec.data.encoding import file_sha256
 from data2vec.data.indexed import IndexedTokensWriter
 from data2vec.errors import Data2VecError
+from data2vec.folders import file_sha256
 from data2vec.heads import SentenceClassifier
 
 SCORE = Score(

@@ -206,6 +206,7 @@ def test_the_ideal_schedule_keeps_the_order() -> None:
 
 
 def test_a_trial_waits_for_a_tracking_server_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    from d2v_platform.retries import Patience
     from d2v_platform.sweeps.trial import while_away
     from d2v_platform.tracking.mlflow_access import TrackingUnavailableError
 
@@ -225,15 +226,17 @@ def test_a_trial_waits_for_a_tracking_server_that_is_away(monkeypatch: pytest.Mo
 
         return action
 
+    quick = Patience(first_s=0.01)
     away = raising(TrackingUnavailableError("away"), ServerError("no answer"))
-    assert while_away(away, pause_s=0.01) == "opened"
+    assert while_away(away, quick) == "opened"
     for lasting in (RefusedError("bad name"), RuntimeError("a bug"), ValueError("a mistake")):
         with pytest.raises(type(lasting)):
-            while_away(raising(lasting), pause_s=0.01)
+            while_away(raising(lasting), quick)
     with pytest.raises(ServerError):
-        while_away(raising(*[ServerError("no answer")] * 9), wait_s=0.05, pause_s=0.03)
+        while_away(raising(*[ServerError("no answer")] * 9), Patience(seconds=0.05, first_s=0.03))
     pauses: list[float] = []
     monkeypatch.setattr("time.sleep", pauses.append)
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
     assert while_away(raising(*[ServerError("no answer")] * 7)) == "opened"
     assert pauses == [2, 4, 8, 16, 32, 60, 60]
 

@@ -21,6 +21,7 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from ..errors import DataError
+from ..folders import file_sha256
 
 ENCODER_NAME = "encoder.json"
 MERGES_NAME = "vocab.bpe"
@@ -149,5 +150,4 @@ def _special_tokens(encoder_json: Path) -> dict[str, int]:
 def _sha256(path: Path) -> str:
     if not path.is_file():
         raise DataError(f"{path} does not exist; it should hold a part of the GPT-2 vocabulary")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path)

@@ -8,7 +8,6 @@ from them or changed without encoding again.
 from __future__ import annotations
 
 import codecs
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,12 +100,6 @@ def chunk_bounds(source: Path, chunk_bytes: int) -> list[tuple[int, int]]:
             bounds.append((start, end))
             start = end
     return bounds
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a whole file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _line_feeds(source: Path, stop: int) -> int:

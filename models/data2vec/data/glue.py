@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from ..folders import written_folder
+from ..folders import file_sha256, written_folder
 from .dictionary import NUM_SPECIALS, Dictionary
-from .encoding import encode_lines, file_sha256, model_ids
+from .encoding import encode_lines, model_ids
 from .glue_exports import EXPORTS, export_file, read_export
 from .glue_rows import GlueSplit, SplitRows, read_rows
 from .indexed import IndexedTokensWriter

@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from ..errors import DataError
+from ..folders import take_place
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -259,8 +260,8 @@ class IndexedTokensWriter:
             file.write(offsets.astype("<i8").tobytes())
         # The old index goes first: an interrupted replacement is a missing file, never a wrong pair.
         index.unlink(missing_ok=True)
-        os.replace(self._partial, f"{self.prefix}.bin")
-        os.replace(partial, index)
+        take_place(self._partial, Path(f"{self.prefix}.bin"))
+        take_place(partial, index)
 
     def abort(self) -> None:
         """Give up; nothing stays behind."""

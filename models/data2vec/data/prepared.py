@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import DataError
+from ..folders import write_text
 from .dictionary import Dictionary
 from .tokenizer import DICTIONARY_NAME
 
@@ -46,9 +46,7 @@ def read_card(folder: Path) -> dict[str, Any] | None:
 
 def write_card(folder: Path, card: dict[str, Any]) -> None:
     """Write ``card.json``, complete or not at all."""
-    partial = folder / f"{CARD_NAME}.partial"
-    partial.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, folder / CARD_NAME)
+    write_text(folder / CARD_NAME, json.dumps(card, indent=2, ensure_ascii=False) + "\n")
 
 
 def load_dictionary(folder: Path, card: dict[str, Any] | None) -> Dictionary:

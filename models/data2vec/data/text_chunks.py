@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..folders import written_file
 from .bpe import shared_bpe
 from .encoding import EncodedLines, encode_lines, text_lines
 
@@ -59,10 +60,8 @@ def encode_chunk(job: ChunkJob) -> ChunkResult:
     if tokens is None:
         lines = text_lines(data, job.start == 0, job.source, byte_offset=job.start)
         encoded = encode_lines(bpe, lines, job.keep_empty)
-        partial = job.target.with_name(f"{job.target.name}.partial-{os.getpid()}")
-        with partial.open("wb") as file:
+        with written_file(job.target) as beside, beside.open("wb") as file:
             np.savez(file, ids=encoded.ids, sizes=encoded.sizes, key=np.array(key))
-        os.replace(partial, job.target)
         tokens = len(encoded.ids)
     return ChunkResult(job.target, job.end - job.start, tokens, time.process_time() - begin, reused)
 

@@ -6,7 +6,6 @@ bit; half precision is exact for models that were half before.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections import OrderedDict
@@ -21,7 +20,7 @@ from ..config import Data2VecMultiConfig
 from ..ctc import CTCConfig
 from ..errors import CheckpointError
 from ..families import family_of, generation_of, modality_of
-from ..folders import written_folder
+from ..folders import written_file, written_folder
 from ..lm.config import TransformerLMConfig
 from ..mae_config import MaeConfig
 from ..typed import to_dict
@@ -74,9 +73,8 @@ def export_fairseq(artifact: Artifact, path: Path | str, *, half: bool = False) 
         "task_state": {},
         "extra_state": {"metrics": [], "previous_training_time": 0},
     }
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(content, beside)
-    beside.rename(path)
+    with written_file(path) as beside:
+        torch.save(content, beside)
     remarks: list[str] = []
     if artifact.tokenizer is not None:
         artifact.tokenizer.dictionary.save(path.parent / "dict.txt")

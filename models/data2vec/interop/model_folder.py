@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -148,9 +147,3 @@ def _vocabulary(
     if modality_of(imported.model_config) == "TEXT":
         return TextTokenizer(shared_bpe(), imported.dictionary), None, None
     return None, imported.dictionary if imported.kind == "ctc" else None, None
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Hash of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import filelock
 
 from data2vec.data.glue import GLUE_TASKS, GlueReport
 from data2vec.errors import DataError
+from data2vec.folders import write_text
 
 from ..home import home_folder
 from ..preparation.glue import prepare_glue
@@ -141,9 +141,7 @@ def make_prose(size: MaterialSize) -> tuple[Path, ProseFacts]:
     with filelock.FileLock(folder / "lock", timeout=600):
         if not card.is_file():
             facts = _write_prose(folder, size, sources)
-            beside = card.with_name(f".{card.name}.{os.getpid()}")
-            beside.write_text(json.dumps(asdict(facts), indent=1), encoding="utf-8")
-            beside.replace(card)
+            write_text(card, json.dumps(asdict(facts), indent=1))
     return folder, ProseFacts(**json.loads(card.read_text(encoding="utf-8")))
 
 

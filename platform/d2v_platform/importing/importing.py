@@ -15,6 +15,7 @@ import numpy as np
 
 from data2vec.errors import DataError
 from data2vec.families import describe, modality_of
+from data2vec.folders import file_sha256
 from data2vec.interop.fairseq_file import FairseqCheckpoint
 from data2vec.interop.imported import ImportedModel
 from data2vec.interop.published import PublishedFile, candidates, recipe_of
@@ -74,17 +75,17 @@ def import_model(
         DataError: a wrong checksum or dictionary; another number of classes.
     """
     from data2vec.interop.fairseq_file import read_checkpoint
-    from data2vec.interop.model_folder import save_imported, sha256_of
+    from data2vec.interop.model_folder import save_imported
     from data2vec.interop.teacher_weights import with_teacher_weights
 
     if file.is_dir():
         from data2vec.interop.huggingface import import_folder, weights_file
 
         imported = import_folder(file)
-        digest, cfg = sha256_of(weights_file(file)), {}
+        digest, cfg = file_sha256(weights_file(file)), {}
     else:
         checkpoint = read_checkpoint(file)  # what is wrong with the file is said before it is hashed
-        digest, cfg = sha256_of(file), checkpoint.cfg
+        digest, cfg = file_sha256(file), checkpoint.cfg
         imported = _with_dictionary(checkpoint, dict_path)
     if expected_sha256 is not None and digest != expected_sha256.lower():
         raise DataError(f"{file} has SHA-256 {digest}, expected {expected_sha256.lower()}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from data2vec.errors import DataError
-from data2vec.folders import printable
+from data2vec.folders import printable, written_file
 from data2vec.speech_model import BATCH, SpeechModel
 
 from ..bars import Bars
@@ -56,7 +54,6 @@ def embed_recordings(
     report = Embedded()
     second = "seconds" if pooling == "mean" else "start_s"
     dest.parent.mkdir(parents=True, exist_ok=True)
-    partial = dest.with_name(f".{dest.name}.partial")
     names: list[str] = []
     numbers: list[float] = []
     vectors: list[np.ndarray] = []
@@ -75,13 +72,12 @@ def embed_recordings(
             }
         )
         if writer is None:
-            writer = pq.ParquetWriter(partial, table.schema)
+            writer = pq.ParquetWriter(beside, table.schema)
         writer.write_table(table)
         for column in (names, numbers, vectors):
             column.clear()
 
-    with contextlib.ExitStack() as cleanup:
-        cleanup.callback(lambda: partial.unlink(missing_ok=True))
+    with written_file(dest) as beside:
         recordings = ReadRecordings(model, _shown(files, console))
         report.failed = recordings.failed
         embedded = model.embed_each(recordings, pooling, layer, batch_size=batch_size)
@@ -101,7 +97,6 @@ def embed_recordings(
         if writer is None:
             raise DataError("none of the recordings can be read:\n  " + "\n  ".join(report.failed[:10]))
         writer.close()
-        os.replace(partial, dest)
     return report
 
 

@@ -18,10 +18,10 @@ from rich.table import Table
 
 from data2vec.data.audio_events import EventDataset
 from data2vec.data.batching import epoch_batches
-from data2vec.data.encoding import file_sha256
 from data2vec.data.event_labels import read_classes
 from data2vec.data.speech import SpeechDataset, SpeechOptions
 from data2vec.errors import DataError
+from data2vec.folders import file_sha256
 from data2vec.metrics import event_metrics, event_scores_by_class
 from data2vec.speech_model import SAMPLE_RATE, SpeechModel
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data2vec.artifact import read_artifact
-from data2vec.data.encoding import file_sha256
+from data2vec.folders import file_sha256
 
 from ..figures import duration
 from ..home import home_folder

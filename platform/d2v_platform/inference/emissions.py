@@ -12,8 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 from data2vec.data.letters import words_of_ids
 from data2vec.errors import DataError
+from data2vec.folders import file_sha256, written_folder
 
 from ..bars import Bars
 from ..home import home_folder
@@ -94,8 +93,7 @@ def emission_folder(job: Job) -> Path:
         raise DataError(
             f"subset {job.subset} in {job.data} has no labels; tuning needs a subset with transcripts"
         )
-    with (Path(job.model) / "model.safetensors").open("rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    weights = file_sha256(Path(job.model) / "model.safetensors")
     limits = [job.min_sample_size, job.max_sample_size]
     parts = [weights, open_dataset(job).fingerprint(), job.subset, limits]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:20]
@@ -103,12 +101,8 @@ def emission_folder(job: Job) -> Path:
 
 
 def _compute(job: Job, folder: Path, console: Console) -> None:
-    """Write beside, then publish with one rename: a killed run leaves nothing that looks whole."""
     letters = load_acoustic(job.model).letters
     assert letters is not None
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     found: dict[int, tuple[dict[str, Any], np.ndarray]] = {}
     dataset = open_dataset(job)
     bar = Bars(
@@ -132,11 +126,10 @@ def _compute(job: Job, folder: Path, console: Console) -> None:
         entry, emissions = found[index]
         entries.append({**entry, "start": start})
         start += len(emissions)
-    np.save(beside / "emissions.npy", np.concatenate([found[index][1] for index in sorted(found)]))
     content = {"subset": job.subset, "model": job.model, "utterances": entries}
-    (beside / "utterances.json").write_text(json.dumps(content), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    with written_folder(folder) as beside:
+        np.save(beside / "emissions.npy", np.concatenate([found[index][1] for index in sorted(found)]))
+        (beside / "utterances.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def _all(job: Job, dataset: Any) -> Iterator[tuple[int, np.ndarray]]:

@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from data2vec.data.encoding import file_sha256
 from data2vec.data.image_sources import SUBSETS, ImageSource
 from data2vec.errors import DataError, nearest_names
+from data2vec.folders import file_sha256
 from data2vec.image_model import ImageModel
 
 from ..storage.cache import local_data

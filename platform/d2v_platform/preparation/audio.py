@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from data2vec.data.audio_files import read_audio, read_header
 from data2vec.data.manifest import manifest_text
 from data2vec.errors import DataError
-from data2vec.folders import printable, write_text
+from data2vec.folders import printable, write_text, written_file
 
 from ..bars import Bars
 from .sole_writer import sole_writer
@@ -272,9 +272,8 @@ def _convert(job: tuple[Path, Path, int, int]) -> Looked:
         if len(samples) < shortest:
             return Looked(source, len(samples), _too_short(len(samples), shortest))
         copy.parent.mkdir(parents=True, exist_ok=True)
-        partial = copy.with_name(f".{copy.name}.partial")
-        sf.write(str(partial), np.clip(samples, -1.0, 1.0), rate, format="FLAC", subtype="PCM_16")
-        os.replace(partial, copy)
+        with written_file(copy) as beside:
+            sf.write(str(beside), np.clip(samples, -1.0, 1.0), rate, format="FLAC", subtype="PCM_16")
     except (DataError, OSError, sf.LibsndfileError) as error:
         return Looked(source, 0, str(error))
     return Looked(Path(os.path.realpath(copy)), len(samples))

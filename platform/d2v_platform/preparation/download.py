@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
+import math
 import shutil
-import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +19,13 @@ from urllib.parse import unquote, urlsplit
 
 import requests
 
-from data2vec.data.encoding import file_sha256
 from data2vec.errors import DataError
-from data2vec.folders import inside
+from data2vec.folders import file_sha256, inside, take_place, written_file
+
+from ..retries import Patience, try_again
 
 BLOCK_BYTES = 1 << 16  # what a broken connection can lose at most
+_PATIENCE = Patience(seconds=math.inf, first_s=1, attempts=5)
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all if known
 
 
@@ -50,9 +51,8 @@ def download(
     sha256: str | None = None,
     progress: Progress | None = None,
     *,
-    attempts: int = 5,
     timeout_s: float = 30.0,
-    backoff_s: float = 1.0,
+    patience: Patience = _PATIENCE,
 ) -> Downloaded:
     """Fetch ``url`` to the file ``dest``.
 
@@ -62,9 +62,8 @@ def download(
         fetched.
         sha256: expected SHA-256 in hexadecimal; ``None`` accepts the file and says so in ``verified``.
         progress: called with the bytes so far and the total.
-        attempts: how often a broken connection is taken up again in one call.
         timeout_s: longest silence of the server.
-        backoff_s: first pause before the next attempt; it doubles.
+        patience: how often a broken connection is taken up again in one call.
 
     Raises:
         DataError: no network, the server refuses, the connection broke too often (the partial file stays for
@@ -80,24 +79,23 @@ def download(
     dest.parent.mkdir(parents=True, exist_ok=True)
     part = dest.with_name(f"{dest.name}.part")
     resumed_from = part.stat().st_size if part.is_file() else 0
-    for attempt in range(1, attempts + 1):
-        try:
-            _fetch(url, part, progress, timeout_s)
-            break
-        except _Interrupted as error:
-            got = part.stat().st_size if part.is_file() else 0
-            if attempt == attempts:
-                raise DataError(
-                    f"cannot download {url}: {error}; {got} bytes are kept in {part}, the same command "
-                    "continues there. "
-                    "Without network, fetch the file elsewhere and give its path"
-                ) from error
-            time.sleep(backoff_s * 2 ** (attempt - 1))
+    try:
+        try_again(
+            lambda: _fetch(url, part, progress, timeout_s),
+            patience,
+            lambda error: isinstance(error, _Interrupted),
+        )
+    except _Interrupted as error:
+        got = part.stat().st_size if part.is_file() else 0
+        raise DataError(
+            f"cannot download {url}: {error}; {got} bytes are kept in {part}, the same command continues "
+            "there. Without network, fetch the file elsewhere and give its path"
+        ) from error
     found = file_sha256(part)
     if sha256 is not None and found != sha256.lower():
         _forget(part)
         raise DataError(f"{url} has SHA-256 {found}, expected {sha256.lower()}; the file was discarded")
-    os.replace(part, dest)
+    take_place(part, dest)
     _forget(part)
     return Downloaded(dest, dest.stat().st_size, found, sha256 is not None, resumed_from)
 
@@ -133,13 +131,11 @@ def download_text(
     if archive.suffix == ".gz":
         target = archive.with_suffix("")
         if not target.is_file():
-            partial = target.with_name(f"{target.name}.partial")
             try:
-                with gzip.open(archive) as source, partial.open("wb") as file:
+                with gzip.open(archive) as source, written_file(target) as beside, beside.open("wb") as file:
                     shutil.copyfileobj(source, file)
             except (gzip.BadGzipFile, EOFError) as error:
                 raise DataError(f"{archive} is damaged ({error}); remove it and download it again") from error
-            os.replace(partial, target)
         return target
     if archive.suffix == ".zip":
         files = unpack(archive, archive.with_suffix(""))

@@ -27,7 +27,7 @@ from data2vec.data.image_files import UnreadableImageError, read_image
 from data2vec.data.image_shards import INDEX_NAME, SOURCE_NAME, read_index
 from data2vec.data.image_sources import FolderSource
 from data2vec.errors import DataError
-from data2vec.folders import write_text
+from data2vec.folders import write_text, written_file
 
 from ..bars import Bars
 from .sole_writer import sole_writer
@@ -213,8 +213,7 @@ def _make_shard(job: _Job) -> dict[str, Any]:
         if record.get("key") == job.key and record.get("bytes") == path.stat().st_size:
             return record | {"reused": 1}
     record: dict[str, Any] = {"key": job.key, "images": 0, "bad": [], "odd": {}}
-    beside = path.with_suffix(f".{os.getpid()}.tmp")
-    with tarfile.open(beside, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with written_file(path) as beside, tarfile.open(beside, "w", format=tarfile.USTAR_FORMAT) as tar:
         for number, name, label in job.files:
             file = f"{job.folder}/{name}"
             try:
@@ -233,7 +232,6 @@ def _make_shard(job: _Job) -> dict[str, Any]:
             if label >= 0:
                 _add(tar, f"{number:09d}.cls", str(label).encode())
             record["images"] += 1
-    beside.replace(path)
     record["bytes"] = path.stat().st_size
     write_text(record_path, json.dumps(record) + "\n")
     return record | {"reused": 0}

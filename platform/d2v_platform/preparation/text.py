@@ -26,12 +26,13 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemaini
 
 from data2vec.data.bpe import shared_bpe
 from data2vec.data.dictionary import Dictionary
-from data2vec.data.encoding import chunk_bounds, file_sha256, model_ids
+from data2vec.data.encoding import chunk_bounds, model_ids
 from data2vec.data.indexed import IndexedTokensWriter, splits_in, token_dtype
 from data2vec.data.prepared import fingerprint_files, read_card, split_files, write_card
 from data2vec.data.text_chunks import ChunkJob, ChunkResult, encode_chunk, read_chunk
 from data2vec.data.tokenizer import DICTIONARY_NAME, TextTokenizer
 from data2vec.errors import DataError
+from data2vec.folders import file_sha256, write_text
 
 from ..bars import Bars
 from .sole_writer import sole_writer
@@ -141,8 +142,7 @@ class _Run:
         if given is None:
             self._refuse_conflicts(dictionary, todo)
         if todo:
-            dictionary.save(self.dest / f"{DICTIONARY_NAME}.partial")
-            os.replace(self.dest / f"{DICTIONARY_NAME}.partial", self.dest / DICTIONARY_NAME)
+            write_text(self.dest / DICTIONARY_NAME, dictionary.text())
         reports = dict(done)
         for split in todo:
             reports[split] = self._merge(split, chunks[split], dictionary, keys[split], hashes[split])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,12 +18,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from data2vec.data.dictionary import Dictionary
-from data2vec.data.encoding import chunk_bounds, file_sha256, text_lines
+from data2vec.data.encoding import chunk_bounds, text_lines
 from data2vec.data.indexed import IndexedTokensWriter, splits_in
 from data2vec.data.prepared import fingerprint_files, read_card, split_files, write_card
 from data2vec.data.tokenizer import DICTIONARY_NAME
 from data2vec.data.units import Units, unit_symbols
 from data2vec.errors import DataError
+from data2vec.folders import file_sha256, write_text
 
 from .sole_writer import sole_writer
 from .text import TextOptions, TextReport, TextSplitReport, check_sources, progress_bars
@@ -114,8 +114,7 @@ def _dictionary(
                 f"{path} exists with other content than this run would write; give --dict {path} to use it, "
                 "choose another --dest, or remove the folder"
             )
-    dictionary.save(dest / f"{DICTIONARY_NAME}.partial")
-    os.replace(dest / f"{DICTIONARY_NAME}.partial", path)
+    write_text(path, dictionary.text())
     return dictionary
 
 

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 from data2vec.errors import DataError
+from data2vec.folders import file_sha256
 
 from ..home import home_folder
 from ..recipe.components import pretrained_field
@@ -84,7 +85,7 @@ def _imported(path: Path, data: str | None) -> Path:
         candidates += [first / "input0" / "dict.txt", first / "dict.txt", first / "dict.ltr.txt"]
     there = [file for file in candidates if file.is_file()]
     status = path.stat()
-    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in there]
+    hashes = [file_sha256(file) for file in there]
     key = f"{path}|{status.st_size}|{status.st_mtime_ns}|{hashes}"
     folder = home_folder("cache") / "imported" / hashlib.sha256(key.encode()).hexdigest()[:16]
     if is_artifact(folder):

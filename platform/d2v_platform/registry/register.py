@@ -7,7 +7,6 @@ This module registers; reading (:mod:`model_versions`), naming (:mod:`model_sour
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 import tempfile
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data2vec.errors import ConfigError, Data2VecError, Problem
+from data2vec.folders import file_sha256
 
 from ..home import home_folder
 from ..recipe import user_code
@@ -111,7 +111,7 @@ def register(
 
     config = read_artifact(folder).config
     _check_request(name, tags, card_markdown, Path(results_table) if results_table else None)
-    weights = _sha256(folder / "model.safetensors")
+    weights = file_sha256(folder / "model.safetensors")
     own = {RUN_TAG: run_id, KIND_TAG: str(config["kind"]), WEIGHTS_TAG: weights}
     all_tags = {key: str(value) for key, value in redact({**tags, **own}).items()}
     run_tags = tracker.client.get_run(run_id).data.tags
@@ -251,11 +251,6 @@ def _check_request(name: str, tags: Mapping[str, str], card: str, results_table:
         problems.append(Problem("results_table", str(results_table), "is no file"))
     if problems:
         raise ConfigError(problems, subject="the registration")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fitting_tag(value: str) -> str:

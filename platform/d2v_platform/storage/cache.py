@@ -33,7 +33,7 @@ from typing import BinaryIO
 import filelock
 
 from data2vec.errors import DataError
-from data2vec.folders import inside
+from data2vec.folders import inside, take_place
 
 from ..figures import clock, data_size
 from ..home import home_folder
@@ -137,7 +137,7 @@ def cached(
             beside = _make_room(cache, key, needed, shown)
             logger.info("fetching %s (%s) into %s", shown, data_size(needed), done)
             try:
-                fetch(beside).rename(done)
+                take_place(fetch(beside), done)
             except ConnectionError:
                 raise
             except OSError as error:
@@ -168,9 +168,9 @@ def _fetch(location: Location, sizes: dict[str, int], beside: Path, patience: Pa
         target = inside(beside, name or Path(location.root).name)
         if not target.is_file() or target.stat().st_size != sizes[name]:
             target.parent.mkdir(parents=True, exist_ok=True)
-            half = target.with_name(f"{target.name}.part")
+            half = target.with_name(f"{target.name}.part")  # the next fetch takes it if this one is killed
             location.download(name, half, patience)
-            half.replace(target)
+            take_place(half, target)
         progress.add(sizes[name])
 
     try:

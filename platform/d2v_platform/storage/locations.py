@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import random
 import re
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from urllib.parse import unquote, urlparse
 from data2vec.errors import Data2VecError
 
 from ..redaction import redact_text
+from ..retries import Patience, try_again
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +53,6 @@ class StorageAwayError(StorageError):
     """A place did not answer for as long as we were ready to wait."""
 
 
-@dataclass(frozen=True)
-class Patience:
-    """How long to try again.
-
-    Attributes:
-        seconds: in all, from the first failure on.
-        first_s: the first pause; each further one is twice as long.
-        longest_s: no pause is longer.
-    """
-
-    seconds: float = 60.0
-    first_s: float = 0.5
-    longest_s: float = 15.0
-
-
 def is_uri(text: str) -> bool:
     """Whether a place is named by a URI that is not simply a local file."""
     return bool(_SCHEME.match(text)) and not text.startswith("file://")
@@ -95,32 +80,30 @@ def patiently(action: Callable[[], Result], what: str, patience: Patience | None
     """
     from .s3 import NoBucketError
 
-    rule = patience or Patience()
-    pause, begin = rule.first_s, time.monotonic()
-    shown = redact_text(what)
-    attempts = 0
-    while True:
-        attempts += 1
-        try:
-            return action()
-        except NoBucketError as error:
-            raise StorageError(f"{shown}: the bucket does not exist; make it, or correct its name") from error
-        except FileNotFoundError:
-            raise
-        except PermissionError as error:
-            raise StorageError(f"{shown}: {redact_text(str(error))}; {_HOW}") from error
-        except _LASTING as error:
-            raise StorageError(f"{shown}: {_short(error)}") from error
-        except Exception as error:
-            waited = time.monotonic() - begin
-            if waited + pause > rule.seconds:
-                raise StorageAwayError(
-                    f"{shown} does not answer ({attempts} attempts in {waited:.0f} s): {_short(error)}"
-                ) from error
-            logger.debug("%s: %s; trying again in %.1f s", shown, _short(error), pause)
-        # Many workers that lost the same server must not come back in step; nothing computed depends on it.
-        time.sleep(pause * random.uniform(0.7, 1.0))
-        pause = min(2 * pause, rule.longest_s)
+    shown, begin, failed = redact_text(what), time.monotonic(), 0
+
+    def waiting(error: Exception, pause: float) -> None:
+        nonlocal failed
+        failed += 1
+        logger.debug("%s: %s; trying again in %.1f s", shown, _short(error), pause)
+
+    try:
+        return try_again(
+            action, patience or Patience(), lambda error: not isinstance(error, _LASTING), waiting
+        )
+    except NoBucketError as error:
+        raise StorageError(f"{shown}: the bucket does not exist; make it, or correct its name") from error
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        raise StorageError(f"{shown}: {redact_text(str(error))}; {_HOW}") from error
+    except _LASTING as error:
+        raise StorageError(f"{shown}: {_short(error)}") from error
+    except Exception as error:
+        waited = time.monotonic() - begin
+        raise StorageAwayError(
+            f"{shown} does not answer ({failed + 1} attempts in {waited:.0f} s): {_short(error)}"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from data2vec.ctc_decoding import BeamOptions, LetterBeam, LexiconBeam
 from data2vec.errors import ConfigError, Data2VecError, Problem
+from data2vec.folders import write_text
 from data2vec.speech_metrics import ErrorCount, total, word_errors
 
 from ..figures import clock
@@ -171,9 +172,7 @@ def run_search(sweep: DecodingSweep, emissions: Path) -> WeightTrial:
 
 def _keep_whole(root: Path, trials: Sequence[WeightTrial]) -> None:
     """Without a half line at the end, to which the next one would be joined."""
-    beside = root / ".trials.jsonl"
-    beside.write_text("".join(json.dumps(asdict(trial)) + "\n" for trial in trials), encoding="utf-8")
-    beside.replace(root / "trials.jsonl")
+    write_text(root / "trials.jsonl", "".join(json.dumps(asdict(trial)) + "\n" for trial in trials))
 
 
 def best_trial(trials: Sequence[WeightTrial]) -> WeightTrial:

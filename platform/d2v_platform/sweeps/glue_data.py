@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data2vec.artifact import read_artifact
-from data2vec.data.encoding import file_sha256
 from data2vec.data.glue import GLUE_TASKS, GlueTask, prepare_task
 from data2vec.data.tokenizer import TextTokenizer
 from data2vec.errors import ConfigError, Problem
+from data2vec.folders import file_sha256
 
 from ..home import home_folder
 from ..recipe.components import SentencePredictionTask

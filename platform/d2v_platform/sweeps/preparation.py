@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data2vec.errors import ConfigError, Data2VecError, Problem
+from data2vec.folders import file_sha256
 
 from ..recipe.checks import metrics as reported_metrics
 from ..recipe.components import pretrained_field
@@ -140,8 +140,7 @@ class _Models:
         if folder is None:
             return None
         if folder not in self._hashes:
-            with (folder / "model.safetensors").open("rb") as file:
-                self._hashes[folder] = hashlib.file_digest(file, "sha256").hexdigest()
+            self._hashes[folder] = file_sha256(folder / "model.safetensors")
         return self._hashes[folder]
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from data2vec.folders import write_text
 
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import Trial
@@ -177,9 +178,4 @@ class ChildRun:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replace a file in one step: a kill leaves the old one or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_text(path, json.dumps(values, indent=1), durable=True)

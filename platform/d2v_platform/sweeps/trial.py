@@ -17,6 +17,7 @@ from ..recipe.compose import Composed
 from ..recipe.difference import digest
 from ..recipe.sweep_definition import Trial
 from ..redaction import RedactingFormatter
+from ..retries import Patience, try_again
 from ..tracking.mlflow_access import TrackingUnavailableError, error_code, is_permanent, short_reason
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from ..training.evaluation_log import EvaluationLog
@@ -27,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_AWAY_S = 1800.0  # a trial waits so long for MLflow before it counts as failed
+# A trial waits so long for MLflow before it counts as failed.
+_AWAY = Patience(seconds=1800, first_s=2, longest_s=60)
 
 
 class TrialReporter(TrackingReporter):
@@ -173,27 +175,21 @@ def open_child(tracker: RemoteTracker, config: Mapping[str, Any], stored: Stored
     return run_id
 
 
-def while_away(action: Callable[[], Result], wait_s: float = _AWAY_S, pause_s: float = 2.0) -> Result:
-    """Run ``action``, waiting for a tracking server that does not answer: a restart of it fails no trial.
+def while_away(action: Callable[[], Result], patience: Patience = _AWAY) -> Result:
+    """Run ``action``, waiting for a tracking server that does not answer: a restart of it fails no trial."""
+    said = False
 
-    Args:
-        action: may run several times.
-        wait_s: how long; then its error is raised.
-        pause_s: first pause; each further one is twice as long, a minute at most.
-    """
-    deadline, said = time.monotonic() + wait_s, False
-    while True:
-        try:
-            return action()
-        except Exception as error:
-            away = isinstance(error, TrackingUnavailableError) or bool(error_code(error))
-            if not away or is_permanent(error) or time.monotonic() + pause_s > deadline:
-                raise
-            if not said:
-                logger.warning("waiting for MLflow: %s", short_reason(error))
-            said = True
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 60.0)
+    def away(error: Exception) -> bool:
+        unanswered = isinstance(error, TrackingUnavailableError) or bool(error_code(error))
+        return unanswered and not is_permanent(error)
+
+    def waiting(error: Exception, pause: float) -> None:
+        nonlocal said
+        if not said:
+            logger.warning("waiting for MLflow: %s", short_reason(error))
+        said = True
+
+    return try_again(action, patience, away, waiting)
 
 
 def composed_of(trial: Trial) -> Composed:

@@ -17,7 +17,6 @@ sizes and hashes and falls back to the newest one that is whole. Copies at a URI
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -35,7 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from data2vec.errors import CheckpointError
-from data2vec.folders import usual_permissions
+from data2vec.folders import file_sha256, take_place, usual_permissions, write_text
 
 from ..recipe.groups import Checkpoint as CheckpointRules
 
@@ -160,7 +159,7 @@ class CheckpointStore:
             (beside / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
             files = {path.name: describe(path) for path in sorted(beside.iterdir())}
             manifest = {"update": update, "epoch_end": epoch_end, "metric": metric, "files": files}
-            _write_synced(beside / MANIFEST, json.dumps(manifest, indent=1))
+            write_text(beside / MANIFEST, json.dumps(manifest, indent=1), durable=True)
             usual_permissions(beside)
             self.publish(beside, update)
             if best:
@@ -178,10 +177,9 @@ class CheckpointStore:
     def publish(self, beside: Path, update: int) -> Path:
         """Let a folder made beside, with its manifest, take its place."""
         final = self._path(update)
-        if final.exists():
-            shutil.rmtree(final)
-        beside.rename(final)
-        _sync_folder(self.folder)
+        take_place(beside, final)
+        shutil.rmtree(beside, ignore_errors=True)  # one of the same update that was there
+        _sync(self.folder)
         return final
 
     def updates(self) -> list[int]:
@@ -265,9 +263,7 @@ class CheckpointStore:
 
     def mark_best(self, update: int) -> None:
         """Say which checkpoint holds the best metric."""
-        beside = self.folder / f".{BEST}"
-        _write_synced(beside, json.dumps({"update": update}))
-        beside.replace(self.folder / BEST)
+        write_text(self.folder / BEST, json.dumps({"update": update}), durable=True)
 
     def _path(self, update: int) -> Path:
         return self.folder / folder_name(update)
@@ -309,21 +305,14 @@ def verify(folder: Path) -> None:
 
 def describe(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, which is forced to disk."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
+    digest = file_sha256(path)
+    _sync(path)
     return {"size": path.stat().st_size, "sha256": digest}
 
 
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Force a file or a folder's list of names to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

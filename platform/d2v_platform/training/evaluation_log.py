@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from data2vec.folders import write_text
+
 _NOT_EVALUATION = ("train/", "speed/")
 
 
@@ -25,9 +27,7 @@ class EvaluationLog:
 
     def add(self, update: int, metrics: Mapping[str, float]) -> None:
         """Keep the update, and the figures if they are a validation's."""
-        draft = self._newest.with_suffix(".draft")
-        draft.write_text(str(update), encoding="utf-8")
-        draft.replace(self._newest)
+        write_text(self._newest, str(update))
         kept = {key: value for key, value in metrics.items() if not key.startswith(_NOT_EVALUATION)}
         if not kept:
             return

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from data2vec.errors import CheckpointError, DataError
-from data2vec.folders import inside
+from data2vec.folders import inside, written_folder
 
 from ..storage.locations import Location, Patience, StorageError
 from .checkpoint import BEST, MANIFEST, CheckpointStore, describe, folder_name, update_of, verify
@@ -189,22 +189,18 @@ def fetch_model(run: Location, folder: Path, patience: Patience | None = None) -
     Raises:
         CheckpointError: it is not complete there.
     """
-    source, beside = run.child("model"), folder.with_name(f".{folder.name}.fetched")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    source = run.child("model")
     try:
-        source.download(MANIFEST, beside / MANIFEST, patience)
-        for name in _files(beside / MANIFEST):
-            (beside / name).parent.mkdir(parents=True, exist_ok=True)
-            source.download(name, beside / name, patience)
-        verify(beside)
-        (beside / MANIFEST).unlink()
-        shutil.rmtree(folder, ignore_errors=True)
-        return beside.rename(folder)
+        with written_folder(folder) as beside:
+            source.download(MANIFEST, beside / MANIFEST, patience)
+            for name in _files(beside / MANIFEST):
+                (beside / name).parent.mkdir(parents=True, exist_ok=True)
+                source.download(name, beside / name, patience)
+            verify(beside)
+            (beside / MANIFEST).unlink()
     except FileNotFoundError as error:
         raise CheckpointError(f"{source.uri} holds no complete model: {error}") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    return folder
 
 
 def _files(manifest: Path) -> list[str]:

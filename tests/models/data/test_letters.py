@@ -12,7 +12,7 @@ import pytest
 
 from data2vec.data.bpe import shared_bpe
 from data2vec.data.dictionary import Dictionary
-from data2vec.data.encoding import chunk_bounds, encode_lines, file_sha256, id_dtype, model_ids, text_lines
+from data2vec.data.encoding import chunk_bounds, encode_lines, id_dtype, model_ids, text_lines
 from data2vec.data.letters import (
     encode_letters,
     greedy_ids,
@@ -26,6 +26,7 @@ from data2vec.data.letters import (
 from data2vec.data.names import Names
 from data2vec.data.text_chunks import ChunkJob, encode_chunk, read_chunk
 from data2vec.errors import DataError
+from data2vec.folders import file_sha256
 
 
 def test_the_released_letters() -> None:
