@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,7 +18,7 @@ import pytest
 from d2v_platform.inference import spread
 from d2v_platform.inference.decoding import Job, Search
 from d2v_platform.inference.outputs import write_outputs
-from d2v_platform.training import ray_session
+from d2v_platform.training.ray_session import ClusterInfo
 from data2vec.errors import DataError
 from data2vec.speech_metrics import word_errors
 
@@ -130,6 +131,8 @@ class FakeRay(ModuleType):
         super().__init__("ray")
         self.workers: list[Any] = []
         self.asked: list[dict[str, Any]] = []
+        self.util = ModuleType("ray.util")
+        self.util.ActorPool = Pool  # type: ignore[attr-defined]
 
     def remote(self, **resources: Any) -> Any:
         self.asked.append(resources)
@@ -141,13 +144,16 @@ class FakeRay(ModuleType):
 
         return lambda kind: SimpleNamespace(remote=lambda job: made(kind, job))
 
-    @staticmethod
-    def wait(running: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
-        return running[-num_returns:], running[:-num_returns]
 
-    @staticmethod
-    def get(answer: Answer) -> Any:
-        return answer.value
+class Pool:
+    """Its workers in turn, the last answer first."""
+
+    def __init__(self, workers: list[Any]) -> None:
+        self.workers = workers
+
+    def map_unordered(self, call: Any, parts: list[Any]) -> Iterator[Any]:
+        answers = [call(self.workers[i % len(self.workers)], part) for i, part in enumerate(parts)]
+        return iter([answer.value for answer in reversed(answers)])
 
 
 @pytest.fixture
@@ -169,17 +175,21 @@ def test_every_utterance_once_and_in_order_whoever_decodes_it(
 ) -> None:
     ray = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(ray_session, "connected", lambda: contextlib.nullcontext(SimpleNamespace(gpus=3)))
+    monkeypatch.setitem(sys.modules, "ray.util", ray.util)
+    cluster = ClusterInfo(8, 3, 1)
+    monkeypatch.setattr(spread, "connected", lambda: contextlib.nullcontext(cluster))
     assert spread.decode_subset(job, wanted) == [{"id": i} for i in range(7)]
     assert len(ray.workers) == made, "no more workers than batches"
     assert all(worker.job.threads == 1 for worker in ray.workers)
     assert [asked["num_gpus"] for asked in ray.asked] == [0.0] * bool(wanted)
     if wanted:
         spread.decode_subset(replace(job, device="cuda"), wanted)
-        assert ray.asked[-1]["num_gpus"] == min(1.0, 3 / made)
-        monkeypatch.setattr(ray_session, "connected", lambda: contextlib.nullcontext(SimpleNamespace(gpus=0)))
+        assert ray.asked[-1]["num_gpus"] == {3: 1.0, 4: 0.5}[made], "two thirds of a GPU do not pack"
+        cluster = ClusterInfo(2, 0, 1)
         with pytest.raises(DataError, match="the Ray cluster has no GPU"):
             spread.decode_subset(replace(job, device="cuda"), wanted)
+        spread.decode_subset(job, wanted)
+        assert len(ray.workers) == 2 * made + 2, "and no more than the cluster holds"
 
 
 @pytest.mark.parametrize(

@@ -207,5 +207,5 @@ def test_no_more_workers_than_the_cluster_holds() -> None:
     assert pool_size(ClusterInfo(16, 4, 1), 2, "cuda") == (2, 1.0)
     with pytest.raises(DataError, match="the Ray cluster has no GPU"):
         pool_size(ClusterInfo(16, 0, 1), 2, "cuda")
-    with pytest.raises(DataError, match="2 nodes of 0.5 CPUs"):
+    with pytest.raises(DataError, match=r"2 nodes of 0\.5 CPUs"):
         pool_size(ClusterInfo(1, 0, 2), 2, "cpu")

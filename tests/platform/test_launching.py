@@ -28,7 +28,7 @@ from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Summary, TrainingInterrupted, TrainingStopped, Worker
 from d2v_platform.training.plan import make_plan
 from d2v_platform.training.preflight import preflight
-from d2v_platform.training.ray_session import ClusterInfo
+from d2v_platform.training.ray_session import ClusterInfo, NodeRoom
 from d2v_platform.training.run_result import RunResult, result_lines
 from d2v_platform.training.run_storage import run_root
 from d2v_platform.training.stopping import StopQuestion
@@ -417,15 +417,17 @@ def test_what_a_cluster_has(monkeypatch: pytest.MonkeyPatch) -> None:
     def node(alive: bool, **resources: float) -> dict[str, Any]:
         return {"Alive": alive, "Resources": resources}
 
-    nodes = [node(True, CPU=4, memory=8e9, object_store_memory=2e9), node(True, CPU=2, memory=6e9),
+    nodes = [node(True, CPU=4, memory=8e9, object_store_memory=2e9), node(True, CPU=2, GPU=2, memory=6e9),
              node(False, CPU=1, memory=1e9), node(True, memory=1e9)]  # fmt: skip
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     total = {"CPU": 6.0, "GPU": 2.0, "accelerator_type:A100": 1.0}
     monkeypatch.setattr(ray, "cluster_resources", lambda: total)
-    assert ray_session.cluster_info() == ClusterInfo(6.0, 2.0, 3, 6e9, "A100")
+    assert ray_session.cluster_info() == ClusterInfo(
+        6.0, 2.0, 3, 6e9, "A100", (NodeRoom(4, 0), NodeRoom(2, 2))
+    )
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
     monkeypatch.setattr(ray, "nodes", lambda: [node(True, CPU=1)])
-    assert ray_session.cluster_info() == ClusterInfo(1.0, 0.0, 1, None, None)
+    assert ray_session.cluster_info() == ClusterInfo(1.0, 0.0, 1, None, None, (NodeRoom(1, 0),))
 
 
 def test_workers_get_a_few_variables_and_the_sources(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -356,7 +356,7 @@ def test_how_many_trials_fit(
 
 def test_a_trial_that_never_fits_is_refused() -> None:
     sweep = load_sweep("glue", ["model.model_path=/m", "task.data=/x", *SMALL, "resources_per_trial.cpu=4"])
-    with pytest.raises(ConfigError, match="the cluster has 2 CPUs"):
+    with pytest.raises(ConfigError, match="the cluster has 1 node of 2 CPUs"):
         capacity(sweep.definition, [sweep.trials[0].recipe], ClusterInfo(2, 0, 1))
 
 

@@ -224,7 +224,11 @@ def cluster_info() -> ClusterInfo:
         len(nodes),
         min(memory, default=0.0) or None,
         kinds[0] if kinds else None,
-        tuple(NodeRoom(n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0)) for n in nodes),
+        tuple(
+            NodeRoom(has.get("CPU", 0.0), has.get("GPU", 0.0))
+            for has in (node["Resources"] for node in nodes)
+            if has.get("CPU") or has.get("GPU")
+        ),
     )
 
 
