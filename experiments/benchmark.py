@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 # In a checkout the packages lie one level down.
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / root) for root in ("platform", "models")]
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / root) for root in ("platform", "models", ".")]
 
-from d2v_platform.benchmark.command import app  # noqa: E402
 from d2v_platform.cli import run  # noqa: E402
+from experiments.benchmarks.command import app  # noqa: E402
 
 if __name__ == "__main__":
     run(app)

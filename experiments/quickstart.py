@@ -6,10 +6,10 @@ python experiments/quickstart.py [--data GLUE_FOLDER] [--kill] [--updates N] [--
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / root) for root in ("platform", "models")]
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / root) for root in ("platform", "models", ".")]
 
 from d2v_platform.cli import run  # noqa: E402
-from d2v_platform.demo.demo import main  # noqa: E402
+from experiments.demo.demo import main  # noqa: E402
 
 if __name__ == "__main__":
     run(lambda: main(sys.argv[1:]))

@@ -316,7 +316,7 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     redact_logs()
     level = os.environ.get("D2V_LOG_LEVEL", "INFO").upper()
-    for name in ("data2vec", "d2v_platform"):
+    for name in ("data2vec", "d2v_platform", "experiments"):
         logging.getLogger(name).setLevel(level)
 
 

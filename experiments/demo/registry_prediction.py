@@ -45,10 +45,9 @@ def predict(model: str, texts: Sequence[str], timeout_s: float = 300.0) -> list[
     """
     import os
 
+    from d2v_platform.home import default_tracking_uri
+    from d2v_platform.tracking.mlflow_access import configure_environment
     from data2vec.errors import Data2VecError
-
-    from ..home import default_tracking_uri
-    from ..tracking.mlflow_access import configure_environment
 
     configure_environment()
     environment = dict(os.environ) | {"MLFLOW_TRACKING_URI": default_tracking_uri()}

@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 
+from d2v_platform.recipe.compose import compose
+from d2v_platform.recipe.schema import Recipe
+from d2v_platform.training.optimizer import make_optimizer
+from d2v_platform.training.workload import matrix_work
 from data2vec.audio_masking import block_masks_1d, mask_set
 from data2vec.config import AudioModalityConfig, Data2VecMultiConfig
 from data2vec.conv_spec import frame_count, parse_conv_layers
@@ -24,10 +28,6 @@ from data2vec.v1.speech import Data2VecAudioPretraining
 from data2vec.v1.vision import Data2VecVisionPretraining
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
-from ..recipe.compose import compose
-from ..recipe.schema import Recipe
-from ..training.optimizer import make_optimizer
-from ..training.workload import matrix_work
 from .measure import Case
 
 TEXT_VOCABULARY = 50265

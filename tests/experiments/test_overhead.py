@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from d2v_platform.benchmark.overhead import Overhead, Steps, bare_steps, small_recipe
 from d2v_platform.training import start_times
+from experiments.benchmarks.overhead import Overhead, Steps, bare_steps, small_recipe
 
 
 def test_parts_of_a_start_are_read_from_log_lines(caplog: pytest.LogCaptureFixture) -> None:

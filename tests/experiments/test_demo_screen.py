@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from d2v_platform.demo.demo import FAST, DemoOptions, DemoSize, run_demo
-from d2v_platform.demo.screen import Prediction, PretrainingFigures, Screen, TaskFigures, render, table
-from d2v_platform.demo.worker_kill import Killed, KillProof, proof_from
 from d2v_platform.recipe.sweep_definition import load_sweep
 from data2vec.errors import Data2VecError
+from experiments.demo.demo import FAST, DemoOptions, DemoSize, run_demo
+from experiments.demo.screen import Prediction, PretrainingFigures, Screen, TaskFigures, render, table
+from experiments.demo.worker_kill import Killed, KillProof, proof_from
 
 REPO = Path(__file__).resolve().parents[2]
 COLA = TaskFigures(

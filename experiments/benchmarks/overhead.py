@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..recipe.schema import Recipe
-from ..training.start_times import read as read_start
+from d2v_platform.recipe.schema import Recipe
+from d2v_platform.training.start_times import read as read_start
+
 from .text_input import write_tokens
 
 _WORDS = 1000
@@ -161,8 +162,8 @@ class Clock:
 
 def bare_steps(recipe: dict[str, Any], folder: str, save_every: int) -> Steps:
     """The loop alone, in this process."""
-    from ..training import train_loop
-    from ..training.job import Job
+    from d2v_platform.training import train_loop
+    from d2v_platform.training.job import Job
 
     plain = json.loads(json.dumps(recipe))
     plain["checkpoint"] |= {"no_save": not save_every, "save_interval_updates": save_every}
@@ -190,9 +191,9 @@ def _between(walls: Sequence[float]) -> tuple[float, ...]:
 
 def ray_steps(recipe: dict[str, Any], home: str) -> Steps:
     """The same on one Ray Train worker, with MLflow; its points tell when each update ended."""
-    from ..launch import launch
-    from ..recipe.compose import compose
-    from ..tracking.tracker import Tracker
+    from d2v_platform.launch import launch
+    from d2v_platform.recipe.compose import compose
+    from d2v_platform.tracking.tracker import Tracker
 
     os.environ["D2V_HOME"] = home
     os.environ.pop("MLFLOW_TRACKING_URI", None)
@@ -212,17 +213,12 @@ def start_parts(recipe: dict[str, Any], home: Path, workers: int) -> list[tuple[
     plain["lr_scheduler"]["warmup_updates"] = 0
     plain["platform"]["num_workers"] = workers
     folder = _written(plain, home)
-    script = Path(__file__).resolve().parents[3] / "experiments" / "train.py"
-    command = (
-        [sys.executable, str(script)]
-        if script.is_file()
-        else [sys.executable, "-m", "d2v_platform.cli", "train"]
-    )
+    script = Path(__file__).resolve().parents[1] / "train.py"
     environment = {**os.environ, "D2V_HOME": str(home), "D2V_LOG_LEVEL": "DEBUG"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     begin = time.time()
     done = subprocess.run(
-        [*command, "--config-dir", str(folder), "--config-name", "overhead"],
+        [sys.executable, str(script), "--config-dir", str(folder), "--config-name", "overhead"],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     found = [entry for line in done.stderr.splitlines() if (entry := read_start(line))]

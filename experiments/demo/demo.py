@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from d2v_platform.home import d2v_home
+from d2v_platform.training import ray_session
 from data2vec.errors import Data2VecError
 
-from ..home import d2v_home
-from ..training import ray_session
 from .material import TASKS, Material, MaterialSize, check_data, make_prose, prepare_material
 from .screen import Prediction, PretrainingFigures, Screen, TaskFigures, render
 from .worker_kill import KillProof, WorkerKiller, prove
@@ -218,8 +218,8 @@ def _check(options: DemoOptions) -> None:
 
 
 def _pretrain(options: DemoOptions, material: Material) -> tuple[PretrainingFigures, KillProof | None]:
-    from ..launch import launch
-    from ..recipe.compose import compose
+    from d2v_platform.launch import launch
+    from d2v_platform.recipe.compose import compose
 
     size, updates = options.size, options.pretraining_updates
     name = f"demo-pretraining-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
@@ -298,8 +298,8 @@ def _registered_name(task: str, options: DemoOptions) -> str:
 
 def _sweep(options: DemoOptions, material: Material, *, pretrained: bool) -> dict[str, _Best]:
     """One sweep over both tasks; only pretrained weights are registered."""
-    from ..recipe.sweep_definition import load_sweep
-    from ..sweeps.engine import run_sweep
+    from d2v_platform.recipe.sweep_definition import load_sweep
+    from d2v_platform.sweeps.engine import run_sweep
 
     size = options.size
     overrides = [

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import filelock
 
+from d2v_platform.home import home_folder
+from d2v_platform.preparation.glue import prepare_glue
+from d2v_platform.preparation.text import TextOptions, TextReport, prepare_text
 from data2vec.data.glue import GLUE_TASKS, GlueReport
 from data2vec.errors import DataError
 from data2vec.folders import write_text
 
-from ..home import home_folder
-from ..preparation.glue import prepare_glue
-from ..preparation.text import TextOptions, TextReport, prepare_text
 from . import prose, prose_tasks
 from .prose import Document, Part
 

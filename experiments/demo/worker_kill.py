@@ -21,9 +21,9 @@ from typing import Any
 
 import psutil
 
-from ..home import default_tracking_uri, home_folder
-from ..tracking.mlflow_access import open_client
-from ..training.checkpoint import CheckpointStore
+from d2v_platform.home import default_tracking_uri, home_folder
+from d2v_platform.tracking.mlflow_access import open_client
+from d2v_platform.training.checkpoint import CheckpointStore
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..tasks.image_data import open_subset
-from ..tasks.share import Share
-from ..tasks.task import batches_of
-from ..training.loading import make_loader
-from ..training.loop_state import Worker
+from d2v_platform.tasks.image_data import open_subset
+from d2v_platform.tasks.share import Share
+from d2v_platform.tasks.task import batches_of
+from d2v_platform.training.loading import make_loader
+from d2v_platform.training.loop_state import Worker
+
 from .measure import Case
 from .pretraining import load
 

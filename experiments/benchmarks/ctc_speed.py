@@ -21,8 +21,8 @@ from data2vec.ctc import CTCConfig, CTCModel
 from data2vec.ctc_decoding import BLANK, BeamOptions, LexiconBeam
 from data2vec.data.letters import encode_letters, greedy_ids, letter_line, released_letters, words_of_ids
 from data2vec.language_model import NgramModel, lexicon_text
+from experiments.demo.prose import collect
 
-from ..demo.prose import collect
 from .measure import Case
 from .pretraining import load
 

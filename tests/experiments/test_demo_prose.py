@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2v_platform.demo import prose, prose_tasks
-from d2v_platform.demo.material import MaterialSize, check_data, make_prose, prepare_material
-from d2v_platform.demo.prose import FUNCTION_WORDS, Document, is_sentence, split_sentences
 from data2vec.data.sentences import SentenceDataset
 from data2vec.errors import DataError
+from experiments.demo import prose, prose_tasks
+from experiments.demo.material import MaterialSize, check_data, make_prose, prepare_material
+from experiments.demo.prose import FUNCTION_WORDS, Document, is_sentence, split_sentences
 
 TEXT = """
 Objects and names

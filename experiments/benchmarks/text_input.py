@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
+from d2v_platform.tasks.share import Share
+from d2v_platform.tasks.task import batches_of
+from d2v_platform.tasks.text_blocks import open_blocks
+from d2v_platform.training.loading import make_loader
+from d2v_platform.training.loop_state import Worker
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.indexed import IndexedTokensWriter
 from data2vec.data.masked_lm import TextBlocksDataset
 
-from ..tasks.share import Share
-from ..tasks.task import batches_of
-from ..tasks.text_blocks import open_blocks
-from ..training.loading import make_loader
-from ..training.loop_state import Worker
 from .measure import Case
 from .pretraining import load
 

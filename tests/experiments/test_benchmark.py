@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from d2v_platform.benchmark import audio_input, audio_parts, command, ctc_speed, image_input, text_input
-from d2v_platform.benchmark.measure import Case, Timing, measure
+from experiments.benchmarks import audio_input, audio_parts, command, ctc_speed, image_input, text_input
+from experiments.benchmarks.measure import Case, Timing, measure
 
 
 def fill(megabytes: int) -> Callable[[int], None]:
