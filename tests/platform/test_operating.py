@@ -97,21 +97,22 @@ def test_the_batch_script_starts_a_cluster_with_a_token_and_submits(tmp_path: Pa
     said = running.communicate(timeout=60)[0]
     assert running.returncode == 0, said
     seen = calls(tmp_path)
+    step = "srun --overlap --cpu-bind=none --cpus-per-task=64"
     assert [words for words, _ in seen[:2]] == [
         "scontrol show hostnames compressed",
-        "srun --overlap --nodes=1 --ntasks=1 --nodelist=n1 hostname -I",
+        f"{step} --nodes=1 --ntasks=1 --nodelist=n1 hostname -I",
     ]
     rest = {words for words, _ in seen[2:]}
     has = "--num-cpus=64 --num-gpus=8 --disable-usage-stats --block"
     head = (
-        "srun --overlap --nodes=1 --ntasks=1 --nodelist=n1 ray start --head --node-ip-address=10.0.0.1 "
+        f"{step} --nodes=1 --ntasks=1 --nodelist=n1 ray start --head --node-ip-address=10.0.0.1 "
         f"--port=6379 --dashboard-host=127.0.0.1 --dashboard-port=8265 {has}"
     )
-    workers = f"srun --overlap --nodes=2 --ntasks=2 --exclude=n1 ray start --address=10.0.0.1:6379 {has}"
+    workers = f"{step} --nodes=2 --ntasks=2 --exclude=n1 ray start --address=10.0.0.1:6379 {has}"
     assert {head, workers} <= rest
     order = [next(i for i, (words, _) in enumerate(seen) if words.startswith(start)) for start in
              ("ray health-check --address 10.0.0.1:6379", "python -c import ray; ray.init('10.0.0.1:6379')",
-              "ray job submit", "srun --overlap --ntasks-per-node=1 rm -rf /tmp/d2v-77")]  # fmt: skip
+              "ray job submit", f"{step} --ntasks-per-node=1 rm -rf /tmp/d2v-77")]  # fmt: skip
     assert order == sorted(order)
     assert "!= 3)" in seen[order[1]][0]
     assert seen[order[2]][0] == (
