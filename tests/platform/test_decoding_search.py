@@ -217,6 +217,7 @@ def test_hopeless_points_weigh_no_more_the_worse_they_are() -> None:
     good = [(point, hill(point)) for point in points[2:]]
     found = [next_point(BOUNDS, [(point, bad) for point in points[:2]] + good, [], 3) for bad in (500, 1e6)]
     assert found[0] == found[1] != next_point(BOUNDS, [(point, 20.0) for point in points[:2]] + good, [], 3)
+    assert hill(found[0]) < 2, "the good ones are told apart"
 
 
 def finish(search: ExpectedImprovement, name: str, wer: float | None, error: bool = False) -> None:

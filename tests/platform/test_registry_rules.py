@@ -17,6 +17,7 @@ from d2v_platform.registry.model_versions import (
     KIND_TAG,
     LINEAGE_TAGS,
     RUN_TAG,
+    WEIGHTS_TAG,
     ModelVersion,
     get_alias,
     get_version,
@@ -24,7 +25,7 @@ from d2v_platform.registry.model_versions import (
     show,
 )
 from d2v_platform.registry.promotion import GateRefusedError, gate_reasons, promote, rollback
-from d2v_platform.registry.register import _check_request, _fitting_tag
+from d2v_platform.registry.register import _already_there, _check_request, _fitting_tag
 from d2v_platform.registry.reload_check import reload_problem
 from d2v_platform.tracking.scores import fitting_card
 from data2vec.errors import ConfigError, Data2VecError
@@ -272,6 +273,15 @@ def test_all_versions_are_found_newest_first(registry: Registry, tracker: Any) -
         get_version(tracker, "tiny", 1)
 
 
+def test_the_same_weights_of_a_run_are_registered_once(registry: Registry, tracker: Any) -> None:
+    registry.add(6, 50.0, **{RUN_TAG: "r", WEIGHTS_TAG: "abc"})
+    found = _already_there(tracker, "tiny", "r", "abc")
+    assert found is not None and found.version == 6
+    assert _already_there(tracker, "tiny", "r", "other") is None
+    assert _already_there(tracker, "tiny", "another", "abc") is None
+    assert _already_there(tracker, "new", "r", "abc") is None
+
+
 def test_which_checkpoint_of_a_run_is_meant() -> None:
     def chosen(update: int | str, there: list[int], best: int | None) -> int:
         return _choose(RunCheckpoint("r", update), there, best)
@@ -402,6 +412,7 @@ def test_what_a_clean_process_says(
         ("scores", {"score_a": [0.5], "score_b": [0.25], "label": ["a"]}, [[0.5, 0.25]], None),
         ("scores", {"score": [0.5]}, [[0.5004]], None),  # below a thousandth of it
         ("scores", {"score": [0.5]}, [[0.502]], "largest difference 0.002"),
+        ("scores", {"score": [0.0]}, [[5e-6]], None),  # next to nothing
         ("scores", {"score": [0.5]}, [[0.5, 0.5]], r"shape \(1, 1\), recorded were \(1, 2\)"),
         ("embedding", {"embedding": [[1.0, 2.0]]}, [[1.0, 2.0]], None),
         ("log_prob", {"log_prob": [-3.0], "text": ["x"]}, [[-3.0]], None),
@@ -422,7 +433,7 @@ def test_outputs_are_compared_with_what_was_recorded(
 
     monkeypatch.setattr(mlflow.pyfunc, "load_model", lambda place: SimpleNamespace(predict=predict))
     check = tmp_path / "check.json"
-    plain = {"output": output, "expected": expected, "rtol": 1e-3, "atol": 0}
+    plain = {"output": output, "expected": expected, "rtol": 1e-3, "atol": 1e-5}
     for inputs, column in (
         ({"texts": ["x"]}, {"text": ["x"]}), ({"audio": [[1.0]]}, {"audio": [[1.0]]}),
         ({"files": ["aGk="]}, {"file": [b"hi"]}),

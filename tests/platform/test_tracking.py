@@ -185,9 +185,10 @@ def test_identity_live_finished_and_unknown(new_tracker: NewTracker) -> None:
 def test_another_hosts_run_is_live_while_its_heart_beats(tracker: Tracker) -> None:
     run_id = open_one(tracker)
     tracker.finish(run_id, "KILLED")
-    tracker.client.update_run(run_id, status="RUNNING")
     beat = replace(Heartbeat.now(), host="elsewhere", pid=1)
     tracker.client.set_tag(run_id, HEARTBEAT_TAG, beat.to_tag())
+    assert not tracker.is_live(tracker.client.get_run(run_id)), "it has just ended there"
+    tracker.client.update_run(run_id, status="RUNNING")
     with pytest.raises(Data2VecError, match="process 1 on elsewhere"):
         open_one(tracker)
     tracker.client.set_tag(run_id, HEARTBEAT_TAG, replace(beat, time_s=time.time() - 500).to_tag())
