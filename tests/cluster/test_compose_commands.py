@@ -275,7 +275,12 @@ def test_a_training_goes_through_the_whole_stack(stack: Stack, tiny_text: Path) 
     assert "registered as models:/tiny-text/1 (tiny-text@champion)" in done.stdout, told
 
     seen = json.loads(
-        stack.run([sys.executable, "-c", LOOK], stack.client(), seconds=600).stdout.splitlines()[-1]
+        stack.run(
+            [sys.executable, "-c", LOOK],
+            # The bucket of MLflow is not for jobs.
+            stack.client(AWS_ACCESS_KEY_ID="admin", AWS_SECRET_ACCESS_KEY=stack.secrets["S3_ADMIN_SECRET"]),
+            seconds=600,
+        ).stdout.splitlines()[-1]
     )
     assert seen["status"] == "FINISHED" and seen["version_run"] == seen["run"]
     assert seen["steps"] == [2, 4, 6, 8]
@@ -292,24 +297,28 @@ def test_a_training_goes_through_the_whole_stack(stack: Stack, tiny_text: Path) 
 def test_logins_and_host_names_are_checked(stack: Stack) -> None:
     ask = """
 import sys, urllib.error, urllib.request
-request = urllib.request.Request("http://mlflow:5000/api/2.0/mlflow/experiments/search?max_results=1",
-                                 headers=dict(word.split("=", 1) for word in sys.argv[1:]))
+request = urllib.request.Request("http://mlflow:5000/api/2.0/mlflow/" + sys.argv[1],
+                                 headers=dict(word.split("=", 1) for word in sys.argv[2:]))
 try:
     print(urllib.request.urlopen(request, timeout=30).status)
 except urllib.error.HTTPError as error:
     print(error.code)
 """
 
-    def status(*headers: str) -> str:
-        return stack.run([sys.executable, "-c", ask, *headers], seconds=60).stdout.strip()
+    def status(*headers: str, path: str = "experiments/search?max_results=1") -> str:
+        return stack.run([sys.executable, "-c", ask, path, *headers], seconds=60).stdout.strip()
 
     import base64
 
     login = base64.b64encode(f"admin:{stack.secrets['MLFLOW_ADMIN_PASSWORD']}".encode()).decode()
+    jobs = base64.b64encode(f"jobs:{stack.secrets['MLFLOW_JOBS_PASSWORD']}".encode()).decode()
     wrong = base64.b64encode(b"admin:wrong").decode()
     assert status() == "401"
     assert status(f"Authorization=Basic {wrong}") == "401"
     assert status(f"Authorization=Basic {login}") == "200"
+    assert status(f"Authorization=Basic {jobs}") == "200"
+    for name, answer in ((login, "200"), (jobs, "403")):
+        assert status(f"Authorization=Basic {name}", path="users/get?username=admin") == answer
     assert status(f"Authorization=Basic {login}", "Host=evil.example:5000") == "403"
 
 

@@ -43,6 +43,8 @@ elif words.startswith("ray job submit") and "lasting" in words:
     sys.exit(1)
 elif words.endswith("failing"):
     sys.exit(3)
+elif words.startswith("ray health-check") and "dead" in os.environ["NODES"]:
+    sys.exit(1)
 """
 
 
@@ -133,6 +135,13 @@ def test_the_batch_script_on_one_node_says_how_the_training_ended(tmp_path: Path
     assert running.returncode == 3, said
     assert not any("--address=10.0.0.1:6379 --num" in words for words, _ in calls(tmp_path))
     assert calls(tmp_path)[-1][0].endswith("rm -rf /tmp/d2v-77")
+
+
+def test_the_batch_script_waits_for_no_head_that_ended(tmp_path: Path) -> None:
+    running = slurm(tmp_path, "dead", "d2v", "train")
+    said = running.communicate(timeout=60)[0]  # it would wait for five minutes
+    assert running.returncode == 1 and "a step of Ray ended" in said
+    assert not any(words.startswith("ray job") for words, _ in calls(tmp_path))
 
 
 def test_before_the_time_limit_the_job_is_stopped_and_requeued(tmp_path: Path) -> None:
