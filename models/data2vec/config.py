@@ -215,6 +215,11 @@ class Data2VecMultiConfig(ModelConfig):
             return "AUDIO" if modalities.image is None else "IMAGE"
         return "TEXT"
 
+    def loss_names(self) -> tuple[str, ...]:
+        """Regression of the modality, and those with a weight."""
+        more = (name for name in ("cls", "recon") if getattr(self, f"{name}_loss") > 0)
+        return (f"{self.modality_name}_regression", *more)
+
     def front_end(self) -> ModalityConfig | None:
         """Configuration of the front end; a family with one of its own says here where it stands."""
         return getattr(self.modalities, self.modality_name.lower(), None)

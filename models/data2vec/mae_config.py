@@ -19,7 +19,8 @@ from .rules import ModelConfig, Rules
 class MaeConfig(ModelConfig):
     """A masked autoencoder of images: the visible patches, encoded, must tell the pixels of the others."""
 
-    decay_groups: ClassVar[bool] = True  # the optimizer groups are "with_decay" and "no_decay"
+    has_teacher: ClassVar[bool] = False
+    decay_groups: ClassVar[bool] = True
 
     input_size: int = 224  # side of the square input, in pixels
     in_chans: int = 3  # colour channels

@@ -7,7 +7,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from .errors import ConfigError, Problem
 from .typed import build, to_dict
@@ -111,7 +111,19 @@ def impossible(part: Any, path: str, most: int) -> list[Problem]:
 
 
 class ModelConfig(ABC):
-    """What the configurations of all model families can do."""
+    """What the configurations of all model families can do.
+
+    Attributes:
+        has_teacher: it is trained against a moving average of itself.
+        decay_groups: the optimizer groups are "with_decay" and "no_decay".
+    """
+
+    has_teacher: ClassVar[bool] = True
+    decay_groups: ClassVar[bool] = False
+
+    def loss_names(self) -> tuple[str, ...]:
+        """The losses that it reports while it is pretrained."""
+        return ("regression",)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], unknown: list[str] | None = None) -> Self:

@@ -19,15 +19,15 @@ from d2v_platform.inference.recording import owner_of
 from d2v_platform.preparation.glue import prepare_glue
 from d2v_platform.recipe.audio_components import AudioFinetuningTask
 from d2v_platform.recipe.compose import compose
-from d2v_platform.recipe.sweep_definition import Evaluate
+from d2v_platform.recipe.sweep_definition import SweepDefinition
 from d2v_platform.registry.model_versions import get_version
 from d2v_platform.registry.register import register
 from d2v_platform.reports.page import run_page, sweep_page
 from d2v_platform.reports.panels import run_panels
 from d2v_platform.reports.run_history import find_run, load_run
 from d2v_platform.reports.sweep_history import load_sweep_history
-from d2v_platform.sweeps.split_decoding import decode_winners
-from d2v_platform.sweeps.submission import predict
+from d2v_platform.sweeps.ctc_decoding import decode_winners
+from d2v_platform.sweeps.glue_submission import predict
 from d2v_platform.sweeps.winners import Winner, record_winner_scores
 from d2v_platform.tracking.scores import SCORE_TAG, Score, record_scores, stored_scores, with_scores
 from d2v_platform.tracking.tracker import MetricPoint, Tracker, now_ms
@@ -317,7 +317,7 @@ def test_decoded_winners_hand_their_scores_on(ctc_model: Path, utterances: Path,
     def record(task: str, scores: Any) -> None:
         seen.extend((task, score.subset, dict(score.metrics)) for score in scores)
 
-    paths = decode_winners(Evaluate(), choices, tmp_path, record=record)
+    paths = decode_winners(SweepDefinition(), choices, tmp_path, record=record)
     ((task_name, subset, metrics),) = seen
     assert (task_name, subset) == ("t", "dev")
     assert f",{round(metrics['wer'], 2)}" in paths["decoding.csv"].read_text()

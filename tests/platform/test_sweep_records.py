@@ -15,11 +15,11 @@ import pytest
 from d2v_platform.figures import clock, shown
 from d2v_platform.recipe.compose import Composed, compose
 from d2v_platform.recipe.sweep_definition import Evaluate, Register, Select, SweepDefinition, Trial
-from d2v_platform.sweeps import split_decoding, winners
+from d2v_platform.sweeps import ctc_decoding, winners
+from d2v_platform.sweeps.ctc_decoding import searches
 from d2v_platform.sweeps.results import ChildRun, Record, StoredTrial, TrialResult, task_of, write_json
 from d2v_platform.sweeps.schedule import Progress, ideal_seconds
 from d2v_platform.sweeps.selection import choose, grid_points, score
-from d2v_platform.sweeps.split_decoding import decode_winners, searches
 from d2v_platform.sweeps.table import protocol, result_table, trials_csv
 from d2v_platform.sweeps.winners import Winner, record_winner_scores, register_winner
 from d2v_platform.tracking.scores import Score as SubsetScore
@@ -348,7 +348,7 @@ def test_speech_winners_are_decoded_on_all_subsets(tmp_path: Path, monkeypatch: 
         known = {"dev": {"wer": rate}, "test": {}}
         return [subset_score(s, known.get(s, {})) for s in options.subsets()]
 
-    monkeypatch.setattr(split_decoding, "score_subsets", score_subsets)
+    monkeypatch.setattr(ctc_decoding, "score_subsets", score_subsets)
     for name in ("lm", "lexicon"):
         (tmp_path / name).touch()
     evaluate = Evaluate(
@@ -356,14 +356,20 @@ def test_speech_winners_are_decoded_on_all_subsets(tmp_path: Path, monkeypatch: 
     )
     kept: list[Any] = []
     choices = {"ctc": speech, "cola": text}
-    paths = decode_winners(evaluate, choices, tmp_path, 3, lambda task, scores: kept.append((task, scores)))
+    room: Any = None
+
+    def use(choices: Any, **of: Any) -> dict[str, Path]:
+        record: Any = lambda task, scores: kept.append((task, scores))  # noqa: E731
+        return winners.use_winners(SweepDefinition(test_files=False, **of), choices, tmp_path, room, record)
+
+    paths = use(choices, evaluate=evaluate)
     assert set(paths) == {"decoding.csv", "decoding.md"}
     assert [o.decoding.type for o in asked] == ["viterbi", "kenlm"]
     for options, name in zip(asked, ("greedy", "LM"), strict=True):
         assert list(options.subsets()) == ["dev", "test"]
         assert options.common_eval.path == str(speech.record.model_folder)
         assert options.common_eval.results_path == str(tmp_path / "decoding/ctc" / name)
-        assert options.platform.num_workers == 3
+        assert options.platform.num_workers == 0
         recipe = speech.record.stored.trial.recipe
         assert (options.task.data, options.task.labels) == (recipe.task.data, recipe.task.labels)
     assert [task for task, _ in kept] == ["ctc", "ctc"] and kept[0][1][0].value == 20.126
@@ -378,8 +384,7 @@ def test_speech_winners_are_decoded_on_all_subsets(tmp_path: Path, monkeypatch: 
     assert told[4] == f"| ctc | {speech.record.stored.name} | 1e-05 | 20.13 | - | 10.5 | - |"
 
     asked.clear()
-    decode_winners(Evaluate(), {"ctc": speech}, tmp_path)
+    use({"ctc": speech})
     (options,) = asked
     assert list(options.subsets()) == speech.record.stored.trial.recipe.valid_subsets()
-    assert options.platform.num_workers == 0
-    assert decode_winners(evaluate, {"cola": text}, tmp_path) == {}
+    assert use({"cola": text}, evaluate=evaluate) == {} and len(asked) == 1

@@ -68,6 +68,10 @@ class Data2VecTextConfig(ModelConfig):
         """Transformer layers, by the name that v2 uses."""
         return self.transformer.encoder.layers
 
+    def loss_names(self) -> tuple[str, ...]:
+        """By the reference's name."""
+        return ("main",)
+
     @property
     def embed_dim(self) -> int:
         """Width, by the name that v2 uses."""

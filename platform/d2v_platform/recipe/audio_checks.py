@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from .components import ModelCriterion
 from .pretraining_checks import pretraining_problems
 
 if TYPE_CHECKING:
+    from .overrides import Override
     from .schema import Recipe
 
 MASK_FIELDS = ("feature_encoder_spec", "mask_prob", "mask_prob_adjust", "mask_length", "inverse_mask",
@@ -173,6 +174,20 @@ def language_model(criterion: CTCCriterion) -> LanguageModel | None:
     else:
         return None
     return LanguageModel(path, lexicon, weight, score, tuple(problems))
+
+
+def without_language_model(recipe: Recipe, given: Sequence[Override], notes: list[str]) -> list[Problem]:
+    """``criterion.wer_*`` beside no language model: refused where it was asked for, noted in a file."""
+    criterion = recipe.criterion
+    if not isinstance(criterion, CTCCriterion) or criterion.wer_args or criterion.wer_kenlm_model:
+        return []
+    asked = {(o.key, o.value) for o in given if isinstance(o.value, str | int | float)}
+    fields = ("wer_lexicon", "wer_lm_weight", "wer_word_score")
+    values = {f"criterion.{name}": getattr(criterion, name) for name in fields}
+    wrong = [name for name, value in values.items() if (name, value) in asked]
+    if criterion.wer_lexicon is not None and "criterion.wer_lexicon" not in wrong:
+        notes.append("criterion.wer_lexicon: no effect here; only used with criterion.wer_kenlm_model")
+    return [Problem(name, values[name], "needs criterion.wer_kenlm_model") for name in wrong]
 
 
 def missing_files(criterion: CTCCriterion) -> list[Problem]:

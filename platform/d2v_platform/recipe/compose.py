@@ -15,9 +15,9 @@ from data2vec.errors import ConfigError, Problem
 from data2vec.typed import flatten
 
 from . import checks, compat, user_code, without_effect
-from .audio_components import CTCCriterion
 from .coercion import coerce
 from .components import CHOICES, Composite
+from .entries import entry_of
 from .groups import GROUPS, Optimization
 from .locate import RecipeFile, find_recipe
 from .overrides import Override, apply
@@ -99,7 +99,7 @@ def compose_loaded(
         problems += _check(loaded.tree, parsed, recipe, problems)
     if recipe is not None:
         problems += _rates_without_effect(recipe, parsed, notes)
-        problems += _without_language_model(recipe, parsed, notes)
+        problems += entry_of(recipe.task).unused(recipe, parsed, notes)
         notes += without_effect.notes_of(recipe, loaded.base if loaded.file.ours else None)
     if problems or recipe is None:
         raise ConfigError(unique(problems), f"the recipe {loaded.file.name}")
@@ -287,17 +287,3 @@ def _rates_without_effect(recipe: Recipe, given: Sequence[Override], notes: list
             "optimization.lr", lr, f"has no effect: every optimizer group has its own lr_float; give {names}"
         )
     ]
-
-
-def _without_language_model(recipe: Recipe, given: Sequence[Override], notes: list[str]) -> list[Problem]:
-    """``criterion.wer_*`` beside no language model: refused where it was asked for, noted in a file."""
-    criterion = recipe.criterion
-    if not isinstance(criterion, CTCCriterion) or criterion.wer_args or criterion.wer_kenlm_model:
-        return []
-    asked = {(o.key, o.value) for o in given if isinstance(o.value, str | int | float)}
-    fields = ("wer_lexicon", "wer_lm_weight", "wer_word_score")
-    values = {f"criterion.{name}": getattr(criterion, name) for name in fields}
-    wrong = [name for name, value in values.items() if (name, value) in asked]
-    if criterion.wer_lexicon is not None and "criterion.wer_lexicon" not in wrong:
-        notes.append("criterion.wer_lexicon: no effect here; only used with criterion.wer_kenlm_model")
-    return [Problem(name, values[name], "needs criterion.wer_kenlm_model") for name in wrong]

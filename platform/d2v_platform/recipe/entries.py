@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.text_config import Data2VecTextConfig
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
-from .audio_checks import CTC_METRICS, audio_problems
+from .audio_checks import CTC_METRICS, audio_problems, without_language_model
 from .audio_components import (
     AudioClassification,
     AudioClassificationTask,
@@ -47,6 +48,9 @@ from .language_components import AdaptiveLossCriterion, CrossEntropyCriterion, L
 from .text_checks import masked_lm_problems, sentence_metrics, sentence_problems
 
 if TYPE_CHECKING:
+    from data2vec.errors import Problem
+
+    from .overrides import Override
     from .schema import Recipe
 
 _TOKENS = "the folder that d2v prepare text wrote (dict.txt, train.bin, train.idx)"
@@ -55,6 +59,10 @@ _IMAGES = "a folder with train/CLASS/..., or the shards that d2v prepare images 
 
 def _no_metrics(recipe: Recipe) -> Mapping[str, bool]:
     return {}
+
+
+def _none_unused(recipe: Recipe, given: Sequence[Override], notes: list[str]) -> list[Problem]:
+    return []
 
 
 def _always(names: Iterable[str], larger_is_better: bool) -> Callable[[Recipe], Mapping[str, bool]]:
@@ -74,6 +82,12 @@ class TaskEntry:
         modality: what it reads, in small letters; names its MLflow experiment.
         problems: what is impossible about a recipe of this task; model and criterion may be of other tasks.
         metrics: what validation reports besides the loss, with whether larger is better.
+        unused: options that have no effect beside others: problems of those that the command line gives,
+            notes about those of a file.
+        words: parts of recipe names that say that a recipe is about this modality, for suggestions.
+        sweep_data: ``package.module:Class`` that makes the data of a sweep's trial ready, as ``RawGlue`` does.
+        after_sweep: ``package.module:function`` of what is made of a sweep's winners of this task besides
+            their registration, as ``write_test_files`` does.
     """
 
     models: tuple[type[Any], ...]
@@ -84,40 +98,54 @@ class TaskEntry:
     problems: Callable[[Recipe], Iterable[Any]]
     metrics: Callable[[Recipe], Mapping[str, bool]] = _no_metrics
     rooms: Mapping[type[Any], str] = field(default_factory=dict)
+    unused: Callable[[Recipe, Sequence[Override], list[str]], list[Problem]] = _none_unused
+    words: tuple[str, ...] = ()
+    sweep_data: str | None = None
+    after_sweep: str | None = None
 
 
 def _ours(module: str, name: str) -> str:
     return f"d2v_platform.tasks.{module}:{name}"
 
 
-_audio = functools.partial(TaskEntry, modality="audio", problems=audio_problems)
+_text = functools.partial(TaskEntry, modality="text", words=("text", "txt", "language", "roberta", "words"))
+_audio = functools.partial(
+    TaskEntry,
+    modality="audio",
+    problems=audio_problems,
+    words=("audio", "speech", "wav2vec", "vox", "libri"),
+)
 _images = functools.partial(
-    TaskEntry, modality="image", data=_IMAGES, criteria=(ModelCriterion,), problems=image_problems
+    TaskEntry,
+    modality="image",
+    data=_IMAGES,
+    criteria=(ModelCriterion,),
+    problems=image_problems,
+    words=("image", "vision", "mae", "beit"),
 )
 _ENTRIES: dict[type[Any], TaskEntry] = {
-    MaskedLMTask: TaskEntry(
+    MaskedLMTask: _text(
         models=(Data2VecMultiConfig, Data2VecTextConfig),
         criteria=(ModelCriterion,),
         room=_ours("text_pretraining", "TextPretraining"),
         data=_TOKENS,
-        modality="text",
         problems=masked_lm_problems,
     ),
-    SentencePredictionTask: TaskEntry(
+    SentencePredictionTask: _text(
         models=(TextClassification, Roberta),
         criteria=(SentencePredictionCriterion,),
         room=_ours("sentence_prediction", "SentencePrediction"),
         data="the <TASK>-bin folder that d2v prepare glue wrote",
-        modality="text",
+        sweep_data="d2v_platform.sweeps.glue_data:RawGlue",
+        after_sweep="d2v_platform.sweeps.glue_submission:write_test_files",
         problems=sentence_problems,
         metrics=sentence_metrics,
     ),
-    LanguageModelingTask: TaskEntry(
+    LanguageModelingTask: _text(
         models=(TransformerLMConfig,),
         criteria=(CrossEntropyCriterion, AdaptiveLossCriterion),
         room=_ours("language_modeling", "LanguageModeling"),
         data=_TOKENS,
-        modality="text",
         problems=language_problems,
         metrics=_always((PERPLEXITY,), False),
     ),
@@ -132,6 +160,8 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         criteria=(CTCCriterion,),
         room=_ours("audio_finetuning", "AudioFinetuning"),
         data="the folder that d2v prepare audio-manifest and audio-labels wrote",
+        unused=without_language_model,
+        after_sweep="d2v_platform.sweeps.ctc_decoding:decode_winners",
         metrics=_always(CTC_METRICS, False),
     ),
     AudioClassificationTask: _audio(
@@ -168,6 +198,18 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
 def entry_of(task: object) -> TaskEntry:
     """The entry of a recipe's ``task`` component."""
     return _ENTRIES[type(task)]
+
+
+def imported(name: str) -> Any:
+    """What ``package.module:name`` of an entry stands for."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def modality_of_name(name: str) -> str | None:
+    """What a recipe's name says that it is about, if it says so."""
+    words = {entry.modality: entry.words for entry in _ENTRIES.values()}
+    return next((found for found in sorted(words) if any(word in name for word in words[found])), None)
 
 
 def register_task(

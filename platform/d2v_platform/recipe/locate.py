@@ -12,12 +12,6 @@ from data2vec.errors import ConfigError, Data2VecError, Problem, nearest_names
 from . import compat
 
 NOT_RECIPES = ("sweep", "platform", "infer")  # folders of the tree that hold other things than recipes
-# Parts of names that say what a recipe is about: who asks for speech is not offered a text recipe.
-_MODALITIES = {
-    "audio": ("audio", "speech", "wav2vec", "vox", "libri"),
-    "image": ("image", "vision", "mae", "beit"),
-    "text": ("text", "txt", "language", "roberta", "words"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +135,12 @@ def _dir_hint(config_dir: str, root: Path) -> str:
 
 
 def _unknown(name: str, names: list[str], what: str) -> Data2VecError:
-    """Names the three nearest, of the modality that was asked for or else of the nearest one; or all."""
+    """Names the three nearest, of the modality that was asked for or else of the nearest one; or all.
+
+    Who asks for speech is not offered a text recipe.
+    """
+    from .entries import modality_of_name as _modality  # with PyTorch: only where there is something to say
+
     likeness = {
         n: max(_likeness(name, n), _likeness(*(x.rpartition("/")[2] for x in (name, n)))) for n in names
     }
@@ -155,12 +154,6 @@ def _unknown(name: str, names: list[str], what: str) -> Data2VecError:
 
 def _likeness(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other).ratio()
-
-
-def _modality(name: str) -> str | None:
-    """What a name says that it is about, if it says so."""
-    found = [modality for modality, parts in _MODALITIES.items() if any(part in name for part in parts)]
-    return found[0] if found else None
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from data2vec.config import NO_TEACHER, Data2VecMultiConfig
+from data2vec.config import NO_TEACHER
 from data2vec.errors import Problem, nearest_names
-from data2vec.mae_config import MaeConfig
-from data2vec.v1.text_config import Data2VecTextConfig
+from data2vec.rules import ModelConfig
 
 from .components import ModelCriterion
 
@@ -22,24 +21,17 @@ _NORM_LOGS = ("model_norm", "ema_norm")
 
 def pretraining_problems(recipe: Recipe) -> Iterator[Problem]:
     """A teacher that there is none of, monitors and losses that the model does not have."""
-    if isinstance(recipe.model, Data2VecMultiConfig) and recipe.model.skip_ema:
+    if getattr(recipe.model, "skip_ema", False):
         yield NO_TEACHER
-    if isinstance(recipe.criterion, ModelCriterion):
-        yield from _logged(recipe, recipe.criterion)
+    if isinstance(recipe.model, ModelConfig) and isinstance(recipe.criterion, ModelCriterion):
+        yield from _logged(recipe.model, recipe.criterion)
 
 
-def _logged(recipe: Recipe, criterion: ModelCriterion) -> Iterator[Problem]:
+def _logged(model: ModelConfig, criterion: ModelCriterion) -> Iterator[Problem]:
     """Names of monitors and losses that the model has."""
-    model = recipe.model
-    losses = ("main",) if isinstance(model, Data2VecTextConfig) else ("regression",)
-    if isinstance(model, Data2VecMultiConfig):
-        losses = (f"{model.modality_name}_regression",)
-        losses += ("cls",) if model.cls_loss > 0 else ()
-        losses += ("recon",) if model.recon_loss > 0 else ()
-    reported = _MODEL_LOGS + (
-        _NORM_LOGS if isinstance(model, Data2VecMultiConfig) and model.log_norms else ()
-    )
-    if isinstance(model, MaeConfig):  # it has no teacher
+    losses = model.loss_names()
+    reported = _MODEL_LOGS + (_NORM_LOGS if getattr(model, "log_norms", False) else ())
+    if not model.has_teacher:
         reported = tuple(key for key in reported if key != "ema_decay")
     for key in criterion.log_keys:
         if key in _NORM_LOGS and key not in reported:

@@ -23,7 +23,6 @@ from ..launch import open_tracker, refuse_node_local
 from ..markdown import code, plain
 from ..recipe.sweep_definition import Sweep
 from ..storage.locations import is_uri
-from ..tracking.scores import RecordScores
 from ..tracking.tracker import FinalStatus
 from ..tracking.tracker_actor import RemoteTracker
 from ..training import ray_session
@@ -33,11 +32,9 @@ from .preparation import prepare_trials
 from .results import ChildRun, Record, StoredTrial, task_of
 from .schedule import ideal_seconds
 from .selection import GridPoint, by_task, choose, floors, grid_points
-from .split_decoding import decode_winners
-from .submission import write_test_files
 from .sweep_folder import SweepFolder, folder_bytes, identity, refuse_changes, sweep_root
 from .table import ResultTable, SweepRow, protocol, result_table, trials_csv
-from .winners import Winner, delete_losers, record_winner_scores, register_winner
+from .winners import Winner, delete_losers, record_winner_scores, register_winner, use_winners
 
 logger = logging.getLogger(__name__)
 
@@ -200,11 +197,7 @@ class _Driver:
         paths = self._write_tables(table, records, points)
         winners = self._winners(table, floor, paths["summary.csv"])
         record = functools.partial(record_winner_scores, self.tracker, winners)
-        evaluate = self.sweep.definition.evaluate
-        paths |= decode_winners(evaluate, table.choices, self.folder.root, record=record)
-        archive = self._test_files(table, record)
-        if archive is not None:
-            paths[archive.name] = archive
+        paths |= use_winners(self.sweep.definition, table.choices, self.folder.root, self.room, record)
         self._tidy(records, table)
         self._log_parent(table, paths, timing)
         self.failed = bool(table.missing or table.undecided)
@@ -332,12 +325,6 @@ class _Driver:
             )
             for task, choice in table.choices.items()
         ]
-
-    def _test_files(self, table: ResultTable, record: RecordScores) -> Path | None:
-        if not self.sweep.definition.test_files:
-            return None
-        folder = self.folder.root / "glue_submission"
-        return write_test_files(list(table.choices.values()), folder, self.room, record)
 
     def _tidy(self, records: Sequence[Record], table: ResultTable) -> None:
         self.freed += delete_losers({record.stored.name: record for record in records}, table.choices)

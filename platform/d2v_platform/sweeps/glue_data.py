@@ -15,7 +15,6 @@ from data2vec.errors import ConfigError, Problem
 from data2vec.folders import file_sha256
 
 from ..home import home_folder
-from ..recipe.components import SentencePredictionTask
 from ..recipe.sweep_definition import Trial
 from ..storage.cache import cached_folder
 from ..storage.locations import is_uri, open_location
@@ -54,12 +53,7 @@ class RawGlue:
             if open_location(node.data).listing():
                 return trial
             folder = _fetched_raw(node.data, task.folder)
-        if (
-            task is None
-            or folder.is_dir()
-            or folder.name != named
-            or not isinstance(node, SentencePredictionTask)
-        ):
+        if task is None or folder.is_dir() or folder.name != named:
             return trial
         root = folder.parent
         if not (root / task.folder).is_dir():

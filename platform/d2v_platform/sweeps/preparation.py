@@ -1,4 +1,4 @@
-"""Before the first trial: models brought here once, raw GLUE prepared once, every mistake found at once."""
+"""Before the first trial: models brought here once, raw data prepared once, every mistake found at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from data2vec.folders import file_sha256
 
 from ..recipe.checks import metrics as reported_metrics
 from ..recipe.components import pretrained_field
+from ..recipe.entries import entry_of, imported
 from ..recipe.local_data import with_local_data
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import TRAIN_LOSS, Sweep, Trial
@@ -22,7 +23,6 @@ from ..tasks import open_subset
 from ..training.job import ResolvedModels
 from ..training.preflight import preflight
 from ..training.run_description import code_version
-from .glue_data import RawGlue
 from .results import StoredTrial
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def prepare_trials(sweep: Sweep, trials: Sequence[Trial]) -> list[StoredTrial]:
         ConfigError: every task whose data or model is missing or does not fit, together.
     """
     problems: list[Problem] = []
-    raw = RawGlue(sweep.definition.data_folders)
+    makers: dict[str, Any] = {}
     models = _Models()
     checked: dict[str, dict[str, str]] = {}
     code = code_version()
@@ -48,7 +48,10 @@ def prepare_trials(sweep: Sweep, trials: Sequence[Trial]) -> list[StoredTrial]:
         trial = _deciding_metric(sweep, trial)
         try:
             found = models.of(trial.recipe)
-            trial = raw.prepared(trial, found.pretrained)
+            if (maker := entry_of(trial.recipe.task).sweep_data) is not None:
+                if maker not in makers:
+                    makers[maker] = imported(maker)(sweep.definition.data_folders)
+                trial = makers[maker].prepared(trial, found.pretrained)
             key = _data_key(trial.recipe, found)
             if key not in checked:
                 checked[key] = {}

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..figures import shown
+from ..recipe.entries import entry_of, imported
 from ..recipe.sweep_definition import SweepDefinition
 from ..registry.registration import register_summary
 from ..tracking.interface import RunTracker
-from ..tracking.scores import Score
+from ..tracking.scores import RecordScores, Score
+from .capacity import Capacity
 from .results import Record
 from .selection import Choice
 from .sweep_folder import delete_weights
@@ -120,6 +122,36 @@ def register_winner(
         model_uri=uri,
         alias=alias,
     )
+
+
+def use_winners(
+    definition: SweepDefinition,
+    choices: Mapping[str, Choice],
+    folder: Path,
+    capacity: Capacity,
+    record: RecordScores,
+) -> dict[str, Path]:
+    """What the tasks of the winners make of them, such as files of a test server.
+
+    Args:
+        definition: of the sweep.
+        choices: winners by task.
+        folder: of the sweep.
+        capacity: what one of them may occupy.
+        record: receives scores of test subsets.
+
+    Returns:
+        Written files by name.
+    """
+    users: dict[str, dict[str, Choice]] = {}
+    for task, choice in choices.items():
+        user = entry_of(choice.record.stored.trial.recipe.task).after_sweep
+        if user is not None:
+            users.setdefault(user, {})[task] = choice
+    paths: dict[str, Path] = {}
+    for user, chosen in users.items():
+        paths |= imported(user)(definition, chosen, folder, capacity, record)
+    return paths
 
 
 def record_winner_scores(

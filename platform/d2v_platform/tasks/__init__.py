@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any
 
-from ..recipe.entries import entry_of
+from ..recipe.entries import entry_of, imported
 from ..recipe.schema import Recipe
 from .task import MicroBatch, TrainingTask
 
@@ -17,10 +16,7 @@ def task_class(recipe: Recipe) -> type[TrainingTask]:
     """The class that trains a recipe."""
     entry = entry_of(recipe.task)
     room = entry.rooms.get(type(recipe.model), entry.room)
-    if isinstance(room, type):
-        return room
-    module, _, name = room.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return room if isinstance(room, type) else imported(room)
 
 
 def make_task(recipe: Recipe, model_folder: Path | None) -> TrainingTask:

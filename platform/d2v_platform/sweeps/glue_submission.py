@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from data2vec.metrics import sentence_metrics
 from ..inference.recording import update_of
 from ..recipe.components import SentencePredictionCriterion, SentencePredictionTask
 from ..recipe.schema import Recipe
+from ..recipe.sweep_definition import SweepDefinition
 from ..tracking.scores import RecordScores, Score
 from .capacity import Capacity
 from .results import StoredTrial
@@ -26,7 +27,8 @@ from .selection import Choice
 
 logger = logging.getLogger(__name__)
 
-ZIP_NAME = "glue_submission.zip"
+FOLDER = "glue_submission"
+ZIP_NAME = f"{FOLDER}.zip"
 
 
 @dataclass(frozen=True)
@@ -49,28 +51,35 @@ class Predictions:
 
 
 def write_test_files(
-    choices: Sequence[Choice],
+    definition: SweepDefinition,
+    choices: Mapping[str, Choice],
     folder: Path,
     capacity: Capacity,
     record: RecordScores = lambda task, scores: None,
-) -> Path | None:
+) -> dict[str, Path]:
     """Predict the test split of every task that has one, and write the server's files and one zip.
 
     Args:
+        definition: says whether test files are wanted.
         choices: winners with their exported models.
-        folder: receives ``CoLA.tsv``, ...; made here.
+        folder: of the sweep; a folder in it receives ``CoLA.tsv``, ....
         capacity: what one prediction may occupy.
         record: receives the scores of splits whose labels are known.
 
     Returns:
-        The zip; ``None`` if no task has a test split.
+        The zip by its name; empty if no task has a test split.
     """
     import ray
     from ray.exceptions import RayTaskError
 
-    wanted = [(choice, task, split) for choice in choices for task, split in _splits(choice.record.stored)]
+    if not definition.test_files:
+        return {}
+    folder = folder / FOLDER
+    wanted = [
+        (choice, task, split) for choice in choices.values() for task, split in _splits(choice.record.stored)
+    ]
     if not wanted:
-        return None
+        return {}
     options: dict[str, Any] = {"num_cpus": max(1, capacity.threads)}
     if capacity.gpus:
         options["num_gpus"] = min(capacity.gpus, 1)
@@ -105,7 +114,7 @@ def write_test_files(
         path = folder / task.submission[split]
         written.append(write_submission(task, found.values, path, labels=found.labels or None))
     if not written:
-        return None
+        return {}
     archive = folder / ZIP_NAME
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         for path in written:
@@ -114,7 +123,7 @@ def write_test_files(
     logger.info(
         "test-server files %s in %s (the server wants all of its tasks, WNLI and AX too)", names, archive
     )
-    return archive
+    return {archive.name: archive}
 
 
 def predict(recipe: dict[str, Any], model_folder: str, split: str, *, threads: int, gpu: bool) -> Predictions:
@@ -178,7 +187,7 @@ def _splits(stored: StoredTrial) -> list[tuple[GlueTask, str]]:
     """The task's test splits that its data folder holds."""
     task = GLUE_TASKS.get(stored.task)
     node = stored.trial.recipe.task
-    if task is None or not isinstance(node, SentencePredictionTask):
+    if task is None:
         return []
     folder = Path(node.data) / "input0"
     return [(task, split) for split in task.submission if (folder / f"{split}.idx").is_file()]

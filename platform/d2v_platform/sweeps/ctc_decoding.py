@@ -19,38 +19,37 @@ from ..inference.options import (
     WorkerOptions,
 )
 from ..markdown import plain, table
-from ..recipe.audio_components import AudioFinetuningTask
-from ..recipe.sweep_definition import Evaluate
+from ..recipe.sweep_definition import Evaluate, SweepDefinition
 from ..tracking.scores import RecordScores
+from .capacity import Capacity
 from .selection import Choice
 
 logger = logging.getLogger(__name__)
 
 
 def decode_winners(
-    evaluate: Evaluate,
+    definition: SweepDefinition,
     choices: Mapping[str, Choice],
     folder: Path,
-    num_workers: int = 0,
+    capacity: Capacity | None = None,
     record: RecordScores = lambda task, scores: None,
 ) -> dict[str, Path]:
     """Decode the winner of each task and write ``decoding.csv`` and ``decoding.md``.
 
     Args:
-        evaluate: subsets and language model.
-        choices: winners by task; others than CTC models are left alone.
+        definition: its ``evaluate`` part has subsets and language model.
+        choices: winners by task.
         folder: of the sweep.
-        num_workers: Ray workers of each decoding.
+        capacity: not asked: this process decodes.
         record: receives each task's scores.
 
     Returns:
         Written files by name; empty if there is nothing to decode.
     """
+    evaluate = definition.evaluate
     rows: list[dict[str, Any]] = []
     for task, choice in choices.items():
         recipe = choice.record.stored.trial.recipe
-        if not isinstance(recipe.task, AudioFinetuningTask):
-            continue
         model = choice.record.model_folder
         if model is None:
             logger.warning("%s: the winner's weights are gone; it is not decoded", task)
@@ -69,7 +68,7 @@ def decode_winners(
                 common_eval=EvaluationOptions(
                     path=str(model), results_path=str(folder / "decoding" / str(task) / name)
                 ),
-                platform=WorkerOptions(num_workers=num_workers),
+                platform=WorkerOptions(num_workers=0),
             )
             options.check()
             scores = score_subsets(options)
