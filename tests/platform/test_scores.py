@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from d2v_platform.cli import app
-from d2v_platform.inference.command import decoding_facts, infer, infer_command
+from d2v_platform.inference.command import infer, infer_command
 from d2v_platform.inference.decoding import Search, make_search
+from d2v_platform.inference.decoding_scores import decoding_facts
 from d2v_platform.inference.options import read_options, read_runs
 from d2v_platform.inference.recording import owner_of
 from d2v_platform.preparation.glue import prepare_glue

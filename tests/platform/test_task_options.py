@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from d2v_platform.recipe.components import SentencePredictionCriterion
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.image_components import MaeImageClassification
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.recipe.text_components import SentencePredictionCriterion
 from d2v_platform.tasks import (
     audio_classification,
     audio_data,

@@ -89,7 +89,8 @@ def test_its_place_does_not_make_another_recipe(package: Path) -> None:
 
 
 def test_names_that_are_taken_are_refused() -> None:
-    from d2v_platform.recipe.components import MaskedLMTask, register_component
+    from d2v_platform.recipe.components import register_component
+    from d2v_platform.recipe.text_components import MaskedLMTask
 
     register_component("task", "masked_lm", MaskedLMTask)  # the same again
     with pytest.raises(ConfigError, match=r"task\._name = 'masked_lm'.*is the name of .*MaskedLMTask"):

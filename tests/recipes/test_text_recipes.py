@@ -8,20 +8,16 @@ from dataclasses import dataclass
 import pytest
 
 from d2v_platform.recipe.checks import metrics
-from d2v_platform.recipe.components import (
-    Adam,
-    Composite,
-    CosineSchedule,
-    MaskedLMTask,
-    PolynomialSchedule,
-    SentencePredictionCriterion,
-    SentencePredictionTask,
-    TextClassification,
-    component_name,
-)
+from d2v_platform.recipe.components import Adam, Composite, CosineSchedule, PolynomialSchedule, component_name
 from d2v_platform.recipe.compose import Composed, LoadedFile, compose_loaded, load_file
 from d2v_platform.recipe.locate import config_root, find_recipe, recipe_names
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.recipe.text_components import (
+    MaskedLMTask,
+    SentencePredictionCriterion,
+    SentencePredictionTask,
+    TextClassification,
+)
 from data2vec.config import Data2VecMultiConfig
 
 

@@ -15,7 +15,8 @@ from data2vec.folders import printable, written_file
 from data2vec.speech_model import BATCH, SpeechModel
 
 from ..bars import Bars
-from .recordings import ReadRecordings
+from .command_options import EmbedOptions
+from .recordings import ReadRecordings, find_recordings, report_unreadable
 
 _ROWS = 4096  # rows of a row group: memory stays small whatever the corpus
 
@@ -103,3 +104,30 @@ def embed_recordings(
 def _shown(files: Sequence[Path], console: Console | None) -> Iterator[Path]:
     with Bars(*Bars.get_default_columns(), console=console, transient=True, disable=console is None) as bars:
         yield from bars.track(files, description="embedding recordings")
+
+
+def embed_audio(model: SpeechModel, place: Path, options: EmbedOptions) -> None:
+    """``d2v embed`` of recordings."""
+    if options.pooling == "cls":
+        raise DataError("--pooling cls is for images; recordings have mean and none")
+    source = place if options.subset is None else place / options.subset
+    if options.subset is not None and not source.exists():
+        source = place / f"{options.subset}.tsv"
+    console = Console(markup=False, soft_wrap=True)
+    files = find_recordings(source)
+    report = embed_recordings(
+        model,
+        files,
+        options.dest,
+        pooling=options.pooling,
+        layer=options.layer,
+        batch_size=options.batch_size,
+        console=console,
+    )
+    frames = f", {report.rows:,} frames" if options.pooling == "none" else ""
+    console.print(
+        f"{options.dest}: {report.recordings:,} recordings{frames}, embeddings of {report.dim} values",
+        highlight=False,
+        markup=False,
+    )
+    report_unreadable(report.failed, len(files))

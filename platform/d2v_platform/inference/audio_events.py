@@ -41,7 +41,9 @@ _USED = ("task.data", "task.max_sample_size", "task.min_sample_size", "dataset.g
          "dataset.max_tokens", "dataset.batch_size", "platform.device")  # fmt: skip
 
 
-def infer_events(options: InferOptions, folder: Path, results: Path, console: Console | None) -> list[Score]:
+def infer_events(
+    options: InferOptions, folder: Path, results: Path, console: Console | None, model: str = ""
+) -> list[Score]:
     """Classify every subset of the options.
 
     Raises:
@@ -51,10 +53,10 @@ def infer_events(options: InferOptions, folder: Path, results: Path, console: Co
     import data2vec
 
     note_unused(options, _USED, "audio events")
-    model = data2vec.load(folder, device=options.platform.chosen_device())
-    assert isinstance(model, SpeechModel) and model.classifier is not None
+    loaded = data2vec.load(folder, device=options.platform.chosen_device())
+    assert isinstance(loaded, SpeechModel) and loaded.classifier is not None
     data, subsets = Path(local_data(options.task.data)), options.subsets()
-    opened = {subset: open_clips(model, data, subset, options) for subset in subsets}
+    opened = {subset: open_clips(loaded, data, subset, options) for subset in subsets}
     for dataset in opened.values():
         dataset.verify()  # all subsets before the first one is classified
         refuse_longer(dataset.manifest, options.task.max_sample_size)
@@ -63,12 +65,12 @@ def infer_events(options: InferOptions, folder: Path, results: Path, console: Co
     weights = file_sha256(folder / "model.safetensors")
     for subset, dataset in opened.items():
         place = results / subset if len(subsets) > 1 else results
-        scores_NC = probabilities(model, dataset, options, console)
-        summary = write_events(place, model.classes, dataset, scores_NC)
+        scores_NC = probabilities(loaded, dataset, options, console)
+        summary = write_events(place, loaded.classes, dataset, scores_NC)
         found.append(
             Score(subset=subset, metrics={k: summary[k] for k in ("mAP", "mAUC", "top1") if k in summary},
                   data=dataset.fingerprint(), weights=weights, samples=len(dataset),
-                  update=update_of(model.config))
+                  update=update_of(loaded.config))
         )  # fmt: skip
         shown = [f"{summary[key]:.2f}" if key in summary else "-" for key in ("mAP", "mAUC", "top1")]
         table.add_row(subset, f"{len(dataset):,}", duration(3600 * summary["hours"]), *shown)

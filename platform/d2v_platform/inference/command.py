@@ -1,4 +1,4 @@
-"""``d2v infer`` and ``experiments/infer.py``: decode subsets with a model, here or over Ray workers."""
+"""``d2v infer`` and ``experiments/infer.py``: score subsets with a model, as its kind asks for."""
 
 from __future__ import annotations
 
@@ -6,26 +6,20 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from data2vec.artifact import read_artifact
-from data2vec.folders import file_sha256
+from data2vec.errors import CheckpointError
 
-from ..figures import duration
 from ..home import home_folder
 from ..registry.model_folders import model_folder
-from ..storage.cache import local_data
+from ..registry.served_models import served_of
 from ..tracking.scores import Score
-from .decoding import Search, check_utterances, load_search, make_job, make_search, open_dataset
 from .options import InferOptions, read_runs
-from .outputs import errors_of, own_results, write_outputs
-from .recording import owner_of, record, update_of
-from .spread import decode_subset
+from .outputs import own_results
+from .recording import owner_of, record
 
 logger = logging.getLogger(__name__)
 
@@ -83,68 +77,12 @@ def score_subsets(options: InferOptions, console: Console | None = None) -> list
 
 def _score_subsets(options: InferOptions, results: Path, console: Console | None) -> list[Score]:
     folder, uri = model_folder(options.common_eval.path)
-    artifact = read_artifact(folder)
-    if artifact.modality == "IMAGE":
-        from .images import infer_images
-
-        return infer_images(options, folder, results, console)
-    if artifact.kind == "audio_classifier":
-        from .audio_events import infer_events
-
-        return infer_events(options, folder, results, console)
-    data = local_data(options.task.data)
-    search = make_search(options.decoding, options.platform.chosen_device())
-    jobs = {subset: make_job(options, folder, data, subset, search) for subset in options.subsets()}
-    for job in jobs.values():
-        check_utterances(job)  # all subsets before the first one is decoded
-    load_search(str(folder), search)  # what is wrong with lexicon and language model is said here, once
-    table = Table("subset", "utterances", "length", "WER %", "S", "D", "I", "real-time factor")
-    scores: list[Score] = []
-    facts = {"weights": file_sha256(folder / "model.safetensors"), "update": update_of(artifact.config),
-             "decoding": decoding_facts(options, search)}  # fmt: skip
-    for subset, job in jobs.items():
-        begin = time.perf_counter()
-        records = decode_subset(job, options.platform.num_workers, console)
-        elapsed = time.perf_counter() - begin
-        place = results / subset if len(jobs) > 1 else results
-        decoding = asdict(options.decoding) | {"model": uri}
-        unique = options.decoding.unique_wer_file
-        worst = options.platform.worst
-        write_outputs(place, records, decoding, worst, subset=subset, unique_wer_file=unique)
-        errors = errors_of(records)
-        metrics = {} if errors is None else {"wer": errors.rate}
-        data_hash = open_dataset(job).fingerprint()
-        scores.append(Score(subset=subset, metrics=metrics, data=data_hash, samples=len(records), **facts))
-        seconds = sum(record["seconds"] for record in records)
-        counts = ["-"] * 4
-        if errors is not None:
-            counts = [
-                f"{errors.rate:.2f}",
-                *map(str, (errors.substitutions, errors.deletions, errors.insertions)),
-            ]
-        factor = f"{elapsed / max(seconds, 1e-9):.3f}"
-        table.add_row(subset, str(len(records)), duration(seconds), *counts, factor)
-    if console is not None:
-        console.print(table)
-        console.print(f"results: {results}", highlight=False)
-    return scores
-
-
-def decoding_facts(options: InferOptions, search: Search) -> dict[str, Any]:
-    """What decides over a decoding besides model and data; files by their content too."""
-    limits = {
-        name: getattr(options.task, name)
-        for name in ("min_sample_size", "max_sample_size")
-        if getattr(options.task, name) is not None
-    }
-    if search.kind == "viterbi":
-        return {"type": "viterbi"} | limits
-    facts = {"type": search.kind, "unitlm": search.unit, **dict(search.beam)}
-    for name, path in (("lexicon", search.lexicon), ("lmpath", search.language_model)):
-        if path is not None:
-            file = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
-            facts |= {name: getattr(options.decoding, name), f"{name}_sha256": file_sha256(file)[:16]}
-    return facts | limits
+    config = read_artifact(folder).config
+    infer_kind = served_of(config).verb("infer")
+    if infer_kind is None:
+        kind = config["kind"]
+        raise CheckpointError(f"{folder} holds a {kind} model; decoding needs one fine-tuned for CTC")
+    return infer_kind(options, folder, results, console, model=uri)
 
 
 def _results(options: InferOptions) -> Path:

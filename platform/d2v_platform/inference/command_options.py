@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,3 +18,27 @@ BatchSize = Annotated[
         help="Images, or recordings of 10 s, that go through the model together; results are the same.",
     ),
 ]  # fmt: skip
+Pooling = Literal["mean", "cls", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """Options of ``d2v embed``, for the kind of model that it is given.
+
+    Attributes:
+        model: as it was named.
+        dest: the Parquet file.
+        subset: of the folder.
+        unlabelled: folders are no classes.
+        layer: shared block whose output is taken.
+        pooling: ``mean``, ``cls`` or ``none``.
+        batch_size: inputs at a time.
+    """
+
+    model: str
+    dest: Path
+    subset: str | None
+    unlabelled: bool
+    layer: int
+    pooling: Pooling
+    batch_size: int

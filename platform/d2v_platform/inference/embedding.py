@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from data2vec.errors import DataError
 
 from ..storage.local_places import file_to_write
-from .command_options import BatchSize, Device
-
-if TYPE_CHECKING:
-    from data2vec.image_model import ImageModel
-    from data2vec.speech_model import SpeechModel
-
-Pooling = Literal["mean", "cls", "none"]
+from .command_options import BatchSize, Device, EmbedOptions, Pooling
 
 
 def embed_command(
@@ -48,78 +41,18 @@ def embed_command(
     are done.
     """
     import data2vec
-    from data2vec.image_model import ImageModel
     from data2vec.in_use import device_of
-    from data2vec.speech_model import SpeechModel
 
     from ..registry.model_folders import model_folder
+    from ..registry.served_models import served_of
     from ..storage.cache import local_data
 
-    where = device_of(device)
-    loaded = data2vec.load(model_folder(model)[0], device=where)
-    place = Path(local_data(data))
-    if isinstance(loaded, ImageModel):
-        labelled = False if unlabelled else None  # else what the folders say
-        _images(loaded, place, dest, subset, labelled, layer, pooling, batch_size)
-    elif isinstance(loaded, SpeechModel):
-        _recordings(loaded, place, dest, subset, layer, pooling, batch_size)
-    else:
-        raise DataError(f"{model} reads text; use data2vec.load(...).embed([...]) for sentences")
-
-
-def _images(
-    model: ImageModel,
-    place: Path,
-    dest: Path,
-    subset: str | None,
-    labelled: bool | None,
-    layer: int,
-    pooling: Pooling,
-    batch_size: int,
-) -> None:
-    from .image_rows import open_any, run_model, write_embeddings
-
-    if place.is_file():
-        raise DataError(f"{place} is a file; d2v embed takes the images of a folder")
-    source = open_any(place, subset, labelled)
-    rows = run_model(model, source, "features", pooling, layer, batch_size=batch_size)
-    write_embeddings(rows, dest)
-    console = Console(markup=False)
-    for line in rows.odd:
-        console.print(line, style="yellow", markup=False)
-    console.print(
-        f"{dest}: {len(rows.names):,} embeddings of {' x '.join(map(str, rows.values.shape[1:]))} values",
-        highlight=False,
-        markup=False,
-    )
-
-
-def _recordings(
-    model: SpeechModel,
-    place: Path,
-    dest: Path,
-    subset: str | None,
-    layer: int,
-    pooling: Pooling,
-    batch_size: int,
-) -> None:
-    from .audio_embeddings import embed_recordings
-    from .recordings import find_recordings, report_unreadable
-
-    if pooling == "cls":
-        raise DataError("--pooling cls is for images; recordings have mean and none")
-    source = place if subset is None else place / subset
-    if subset is not None and not source.exists():
-        source = place / f"{subset}.tsv"
-    console = Console(markup=False, soft_wrap=True)
-    files = find_recordings(source)
-    report = embed_recordings(
-        model, files, dest, pooling=pooling, layer=layer, batch_size=batch_size, console=console
-    )
-    frames = f", {report.rows:,} frames" if pooling == "none" else ""
-    console.print(
-        f"{dest}: {report.recordings:,} recordings{frames}, embeddings of {report.dim} values",
-        highlight=False,
-        markup=False,
-    )
-    report_unreadable(report.failed, len(files))
+    loaded = data2vec.load(model_folder(model)[0], device=device_of(device))
+    embed = served_of(loaded.config).verb("embed")
+    if embed is None:
+        raise DataError(f"{model}: d2v embed has no reader for what it reads; use data2vec.load(...)")
+    options = EmbedOptions(
+        model=model, dest=dest, subset=subset, unlabelled=unlabelled, layer=layer, pooling=pooling,
+        batch_size=batch_size,
+    )  # fmt: skip
+    embed(loaded, Path(local_data(data)), options)

@@ -25,6 +25,7 @@ from data2vec.image_model import ImageModel, Pooling
 from ..bars import Bars
 from ..training.loading import make_loader
 from ..training.loop_state import Worker
+from .command_options import EmbedOptions
 
 BATCH = 32
 _MANY = 512  # images from which starting loader processes pays
@@ -162,3 +163,20 @@ def write_embeddings(rows: ImageRows, path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path)
+
+
+def embed_images(model: ImageModel, place: Path, options: EmbedOptions) -> None:
+    """``d2v embed`` of a folder of images."""
+    if place.is_file():
+        raise DataError(f"{place} is a file; d2v embed takes the images of a folder")
+    labelled = False if options.unlabelled else None  # else what the folders say
+    source = open_any(place, options.subset, labelled)
+    rows = run_model(model, source, "features", options.pooling, options.layer, batch_size=options.batch_size)
+    write_embeddings(rows, options.dest)
+    console = Console(markup=False)
+    for line in rows.odd:
+        console.print(line, style="yellow", markup=False)
+    shape = " x ".join(map(str, rows.values.shape[1:]))
+    console.print(
+        f"{options.dest}: {len(rows.names):,} embeddings of {shape} values", highlight=False, markup=False
+    )

@@ -168,7 +168,9 @@ def draw_confusion(classes: list[str], confusion_CC: np.ndarray, path: Path) -> 
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def infer_images(options: InferOptions, folder: Path, results: Path, console: Console | None) -> list[Score]:
+def infer_images(
+    options: InferOptions, folder: Path, results: Path, console: Console | None, model: str = ""
+) -> list[Score]:
     """Classify every subset of the options.
 
     Raises:
@@ -182,17 +184,17 @@ def infer_images(options: InferOptions, folder: Path, results: Path, console: Co
         subset: open_any(data, _subset_of(data, subset, options.task.data), labelled)
         for subset in options.subsets()
     }
-    model = load_image_model(folder, options.platform.chosen_device())
+    loaded = load_image_model(folder, options.platform.chosen_device())
     table = Table("subset", "images", "unreadable", "top-1 %", "top-5 %")
     found: list[Score] = []
     weights = file_sha256(folder / "model.safetensors")
     for subset, source in sources.items():
         place = results / subset if len(sources) > 1 else results
-        summary = classify_folder(model, source, place, options.dataset.batch_size or BATCH)
+        summary = classify_folder(loaded, source, place, options.dataset.batch_size or BATCH)
         count = int(summary["images"])
         found.append(
             Score(subset=subset, metrics={k: summary[k] for k in ("top1", "top5") if k in summary},
-                  data=source.fingerprint(), weights=weights, samples=count, update=update_of(model.config))
+                  data=source.fingerprint(), weights=weights, samples=count, update=update_of(loaded.config))
         )  # fmt: skip
         shown = [f"{summary[key]:.2f}" if key in summary else "-" for key in ("top1", "top5")]
         counts = [f"{int(summary[key]):,}" for key in ("images", "unreadable")]

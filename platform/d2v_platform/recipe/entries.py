@@ -25,15 +25,7 @@ from .audio_components import (
     CTCCriterion,
     Wav2VecCTC,
 )
-from .components import (
-    MaskedLMTask,
-    ModelCriterion,
-    Roberta,
-    SentencePredictionCriterion,
-    SentencePredictionTask,
-    TextClassification,
-    register_component,
-)
+from .components import ModelCriterion, register_component
 from .image_checks import CLASSIFICATION_METRICS, image_problems, probe_metrics
 from .image_components import (
     Data2VecImageClassification,
@@ -46,6 +38,13 @@ from .image_components import (
 from .language_checks import PERPLEXITY, language_problems
 from .language_components import AdaptiveLossCriterion, CrossEntropyCriterion, LanguageModelingTask
 from .text_checks import masked_lm_problems, sentence_metrics, sentence_problems
+from .text_components import (
+    MaskedLMTask,
+    Roberta,
+    SentencePredictionCriterion,
+    SentencePredictionTask,
+    TextClassification,
+)
 
 if TYPE_CHECKING:
     from data2vec.errors import Problem
@@ -85,7 +84,7 @@ class TaskEntry:
         unused: options that have no effect beside others: problems of those that the command line gives,
             notes about those of a file.
         words: parts of recipe names that say that a recipe is about this modality, for suggestions.
-        sweep_data: ``package.module:Class`` that makes the data of a sweep's trial ready, as ``RawGlue`` does.
+        sweep_data: ``package.module:Class`` that makes the data of a sweep's trials, as ``RawGlue`` does.
         after_sweep: ``package.module:function`` of what is made of a sweep's winners of this task besides
             their registration, as ``write_test_files`` does.
     """
@@ -195,6 +194,11 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
 }
 
 
+def entries() -> list[TaskEntry]:
+    """Of all tasks."""
+    return list(_ENTRIES.values())
+
+
 def entry_of(task: object) -> TaskEntry:
     """The entry of a recipe's ``task`` component."""
     return _ENTRIES[type(task)]
@@ -208,7 +212,7 @@ def imported(name: str) -> Any:
 
 def modality_of_name(name: str) -> str | None:
     """What a recipe's name says that it is about, if it says so."""
-    words = {entry.modality: entry.words for entry in _ENTRIES.values()}
+    words = {entry.modality: entry.words for entry in entries()}
     return next((found for found in sorted(words) if any(word in name for word in words[found])), None)
 
 

@@ -9,14 +9,14 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import Problem
 from data2vec.v1.text_config import Data2VecTextConfig
 
-from .components import (
+from .pretraining_checks import pretraining_problems
+from .text_components import (
     MaskedLMTask,
     Roberta,
     SentencePredictionCriterion,
     SentencePredictionTask,
     TextClassification,
 )
-from .pretraining_checks import pretraining_problems
 
 if TYPE_CHECKING:
     from .schema import Recipe

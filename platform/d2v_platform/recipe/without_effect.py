@@ -17,9 +17,10 @@ from data2vec.typed import flatten
 from data2vec.v1.config import Data2VecAudioConfig
 
 from .audio_components import CTCCriterion
-from .components import ModelCriterion, SentencePredictionCriterion
+from .components import ModelCriterion
 from .groups import CommonEval, Dataset
 from .schema import Recipe
+from .text_components import SentencePredictionCriterion
 
 _INFERENCE = "training predicts nothing: give it to d2v infer"
 _BIAS = "only used with learned_alibi, which is not built"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ from .serving import EMBEDDING, POOLED, SCORES, Served, Use, usual_limits
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-NAME = "AUDIO"
 _RATE = 16_000
+_EMBED = "d2v_platform.inference.audio_embeddings:embed_audio"
 _NOUNS = {"ctc": "speech recogniser (CTC)", "audio_classifier": "classifier of audio events"}
 
 
@@ -106,11 +107,21 @@ def use(kind: str, has_labels: bool) -> Use:
     return Use(table=table, inputs=inputs, outputs=SCORES, call='classify(["talk.wav"])', more=embedding)
 
 
-SERVED = Served(
+_ENCODER = Served(
     entry=Path(__file__).with_name("pyfunc_audio_entry.py"),
     signature=audio_signature,
     check=check,
     use=use,
     noun=lambda config: _NOUNS.get(config["kind"], ""),
     limits=lambda kind: [] if kind == "ctc" else usual_limits(kind),
+    verbs={"embed": _EMBED},
 )
+SERVED = {
+    "AUDIO": _ENCODER,
+    "ctc": replace(
+        _ENCODER, verbs={"embed": _EMBED, "infer": "d2v_platform.inference.decoding_scores:infer_speech"}
+    ),
+    "audio_classifier": replace(
+        _ENCODER, verbs={"embed": _EMBED, "infer": "d2v_platform.inference.audio_events:infer_events"}
+    ),
+}

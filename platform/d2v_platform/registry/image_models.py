@@ -15,8 +15,6 @@ from .serving import EMBEDDING, POOLED, SCORES, Served, Use
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-NAME = "IMAGE"
-
 
 def image_signature(config: Mapping[str, Any]) -> ModelSignature:
     """Columns of images, params with the defaults of the model's kind, and output columns."""
@@ -88,10 +86,16 @@ def use(kind: str, has_labels: bool) -> Use:
     return Use(table=table, inputs=inputs, outputs=SCORES, call='classify(["picture.jpg"])', more=more)
 
 
-SERVED = Served(
-    entry=Path(__file__).with_name("pyfunc_image_entry.py"),
-    signature=image_signature,
-    check=check,
-    use=use,
-    noun=lambda config: "image classifier" if config["kind"] == "image_classifier" else "",
-)
+SERVED = {
+    "IMAGE": Served(
+        entry=Path(__file__).with_name("pyfunc_image_entry.py"),
+        signature=image_signature,
+        check=check,
+        use=use,
+        noun=lambda config: "image classifier" if config["kind"] == "image_classifier" else "",
+        verbs={
+            "embed": "d2v_platform.inference.image_rows:embed_images",
+            "infer": "d2v_platform.inference.images:infer_images",
+        },
+    )
+}

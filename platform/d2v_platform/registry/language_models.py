@@ -11,8 +11,6 @@ from .serving import Served, Use
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-NAME = "language_model"
-
 
 def language_signature(config: Mapping[str, Any]) -> ModelSignature:
     """A column of texts in; log probability, tokens and perplexity out."""
@@ -60,15 +58,18 @@ def use(kind: str, has_labels: bool) -> Use:
     )
 
 
-SERVED = Served(
-    entry=Path(__file__).with_name("pyfunc_language_entry.py"),
-    signature=language_signature,
-    check=check,
-    use=use,
-    noun=lambda config: (
-        f"Transformer language model over {(config.get('task') or {}).get('units', 'tokens')}"
-    ),
-    limits=lambda kind: [
-        "It knows the words of its dictionary, as they are written there; all others are <unk>."
-    ],
-)
+SERVED = {
+    "language_model": Served(
+        entry=Path(__file__).with_name("pyfunc_language_entry.py"),
+        signature=language_signature,
+        check=check,
+        use=use,
+        noun=lambda config: (
+            f"Transformer language model over {(config.get('task') or {}).get('units', 'tokens')}"
+        ),
+        limits=lambda kind: [
+            "It knows the words of its dictionary, as they are written there; all others are <unk>."
+        ],
+        verbs={"embed": "d2v_platform.registry.text_models:no_files"},
+    )
+}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..recipe.entries import imported
 from .model_versions import PRETRAINED
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Served:
         code: further files that go into each version.
         noun: what such a model is, from its ``config.json``; empty for an encoder.
         limits: what its users must know, from its kind.
+        verbs: ``package.module:function`` of what ``d2v infer`` and ``d2v embed`` do with it, by the verb.
     """
 
     entry: Path
@@ -66,6 +68,11 @@ class Served:
     code: tuple[Path, ...] = ()
     noun: Callable[[Mapping[str, Any]], str] = lambda config: ""
     limits: Callable[[str], Sequence[str]] = usual_limits
+    verbs: Mapping[str, str] = field(default_factory=dict)
+
+    def verb(self, name: str) -> Any:
+        """The function of a verb, ``None`` without one."""
+        return imported(self.verbs[name]) if name in self.verbs else None
 
 
 SERVED: dict[str, Served] = {}  # by modality, in capitals, or by a kind of its own

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data2vec.errors import DataError
+
 from .serving import EMBEDDING, POOLED, SCORES, Served, Use, usual_limits
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
-NAME = "TEXT"
 CHECK_TEXTS = (
     "The committee met on Tuesday and agreed to nothing.",
     "Where the river bends, an old mill still turns.",
@@ -77,16 +78,24 @@ def use(kind: str, has_labels: bool) -> Use:
     )
 
 
+def no_files(model: Any, place: Path, options: Any) -> None:
+    """``d2v embed`` reads files of images and recordings."""
+    raise DataError(f"{options.model} reads text; use data2vec.load(...).embed([...]) for sentences")
+
+
 def limits(kind: str) -> list[str]:
     """Those of all encoders and classifiers, and the length of texts."""
     return [*usual_limits(kind), "Texts longer than the model's positions are cut, with a warning."]
 
 
-SERVED = Served(
-    entry=Path(__file__).with_name("pyfunc_entry.py"),
-    signature=text_signature,
-    check=check,
-    use=use,
-    noun=lambda config: "sentence classifier" if config["kind"] == "sentence_classifier" else "",
-    limits=limits,
-)
+SERVED = {
+    "TEXT": Served(
+        entry=Path(__file__).with_name("pyfunc_entry.py"),
+        signature=text_signature,
+        check=check,
+        use=use,
+        noun=lambda config: "sentence classifier" if config["kind"] == "sentence_classifier" else "",
+        limits=limits,
+        verbs={"embed": "d2v_platform.registry.text_models:no_files"},
+    )
+}

@@ -17,9 +17,9 @@ from data2vec.folders import file_sha256
 from data2vec.metrics import sentence_metrics
 
 from ..inference.recording import update_of
-from ..recipe.components import SentencePredictionCriterion, SentencePredictionTask
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import SweepDefinition
+from ..recipe.text_components import SentencePredictionCriterion, SentencePredictionTask
 from ..tracking.scores import RecordScores, Score
 from .capacity import Capacity
 from .results import StoredTrial

@@ -21,14 +21,14 @@ from data2vec.heads import SentenceClassifier, TextConfig, max_text_positions
 from data2vec.metrics import sentence_metrics, wanted_metrics
 from data2vec.v1.text_config import Data2VecTextConfig
 
-from ..recipe.components import (
+from ..recipe.components import pretrained_field
+from ..recipe.schema import Recipe
+from ..recipe.text_components import (
     Roberta,
     SentencePredictionCriterion,
     SentencePredictionTask,
     TextClassification,
-    pretrained_field,
 )
-from ..recipe.schema import Recipe
 from .floor import Floor, sentence_floor
 from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts

@@ -9,9 +9,9 @@ from data2vec.data.dictionary import Dictionary
 from data2vec.data.prepared_blocks import PreparedBlocks
 from data2vec.errors import Data2VecError, DataError
 
-from ..recipe.components import MaskedLMTask
 from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
+from ..recipe.text_components import MaskedLMTask
 
 Blocks = TypeVar("Blocks", bound=PreparedBlocks)
 PUBLISHED_VOCABULARY = 50265  # of the released text models; where the data's dictionary cannot be read

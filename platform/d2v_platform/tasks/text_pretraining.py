@@ -17,8 +17,9 @@ from data2vec.pretraining import Data2VecPretraining
 from data2vec.v1.text import Data2VecTextPretraining, SpanMasking
 from data2vec.v1.text_config import Data2VecTextConfig
 
-from ..recipe.components import MaskedLMTask, ModelCriterion
+from ..recipe.components import ModelCriterion
 from ..recipe.schema import Recipe
+from ..recipe.text_components import MaskedLMTask
 from .pretraining import PretrainingTask
 from .task import batches_of
 from .text_blocks import check_blocks, open_blocks, vocabulary_size
