@@ -47,7 +47,8 @@ def embed_command(
     from ..registry.served_models import served_of
     from ..storage.cache import local_data
 
-    loaded = data2vec.load(model_folder(model)[0], device=device_of(device))
+    where = device_of(device)  # said first where it is not here
+    loaded = data2vec.load(model_folder(model)[0], device=where)
     embed = served_of(loaded.config).verb("embed")
     if embed is None:
         raise DataError(f"{model}: d2v embed has no reader for what it reads; use data2vec.load(...)")
