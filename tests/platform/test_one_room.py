@@ -18,7 +18,7 @@ from data2vec.families import FAMILIES
 PLATFORM = Path(__file__).resolve().parents[2] / "platform" / "d2v_platform"
 # A room: the packages of tasks and of their data; files that carry a subject's name; speech's in inference.
 ROOM = re.compile(
-    r"(tasks|preparation|benchmark|demo)/"
+    r"(tasks|preparation)/"
     r"|[a-z]+/(audio|ctc|decoding|glue|images?|language|pretraining|pyfunc|text)(_[a-z_]+)?\.py"
     r"|inference/(emissions|spread|subtitles|transcription)\.py"
 )
