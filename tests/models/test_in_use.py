@@ -157,6 +157,7 @@ def test_texts_give_in_batches_what_they_give_alone(all_models: dict[str, Any]) 
     _, scores = model.classify(pairs, batch_size=2)
     assert sorted(sizes) == [1, 2]
     np.testing.assert_allclose(scores, [model.classify(pair)[1] for pair in pairs], atol=1e-6)
+    np.testing.assert_allclose(scores, model.classify(pairs)[1], atol=1e-6)  # in one, the longest first
     assert np.abs(scores[0] - scores[1]).max() > 1e-3
 
 
