@@ -128,6 +128,7 @@ def test_listings_go_through_all_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert files.info("bucket/f/d") == {"name": "bucket/f/d", "size": 0, "type": "directory"}
     assert files.info("bucket")["type"] == "directory"
     assert files.modified("bucket/f/a") == "then"
+    assert served(monkeypatch)[1].info("bucket")["type"] == "directory", "an empty one is there too"
 
 
 def test_deletion_is_in_calls_of_a_thousand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,7 @@ def test_the_cache_is_bounded_and_spares_what_is_used(
     with pytest.raises(StorageError, match="raise D2V_CACHE_GB"):
         cached_folder(uris[3], tmp_path)
     monkeypatch.setenv("D2V_CACHE_GB", "3e-6")
+    assert cache.limit_bytes() == 3000
     assert cached_folder(uris[3], tmp_path / "other").is_dir()  # exactly as large as the cache may be
     monkeypatch.setenv("D2V_CACHE_GB", "much")
     with pytest.raises(StorageError, match="must be a number of gigabytes"):
