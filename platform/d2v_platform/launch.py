@@ -52,6 +52,7 @@ from .training.run_storage import (
 )
 from .training.start_times import reached
 from .training.stopping import Stop, in_a_thread, stoppable
+from .training.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -236,11 +237,11 @@ def train_on_ray(
         Data2VecError: a user's mistake that a worker met.
     """
     from ray.exceptions import RayError
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from .training.worker_failures import LostWorkers
-    from .training.workers import run_worker, why_it_failed
+    from .training.worker_failures import LostWorkers, StartsAllowed
+    from .training.workers import leave_token, run_worker, why_it_failed
 
     allowed = job.recipe.platform.max_failures
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -257,13 +258,15 @@ def train_on_ray(
         run_config=RunConfig(
             name=f"{job.run_id}-{attempt}",
             storage_path=ray_storage(job.folder, job.remote),
-            callbacks=[LostWorkers(), *callbacks],
-            failure_config=FailureConfig(max_failures=allowed),
+            callbacks=[LostWorkers(tracker.name, attempt), *callbacks],
+            failure_config=StartsAllowed(allowed, tracker.name, attempt),
             logging_config=LoggingConfig(log_level="WARNING"),  # its own lines repeat ours
         ),
     )
+    leave_token(job, attempt)
+    waiting = Waiting(job, plan, tracker, attempt)
     try:
-        result = trainer.fit() if stop is None else in_a_thread(trainer.fit, stop, tracker, attempt)
+        result = trainer.fit() if stop is None else in_a_thread(trainer.fit, stop, tracker, attempt, waiting)
     except (TrainingFailedError, RayError) as error:
         raise Data2VecError(why_it_failed(error, allowed, job.folder)) from error
     returned = result.return_value
@@ -304,8 +307,10 @@ def _finishing(tracker: RunTracker, run_id: str, again: str) -> Iterator[_Outcom
         logger.info("interrupted; to resume it: %s", again)
         raise
     finally:
-        tracker.settle()
-        tracker.finish(run_id, outcome.status)
+        try:
+            tracker.settle()
+        finally:
+            tracker.finish(run_id, outcome.status)
 
 
 def refuse_node_local(

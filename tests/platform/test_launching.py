@@ -331,6 +331,9 @@ class FakeTracker:
         self.calls.append(("mistake_of", attempt))
         return self.mistake
 
+    def workers_started(self, attempt: str) -> None:
+        self.calls.append(("workers_started", attempt))
+
     def leave_mistake(self, *given: Any) -> None:
         self.calls.append(("leave_mistake", *given))
 
@@ -384,7 +387,7 @@ def test_a_workers_part(
     assert tracker.name == "t" and tracker.calls[0] == ("mistake_of", "a1")
     if rank == 0:
         points = [("valid/loss", 3, 0.5), ("train/loss", 3, 1.0)]
-        assert tracker.calls[1:] == [("log", "r", points), ("settle",)]
+        assert tracker.calls[1:] == [("workers_started", "a1"), ("log", "r", points), ("settle",)]
         assert '"valid/loss": 0.5' in (tmp_path / "e.jsonl").read_text()
     else:
         assert len(tracker.calls) == 1 and not (tmp_path / "e.jsonl").exists()

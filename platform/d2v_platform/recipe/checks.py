@@ -48,7 +48,7 @@ _AT_LEAST: dict[str, float] = {
     "distributed_training.distributed_world_size": 1,
     "platform.num_workers": 0, "platform.gpus_per_worker": 0, "platform.threads_per_worker": 1,
     "platform.max_failures": 0, "platform.max_bad_updates": 1, "platform.plan_count": 1,
-    "platform.clone_chunk": 1,
+    "platform.clone_chunk": 1, "checkpoint.save_interval_minutes": 0, "platform.wait_for_resources": 0,
     "platform.collapse_after": 0, "platform.collapse_min_var": 0, "platform.collapse_min_rank": 0,
     "platform.collapse_patience": 0,
 }  # fmt: skip

@@ -26,6 +26,7 @@ _FREE_TO_CHANGE = frozenset({
     "optimization.stop_time_hours",
     "checkpoint.save_interval",
     "checkpoint.save_interval_updates",
+    "checkpoint.save_interval_minutes",
     "checkpoint.keep_interval_updates",
     "checkpoint.keep_last_epochs",
     "checkpoint.keep_best_checkpoints",

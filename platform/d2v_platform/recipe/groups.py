@@ -84,6 +84,9 @@ class Checkpoint:
     finetune_from_model: str | None = None  # the same as restore_file
     save_interval: int = 1  # epochs between saves
     save_interval_updates: int = 0  # updates between saves; 0 = at epoch ends only
+    save_interval_minutes: float = (
+        15.0  # minutes after which what a lost machine would lose is saved too, without validation; 0 = never
+    )
     keep_interval_updates: int = -1  # mid-epoch checkpoints to keep; -1 = all
     keep_last_epochs: int = -1  # epoch checkpoints to keep; -1 = all
     keep_best_checkpoints: int = -1  # best checkpoints to keep beside the very best; -1 = none
@@ -126,7 +129,8 @@ class Platform:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = (
         "auto"  # auto = what common.fp16 and common.bf16 ask for
     )
-    max_failures: int = 3  # times a run is restarted after lost workers
+    max_failures: int = 3  # restarts after lost workers in a row without a newer checkpoint between them
+    wait_for_resources: float = 0.0  # minutes to wait for workers that do not fit yet; 0 = refuse them
     register_as: str | None = None  # name in the model registry; null = do not register
     alias: str | None = None  # alias to move to the new version, through the gate
     tracking_uri: str | None = None  # MLflow; null = MLFLOW_TRACKING_URI, else SQLite under D2V_HOME

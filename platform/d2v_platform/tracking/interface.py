@@ -116,6 +116,26 @@ class RunTracker(Protocol):
         """Rank 0's question in its updates: is it to stop?"""
         ...
 
+    def workers_started(self, attempt: str) -> None:
+        """Rank 0 of a group of workers has begun."""
+        ...
+
+    def workers_lost(self, attempt: str) -> None:
+        """The group is gone."""
+        ...
+
+    def workers_there(self, attempt: str) -> bool:
+        """Whether a group is at work."""
+        ...
+
+    def times_started(self, attempt: str) -> int:
+        """Groups that began."""
+        ...
+
+    def goes_on_from(self, attempt: str, update: int) -> int:
+        """A group begins at this update; returns how many before it in a row began at the same one."""
+        ...
+
     # -- anything else
 
     def run(

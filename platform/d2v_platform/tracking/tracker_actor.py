@@ -41,6 +41,9 @@ class TrackerService:
         self._mistakes: dict[str, str] = {}
         self._in_updates: set[str] = set()  # attempts whose rank 0 has asked whether to stop
         self._to_stop: set[str] = set()
+        self._groups: dict[str, int] = {}  # of workers that began, by attempt
+        self._there: set[str] = set()
+        self._begun_at: dict[str, list[int]] = {}
 
     def _of(self, run_id: str) -> Tracker:
         """The tracker, with the run open."""
@@ -126,6 +129,26 @@ class TrackerService:
     def stop_asked(self, attempt: str) -> bool:
         self._in_updates.add(attempt)
         return attempt in self._to_stop
+
+    def workers_started(self, attempt: str) -> None:
+        self._groups[attempt] = self._groups.get(attempt, 0) + 1
+        self._there.add(attempt)
+
+    def workers_lost(self, attempt: str) -> None:
+        self._there.discard(attempt)
+
+    def workers_there(self, attempt: str) -> bool:
+        return attempt in self._there
+
+    def times_started(self, attempt: str) -> int:
+        return self._groups.get(attempt, 0)
+
+    def goes_on_from(self, attempt: str, update: int) -> int:
+        before = self._begun_at.setdefault(attempt, [])
+        if before and before[-1] != update:
+            before.clear()
+        before.append(update)
+        return len(before) - 1
 
     def run(
         self,
@@ -264,6 +287,21 @@ class RemoteTracker:
     def question_of_stop(self, attempt: str) -> Question[bool]:
         """:meth:`stop_asked`, not waited for."""
         return Question(self._actor.stop_asked.remote(attempt))
+
+    def workers_started(self, attempt: str) -> None:
+        _wait(self._actor.workers_started.remote(attempt))
+
+    def workers_lost(self, attempt: str) -> None:
+        _wait(self._actor.workers_lost.remote(attempt))
+
+    def workers_there(self, attempt: str) -> bool:
+        return _wait(self._actor.workers_there.remote(attempt))
+
+    def times_started(self, attempt: str) -> int:
+        return _wait(self._actor.times_started.remote(attempt))
+
+    def goes_on_from(self, attempt: str, update: int) -> int:
+        return _wait(self._actor.goes_on_from.remote(attempt, update))
 
     def run(
         self,

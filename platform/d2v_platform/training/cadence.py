@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..recipe.schema import Recipe
@@ -44,3 +46,33 @@ def due_after(recipe: Recipe, update: int, epoch: int, *, epoch_end: bool, skipp
 
 def _divides(interval: int, count: int) -> bool:
     return interval > 0 and count % interval == 0
+
+
+class SaveClock:
+    """Rank 0's clock: when what was computed since the last checkpoint is too much to lose.
+
+    Args:
+        minutes: between checkpoints; 0 is never.
+        now: seconds of a clock that only goes forward.
+    """
+
+    LOOK_S = 10.0  # between two looks whether a node goes away: all workers wait for each other there
+
+    def __init__(self, minutes: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._now = 60 * minutes, now
+        self._saved = self._looked = now()
+
+    def saved(self) -> None:
+        """There is a checkpoint of this moment."""
+        self._saved = self._now()
+
+    def save_due(self) -> bool:
+        """Whether the last checkpoint is too old."""
+        return 0 < self._seconds <= self._now() - self._saved
+
+    def look_due(self) -> bool:
+        """Whether it is time to ask about the nodes again; the next question comes later."""
+        if self._now() - self._looked < self.LOOK_S:
+            return False
+        self._looked = self._now()
+        return True

@@ -73,7 +73,7 @@ class Retention:
         )
 
     def kept(self, manifests: Mapping[int, Mapping[str, Any]], best: int | None) -> set[int]:
-        """The updates that stay.
+        """The updates that stay; of those saved between the recipe's own only the newest of all.
 
         Args:
             manifests: of every checkpoint, by update.
@@ -82,7 +82,11 @@ class Retention:
         updates = sorted(manifests)
         keep = {*updates[-1:], *([best] if best is not None else [])}
         for wanted, epoch_end in ((self.interval, False), (self.epochs, True)):
-            same = [u for u in updates if bool(manifests[u].get("epoch_end")) is epoch_end]
+            same = [
+                u
+                for u in updates
+                if bool(manifests[u].get("epoch_end")) is epoch_end and not manifests[u].get("between")
+            ]
             keep.update(same if wanted < 0 else same[len(same) - wanted :] if wanted else [])
         if self.best > 0:
             scored = [u for u in updates if manifests[u].get("metric") is not None]
@@ -132,6 +136,7 @@ class CheckpointStore:
         epoch_end: bool = False,
         metric: float | None = None,
         best: bool = False,
+        between: bool = False,
     ) -> Path:
         """Publish a checkpoint; replaces one of the same update.
 
@@ -142,6 +147,7 @@ class CheckpointStore:
             epoch_end: it was taken at the end of an epoch.
             metric: validation metric at this update, for keeping the best.
             best: it holds the best validation metric so far.
+            between: the recipe asks for none here; it only protects what was computed since the last one.
 
         Raises:
             CheckpointError: the disk is full or the folder is not writable; older checkpoints stay whole.
@@ -158,7 +164,8 @@ class CheckpointStore:
                 )
             (beside / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
             files = {path.name: describe(path) for path in sorted(beside.iterdir())}
-            manifest = {"update": update, "epoch_end": epoch_end, "metric": metric, "files": files}
+            manifest = {"update": update, "epoch_end": epoch_end, "metric": metric, "between": between,
+                        "files": files}  # fmt: skip
             write_text(beside / MANIFEST, json.dumps(manifest, indent=1), durable=True)
             usual_permissions(beside)
             self.publish(beside, update)

@@ -85,6 +85,7 @@ class Checkpoints:
         epoch_end: bool = False,
         metric: float | None = None,
         best: bool = False,
+        between: bool = False,
         owned: bool = False,
     ) -> None:
         """Take a snapshot and publish it in the background; arguments as in ``CheckpointStore.save``.
@@ -107,7 +108,9 @@ class Checkpoints:
 
         def write() -> None:
             started = time.perf_counter()
-            self.store.save(update, snapshot, state, epoch_end=epoch_end, metric=metric, best=best)
+            self.store.save(
+                update, snapshot, state, epoch_end=epoch_end, metric=metric, best=best, between=between
+            )
             size = sum(tensor.nbytes for group in snapshot.values() for tensor in group.values())
             snapshot.clear()
             took = SaveTime(update, stalled, time.perf_counter() - started, size)

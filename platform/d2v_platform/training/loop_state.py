@@ -61,6 +61,23 @@ class MetricCarrier(Protocol):
         ...
 
 
+@runtime_checkable
+class GroupMember(Protocol):
+    """A reporter of a worker whose group others start, lose and start again."""
+
+    def resumed(self, update: int) -> None:
+        """Every worker goes on from this update.
+
+        Raises:
+            Data2VecError: the group was started too often from it.
+        """
+        ...
+
+    def preempted(self) -> bool:
+        """Whether a node of the group is about to be taken away; every worker asks at the same update."""
+        ...
+
+
 @dataclass(frozen=True)
 class Worker:
     """This process among the k physical workers.

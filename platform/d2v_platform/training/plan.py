@@ -121,6 +121,9 @@ def _placed_workers(recipe: Recipe, cluster: ClusterInfo, cpus: float, gpus: flo
         ConfigError: they do not fit, with what would.
     """
     platform, room = recipe.platform, cluster.holds(cpus, gpus)
+    if platform.wait_for_resources and platform.num_workers and platform.num_workers > room:
+        notes.append(f"now fit {room} of {platform.num_workers} workers: waiting for the others")
+        return platform.num_workers
     scarce = "gpus" if gpus and cluster.holds(0, gpus) <= cluster.holds(cpus, 0) else "cpus"
     if room < 1:
         rule = f"no node has so many; the cluster has {cluster.line()}, so no worker fits; lower it"

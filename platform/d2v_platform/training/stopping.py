@@ -88,11 +88,24 @@ def stoppable(stop: Stop | None = None) -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def in_a_thread(work: Callable[[], Result], stop: Stop, tracker: RemoteTracker, attempt: str) -> Result:
+def in_a_thread(
+    work: Callable[[], Result],
+    stop: Stop,
+    tracker: RemoteTracker,
+    attempt: str,
+    meanwhile: Callable[[], None] = lambda: None,
+) -> Result:
     """Do a driver's work of a Ray run beside the main thread, whose signals Ray Train would take.
 
     The first signal is passed on to rank 0 through the tracker. Where no update is under way, nobody would
     hear it, and it ends the driver.
+
+    Args:
+        work: what is done.
+        stop: the driver's signals.
+        tracker: takes them to rank 0.
+        attempt: of the run.
+        meanwhile: called now and then; what it raises ends the driver's part.
     """
     done: Future[Result] = Future()
 
@@ -107,6 +120,7 @@ def in_a_thread(work: Callable[[], Result], stop: Stop, tracker: RemoteTracker, 
         while not wait([done], timeout=_POLL_S).done:
             if stop.asked() and not tracker.ask_to_stop(attempt):
                 stop.end()
+            meanwhile()
     return done.result()
 
 

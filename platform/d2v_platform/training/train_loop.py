@@ -13,7 +13,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,13 +35,14 @@ from ..tasks.share import to_device
 from ..tasks.statistics import Sums
 from ..tasks.task import floor_facts, size_facts
 from .accelerators import device_rate
-from .cadence import due_after
+from .cadence import SaveClock, due_after
 from .checkpoint import Checkpoint, CheckpointStore, Retention
 from .checkpoint_writer import Checkpoints
 from .collapse import CollapseWatch
 from .job import Job
 from .loading import make_loader
 from .loop_state import (
+    GroupMember,
     LoopState,
     MetricCarrier,
     Reporter,
@@ -126,13 +127,21 @@ class TrainingLoop:
         self.progress = Progress(recipe, worker, matrix_work(recipe, task.module), rate)
         self.last_saved = -1
         self.stop_asked: Callable[[], bool] = lambda: False
-        self.stopping = False  # rank 0's answer, as every worker has it
+        self.clock = SaveClock(recipe.checkpoint.save_interval_minutes)
+        self.stopping = self.saving = self.looking = False  # rank 0's answers, as every worker has them
+        self.warned = False  # of a node that goes away
 
     # ---- resuming -----------------------------------------------------------------------------------------
 
     def resume(self) -> None:
         """Continue from the newest checkpoint that every worker can read whole, if there is one."""
-        common = set.intersection(*gather_objects(self.checkpoints.available()))
+        found = gather_objects(self.checkpoints.available())
+        common = set.intersection(*found)
+        if not common and any(found):
+            raise Data2VecError(
+                f"no checkpoint is known to all workers, so the run would begin anew: {_who_has(found)} "
+                f"below {self.run_folder}. platform.storage must be a folder that all nodes share, or s3://..."
+            )
         for update in sorted(common, reverse=True):
             checkpoint = self.checkpoints.load_or_warn(update)
             if not all(gather_objects(checkpoint is not None)):
@@ -143,7 +152,9 @@ class TrainingLoop:
                 logger.info("resumed at update %d from %s", checkpoint.update, checkpoint.folder)
                 if self.state.best_update in self.store.updates():
                     self.store.mark_best(self.state.best_update)
-            return
+            break
+        if isinstance(self.reporter, GroupMember):
+            self.reporter.resumed(self.state.update)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.placement.load(self.task.module, checkpoint.tensors["model"])
@@ -166,6 +177,7 @@ class TrainingLoop:
     def run(self) -> str:
         """Train until a limit is reached; returns which one."""
         self.progress.start(self.state)
+        self.clock.saved()
         while (reason := self._stop_reason()) is None:
             reason = self._epoch()
             if reason is not None:
@@ -218,9 +230,16 @@ class TrainingLoop:
                     self.watch.add(result.stages)
         task.watching = False
         self.placement.reduce(self.parameters)
-        asked = torch.tensor([self.worker.rank == 0 and self.stop_asked()], dtype=torch.float64)
-        reduced = reduce_vector(torch.cat([sums.vector, asked]), self.worker.device)
-        sums.vector, self.stopping = reduced[:-1], bool(reduced[-1])
+        first = self.worker.rank == 0
+        asked = [
+            first and self.stop_asked(),
+            first and self.clock.save_due(),
+            first and self.clock.look_due(),
+        ]
+        vector = torch.cat([sums.vector, torch.tensor(asked, dtype=torch.float64)])
+        reduced = reduce_vector(vector, self.worker.device)
+        sums.vector = reduced[: -len(asked)]
+        self.stopping, self.saving, self.looking = (bool(answer) for answer in reduced[-len(asked) :])
         divisor = sums["sample_size"] * self.loss_scale.scale
         norm = self.placement.clip(self.parameters, divisor, recipe.optimization.clip_norm)
         finite = math.isfinite(norm) and math.isfinite(sums["loss"])
@@ -271,13 +290,28 @@ class TrainingLoop:
             stop = self._validate_and_save(epoch_end=epoch_end, validate=due.validate, save=due.save)
         if self.stopping and not stop:
             self._save_and_interrupt(epoch_end)
+        elif not stop and (self._node_goes_away() or self.saving):
+            self._save_between(epoch_end)
         return stop
+
+    def _node_goes_away(self) -> bool:
+        """Whether Ray has announced it, once for each start of the group."""
+        if not self.looking or self.warned or not isinstance(self.reporter, GroupMember):
+            return False
+        self.warned = self.reporter.preempted()
+        if self.warned and self.worker.rank == 0:
+            logger.warning("a node of this training is about to be taken away: saving")
+        return self.warned
+
+    def _save_between(self, epoch_end: bool) -> None:
+        """A checkpoint between two of the recipe's, for a lost machine; nothing is validated or logged."""
+        if self.state.update > max(self.last_saved, 0) and not self.recipe.checkpoint.no_save:
+            self._save(epoch_end, None, best=False, between=True)
 
     def _save_and_interrupt(self, epoch_end: bool) -> NoReturn:
         """A checkpoint between two of the recipe's; no figure is logged that an undisturbed run has not."""
         state, saves = self.state, not self.recipe.checkpoint.no_save
-        if saves and state.update > max(self.last_saved, 0):
-            self._save(epoch_end, None, best=False)
+        self._save_between(epoch_end)
         if self.worker.rank == 0:
             self.reporter.flush()
             self.checkpoints.finish()
@@ -427,7 +461,7 @@ class TrainingLoop:
         self.placement.settle()
         return scores
 
-    def _save(self, epoch_end: bool, metric: float | None, best: bool) -> None:
+    def _save(self, epoch_end: bool, metric: float | None, best: bool, between: bool = False) -> None:
         begin, writes = time.perf_counter(), self.worker.rank == 0
         if writes:
             self.checkpoints.wait()  # so that at most one snapshot exists beside the model
@@ -451,8 +485,10 @@ class TrainingLoop:
             if isinstance(self.reporter, MetricCarrier):
                 state["unsent"] = self.reporter.unsent()
             self.checkpoints.save(
-                self.state.update, tensors, state, epoch_end=epoch_end, metric=metric, best=best, owned=True
-            )
+                self.state.update, tensors, state, epoch_end=epoch_end, metric=metric, best=best,
+                between=between, owned=True,
+            )  # fmt: skip
+            self.clock.saved()
         self.progress.checkpoint_s = time.perf_counter() - begin
 
     def finish(self, reason: str, origin: dict[str, Any]) -> Summary:
@@ -488,6 +524,15 @@ class TrainingLoop:
             seconds=seconds,
             bad_updates=state.bad_updates,
         )
+
+
+def _who_has(found: Sequence[Collection[int]]) -> str:
+    """Which worker knows which checkpoint, in words."""
+    told = [
+        f"worker {rank} has {f'that of update {max(has)}' if has else 'none'}"
+        for rank, has in enumerate(found)
+    ]
+    return ", ".join(told[:8]) + (f" and {len(told) - 8} more" if len(told) > 8 else "")
 
 
 def _optimizer_tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data2vec.errors import Data2VecError
+from data2vec.folders import write_text
 
 from ..redaction import redact_logs
+from ..tasks.reduction import gather_objects
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from .evaluation_log import EvaluationLog
 from .job import Job
 from .loop_state import TrainingInterrupted, TrainingStopped
+from .ray_output import LOST_PEER
 from .start_times import reached
 from .stopping import StopQuestion
 from .train_loop import train
@@ -27,13 +34,12 @@ logger = logging.getLogger(__name__)
 class RayTrainReporter(TrackingReporter):
     """Also tells Ray Train about evaluations and checkpoints; every worker reports, as Ray asks."""
 
-    def __init__(
-        self, tracker: RemoteTracker | None, run_id: str, evaluations: EvaluationLog | None = None
-    ) -> None:
+    def __init__(self, tracker: RemoteTracker | None, job: Job, attempt: str) -> None:
         self._has_tracker = tracker is not None
-        self._evaluations = evaluations
+        self._attempt, self._allowed = attempt, job.recipe.platform.max_failures
+        self._evaluations = EvaluationLog(job.evaluations) if job.evaluations and tracker else None
         if tracker is not None:
-            super().__init__(tracker, run_id)
+            super().__init__(tracker, job.run_id)
 
     def log(self, update: int, metrics: Mapping[str, float]) -> None:
         """One point for each metric; validations also into the sweep's file."""
@@ -52,6 +58,28 @@ class RayTrainReporter(TrackingReporter):
 
         ray.train.report({"update": update, **metrics})
         return False
+
+    def resumed(self, update: int) -> None:
+        """Rank 0 asks how often the group has begun there.
+
+        Raises:
+            Data2VecError: more often than ``platform.max_failures`` allows.
+        """
+        if not self._has_tracker:
+            return
+        failed = self._tracker.goes_on_from(self._attempt, update)
+        if failed > self._allowed:
+            raise Data2VecError(
+                f"the workers failed {failed} times in a row from update {update} on, without a newer "
+                f"checkpoint (platform.max_failures = {self._allowed}); the same platform.run_name goes on "
+                "from there; Ray's logs hold the traces"
+            )
+
+    def preempted(self) -> bool:
+        """Ray's own answer, one for all workers."""
+        import ray.train
+
+        return ray.train.get_preemption_info() is not None
 
 
 def run_worker(told: dict[str, Any]) -> dict[str, Any]:
@@ -74,11 +102,10 @@ def run_worker(told: dict[str, Any]) -> dict[str, Any]:
     try:
         job = Job.from_dict(told["job"])
         note_worker(job.folder, attempt, rank)
-        reporter = RayTrainReporter(
-            tracker if rank == 0 else None,
-            job.run_id,
-            EvaluationLog(job.evaluations) if job.evaluations and rank == 0 else None,
-        )
+        if rank == 0:
+            tracker.workers_started(attempt)
+        see_shared_folder(job, attempt)
+        reporter = RayTrainReporter(tracker if rank == 0 else None, job, attempt)
         worker = job.worker(rank, size, ray.train.torch.get_device())
         summary = train(job, reporter, worker, stop_asked=StopQuestion(tracker, attempt))
     except TrainingInterrupted as stopped:
@@ -86,14 +113,83 @@ def run_worker(told: dict[str, Any]) -> dict[str, Any]:
     except TrainingStopped as error:
         tracker.settle()
         return {"error": str(error), "stopped": True}  # all workers decide this from the same sums
-    except Data2VecError as error:
+    except Exception as error:
+        if (mistake := lasting(error)) is None:
+            raise  # Ray starts the group again
+        if not isinstance(error, Data2VecError):
+            logger.exception("worker %d", rank)
         if size > 1:
             # The others wait for this one: end them by an exception. The tracker remembers, not a file: the
             # mistake may be a full disk, and the next start may be on another node.
-            tracker.leave_mistake(attempt, str(error))
+            tracker.leave_mistake(attempt, mistake)
             raise
-        return {"error": str(error)}
+        return {"error": mistake}
     return asdict(summary)
+
+
+def lasting(error: Exception) -> str | None:
+    """What a new start would only meet again, in words; ``None`` for what may pass: a lost peer, a disk."""
+    if isinstance(error, Data2VecError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"the device has too little memory: {str(error).splitlines()[0]} Lower dataset.max_tokens or "
+            "dataset.batch_size (and raise optimization.update_freq), or set platform.clone_chunk, "
+            "platform.checkpoint_activations=true or platform.sharding=full"
+        )
+    if isinstance(error, OSError) or any(words in str(error) for words in LOST_PEER):
+        return None
+    return f"the program failed, and is not started again: {type(error).__name__}: {error}"
+
+
+# ---- one folder for all nodes
+# -------------------------------------------------------------------------------
+
+_TOKEN = "driver.json"
+_SEEN_S = 15.0  # a network file system may show a new file late
+
+
+def leave_token(job: Job, attempt: str) -> None:
+    """Write down who drives this attempt, for :func:`see_shared_folder` of every worker."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    token = {"attempt": attempt, "node": socket.gethostname()}
+    write_text(job.folder / _TOKEN, json.dumps(token))
+
+
+def see_shared_folder(job: Job, attempt: str) -> None:
+    """Check that this worker and the driver mean the same folder; every worker of the group calls this.
+
+    Raises:
+        Data2VecError: some do not, with their nodes' names.
+    """
+    if job.remote is not None:
+        return  # each node keeps its own copies, and the truth is at the URI
+    seen, deadline = _token(job.folder) == attempt, time.monotonic() + _SEEN_S
+    while not seen and time.monotonic() < deadline:
+        time.sleep(0.5)
+        seen = _token(job.folder) == attempt
+    answers = gather_objects((socket.gethostname(), ray_address(), seen))
+    blind = sorted({f"{host} ({address})" for host, address, sees in answers if not sees})
+    if blind:
+        storage = job.recipe.platform.storage
+        raise Data2VecError(
+            f"platform.storage = {storage!r}: what the driver has written into {job.folder} is not there on "
+            f"{', '.join(blind)}; it must be a folder that all nodes share (NFS, Lustre), or s3://BUCKET/FOLDER"
+        )
+
+
+def _token(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / _TOKEN).read_text(encoding="utf-8"))["attempt"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def ray_address() -> str:
+    """This node's address."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
 
 
 def why_it_failed(error: Exception, allowed: int, run_folder: Path) -> str:

@@ -1,0 +1,114 @@
+"""A training whose workers do not fit yet says so, and what it waits for, until they have started."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from data2vec.errors import Data2VecError
+
+from ..tracking.interface import RunTracker
+from .job import Job
+from .plan import Plan
+
+logger = logging.getLogger(__name__)
+
+SAID_EVERY_S = 30.0
+_ASKED_EVERY_S = 2.0
+STATE_TAG = "d2v.state"
+
+
+class Waiting:
+    """Called by the driver again and again while Ray Train works.
+
+    Args:
+        job: the training; its run is shown as waiting.
+        plan: the workers that it wants.
+        tracker: knows whether they have begun.
+        attempt: of the run.
+        now: seconds of a clock that only goes forward.
+        look: what the cluster has and who holds it, in words.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        plan: Plan,
+        tracker: RunTracker,
+        attempt: str,
+        now: Callable[[], float] = time.monotonic,
+        look: Callable[[], str] | None = None,
+    ) -> None:
+        self._job, self._plan, self._tracker, self._attempt = job, plan, tracker, attempt
+        self._now, self._look = now, look or cluster_in_words
+        self._limit_s = 60 * job.recipe.platform.wait_for_resources
+        self._since, self._next, self._said = now(), now(), 0.0
+
+    def __call__(self) -> None:
+        """Say it, if it is time to.
+
+        Raises:
+            Data2VecError: the workers have not come in ``platform.wait_for_resources`` minutes.
+        """
+        now = self._now()
+        if now < self._next:
+            return
+        self._next = now + _ASKED_EVERY_S
+        if self._tracker.workers_there(self._attempt):
+            if self._said:
+                self._tracker.set_tags(self._job.run_id, {STATE_TAG: "training"})
+            self._since, self._said = now, 0.0
+            return
+        waited = now - self._since
+        if self._limit_s and waited > self._limit_s:
+            raise Data2VecError(
+                f"{self._wanted()} did not fit within platform.wait_for_resources = "
+                f"{self._limit_s / 60:g} minutes; {self._look()}"
+            )
+        if waited >= self._said + SAID_EVERY_S:
+            if not self._said:
+                self._tracker.set_tags(self._job.run_id, {STATE_TAG: f"waiting for {self._wanted()}"})
+            self._said = waited
+            logger.info("waiting for %s since %.0f s; %s", self._wanted(), waited, self._look())
+
+    def _wanted(self) -> str:
+        plan = self._plan
+        gpus = f" and {plan.gpus_per_worker:g} GPU" if plan.gpus_per_worker else ""
+        return f"{plan.num_workers} workers of {plan.cpus_per_worker:g} CPU{gpus}"
+
+
+def cluster_in_words() -> str:
+    """What is free in the cluster, and which jobs hold the rest."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    told = [f"{free.get(name, 0):g} of {total[name]:g} {name}s" for name in ("CPU", "GPU") if total.get(name)]
+    holders = ", ".join(f"{job} {held}" for job, held in _held().items())
+    return f"free are {' and '.join(told) or 'none'}" + (f"; held by {holders}" if holders else "")
+
+
+def _held() -> dict[str, str]:
+    """CPUs and GPUs of every job's placement groups, in words; nothing where the state cannot be asked."""
+    import ray
+    from ray.util.state import list_jobs, list_placement_groups
+
+    own = ray.get_runtime_context().get_job_id()
+    try:
+        groups = list_placement_groups(filters=[("state", "=", "CREATED")], detail=True, timeout=5)
+        names = {job.job_id: job.submission_id or f"job {job.job_id}" for job in list_jobs(timeout=5)}
+    except Exception as error:  # the dashboard is away, or was not started
+        logger.debug("who holds the cluster is not known: %s", error)
+        return {}
+    held: dict[str, Counter[str]] = {}
+    for group in groups:
+        if group.creator_job_id != own:
+            has = held.setdefault(names.get(group.creator_job_id, f"job {group.creator_job_id}"), Counter())
+            for bundle in group.bundles or ():
+                for name, count in bundle["unit_resources"].items():
+                    has[name] += count
+    return {
+        job: " and ".join(f"{has[name]:g} {name}s" for name in ("CPU", "GPU") if has[name])
+        for job, has in held.items()
+    }
