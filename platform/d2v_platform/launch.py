@@ -19,10 +19,10 @@ from .recipe.local_data import with_local_data
 from .recipe.schema import Recipe
 from .registry.model_folders import resolve_models
 from .registry.model_versions import PARENT_TAG
-from .registry.registration import register_summary
+from .registry.registration import Trained, register_summary
 from .storage.locations import is_uri
 from .tracking.interface import RunTracker
-from .tracking.tracker import FinalStatus
+from .tracking.tracker import FinalStatus, NewRun
 from .tracking.tracker_actor import RemoteTracker, TrackerService, TrackingReporter
 from .training import ray_session
 from .training.accelerators import local_gpus
@@ -96,7 +96,7 @@ def launch(composed: Composed) -> RunResult:
             tracker.set_tags(job.run_id, summary_tags(summary))
             log_datasets(tracker, job.run_id, recipe, summary.facts)
             registered = register_summary(
-                tracker, composed, job.run_id, job.folder, summary, parent_uri=models.pretrained_uri
+                tracker, composed, Trained(job.run_id, job.folder / "model", summary, models.pretrained_uri)
             )
             keep_end(job.folder, job.remote, summary, registered)
             outcome.status = "FINISHED"
@@ -139,12 +139,17 @@ def _open_run(
             longer = [f"{field} {c.before} -> {c.after}" for field, c in going_on.raised.items()]
             tags["d2v.longer"] = "; ".join([*filter(None, [existing.tags.get("d2v.longer")]), *longer])
     handle = tracker.open_run(
-        experiment=recipe.experiment(),
-        name=name,
-        params=recipe.to_dict(),
-        tags=recipe_tags(composed) | _plan_tags(plan) | {PARENT_TAG: models.pretrained_uri or "none"} | tags,
-        resume_key=name,
-        reopen_finished=going_on.reopen,
+        NewRun(
+            experiment=recipe.experiment(),
+            name=name,
+            params=recipe.to_dict(),
+            tags=recipe_tags(composed)
+            | _plan_tags(plan)
+            | {PARENT_TAG: models.pretrained_uri or "none"}
+            | tags,
+            resume_key=name,
+            reopen_finished=going_on.reopen,
+        )
     )
     if handle.status == "FINISHED":
         raise Data2VecError(f"platform.run_name = {name!r} has just been finished by another process")

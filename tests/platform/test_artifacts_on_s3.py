@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from d2v_platform.registry.model_versions import NewVersion
 from d2v_platform.registry.register import LINEAGE_TAGS, register, resolve
 from d2v_platform.storage.locations import open_location
-from d2v_platform.tracking.tracker import Tracker
+from d2v_platform.tracking.tracker import NewRun, Tracker
 
 
 @pytest.mark.timeout(300)
@@ -19,11 +20,14 @@ def test_artifacts_and_models_lie_in_a_bucket_and_come_back(
 ) -> None:
     monkeypatch.setenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", f"{s3_bucket}/artifacts")
     tracker = new_tracker()
-    run_id = tracker.open_run(experiment="in-a-bucket", name="one", params={"a": 1}).run_id
+    run_id = tracker.open_run(NewRun(experiment="in-a-bucket", name="one", params={"a": 1})).run_id
     tracker.log_text(run_id, "hello", "notes/hello.txt")
     tags = dict.fromkeys(LINEAGE_TAGS, "known") | {"collapse": "false"}
     version = register(
-        tracker, tiny_glue.model, name="far-away", run_id=run_id, tags=tags, card_markdown="# Far\n"
+        tracker,
+        NewVersion(
+            folder=tiny_glue.model, name="far-away", run_id=run_id, tags=tags, card_markdown="# Far\n"
+        ),
     )
     assert tracker.finish(run_id) == 0
     place = open_location(f"{s3_bucket}/artifacts")

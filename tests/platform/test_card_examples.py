@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from d2v_platform.registry.model_card import CardFacts, model_card
+from d2v_platform.registry.model_versions import NewVersion
 from d2v_platform.registry.register import register
-from d2v_platform.tracking.tracker import Tracker
+from d2v_platform.tracking.tracker import NewRun, Tracker
 from data2vec.artifact import Kind, save_artifact
 from data2vec.audio_events import AudioEventConfig, AudioEventModel
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadConfig
@@ -122,7 +123,7 @@ def folder_of(name: str, place: Path) -> Path:
 
 @pytest.mark.timeout(300)  # seven registrations and a fresh process: 15 s on two free cores
 def test_the_code_on_every_kind_of_card_runs(tracker: Tracker, tmp_path: Path) -> None:
-    run = tracker.open_run(experiment="e", name="trained", params={}).run_id
+    run = tracker.open_run(NewRun(experiment="e", name="trained", params={})).run_id
     blocks: dict[str, str] = {}
     for number, (name, (modality, kind, columns)) in enumerate(CASES.items()):
         facts = CardFacts(
@@ -132,7 +133,10 @@ def test_the_code_on_every_kind_of_card_runs(tracker: Tracker, tmp_path: Path) -
         )  # fmt: skip
         card = model_card(facts)
         version = register(
-            tracker, folder_of(name, tmp_path), name=name, run_id=run, tags=LINEAGE, card_markdown=card
+            tracker,
+            NewVersion(
+                folder=folder_of(name, tmp_path), name=name, run_id=run, tags=LINEAGE, card_markdown=card
+            ),
         )
         tracker.client.set_registered_model_alias(name, "champion", str(version.version))
         blocks[name] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0]

@@ -15,7 +15,7 @@ from d2v_platform.recipe.groups import Checkpoint as Rules
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.storage.locations import Location, StorageAwayError, StorageError, open_location
 from d2v_platform.training import remote_checkpoints, run_storage
-from d2v_platform.training.checkpoint import CheckpointStore, Retention, describe, update_of, verify
+from d2v_platform.training.checkpoint import CheckpointStore, Merit, Retention, describe, update_of, verify
 from d2v_platform.training.checkpoint_writer import Checkpoints, Uploader
 from d2v_platform.training.remote_checkpoints import RemoteCheckpoints, copy_folder, fetch_model, upload_model
 from data2vec.errors import CheckpointError, ConfigError
@@ -73,11 +73,11 @@ def test_a_store_prunes_by_its_retention_and_keeps_what_is_being_copied(tmp_path
     store = CheckpointStore(tmp_path, Retention(interval=1, epochs=1, best=1, maximize=True))
     with store.pinned(1) as folder:
         for update, (end, metric) in HISTORY.items():
-            store.save(update, tensors(update), {}, epoch_end=end, metric=metric, best=update == 4)
+            store.save(update, tensors(update), {}, Merit(epoch_end=end, metric=metric, best=update == 4))
         assert store.updates() == [1, 4, 6, 7] and verify(folder) is None
     store.prune()
     assert store.updates() == [1, 4, 6, 7], "1 has the largest metric"
-    store.save(8, tensors(8), {}, metric=9.0)
+    store.save(8, tensors(8), {}, Merit(metric=9.0))
     assert store.updates() == [4, 6, 8]
     assert store.manifests()[8] == {
         "update": 8, "epoch_end": False, "metric": 9.0, "files": store.manifests()[8]["files"],
@@ -190,8 +190,8 @@ def test_an_upload_that_arrived_short_is_no_checkpoint(
 
 def test_a_copy_follows_what_retention_keeps_of_both_sides(tmp_path: Path, run: Location) -> None:
     first = CheckpointStore(tmp_path / "a", Retention(interval=1, epochs=1, best=1))
-    first.save(1, tensors(1), {}, metric=0.5, best=True)
-    first.save(2, tensors(2), {}, metric=3.0, epoch_end=True)
+    first.save(1, tensors(1), {}, Merit(metric=0.5, best=True))
+    first.save(2, tensors(2), {}, Merit(metric=3.0, epoch_end=True))
     remote = RemoteCheckpoints(first, run)
     assert remote.missing() == [1, 2]
     assert remote.sync() == [2, 1], "the newest first"
@@ -199,13 +199,13 @@ def test_a_copy_follows_what_retention_keeps_of_both_sides(tmp_path: Path, run: 
     assert json.loads(run.child("checkpoints").read("best.json")) == {"update": 1}
     # Another machine goes on with nothing; what is kept of both sides stays there.
     second = CheckpointStore(tmp_path / "b", first.retention)
-    second.save(5, tensors(5), {}, metric=4.0)
+    second.save(5, tensors(5), {}, Merit(metric=4.0))
     other = RemoteCheckpoints(second, run)
     assert other.missing() == [5]
     assert other.sync() == [5] and other.updates() == [1, 2, 5]
     assert RemoteCheckpoints(second, run).fetch(2).name == "update_00000002"
     assert second.load(2).tensors["model"]["w"].eq(2).all()
-    second.save(6, tensors(6), {}, metric=0.1, best=True)
+    second.save(6, tensors(6), {}, Merit(metric=0.1, best=True))
     assert other.sync() == [6] and other.updates() == [2, 6]
     assert json.loads(run.child("checkpoints").read("best.json")) == {"update": 6}
     with pytest.raises(CheckpointError, match=r"update_00000009.*missing"):
@@ -247,7 +247,7 @@ def test_what_the_other_side_calls_best_is_kept_by_a_machine_that_does_not_know(
     tmp_path: Path, run: Location
 ) -> None:
     first = CheckpointStore(tmp_path / "a", Retention(interval=1))
-    first.save(1, tensors(1), {}, best=True)
+    first.save(1, tensors(1), {}, Merit(best=True))
     RemoteCheckpoints(first, run).sync()
     second = CheckpointStore(tmp_path / "b", Retention(interval=1))
     second.save(2, tensors(2), {})
@@ -301,7 +301,7 @@ def test_a_model_is_not_there_while_it_is_being_replaced(
 
 def test_a_save_hands_everything_on_and_is_timed(tmp_path: Path) -> None:
     checkpoints = Checkpoints(CheckpointStore(tmp_path), wait=True)
-    checkpoints.save(4, tensors(4), {"n": 4}, epoch_end=True, metric=0.25, best=True)
+    checkpoints.save(4, tensors(4), {"n": 4}, Merit(epoch_end=True, metric=0.25, best=True))
     assert checkpoints.store.updates() == [4] and checkpoints.store.best_update() == 4
     manifest = checkpoints.store.manifests()[4]
     assert (manifest["epoch_end"], manifest["metric"]) == (True, 0.25)

@@ -17,7 +17,7 @@ import torch
 
 from d2v_platform.storage.locations import Location, Patience, StorageAwayError, open_location
 from d2v_platform.training import checkpoint_writer, run_storage
-from d2v_platform.training.checkpoint import CheckpointStore, Retention
+from d2v_platform.training.checkpoint import CheckpointStore, Merit, Retention
 from d2v_platform.training.checkpoint_writer import Checkpoints
 from d2v_platform.training.remote_checkpoints import RemoteCheckpoints, fetch_model, upload_model
 from data2vec.errors import CheckpointError, ConfigError
@@ -106,7 +106,7 @@ def test_both_sides_keep_the_last_and_the_best(tmp_path: Path, run: Location) ->
     for update in range(1, 8):
         metric = 0.1 if update == 2 else float(update)
         checkpoints.save(
-            update, tensors(update), {}, epoch_end=update in (3, 6), metric=metric, best=update == 2
+            update, tensors(update), {}, Merit(epoch_end=update in (3, 6), metric=metric, best=update == 2)
         )
         checkpoints.wait()
     checkpoints.finish()

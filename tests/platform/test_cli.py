@@ -17,7 +17,7 @@ from d2v_platform.cli import app
 from d2v_platform.tracking import pages
 from d2v_platform.tracking.run_list import list_runs
 from d2v_platform.tracking.run_liveness import HEARTBEAT_TAG, Heartbeat
-from d2v_platform.tracking.tracker import MetricPoint, Tracker
+from d2v_platform.tracking.tracker import MetricPoint, NewRun, Tracker
 from data2vec.errors import Data2VecError
 
 # Everything that takes a tenth of a second or more to import.
@@ -163,11 +163,11 @@ def test_runs(tracker: Tracker, mlflow_home: Path) -> None:
     def add(
         name: str, status: str | None, parent: str | None = None, experiment: str = "e", **tags: str
     ) -> str:
-        run = tracker.open_run(
+        run = tracker.open_run(NewRun(
             experiment=experiment, name=name, parent_run_id=parent,
             params={"checkpoint": {"best_checkpoint_metric": "accuracy"}, "dataset": {"valid_subset": "dev"}},
             tags={f"d2v.{key}": value for key, value in tags.items()},
-        )  # fmt: skip
+        ))  # fmt: skip
         points = [("train/loss", 10, 2.0), ("train/loss", 20, 1.0)]
         points += [("dev/accuracy", 16, 70.0)] if name == "judged" else []
         tracker.log(

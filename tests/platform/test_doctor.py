@@ -113,7 +113,7 @@ def test_a_run_whose_process_died_is_found_and_closed(
 ) -> None:
     code = (
         "import os; from d2v_platform.tracking.tracker import *\n"
-        "t = Tracker(); r = t.open_run(experiment='e', name='left behind', params={})\n"
+        "t = Tracker(); r = t.open_run(NewRun(experiment='e', name='left behind', params={}))\n"
         "t.log(r.run_id, [MetricPoint('train/loss', 1, 0.5, now_ms())]); os._exit(9)\n"
     )
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"D2V_HOME": str(mlflow_home)}, check=False)

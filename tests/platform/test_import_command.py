@@ -24,7 +24,7 @@ import data2vec
 from d2v_platform.cli import app
 from d2v_platform.home import default_tracking_uri
 from d2v_platform.importing.command import downloads_folder
-from d2v_platform.importing.importing import has_collapsed, import_model
+from d2v_platform.importing.importing import ImportRequest, has_collapsed, import_model
 from d2v_platform.registry.register import get_version
 from d2v_platform.registry.reload_check import CHECK_FILE
 from d2v_platform.tracking.tracker import Tracker
@@ -151,7 +151,7 @@ def test_the_folder_of_an_import_belongs_to_what_was_asked(
     names.write_text("red\ngreen\nblue\n")
     monkeypatch.setattr("data2vec.interop.teacher_weights.with_teacher_weights", lambda imported: imported)
     asked: list[dict[str, Any]] = [{}, {"classes": names}, {"weights": "teacher"}, {}]
-    found = [import_model(file, **more).folder for more in asked]
+    found = [import_model(ImportRequest(file, **more)).folder for more in asked]
     assert found[0] == found[3] and len(set(found)) == 3, found
 
 
@@ -308,11 +308,11 @@ def test_classes_of_a_fairseq_file_get_names(tmp_path: Path, home: Path) -> None
     assert isinstance(model, ImageModel) and model.classes == ["red", "green", "blue"]
     names.write_text("red\nred\nblue\n")
     with pytest.raises(DataError, match="2 different classes in 3 lines; the model has 3"):
-        import_model(file, classes=names)
+        import_model(ImportRequest(file, classes=names))
     speech = tmp_path / "speech.pt"
     export_fairseq(read_artifact(small_recogniser(tmp_path / "speech")), speech)
     with pytest.raises(DataError, match="a model of this kind has no classes"):
-        import_model(speech, classes=names)
+        import_model(ImportRequest(speech, classes=names))
 
 
 @pytest.mark.timeout(400)  # clean processes import torch and mlflow: slow beside other work

@@ -13,7 +13,8 @@ import pytest
 from d2v_platform.recipe.compose import Composed, compose
 from d2v_platform.registry import registration
 from d2v_platform.registry.model_card import CardFacts, model_card
-from d2v_platform.registry.registration import card_facts, gate_tags, lineage_tags
+from d2v_platform.registry.model_versions import NewVersion
+from d2v_platform.registry.registration import Registration, Trained, card_facts, gate_tags, lineage_tags
 from d2v_platform.training.loop_state import Summary
 from data2vec.families import family_of, modality_of
 
@@ -128,7 +129,7 @@ def test_every_family_has_a_summary_and_the_gate_of_pretrained_models(
         update=9000, metrics=figures, best=None, best_update=None, reason="max_update", export=None, facts={},
         seconds=1.0, bad_updates=0,
     )  # fmt: skip
-    told = card_facts("m", composed, summary, {}, tmp_path, None, None, None)
+    told = card_facts("m", composed, Trained("r", tmp_path, summary), {}, Registration())
     assert words in told.summary and told.modality == modality_of(model).lower()
     assert gate_tags(composed.recipe, summary)["collapse"] == "false"
     flat = dataclasses.replace(summary, metrics=figures | {"train/pred_var": 0.0})
@@ -192,16 +193,17 @@ def test_a_run_registers_its_model_as_its_recipe_says(
     monkeypatch.setattr(registration, "draw_data", lambda *places: list(places[1:]))
     calls: list[dict[str, Any]] = []
 
-    def run(function: Any, **named: Any) -> Any:
+    def run(function: Any, new: NewVersion) -> Any:
         assert function is registration.register
+        named = vars(new)
         calls.append(named)
         aliases = (named["alias"],) if taken else ()
         return SimpleNamespace(version=4, aliases=aliases, refusal=None if taken else "worse than version 3")
 
     tracker: Any = SimpleNamespace(run=run)
     found = registration.register_summary(
-        tracker, composed, "run1", tmp_path, summary,
-        parent_uri="models:/text/3", results_table=Path("/t"), **given,
+        tracker, composed, Trained("run1", tmp_path / "model", summary, "models:/text/3"),
+        Registration(results_table=Path("/t"), **given),
     )  # fmt: skip
     assert found == answer and ("without the alias: worse than version 3" in caplog.text) == (not taken)
     (named,) = calls
@@ -215,5 +217,6 @@ def test_a_run_registers_its_model_as_its_recipe_says(
     platform = dataclasses.replace(composed.recipe.platform, register_as=None)
     nameless = dataclasses.replace(composed, recipe=dataclasses.replace(composed.recipe, platform=platform))
     assert (
-        registration.register_summary(tracker, nameless, "r", tmp_path, summary) is None and len(calls) == 1
+        registration.register_summary(tracker, nameless, Trained("r", tmp_path, summary)) is None
+        and len(calls) == 1
     )

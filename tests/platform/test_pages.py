@@ -20,7 +20,7 @@ from d2v_platform.launch import launch
 from d2v_platform.recipe.compose import compose
 from d2v_platform.registry.register import promote, show
 from d2v_platform.reports.report import write_report
-from d2v_platform.tracking.tracker import MetricPoint, Tracker
+from d2v_platform.tracking.tracker import MetricPoint, NewRun, Tracker
 
 pytestmark = pytest.mark.timeout(900)  # a browser and a server start; slow beside other work
 
@@ -67,7 +67,7 @@ _MEASURE = """id => {
 
 
 def test_a_reports_curves_are_drawn(tracker: Tracker, page: Any, tmp_path: Path) -> None:
-    run = tracker.open_run(experiment="e", name="drawn", params={"model": {"min_target_var": 0.1}})
+    run = tracker.open_run(NewRun(experiment="e", name="drawn", params={"model": {"min_target_var": 0.1}}))
     keys = {"train/loss": -1, "valid/loss": -1, "train/target_var": 1, "train/lr": 1, "train/ema_decay": 1,
             "speed/tokens_per_s": 1}  # fmt: skip
     points = [

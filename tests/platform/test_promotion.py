@@ -157,7 +157,7 @@ def test_two_versions_never_pass_against_each_other(a: float, b: float) -> None:
 
 def test_rollbacks_pop_what_moves_pushed() -> None:
     def move(to: int, alias: str = "a", rollback: bool = False) -> AliasMove:
-        return AliasMove(0, "", alias, None, to, "", "", rollback)
+        return AliasMove(alias=alias, from_version=None, to_version=to, by="", reason="", rollback=rollback)
 
     moves = [move(1), move(2), move(9, alias="b"), move(3)]
     assert holders(moves, "a") == [1, 2, 3]

@@ -12,7 +12,7 @@ import pytest
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.describe import describe
 from d2v_platform.redaction import MASK, looks_secret, redact, redact_file, redact_text
-from d2v_platform.tracking.tracker import Tracker
+from d2v_platform.tracking.tracker import NewRun, Tracker
 from d2v_platform.training.continuation import resume_command
 from data2vec.errors import ConfigError, Data2VecError
 
@@ -153,7 +153,7 @@ def test_a_name_that_holds_a_secret_is_refused_before_the_run_is_made(
     assert "abcdefgh1234" not in text
     assert all(re.search(rf"platform\.{field} = 'x-\*\*\*' +holds a secret", text) for field in fields)
     with Tracker(f"sqlite:///{home}/mlflow.db") as tracker, pytest.raises(Data2VecError) as refused:
-        tracker.open_run(name="abcdefgh1234", experiment="tests", params={})
+        tracker.open_run(NewRun(name="abcdefgh1234", experiment="tests", params={}))
     assert "platform.run_name = '***' holds a secret" in str(refused.value)
 
 

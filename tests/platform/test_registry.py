@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from d2v_platform.registry import register as registry
 from d2v_platform.registry.commands import app
 from d2v_platform.registry.model_package import LIBRARY_REQUIREMENTS
+from d2v_platform.registry.model_versions import NewVersion
 from d2v_platform.registry.register import (
     GateRefusedError,
     ModelVersion,
@@ -33,7 +34,7 @@ from d2v_platform.registry.register import (
     show,
 )
 from d2v_platform.tracking.scores import Score, record_scores, stored_scores
-from d2v_platform.tracking.tracker import Tracker
+from d2v_platform.tracking.tracker import NewRun, Tracker
 from data2vec.artifact import load, save_artifact
 from data2vec.config import Data2VecMultiConfig, SentenceHeadConfig
 from data2vec.data.bpe import GPT2BPE
@@ -108,12 +109,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: TextTokenizer) 
 
 @pytest.fixture
 def run_id(tracker: Tracker) -> str:
-    return tracker.open_run(experiment="e", name="trained", params={}).run_id
+    return tracker.open_run(NewRun(experiment="e", name="trained", params={})).run_id
 
 
 def add(tracker: Tracker, folder: Path, run_id: str, name: str = "tiny", **more: Any) -> ModelVersion:
     tags = LINEAGE | more.pop("tags", {})
-    return register(tracker, folder, name=name, run_id=run_id, tags=tags, card_markdown="# Tiny\n", **more)
+    return register(
+        tracker,
+        NewVersion(folder=folder, name=name, run_id=run_id, tags=tags, card_markdown="# Tiny\n", **more),
+    )
 
 
 def score(value: float, data: str = "data-1") -> dict[str, str]:
@@ -221,12 +225,14 @@ def test_incomplete_registrations_name_every_problem(
     with pytest.raises(ConfigError) as caught:
         register(
             tracker,
-            folders["classifier"],
-            name="a/b",
-            run_id=run_id,
-            tags=tags | {"dictionary.hash": " "},
-            card_markdown="",
-            results_table=tmp_path / "absent.csv",
+            NewVersion(
+                folder=folders["classifier"],
+                name="a/b",
+                run_id=run_id,
+                tags=tags | {"dictionary.hash": " "},
+                card_markdown="",
+                results_table=tmp_path / "absent.csv",
+            ),
         )
     fields = {problem.field for problem in caught.value.problems}
     assert fields == {
@@ -248,11 +254,13 @@ def test_long_lineage_and_cards_are_kept_whole(
     long, card = "d" * 6000, "# Tiny\n" + "a line of the card\n" * 400
     version = register(
         tracker,
-        folders["classifier"],
-        name="tiny",
-        run_id=run_id,
-        tags=LINEAGE | {"recipe.difference": long},
-        card_markdown=card,
+        NewVersion(
+            folder=folders["classifier"],
+            name="tiny",
+            run_id=run_id,
+            tags=LINEAGE | {"recipe.difference": long},
+            card_markdown=card,
+        ),
     )
     assert version.tags["recipe.difference"] == "6000 characters, see lineage.json in the version"
     assert len(version.description) <= 5000
@@ -421,7 +429,9 @@ def test_a_run_that_registered_nothing_is_found_where_it_left_its_model(
         (None, tracker.home / "runs"), (str(shared), shared), (shared.as_uri(), tmp_path / "shared"),
     )  # fmt: skip
     for number, (storage, root) in enumerate(stored):
-        run = tracker.open_run(experiment="e", name=f"r{number}", params={"platform": {"storage": storage}})
+        run = tracker.open_run(
+            NewRun(experiment="e", name=f"r{number}", params={"platform": {"storage": storage}})
+        )
         shutil.copytree(folders["classifier"], root / run.run_id / "model")
         for name in (f"runs:/{run.run_id}", f"runs:/{run.run_id}/model"):
             found = resolve(name, tracker)

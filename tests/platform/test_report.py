@@ -22,7 +22,7 @@ from d2v_platform.reports.run_history import find_run, read_curves
 from d2v_platform.sweeps.results import Record, StoredTrial, TrialResult
 from d2v_platform.sweeps.selection import grid_points
 from d2v_platform.sweeps.table import result_table, trials_csv
-from d2v_platform.tracking.tracker import MetricPoint, Tracker
+from d2v_platform.tracking.tracker import MetricPoint, NewRun, Tracker
 from data2vec.errors import Data2VecError
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -80,7 +80,9 @@ def words_of(page: str) -> str:
 def log_run(tracker: Tracker, name: str, scale: float = 1.0, **more: Any) -> str:
     tags = {"d2v.recipe": "v2/base", "d2v.recipe_difference": '{"optimization.lr": [[1e-4], ["<b>"]]}'}
     key = more.pop("resume_key", name)
-    run = tracker.open_run(experiment="e", name=name, params=PARAMS, tags=tags, resume_key=key, **more)
+    run = tracker.open_run(
+        NewRun(experiment="e", name=name, params=PARAMS, tags=tags, resume_key=key, **more)
+    )
     points = [
         MetricPoint(key, update, value * scale, 1_700_000_000_000 + update)
         for key, values in CURVES.items()
@@ -201,11 +203,13 @@ def sweep(tracker: Tracker) -> Callable[..., Any]:
     def make(ended: bool) -> str:
         composed = compose("v2/text_finetuning/cola", ["task.data=/x", "model.model_path=/m"])
         parent = tracker.open_run(
-            experiment="e",
-            name="first",
-            params={"sweep": {"select": {"metric": None, "within_run": "best"}}},
-            tags={"d2v.sweep_name": "first", "protocol": "value of a run: its best validation\n3 seeds"},
-            resume_key="first",
+            NewRun(
+                experiment="e",
+                name="first",
+                params={"sweep": {"select": {"metric": None, "within_run": "best"}}},
+                tags={"d2v.sweep_name": "first", "protocol": "value of a run: its best validation\n3 seeds"},
+                resume_key="first",
+            )
         ).run_id
         records = []
         for lr, runs in SCORES.items():
@@ -219,11 +223,11 @@ def sweep(tracker: Tracker) -> Callable[..., Any]:
                 grid = {"task": "cola", "lr": lr, "seed": seed}
                 status: Any = "finished" if values else "failed"
                 tags = {"task": "cola", "lr": f"{lr:g}", "seed": str(seed), "status": status}
-                child = tracker.open_run(
+                child = tracker.open_run(NewRun(
                     experiment="e", name=name, params=recipe.to_dict(), resume_key=f"first/{name}",
                     tags=tags | {f"grid.{key}": str(value) for key, value in grid.items()},
                     parent_run_id=parent,
-                ).run_id  # fmt: skip
+                )).run_id  # fmt: skip
                 curve = {100 * (i + 1): {"valid/mcc": value} for i, value in enumerate(values)}
                 points = [
                     MetricPoint("valid/mcc", u, m["valid/mcc"], 1_700_000_000_000) for u, m in curve.items()

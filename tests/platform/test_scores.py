@@ -21,7 +21,7 @@ from d2v_platform.preparation.glue import prepare_glue
 from d2v_platform.recipe.audio_components import AudioFinetuningTask
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.sweep_definition import SweepDefinition
-from d2v_platform.registry.model_versions import get_version
+from d2v_platform.registry.model_versions import NewVersion, get_version
 from d2v_platform.registry.register import register
 from d2v_platform.reports.page import run_page, sweep_page
 from d2v_platform.reports.panels import run_panels
@@ -31,7 +31,7 @@ from d2v_platform.sweeps.ctc_decoding import decode_winners
 from d2v_platform.sweeps.glue_submission import predict
 from d2v_platform.sweeps.winners import Winner, record_winner_scores
 from d2v_platform.tracking.scores import SCORE_TAG, Score, record_scores, stored_scores, with_scores
-from d2v_platform.tracking.tracker import MetricPoint, Tracker, now_ms
+from d2v_platform.tracking.tracker import MetricPoint, NewRun, Tracker, now_ms
 from d2v_platform.tracking.tracker_actor import TrackerService
 from data2vec.artifact import read_artifact, save_artifact
 from data2vec.config import SentenceHeadConfig
@@ -53,7 +53,7 @@ LINEAGE = {
 @pytest.fixture
 def run_id(tracker: Tracker) -> str:
     """A training that is over."""
-    run = tracker.open_run(experiment="x", name="train-1", params={}, resume_key="train-1")
+    run = tracker.open_run(NewRun(experiment="x", name="train-1", params={}, resume_key="train-1"))
     tracker.log(run.run_id, [MetricPoint("dev/wer", 40, 30.0, now_ms())])
     tracker.finish(run.run_id)
     return run.run_id
@@ -130,7 +130,8 @@ def test_the_card_of_a_version_shows_its_scores_once(tracker: Tracker, run_id: s
     tracker.client.create_model_version("speech", "runs:/x/model", run_id, tags=own, description=whole)
     for _ in range(2):  # of an earlier try that did not come to the scores
         made = register(
-            tracker, folder=ctc_model, name="speech", run_id=run_id, tags=LINEAGE, card_markdown="# s"
+            tracker,
+            NewVersion(folder=ctc_model, name="speech", run_id=run_id, tags=LINEAGE, card_markdown="# s"),
         )
         assert made.tags["test/dev_other/wer_kenlm"] == "12.3457" and "test/unlike/wer" not in made.tags
         assert [score.id for score in stored_scores(made.tags)] == [mine.id]
@@ -151,7 +152,9 @@ def test_the_card_of_a_version_shows_its_scores_once(tracker: Tracker, run_id: s
 def version(tracker: Tracker, run_id: str, ctc_model: Path) -> str:
     """The model, registered by its run."""
     tags = LINEAGE | {"metric.name": "wer", "metric.value": "30", "metric.maximize": "false"}
-    made = register(tracker, folder=ctc_model, name="speech", run_id=run_id, tags=tags, card_markdown="# s")
+    made = register(
+        tracker, NewVersion(folder=ctc_model, name="speech", run_id=run_id, tags=tags, card_markdown="# s")
+    )
     return made.uri
 
 
@@ -232,7 +235,7 @@ def test_the_run_of_a_model(tracker: Tracker, run_id: str, bare_version: str) ->
     assert owner_of(version, version, {}, None).version == ("speech", 1)
     by_run = owner_of(f"runs:/{run_id}", "models:/m-1", {}, None)
     assert (by_run.run_id, by_run.version) == (run_id, None)
-    other = tracker.open_run(experiment="x", name="train-2", params={}, resume_key="train-2")
+    other = tracker.open_run(NewRun(experiment="x", name="train-2", params={}, resume_key="train-2"))
     with pytest.raises(Data2VecError, match="--run train-2"):
         owner_of(version, version, {}, "train-2")
     tracker.finish(other.run_id)
@@ -328,14 +331,22 @@ def test_a_sweeps_winner_and_its_version_are_scored(
     tracker: Tracker, bare_version: str, ctc_model: Path
 ) -> None:
     parent = tracker.open_run(
-        experiment="x", name="sweep-1", params={}, tags={"d2v.sweep_name": "sweep-1"}, resume_key="sweep-1"
+        NewRun(
+            experiment="x",
+            name="sweep-1",
+            params={},
+            tags={"d2v.sweep_name": "sweep-1"},
+            resume_key="sweep-1",
+        )
     )
     trial = tracker.open_run(
-        experiment="x",
-        name="lr 1e-4",
-        params={},
-        parent_run_id=parent.run_id,
-        tags={"task": "t", "lr": "1e-4"},
+        NewRun(
+            experiment="x",
+            name="lr 1e-4",
+            params={},
+            parent_run_id=parent.run_id,
+            tags={"task": "t", "lr": "1e-4"},
+        )
     )
     for run in (trial, parent):
         tracker.finish(run.run_id)

@@ -21,6 +21,7 @@ from d2v_platform.sweeps.results import ChildRun, StoredTrial, TrialResult, eval
 from d2v_platform.sweeps.schedule import Progress
 from d2v_platform.sweeps.sweep_folder import SweepFolder
 from d2v_platform.sweeps.table import result_table
+from d2v_platform.tracking.tracker import NewRun
 from d2v_platform.training.loop_state import Summary
 
 ROOM = Capacity(slots=2, workers=1, cpus=1, gpus=0, threads=1, loaders=0)
@@ -344,8 +345,8 @@ def test_a_trial_goes_on_in_its_own_run(state: str | None, opens: bool, tmp_path
         asked.append(words)
         return SimpleNamespace(state=state, run_id="old") if state else None
 
-    def open_run(**named: Any) -> Any:
-        asked.append(named)
+    def open_run(run: NewRun) -> Any:
+        asked.append(vars(run))
         return SimpleNamespace(run_id="new")
 
     trial, tracker = stored(7), SimpleNamespace(find_run=find_run, open_run=open_run)

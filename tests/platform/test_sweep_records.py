@@ -15,6 +15,7 @@ import pytest
 from d2v_platform.figures import clock, shown
 from d2v_platform.recipe.compose import Composed, compose
 from d2v_platform.recipe.sweep_definition import Evaluate, Register, Select, SweepDefinition, Trial
+from d2v_platform.registry.registration import Trained
 from d2v_platform.sweeps import ctc_decoding, winners
 from d2v_platform.sweeps.ctc_decoding import searches
 from d2v_platform.sweeps.results import ChildRun, Record, StoredTrial, TrialResult, task_of, write_json
@@ -273,13 +274,15 @@ def test_the_run_that_stands_for_the_winner_is_registered(
     assert positional[0] is tracker
     assert positional[1].recipe is choice.record.stored.trial.recipe
     assert positional[1].overrides == ("optimization.lr=[1e-05]",)
-    assert positional[2:] == ("run2", choice.record.folder, choice.record.result.summary)
-    assert named.pop("protocol") == (
+    model, summary = choice.record.model_folder, choice.record.result.summary
+    assert positional[2] == Trained("run2", model, summary, "models:/text/4") and not named
+    asked = dict(vars(positional[3]))
+    assert asked.pop("protocol") == (
         "Winner of a sweep: learning rate 1e-05, mcc 20.00 with seed 2; median over 3 seed(s) 20.00 "
         "(10.00 to 40.00). Metric: mcc. Seeds 3."
     )
-    assert named == {
-        "parent_uri": "models:/text/4", "name": "tiny-cola", "alias": "champion", "seeds": (1, 2, 3),
+    assert asked == {
+        "name": "tiny-cola", "alias": "champion", "seeds": (1, 2, 3),
         "results_table": Path("/table.md"),
     }  # fmt: skip
     assert found == Winner(
@@ -293,8 +296,8 @@ def test_value_and_median_of_a_winner_are_not_the_same(monkeypatch: pytest.Monke
     definition = SweepDefinition(register=Register(name="m"))
     found = register_winner(Tracker(), definition, chosen(10.0, 20.0), None, [], Path("/t"))  # type: ignore[arg-type]
     assert (found.value, found.median, found.seed, found.floor) == (20.0, 15.0, 2, None)
-    assert "mcc 20.00 with seed 2; median over 2 seed(s) 15.00 (10.00 to 20.00)" in calls[0][1]["protocol"]
-    assert (calls[0][1]["name"], calls[0][1]["alias"]) == ("m", None)
+    assert "mcc 20.00 with seed 2; median over 2 seed(s) 15.00 (10.00 to 20.00)" in calls[0][0][3].protocol
+    assert (calls[0][0][3].name, calls[0][0][3].alias) == ("m", None)
 
 
 def test_nothing_is_registered_without_a_name_or_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ import pytest
 
 from d2v_platform.tracking.mlflow_access import open_client
 from d2v_platform.tracking.run_liveness import HEARTBEAT_TAG, Heartbeat
-from d2v_platform.tracking.tracker import MetricPoint, Tracker
+from d2v_platform.tracking.tracker import MetricPoint, NewRun, Tracker
 from d2v_platform.tracking.tracker_actor import TrackerService, TrackingReporter
 from data2vec.errors import Data2VecError
 
@@ -39,7 +39,7 @@ def history(tracker: Tracker, run_id: str, key: str = "train/loss") -> list[tupl
 
 def open_one(tracker: Tracker, name: str = "one", **more: Any) -> str:
     settings = {"experiment": "e", "params": {"a": 1}, "resume_key": name} | more
-    return tracker.open_run(name=name, **settings).run_id
+    return tracker.open_run(NewRun(name=name, **settings)).run_id
 
 
 def artifact(tracker: Tracker, run_id: str, path: str) -> str:
@@ -52,13 +52,15 @@ def test_importing_tracking_does_not_import_mlflow() -> None:
 
 
 def test_a_run_has_params_tags_metrics_and_an_end(tracker: Tracker) -> None:
-    parent = tracker.open_run(experiment="e", name="sweep", params={})
+    parent = tracker.open_run(NewRun(experiment="e", name="sweep", params={}))
     run = tracker.open_run(
-        experiment="e",
-        name="trial",
-        params={"model": {"depth": 4, "norm": None, "layers": [1, 2]}, "lr": 1e-4},
-        tags={"recipe.digest": "abc"},
-        parent_run_id=parent.run_id,
+        NewRun(
+            experiment="e",
+            name="trial",
+            params={"model": {"depth": 4, "norm": None, "layers": [1, 2]}, "lr": 1e-4},
+            tags={"recipe.digest": "abc"},
+            parent_run_id=parent.run_id,
+        )
     )
     tracker.log(run.run_id, points(range(3)))
     tracker.log_dict(run.run_id, {"b": 1}, "tables/result.json")
@@ -131,7 +133,7 @@ def test_resume_goes_on_in_the_same_run_without_doubles_even_if_the_queue_is_los
         if file.is_file():
             file.unlink()
     second = new_tracker()
-    again = second.open_run(experiment="e", name="one", params={"a": 2, "b": 3}, resume_key="one")
+    again = second.open_run(NewRun(experiment="e", name="one", params={"a": 2, "b": 3}, resume_key="one"))
     assert (again.resumed, again.run_id) == (True, run_id)
     assert second.log(run_id, points(range(5, 15), value=100.0)) == 5
     assert second.finish(run_id, "FINISHED") == 0
@@ -172,7 +174,7 @@ def test_identity_live_finished_and_unknown(new_tracker: NewTracker) -> None:
         with pytest.raises(Data2VecError, match=f"'one' is being trained by process {os.getpid()} on "):
             open_one(other)
     tracker.finish(run_id, "FINISHED")
-    again = tracker.open_run(experiment="e", name="one", params={}, resume_key="one")
+    again = tracker.open_run(NewRun(experiment="e", name="one", params={}, resume_key="one"))
     assert (again.status, again.resumed, again.run_id) == ("FINISHED", False, run_id)
     unnamed = [open_one(tracker, "auto", resume_key=None) for _ in range(2)]
     assert unnamed[0] != unnamed[1]
@@ -337,9 +339,10 @@ def test_a_killed_driver_is_closed_and_its_points_arrive(tracker: Tracker, mlflo
     """SIGKILL right after log() returned: the points are on disk, the next start sends them."""
     script = textwrap.dedent("""
         import sys, time
-        from d2v_platform.tracking.tracker import MetricPoint, Tracker
+        from d2v_platform.tracking.tracker import MetricPoint, NewRun, Tracker
         tracker = Tracker(send_interval_s=3600)
-        run = tracker.open_run(experiment="e", name="victim", params={}, resume_key="victim")
+        new = NewRun(experiment="e", name="victim", params={}, resume_key="victim")
+        run = tracker.open_run(new)
         tracker.log(run.run_id, [MetricPoint("loss", s, float(s), s) for s in range(7)])
         print(run.run_id, flush=True)
         time.sleep(600)
@@ -447,7 +450,9 @@ def test_a_server_that_never_answers_is_a_clear_error(mlflow_home: Path) -> None
 def test_a_run_that_another_process_left_open_can_be_ended(new_tracker: Callable[..., Tracker]) -> None:
     """A sweep ends the trials that were over when its driver was killed; no later start is needed for it."""
     first, second = new_tracker(), new_tracker()
-    run_id = first.open_run(experiment="left", name="trial", params={}, tags={"status": "running"}).run_id
+    run_id = first.open_run(
+        NewRun(experiment="left", name="trial", params={}, tags={"status": "running"})
+    ).run_id
     first.close()
     assert second.finish(run_id, "FINISHED", tags={"status": "finished"}) == 0
     run = second.client.get_run(run_id)
@@ -459,7 +464,7 @@ def test_what_workers_leave_with_the_service(
 ) -> None:
     local = TrackerService(None)
     tracker = local.tracker
-    run_id = local.open_run(experiment="e", name="w", params={}, resume_key="w").run_id
+    run_id = local.open_run(NewRun(experiment="e", name="w", params={}, resume_key="w")).run_id
     reporter = TrackingReporter(local, run_id)
     reporter.log(7, {"train/loss": 2.0})
     unsent = {"format": 1, "run_id": "f" * 32, "marks": {}, "points": [["k", 8, 1.5, 1_700_000_000_000]]}

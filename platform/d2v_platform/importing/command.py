@@ -67,12 +67,13 @@ def import_command(
     if dry_run:
         _dry_run(file, dict_, console)
         return
-    from .importing import import_model
+    from .importing import ImportRequest, import_model
 
-    done = import_model(
+    asked = ImportRequest(
         file, dict_path=dict_, classes=classes, out=out, weights=weights, register=register, alias=alias,
-        expected_sha256=sha256 if not download else None, tracking_uri=tracking_uri,
+        sha256=sha256 if not download else None, tracking_uri=tracking_uri,
     )  # fmt: skip
+    done = import_model(asked)
     for line in done.lines:
         console.print(line, markup=False)
 

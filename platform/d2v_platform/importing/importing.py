@@ -23,7 +23,7 @@ from data2vec.interop.published import PublishedFile, candidates, recipe_of
 from ..home import home_folder
 from ..markdown import code, plain
 from ..registry.model_card import CardFacts, model_card
-from ..registry.model_versions import PRETRAINED
+from ..registry.model_versions import PRETRAINED, NewVersion
 from ..registry.reload_check import CHECK_FILE
 
 _COLLAPSED = 1e-3  # deviation between different inputs, relative to the features' size
@@ -45,30 +45,35 @@ class Imported:
     version: str | None
 
 
-def import_model(
-    file: Path,
-    *,
-    dict_path: Path | None = None,
-    classes: Path | None = None,
-    out: Path | None = None,
-    weights: str = "student",
-    register: str | None = None,
-    alias: str | None = None,
-    expected_sha256: str | None = None,
-    tracking_uri: str | None = None,
-) -> Imported:
-    """Import a fairseq file, a data2vec_vision file or a Hugging Face folder.
+@dataclass(frozen=True)
+class ImportRequest:
+    """What is to become a model of ours.
 
-    Args:
-        file: what to import.
+    Attributes:
+        file: a fairseq file, a data2vec_vision file or a Hugging Face folder.
         dict_path: the dictionary that belongs to it; default: the one inside, or beside the file.
         classes: file with the names of a classifier's classes, by number, one a line.
         out: model folder to write; default: ``cache/imported`` of the home.
         weights: "student" or "teacher".
         register: name in the registry; needs MLflow.
         alias: alias to take, through the gate.
-        expected_sha256: refuse the file if its hash is another.
+        sha256: refuse the file if its hash is another.
         tracking_uri: MLflow.
+    """
+
+    file: Path
+    dict_path: Path | None = None
+    classes: Path | None = None
+    out: Path | None = None
+    weights: str = "student"
+    register: str | None = None
+    alias: str | None = None
+    sha256: str | None = None
+    tracking_uri: str | None = None
+
+
+def import_model(asked: ImportRequest) -> Imported:
+    """Import a file or folder, and register it if that is asked.
 
     Raises:
         CheckpointError: the file cannot be read or does not fit its own configuration.
@@ -78,6 +83,7 @@ def import_model(
     from data2vec.interop.model_folder import save_imported
     from data2vec.interop.teacher_weights import with_teacher_weights
 
+    file, weights = asked.file, asked.weights
     if file.is_dir():
         from data2vec.interop.huggingface import import_folder, weights_file
 
@@ -86,26 +92,26 @@ def import_model(
     else:
         checkpoint = read_checkpoint(file)  # what is wrong with the file is said before it is hashed
         digest, cfg = file_sha256(file), checkpoint.cfg
-        imported = _with_dictionary(checkpoint, dict_path)
-    if expected_sha256 is not None and digest != expected_sha256.lower():
-        raise DataError(f"{file} has SHA-256 {digest}, expected {expected_sha256.lower()}")
-    if classes is not None:
-        imported = _with_classes(imported, classes)
+        imported = _with_dictionary(checkpoint, asked.dict_path)
+    if asked.sha256 is not None and digest != asked.sha256.lower():
+        raise DataError(f"{file} has SHA-256 {digest}, expected {asked.sha256.lower()}")
+    if asked.classes is not None:
+        imported = _with_classes(imported, asked.classes)
     if weights == "teacher":
         imported = with_teacher_weights(imported)
     found, recipe = candidates(imported), recipe_of(imported, cfg)
     origin = origin_of(file, digest, imported, found, recipe, weights)
     key = hashlib.sha256(
-        json.dumps([digest, weights, str(dict_path), imported.classes]).encode()
+        json.dumps([digest, weights, str(asked.dict_path), imported.classes]).encode()
     ).hexdigest()[:8]
     stem = re.sub(r"[^\w.-]+", "_", file.stem) or "model"
-    folder = out or home_folder("cache") / "imported" / f"{stem}-{key}"
+    folder = asked.out or home_folder("cache") / "imported" / f"{stem}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     save_imported(imported, folder, origin)
     lines = [f"{file}: sha256 {digest}", *summary_lines(imported, cfg), f"model folder: {folder}"]
     version = None
-    if register is not None:
-        version = _register(folder, imported, register, alias, origin, tracking_uri, lines)
+    if asked.register is not None:
+        version = _register(folder, imported, asked.register, asked, origin, lines)
     return Imported(folder, lines, version)
 
 
@@ -193,35 +199,40 @@ def _register(
     folder: Path,
     imported: ImportedModel,
     name: str,
-    alias: str | None,
+    asked: ImportRequest,
     origin: Mapping[str, Any],
-    tracking_uri: str | None,
     lines: list[str],
 ) -> str:
     from ..registry.register import record_check, register
-    from ..tracking.tracker import Tracker
+    from ..tracking.tracker import NewRun, Tracker
     from ..training.run_description import NOTE_TAG, code_version, source_tags
 
     facts = {f"import.{key.removeprefix('imported.')}": str(value) for key, value in origin.items() if value}
+    alias = asked.alias
     record_check(folder)
-    with Tracker(tracking_uri) as tracker:
+    with Tracker(asked.tracking_uri) as tracker:
         run = tracker.open_run(
-            experiment=f"data2vec-{modality_of(imported.model_config).lower()}",
-            name=f"import {origin['imported.file']}",
-            params={"import": dict(origin)},
-            tags={
-                "d2v.kind": "import",
-                **source_tags("d2v import", code_version()),
-                NOTE_TAG: f"Imported: {describe(imported.model_config)}, from {origin['imported.file']}.",
-                **facts,
-            },
+            NewRun(
+                experiment=f"data2vec-{modality_of(imported.model_config).lower()}",
+                name=f"import {origin['imported.file']}",
+                params={"import": dict(origin)},
+                tags={
+                    "d2v.kind": "import",
+                    **source_tags("d2v import", code_version()),
+                    NOTE_TAG: f"Imported: {describe(imported.model_config)}, from {origin['imported.file']}.",
+                    **facts,
+                },
+            )
         )
         tags = lineage_tags(imported, origin, code_version()) | facts
         if imported.kind == PRETRAINED:
             tags["collapse"] = str(has_collapsed(folder)).lower()
         card = model_card(card_facts(name, imported, origin, tags, alias, tracker.tracking_uri))
         version = register(
-            tracker, folder, name=name, run_id=run.run_id, tags=tags, card_markdown=card, alias=alias
+            tracker,
+            NewVersion(
+                folder=folder, name=name, run_id=run.run_id, tags=tags, card_markdown=card, alias=alias
+            ),
         )
         tracker.finish(run.run_id)
     uri = f"models:/{name}/{version.version}"

@@ -10,7 +10,7 @@ import getpass
 import json
 import logging
 import socket
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -31,12 +31,12 @@ _WAIT_S = 600.0  # a gate may reload a model while it holds the lock
 _OUTSIDE = "moved outside d2v (in MLflow's pages, or by another program): no gate has judged it"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AliasMove:
     """One entry of the history; versions are ``None`` where nobody held the alias."""
 
-    number: int
-    time: str  # ISO 8601, UTC
+    number: int = 0  # from 1, given when it is written
+    time: str = ""  # ISO 8601, UTC, of writing
     alias: str
     from_version: int | None
     to_version: int | None
@@ -72,23 +72,12 @@ def holders(moves: list[AliasMove], alias: str) -> list[int]:
     return stack
 
 
-def write_entry(
-    tracker: Tracker,
-    name: str,
-    alias: str,
-    held: int | None,
-    version: int | None,
-    reason: str,
-    *,
-    by: str | None = None,
-    rollback: bool = False,
-    outside: bool = False,
-) -> AliasMove:
-    """Add a move to the history."""
+def write_entry(tracker: Tracker, name: str, move: AliasMove) -> AliasMove:
+    """Add a move to the history; it gets its number and time, and this user if nobody is named."""
     moves = history(tracker, name)
     number = moves[-1].number + 1 if moves else 1
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    move = AliasMove(number, now, alias, held, version, by or _this_user(), reason, rollback, outside)
+    move = replace(move, number=number, time=now, by=move.by or _this_user())
     text = json.dumps(asdict(move), sort_keys=True)
     tracker.client.set_registered_model_tag(name, f"{_HISTORY}{number:04d}", text)
     return move
@@ -111,7 +100,10 @@ def note_outside_moves(tracker: Tracker, name: str) -> list[AliasMove]:
     noted = []
     for alias, known, found in _outside(model, moves):
         _say(name, alias, known, found)
-        noted.append(write_entry(tracker, name, alias, known, found, _OUTSIDE, by="unknown", outside=True))
+        move = AliasMove(
+            alias=alias, from_version=known, to_version=found, by="unknown", reason=_OUTSIDE, outside=True
+        )
+        noted.append(write_entry(tracker, name, move))
         if version := next((v for v in model.versions if v.version == found), None):
             show_score(tracker, alias, version)
     return noted

@@ -23,9 +23,9 @@ from ..recipe.compose import Composed
 from ..recipe.schema import Recipe
 from .card_pictures import PICTURE_FOLDER, draw_data
 from .model_card import model_card
-from .model_versions import PARENT_TAG, ModelVersion
+from .model_versions import PARENT_TAG, ModelVersion, NewVersion
 from .register import register
-from .registration import card_facts, gate_tags, lineage_tags
+from .registration import Registration, Trained, card_facts, gate_tags, lineage_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -190,17 +190,19 @@ def add_from_run(
         note = f"{summary.reason}; no figures: it has not been validated"
     if "d2v.code" in tags:
         lineage["code.version"] = tags["d2v.code"]  # of the training, not of this command
-    facts = card_facts(name, composed, summary, lineage, taken.folder, parent, note, None)
-    return register(
-        tracker,
-        taken.folder,
+    run_id = taken.run.info.run_id
+    trained = Trained(run_id, taken.folder, summary, parent)
+    facts = card_facts(name, composed, trained, lineage, Registration(protocol=note))
+    new = NewVersion(
+        folder=taken.folder,
         name=name,
-        run_id=taken.run.info.run_id,
+        run_id=run_id,
         tags=lineage,
         card_markdown=model_card(facts),
         alias=alias,
         pictures=draw_data(taken.recipe, taken.folder, taken.folder.parent / PICTURE_FOLDER),
     )
+    return register(tracker, new)
 
 
 def find_run(tracker: Tracker, wanted: str) -> Run:

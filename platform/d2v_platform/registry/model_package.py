@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import data2vec
 from ..tracking.mlflow_access import configure_environment
 from ..tracking.scores import CARD_FILE
 from .card_pictures import PICTURE_FOLDER
+from .model_versions import NewVersion
 from .served_models import served_of
 
 MODEL_FOLDER = "model"  # name of our folder inside the package: artifacts/model
@@ -41,30 +42,14 @@ LIBRARY_REQUIREMENTS = (
 )
 
 
-def package_model(
-    folder: Path,
-    destination: Path,
-    *,
-    run_id: str,
-    model_id: str,
-    config: Mapping[str, Any],
-    card_markdown: str,
-    lineage: Mapping[str, str],
-    results_table: Path | None = None,
-    pictures: Sequence[Path] = (),
-) -> Path:
+def package_model(new: NewVersion, destination: Path, *, model_id: str, config: Mapping[str, Any]) -> Path:
     """Write an MLflow model folder.
 
     Args:
-        folder: model folder of ours (weights, ``config.json``, tokenizer).
+        new: model folder, run, card and lineage; tags may have any length here.
         destination: made here; must not exist.
-        run_id: the run that made the model.
         model_id: MLflow's id of the logged model.
         config: the folder's ``config.json``.
-        card_markdown: the model card.
-        lineage: all lineage tags, whatever their length.
-        results_table: a CSV or Markdown file to keep beside the card.
-        pictures: of the card, kept in a folder beside it.
 
     Returns:
         ``destination``.
@@ -77,22 +62,22 @@ def package_model(
     with tempfile.TemporaryDirectory(dir=destination.parent) as place, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example was not provided.*")
         # MLflow keeps the source folder's own name in the package: give it ours.
-        source = Path(shutil.copytree(folder, Path(place) / MODEL_FOLDER, copy_function=_link_or_copy))
+        source = Path(shutil.copytree(new.folder, Path(place) / MODEL_FOLDER, copy_function=_link_or_copy))
         mlflow.pyfunc.save_model(
             str(destination),
             python_model=str(served.entry),
             artifacts={MODEL_FOLDER: str(source)},
             code_paths=[str(Path(data2vec.__file__).parent), *map(str, served.code)],
-            mlflow_model=Model(run_id=run_id, model_id=model_id),
+            mlflow_model=Model(run_id=new.run_id, model_id=model_id),
             signature=served.signature(config),
             pip_requirements=requirements(),
             metadata={"d2v.kind": config["kind"], "d2v.format": config["format"]},
         )
-    (destination / CARD_FILE).write_text(card_markdown, encoding="utf-8")
-    (destination / LINEAGE_FILE).write_text(json.dumps(dict(lineage), indent=2, sort_keys=True) + "\n")
-    if results_table is not None:
-        shutil.copyfile(results_table, destination / f"results{results_table.suffix}")
-    for picture in pictures:
+    (destination / CARD_FILE).write_text(new.card_markdown, encoding="utf-8")
+    (destination / LINEAGE_FILE).write_text(json.dumps(dict(new.tags), indent=2, sort_keys=True) + "\n")
+    if new.results_table is not None:
+        shutil.copyfile(new.results_table, destination / f"results{new.results_table.suffix}")
+    for picture in new.pictures:
         (destination / PICTURE_FOLDER).mkdir(exist_ok=True)
         shutil.copyfile(picture, destination / PICTURE_FOLDER / picture.name)
     return destination

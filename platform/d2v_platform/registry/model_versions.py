@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data2vec.errors import Data2VecError, nearest_names
@@ -30,6 +31,33 @@ KIND_TAG = "model.kind"
 WEIGHTS_TAG = "weights.sha256"
 MODEL_ID_TAG = "model.id"  # MLflow's logged model
 PRETRAINED = "pretrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewVersion:
+    """What is to be registered.
+
+    Attributes:
+        folder: model folder of ours; gets a ``check.json`` if it has none.
+        name: registered name, e.g. ``data2vec2-text-base-cola``.
+        run_id: the run that made it.
+        tags: lineage (:data:`LINEAGE_TAGS`, all required) and, for the gate, ``metric.name``,
+            ``metric.value``, ``metric.maximize`` (fine-tuned) or ``collapse`` (pretrained).
+        card_markdown: the model card; also the version's description.
+        alias: alias to take if the gate lets it; see ``ModelVersion.refusal``.
+        results_table: CSV or Markdown to keep beside the card.
+        pictures: PNG files for the card (``card_pictures.TITLES`` says of what); the run's curves are drawn
+            when it is registered.
+    """
+
+    folder: Path
+    name: str
+    run_id: str
+    tags: Mapping[str, str]
+    card_markdown: str
+    alias: str | None = None
+    results_table: Path | None = None
+    pictures: Sequence[Path] = ()
 
 
 @dataclass(frozen=True)

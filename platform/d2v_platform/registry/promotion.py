@@ -197,7 +197,10 @@ def promote(
         if reasons:
             raise GateRefusedError(f"{name}@{alias} -> version {candidate.version}", reasons)
         why = f"forced: {force} (although {'; '.join(against)})" if against else _why(candidate, holder)
-        return _move(tracker, candidate, alias, held, by, why, False)
+        move = AliasMove(
+            alias=alias, from_version=held, to_version=candidate.version, by=by or "", reason=why
+        )
+        return _move(tracker, candidate, move)
 
 
 def rollback(tracker: Tracker, *, name: str, alias: str, by: str | None = None) -> AliasMove:
@@ -224,25 +227,19 @@ def rollback(tracker: Tracker, *, name: str, alias: str, by: str | None = None) 
             raise Data2VecError(
                 f"{name}@{alias}: version {target}, which held it before, was deleted; promote another"
             )
-        return _move(tracker, version, alias, held, by, f"rollback from version {held}", True)
+        why = f"rollback from version {held}"
+        move = AliasMove(
+            alias=alias, from_version=held, to_version=target, by=by or "", reason=why, rollback=True
+        )
+        return _move(tracker, version, move)
 
 
-def _move(
-    tracker: Tracker,
-    version: ModelVersion,
-    alias: str,
-    held: int | None,
-    by: str | None,
-    reason: str,
-    is_rollback: bool,
-) -> AliasMove:
+def _move(tracker: Tracker, version: ModelVersion, move: AliasMove) -> AliasMove:
     # First the entry: a process killed in between leaves an entry without a move, never a move without one.
-    move = write_entry(
-        tracker, version.name, alias, held, version.version, reason, by=by, rollback=is_rollback
-    )
-    tracker.client.set_registered_model_alias(version.name, alias, str(version.version))
-    show_score(tracker, alias, version)
-    return move
+    written = write_entry(tracker, version.name, move)
+    tracker.client.set_registered_model_alias(version.name, move.alias, str(version.version))
+    show_score(tracker, move.alias, version)
+    return written
 
 
 def _why(candidate: ModelVersion, holder: ModelVersion | None) -> str:

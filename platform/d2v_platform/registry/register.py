@@ -33,6 +33,7 @@ from .model_versions import (
     RUN_TAG,
     WEIGHTS_TAG,
     ModelVersion,
+    NewVersion,
     RegisteredModel,
     get_alias,
     get_version,
@@ -71,88 +72,44 @@ _MAX_TAG = 5000  # characters; the column's size in PostgreSQL
 _PACKAGING = threading.Lock()
 
 
-def register(
-    tracker: Tracker,
-    folder: Path | str,
-    *,
-    name: str,
-    run_id: str,
-    tags: Mapping[str, str],
-    card_markdown: str,
-    alias: str | None = None,
-    results_table: Path | str | None = None,
-    pictures: Sequence[Path] = (),
-) -> ModelVersion:
+def register(tracker: Tracker, new: NewVersion) -> ModelVersion:
     """Log a model folder as an MLflow model of a run and register it as a new version.
 
     The same weights of the same run are registered once: calling again after a crash gives the version that
     is there. Scores that the run has of these weights become the version's.
 
-    Args:
-        tracker: where.
-        folder: model folder of ours; gets a ``check.json`` if it has none.
-        name: registered name, e.g. ``data2vec2-text-base-cola``.
-        run_id: the run that made it.
-        tags: lineage (:data:`LINEAGE_TAGS`, all required) and, for the gate, ``metric.name``,
-            ``metric.value``, ``metric.maximize`` (fine-tuned) or ``collapse`` (pretrained).
-        card_markdown: the model card; also the version's description.
-        alias: alias to take if the gate lets it; see ``ModelVersion.refusal``.
-        results_table: CSV or Markdown to keep beside the card.
-        pictures: PNG files for the card (``card_pictures.TITLES`` says of what); the run's curves are drawn
-            here.
-
     Raises:
         ConfigError: lineage is incomplete or the name is not allowed; all problems at once.
-        CheckpointError: ``folder`` is no model folder.
+        CheckpointError: the folder is no model folder.
     """
-    folder = Path(folder)
     user_code.load_installed()  # the tracker's process learns of users' families here
     from data2vec.artifact import read_artifact  # here: listing models needs no torch
 
-    config = read_artifact(folder).config
-    _check_request(name, tags, card_markdown, Path(results_table) if results_table else None)
-    weights = file_sha256(folder / "model.safetensors")
-    own = {RUN_TAG: run_id, KIND_TAG: str(config["kind"]), WEIGHTS_TAG: weights}
-    all_tags = {key: str(value) for key, value in redact({**tags, **own}).items()}
-    run_tags = tracker.client.get_run(run_id).data.tags
+    config = read_artifact(new.folder).config
+    _check_request(new)
+    weights = file_sha256(new.folder / "model.safetensors")
+    own = {RUN_TAG: new.run_id, KIND_TAG: str(config["kind"]), WEIGHTS_TAG: weights}
+    run_tags = tracker.client.get_run(new.run_id).data.tags
     scores = [score for score in stored_scores(run_tags) if score.weights == weights]
-    version = _already_there(tracker, name, run_id, weights)
+    version = _already_there(tracker, new.name, new.run_id, weights)
     if version is None:
-        if not (folder / CHECK_FILE).is_file():
-            record_check(folder)
-        version = _register_new(
-            tracker,
-            folder,
-            config,
-            name,
-            run_id,
-            all_tags,
-            with_scores(redact_text(card_markdown), scores),
-            results_table,
-            pictures,
-        )
-    take_scores(tracker, scores, run_tags, name, version.version)
+        if not (new.folder / CHECK_FILE).is_file():
+            record_check(new.folder)
+        told = {key: str(value) for key, value in redact({**new.tags, **own}).items()}
+        card = with_scores(redact_text(new.card_markdown), scores)
+        version = _register_new(tracker, dataclasses.replace(new, tags=told, card_markdown=card), config)
+    take_scores(tracker, scores, run_tags, new.name, version.version)
     refusal = None
-    if alias is not None:
+    if new.alias is not None:
         try:
-            promote(tracker, name=name, version=version.version, alias=alias)
+            promote(tracker, name=new.name, version=version.version, alias=new.alias)
         except GateRefusedError as refused:
             refusal = refused.line
-    return dataclasses.replace(get_version(tracker, name, version.version), refusal=refusal)
+    return dataclasses.replace(get_version(tracker, new.name, version.version), refusal=refusal)
 
 
-def _register_new(
-    tracker: Tracker,
-    folder: Path,
-    config: Mapping[str, Any],
-    name: str,
-    run_id: str,
-    tags: Mapping[str, str],
-    card: str,
-    results_table: Path | str | None,
-    pictures: Sequence[Path],
-) -> ModelVersion:
-    client = tracker.client
+def _register_new(tracker: Tracker, new: NewVersion, config: Mapping[str, Any]) -> ModelVersion:
+    client, name, run_id, card = tracker.client, new.name, new.run_id, new.card_markdown
     experiment_id = client.get_run(run_id).info.experiment_id
     logged = client.create_logged_model(
         # Unlike a registered name, this one may not have a dot.
@@ -166,19 +123,13 @@ def _register_new(
         # Beside the cache and not in /tmp: weights may be larger than a memory file system.
         with _PACKAGING, tempfile.TemporaryDirectory(dir=home_folder("cache", tracker.home)) as place:
             curves = draw_curves(tracker, run_id, Path(place))
-            pictures = [*([curves] if curves else []), *pictures]
+            pictures = [*([curves] if curves else []), *new.pictures]
+            shown = {file.stem: f"{PICTURE_FOLDER}/{file.name}" for file in pictures}
             package = package_model(
-                folder,
+                dataclasses.replace(new, card_markdown=with_pictures(card, shown), pictures=pictures),
                 Path(place) / "package",
-                run_id=run_id,
                 model_id=logged.model_id,
                 config=config,
-                card_markdown=with_pictures(
-                    card, {file.stem: f"{PICTURE_FOLDER}/{file.name}" for file in pictures}
-                ),
-                lineage=tags,
-                results_table=Path(results_table) if results_table else None,
-                pictures=pictures,
             )
             client.log_model_artifacts(logged.model_id, str(package))
         client.finalize_logged_model(logged.model_id, "READY")
@@ -199,7 +150,7 @@ def _register_new(
         source=f"models:/{logged.model_id}" if is_server(tracker.tracking_uri) else logged.artifact_location,
         run_id=run_id,
         model_id=logged.model_id,
-        tags={key: _fitting_tag(value) for key, value in tags.items()} | {MODEL_ID_TAG: logged.model_id},
+        tags={key: _fitting_tag(value) for key, value in new.tags.items()} | {MODEL_ID_TAG: logged.model_id},
         description=fitting_card(with_pictures(card, _addresses(logged.model_id, pictures))),
     )
     tracker.set_tags(run_id, {f"registered.{name}": str(created.version)})
@@ -238,17 +189,18 @@ def _already_there(tracker: Tracker, name: str, run_id: str, weights: str) -> Mo
     return None
 
 
-def _check_request(name: str, tags: Mapping[str, str], card: str, results_table: Path | None) -> None:
+def _check_request(new: NewVersion) -> None:
+    card, table = new.card_markdown, new.results_table
     problems = [
-        Problem(f"tags[{tag!r}]", tags.get(tag), f"is required: {LINEAGE_TAGS[tag]}")
-        for tag in missing_lineage(tags)
+        Problem(f"tags[{tag!r}]", new.tags.get(tag), f"is required: {LINEAGE_TAGS[tag]}")
+        for tag in missing_lineage(new.tags)
     ]
-    if not _NAME.fullmatch(name):
-        problems.append(Problem("name", name, "must be letters, digits, '_', '-' or '.', at most 128"))
+    if not _NAME.fullmatch(new.name):
+        problems.append(Problem("name", new.name, "must be letters, digits, '_', '-' or '.', at most 128"))
     if not card.strip():
         problems.append(Problem("card_markdown", card, "is required: nothing is registered without a card"))
-    if results_table is not None and not results_table.is_file():
-        problems.append(Problem("results_table", str(results_table), "is no file"))
+    if table is not None and not table.is_file():
+        problems.append(Problem("results_table", str(table), "is no file"))
     if problems:
         raise ConfigError(problems, subject="the registration")
 

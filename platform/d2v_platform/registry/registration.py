@@ -22,64 +22,82 @@ from ..training.collapse import collapsed_stages
 from ..training.loop_state import Summary
 from .card_pictures import PICTURE_FOLDER, draw_data
 from .model_card import CardFacts, model_card
+from .model_versions import NewVersion
 from .register import register
 from .served_models import served_as
 
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A training that has ended.
+
+    Attributes:
+        run_id: of MLflow.
+        model: the exported folder.
+        summary: how it ended.
+        parent_uri: exact name of the model it was fine-tuned from.
+    """
+
+    run_id: str
+    model: Path
+    summary: Summary
+    parent_uri: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """How its model is registered where the recipe does not say it.
+
+    Attributes:
+        name: registered name instead of ``platform.register_as``.
+        alias: alias instead of ``platform.alias``.
+        protocol: how the figures came about, for the card.
+        seeds: seeds behind the figures.
+        results_table: kept beside the card.
+    """
+
+    name: str | None = None
+    alias: str | None = None
+    protocol: str | None = None
+    seeds: tuple[int, ...] | None = None
+    results_table: Path | None = None
+
+
 def register_summary(
-    tracker: RunTracker,
-    composed: Composed,
-    run_id: str,
-    folder: Path,
-    summary: Summary,
-    *,
-    parent_uri: str | None = None,
-    name: str | None = None,
-    alias: str | None = None,
-    protocol: str | None = None,
-    seeds: tuple[int, ...] | None = None,
-    results_table: Path | None = None,
+    tracker: RunTracker, composed: Composed, trained: Trained, asked: Registration = Registration()
 ) -> str | None:
     """Register the exported model of a run, if the recipe (or the caller) names it.
 
     Args:
         tracker: where.
         composed: what was trained.
-        run_id: the run.
-        folder: the run's folder.
-        summary: how it ended.
-        parent_uri: exact name of the model it was fine-tuned from.
-        name: registered name instead of ``platform.register_as``.
-        alias: alias instead of ``platform.alias``.
-        protocol: how the figures came about, for the card.
-        seeds: seeds behind the figures.
-        results_table: kept beside the card.
+        trained: what it became.
+        asked: what the recipe does not say.
 
     Returns:
         ``models:/NAME/VERSION`` with the alias it took, or ``None`` if nothing was to be registered.
     """
     platform = composed.recipe.platform
-    name = name or platform.register_as
+    name, wanted = asked.name or platform.register_as, asked.alias or platform.alias
     if name is None:
         return None
     logger.info("registering the model as %s: card, pictures, and a prediction in a clean process", name)
-    tags = lineage_tags(composed, summary, parent_uri) | gate_tags(composed.recipe, summary)
-    facts = card_facts(name, composed, summary, tags, folder / "model", parent_uri, protocol, seeds)
-    facts = dataclasses.replace(facts, alias=alias or platform.alias)
-    version = tracker.run(
-        register,
-        pictures=draw_data(composed.recipe, folder / "model", folder / PICTURE_FOLDER),
-        folder=folder / "model",
+    tags = lineage_tags(composed, trained.summary, trained.parent_uri)
+    tags |= gate_tags(composed.recipe, trained.summary)
+    facts = card_facts(name, composed, trained, tags, asked)
+    new = NewVersion(
+        folder=trained.model,
         name=name,
-        run_id=run_id,
+        run_id=trained.run_id,
         tags=tags,
-        card_markdown=model_card(facts),
-        alias=alias or platform.alias,
-        results_table=results_table,
+        card_markdown=model_card(dataclasses.replace(facts, alias=wanted)),
+        alias=wanted,
+        results_table=asked.results_table,
+        pictures=draw_data(composed.recipe, trained.model, trained.model.parent / PICTURE_FOLDER),
     )
-    wanted = alias or platform.alias
+    version = tracker.run(register, new)
     if version.refusal:
         logger.warning("%s/%s was registered without the alias: %s", name, version.version, version.refusal)
     taken = f"@{wanted}" if wanted and wanted in version.aliases else ""
@@ -133,29 +151,25 @@ def gate_tags(recipe: Recipe, summary: Summary) -> dict[str, str]:
 
 
 def card_facts(
-    name: str,
-    composed: Composed,
-    summary: Summary,
-    tags: dict[str, str],
-    model_folder: Path,
-    parent_uri: str | None,
-    protocol: str | None,
-    seeds: tuple[int, ...] | None,
+    name: str, composed: Composed, trained: Trained, tags: dict[str, str], asked: Registration
 ) -> CardFacts:
     """Everything the card states, read from the run and the exported folder."""
-    config: dict[str, Any] = json.loads((model_folder / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((trained.model / "config.json").read_text(encoding="utf-8"))
     model, task = read_model_config(config.get("family"), config["model"]), config.get("task") or {}
     modality = modality_of(model).lower()
     noun = served_as(config["kind"], modality).noun(config) or f"{modality} encoder"
     what = f"{generation_in_words(model)} {noun}".strip()
     changed = difference(composed.recipe, composed.base)
     shown = {
-        key: value for key, value in summary.metrics.items() if not key.startswith("train/") or "loss" in key
+        key: value
+        for key, value in trained.summary.metrics.items()
+        if not key.startswith("train/") or "loss" in key
     }
+    summary = trained.summary
     update = summary.best_update if summary.best_update is not None else summary.update
     subsets = ", ".join(composed.recipe.valid_subsets())
     judged = f"validation subset {subsets}" if subsets else "no validation"
-    note = protocol or f"{judged}, weights of update {update}"
+    note = asked.protocol or f"{judged}, weights of update {update}"
     return CardFacts(
         name=name,
         kind=config["kind"],
@@ -167,9 +181,9 @@ def card_facts(
         data_fingerprint=summary.facts.get("data.fingerprint", ""),
         metrics=shown,
         metrics_note=note,
-        seeds=seeds if seeds is not None else (composed.recipe.common.seed,),
+        seeds=asked.seeds if asked.seeds is not None else (composed.recipe.common.seed,),
         lineage=tags,
-        parent=parent_uri,
+        parent=trained.parent_uri,
         labels=tuple(str(label) for label in task.get("labels") or ()),
         modality=modality,
         tracking_uri=chosen_tracking_uri(composed.recipe.platform.tracking_uri),

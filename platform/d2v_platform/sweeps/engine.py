@@ -23,7 +23,7 @@ from ..launch import open_tracker, refuse_node_local
 from ..markdown import code, plain
 from ..recipe.sweep_definition import Sweep
 from ..storage.locations import is_uri
-from ..tracking.tracker import FinalStatus
+from ..tracking.tracker import FinalStatus, NewRun
 from ..tracking.tracker_actor import RemoteTracker
 from ..training import ray_session
 from ..training.run_description import NOTE_TAG, code_version, source_tags
@@ -382,21 +382,23 @@ def _open_parent(tracker: RemoteTracker, sweep: Sweep, name: str, ready: Sequenc
     platform = ready[0].trial.recipe.platform
     definition = dataclasses.asdict(sweep.definition)
     handle = tracker.open_run(
-        experiment=ready[0].trial.recipe.experiment(),
-        name=name,
-        params={"sweep": {k: v for k, v in definition.items() if k not in ("grid", "fixed")}},
-        tags={
-            "d2v.sweep": sweep.name,
-            "d2v.sweep_name": name,
-            "d2v.code": code_version(),
-            **source_tags(f"d2v sweep {sweep.name}", code_version()),
-            NOTE_TAG: _description(sweep, ready),
-            "grid": json.dumps(definition["grid"]),
-            "tasks": ", ".join(dict.fromkeys(task_of(stored.trial) for stored in ready)),
-        }
-        | dict(platform.extra_tags),
-        resume_key=name,
-        reopen_finished=True,
+        NewRun(
+            experiment=ready[0].trial.recipe.experiment(),
+            name=name,
+            params={"sweep": {k: v for k, v in definition.items() if k not in ("grid", "fixed")}},
+            tags={
+                "d2v.sweep": sweep.name,
+                "d2v.sweep_name": name,
+                "d2v.code": code_version(),
+                **source_tags(f"d2v sweep {sweep.name}", code_version()),
+                NOTE_TAG: _description(sweep, ready),
+                "grid": json.dumps(definition["grid"]),
+                "tasks": ", ".join(dict.fromkeys(task_of(stored.trial) for stored in ready)),
+            }
+            | dict(platform.extra_tags),
+            resume_key=name,
+            reopen_finished=True,
+        )
     )
     tracker.log_dict(handle.run_id, definition, "sweep/definition.json")
     tracker.log_text(

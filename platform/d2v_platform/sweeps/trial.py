@@ -19,6 +19,7 @@ from ..recipe.sweep_definition import Trial
 from ..redaction import RedactingFormatter
 from ..retries import Patience, try_again
 from ..tracking.mlflow_access import TrackingUnavailableError, error_code, is_permanent, short_reason
+from ..tracking.tracker import NewRun
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from ..training.evaluation_log import EvaluationLog
 from ..training.loop_state import Summary, TrainingStopped
@@ -162,13 +163,15 @@ def open_child(tracker: RemoteTracker, config: Mapping[str, Any], stored: Stored
         run_id = existing.run_id  # the sweep's lock is ours, so it can only be our own earlier attempt
     else:
         handle = tracker.open_run(
-            experiment=recipe.experiment(),
-            name=trial.name,
-            params={"grid": dict(trial.values), **recipe.to_dict()},
-            tags=_tags(config, stored) | dict(recipe.platform.extra_tags),
-            parent_run_id=config["parent"],
-            resume_key=key,
-            reopen_finished=True,
+            NewRun(
+                experiment=recipe.experiment(),
+                name=trial.name,
+                params={"grid": dict(trial.values), **recipe.to_dict()},
+                tags=_tags(config, stored) | dict(recipe.platform.extra_tags),
+                parent_run_id=config["parent"],
+                resume_key=key,
+                reopen_finished=True,
+            )
         )
         run_id = handle.run_id
     ChildRun(run_id).write(folder)

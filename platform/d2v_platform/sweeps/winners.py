@@ -10,7 +10,7 @@ from pathlib import Path
 from ..figures import shown
 from ..recipe.entries import entry_of, imported
 from ..recipe.sweep_definition import SweepDefinition
-from ..registry.registration import register_summary
+from ..registry.registration import Registration, Trained, register_summary
 from ..tracking.interface import RunTracker
 from ..tracking.scores import RecordScores, Score
 from .capacity import Capacity
@@ -92,17 +92,16 @@ def register_winner(
         registered = register_summary(
             tracker,
             composed_of(stored.trial),
-            result.run_id,
-            record.folder,
-            result.summary,
-            parent_uri=stored.model_uri,
-            name=name,
-            alias=definition.register.alias,
-            protocol=told,
-            seeds=tuple(
-                r.stored.seed for r, s in zip(point.records, point.scores, strict=True) if s is not None
+            Trained(result.run_id, record.model_folder, result.summary, stored.model_uri),
+            Registration(
+                name=name,
+                alias=definition.register.alias,
+                protocol=told,
+                seeds=tuple(
+                    r.stored.seed for r, s in zip(point.records, point.scores, strict=True) if s is not None
+                ),
+                results_table=table,
             ),
-            results_table=table,
         )
         if registered is not None:
             uri, _, taken = registered.partition(" ")

@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from .metric_queue import MetricPoint
 from .scores import Score
-from .tracker import ExistingRun, FinalStatus, RunHandle, Tracker
+from .tracker import ExistingRun, FinalStatus, NewRun, RunHandle, Tracker
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -26,17 +26,7 @@ class RunTracker(Protocol):
         """The newest run of an experiment that was opened under this name or resume key."""
         ...
 
-    def open_run(
-        self,
-        *,
-        experiment: str,
-        name: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str] | None = None,
-        parent_run_id: str | None = None,
-        resume_key: str | None = None,
-        reopen_finished: bool = False,
-    ) -> RunHandle:
+    def open_run(self, run: NewRun) -> RunHandle:
         """Create a run, or go on with an unfinished one of the same key."""
         ...
 

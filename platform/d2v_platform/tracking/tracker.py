@@ -5,7 +5,7 @@ other global state of MLflow. What is logged is on disk when the call returns an
 server that is away never stops or slows a training (design §5.5).
 
     with Tracker() as tracker:
-        run = tracker.open_run(experiment="data2vec", name="text-1", params=recipe, resume_key="text-1")
+        run = tracker.open_run(NewRun(experiment="data2vec", name="text-1", params=recipe))
         tracker.log(run.run_id, [MetricPoint("train/loss", 100, 0.7, now_ms())])
         tracker.finish(run.run_id, "FINISHED")
 """
@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-__all__ = ["ExistingRun", "MetricPoint", "RunHandle", "Tracker", "now_ms"]
+__all__ = ["ExistingRun", "MetricPoint", "NewRun", "RunHandle", "Tracker", "now_ms"]
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,31 @@ FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 _MAX_TAG = 8000  # characters; MLflow's limit
 _NAME = re.compile(r"[\w.\-+=,@:/ ]{1,200}")
 _OPEN_HERE: set[str] = set()  # runs that a tracker of this process has open
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRun:
+    """What a run is opened with.
+
+    Attributes:
+        experiment: name of the experiment, created when missing.
+        name: the run's name in the UI.
+        params: nested plain recipe. Flattened into params; a value longer than MLflow allows is kept only in
+            the artifact ``recipe/params.json`` and listed in the tag ``d2v.params_in_artifact``.
+        tags: further tags, set on resume too.
+        parent_run_id: the run under which this one folds (a sweep).
+        resume_key: the identity under which a later launch finds this run; ``None`` always makes a new run
+            (which can be found by ``name`` later).
+        reopen_finished: go on with a finished run too (a sweep that is extended).
+    """
+
+    experiment: str
+    name: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    parent_run_id: str | None = None
+    resume_key: str | None = None
+    reopen_finished: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,35 +184,16 @@ class Tracker:
 
     # -- runs ------------------------------------------------------------------------------------------
 
-    def open_run(
-        self,
-        *,
-        experiment: str,
-        name: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str] | None = None,
-        parent_run_id: str | None = None,
-        resume_key: str | None = None,
-        reopen_finished: bool = False,
-    ) -> RunHandle:
+    def open_run(self, run: NewRun) -> RunHandle:
         """Create a run, or go on with an unfinished one of the same key.
-
-        Args:
-            experiment: name of the experiment, created when missing.
-            name: the run's name in the UI.
-            params: nested plain recipe. Flattened into params; a value longer than MLflow allows is kept
-                only in the artifact ``recipe/params.json`` and listed in the tag ``d2v.params_in_artifact``.
-            tags: further tags, set on resume too.
-            parent_run_id: the run under which this one folds (a sweep).
-            resume_key: the identity under which a later launch finds this run; ``None`` always makes a new
-                run (which can be found by ``name`` later).
-            reopen_finished: go on with a finished run too (a sweep that is extended).
 
         Raises:
             Data2VecError: the key belongs to a run that is live elsewhere.
             TrackingUnavailableError: MLflow does not answer.
         """
-        for what, text in (("run_name", name), ("run_name", resume_key or name), ("experiment", experiment)):
+        key = run.resume_key
+        named = (("run_name", run.name), ("run_name", key or run.name), ("experiment", run.experiment))
+        for what, text in named:
             if not _NAME.fullmatch(text):
                 raise Data2VecError(
                     f"platform.{what} = {text!r} must be 1 to 200 letters, digits or ' _-.+=,@:/'"
@@ -196,26 +202,26 @@ class Tracker:
                 raise Data2VecError(f"platform.{what} = {shown!r} {SECRET_IN_NAME}")
         try:
             with filelock.FileLock(home_folder("queue", self.home) / "opening.lock", timeout=120):
-                existing = self.find_run(experiment, resume_key) if resume_key else None
+                existing = self.find_run(run.experiment, key) if key else None
                 if existing is None:
-                    run = self._create(experiment, name, tags, parent_run_id, resume_key)
+                    made = self._create(run)
                 elif existing.state == "live":
                     raise Data2VecError(
-                        f"platform.run_name = {resume_key!r} is being trained by {existing.owner}; wait for "
+                        f"platform.run_name = {key!r} is being trained by {existing.owner}; wait for "
                         "it, stop it, or choose another platform.run_name"
                     )
-                elif existing.state == "finished" and not reopen_finished:
+                elif existing.state == "finished" and not run.reopen_finished:
                     return RunHandle(
                         existing.run_id, existing.name, existing.experiment_id, False, "FINISHED"
                     )
                 else:
-                    run = self._reopen(existing.run_id, tags)
+                    made = self._reopen(existing.run_id, run.tags)
                     # Steps that the server has are refused from now on, even if the disk queue was lost.
-                    self.queue.raise_marks(existing.run_id, as_steps(run))
-                run_id = run.info.run_id
+                    self.queue.raise_marks(existing.run_id, as_steps(made))
+                run_id = made.info.run_id
                 _OPEN_HERE.add(run_id)
             self._open.add(run_id)
-            log_params(self, run, params)
+            log_params(self, made, run.params)
         except Data2VecError:
             raise
         except Exception as error:
@@ -224,7 +230,7 @@ class Tracker:
             raise unavailable(self.tracking_uri, error) from error
         self.sender.add_run(run_id)
         self._start_heart()
-        return RunHandle(run_id, name, run.info.experiment_id, existing is not None, "RUNNING")
+        return RunHandle(run_id, run.name, made.info.experiment_id, existing is not None, "RUNNING")
 
     def adopt(self, run_id: str) -> None:
         """Take up a run that a process whose place this one took had open."""
@@ -424,26 +430,19 @@ class Tracker:
             )
         return found.experiment_id
 
-    def _create(
-        self,
-        experiment: str,
-        name: str,
-        tags: Mapping[str, str] | None,
-        parent_run_id: str | None,
-        resume_key: str | None,
-    ) -> Run:
-        own = {RESUME_TAG: resume_key or name, HEARTBEAT_TAG: Heartbeat.now().to_tag()}
-        if parent_run_id:
-            own["mlflow.parentRunId"] = parent_run_id
+    def _create(self, run: NewRun) -> Run:
+        own = {RESUME_TAG: run.resume_key or run.name, HEARTBEAT_TAG: Heartbeat.now().to_tag()}
+        if run.parent_run_id:
+            own["mlflow.parentRunId"] = run.parent_run_id
         user = _user_name()
         if user:
             own["mlflow.user"] = user
-        run = self.client.create_run(self._experiment(experiment), run_name=name, tags=own)
-        if tags:
-            self.set_tags(run.info.run_id, tags)
-        return run
+        made = self.client.create_run(self._experiment(run.experiment), run_name=run.name, tags=own)
+        if run.tags:
+            self.set_tags(made.info.run_id, run.tags)
+        return made
 
-    def _reopen(self, run_id: str, tags: Mapping[str, str] | None) -> Run:
+    def _reopen(self, run_id: str, tags: Mapping[str, str]) -> Run:
         self.outbox.drop_finish(run_id)
         self.client.update_run(run_id, status="RUNNING")
         self.heartbeat(run_id)

@@ -14,7 +14,7 @@ from ..home import d2v_home
 from ..redaction import redact_logs
 from .interface import RunTracker
 from .scores import Score, record_scores
-from .tracker import ExistingRun, FinalStatus, MetricPoint, RunHandle, Tracker, now_ms
+from .tracker import ExistingRun, FinalStatus, MetricPoint, NewRun, RunHandle, Tracker, now_ms
 
 logger = logging.getLogger(__name__)
 
@@ -54,26 +54,8 @@ class TrackerService:
     def find_run(self, experiment: str, name: str) -> ExistingRun | None:
         return self.tracker.find_run(experiment, name)
 
-    def open_run(
-        self,
-        *,
-        experiment: str,
-        name: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str] | None = None,
-        parent_run_id: str | None = None,
-        resume_key: str | None = None,
-        reopen_finished: bool = False,
-    ) -> RunHandle:
-        return self.tracker.open_run(
-            experiment=experiment,
-            name=name,
-            params=params,
-            tags=tags,
-            parent_run_id=parent_run_id,
-            resume_key=resume_key,
-            reopen_finished=reopen_finished,
-        )
+    def open_run(self, run: NewRun) -> RunHandle:
+        return self.tracker.open_run(run)
 
     def finish(self, run_id: str, status: FinalStatus, tags: Mapping[str, str] | None = None) -> None:
         self._of(run_id).finish(run_id, status, tags=tags)
@@ -205,27 +187,8 @@ class RemoteTracker:
     def find_run(self, experiment: str, name: str) -> ExistingRun | None:
         return _wait(self._actor.find_run.remote(experiment, name))
 
-    def open_run(
-        self,
-        *,
-        experiment: str,
-        name: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str] | None = None,
-        parent_run_id: str | None = None,
-        resume_key: str | None = None,
-        reopen_finished: bool = False,
-    ) -> RunHandle:
-        asked = self._actor.open_run.remote(
-            experiment=experiment,
-            name=name,
-            params=params,
-            tags=tags,
-            parent_run_id=parent_run_id,
-            resume_key=resume_key,
-            reopen_finished=reopen_finished,
-        )
-        return _wait(asked)
+    def open_run(self, run: NewRun) -> RunHandle:
+        return _wait(self._actor.open_run.remote(run))
 
     def finish(self, run_id: str, status: FinalStatus, tags: Mapping[str, str] | None = None) -> None:
         _wait(self._actor.finish.remote(run_id, status, tags))

@@ -96,6 +96,26 @@ class Retention:
 
 
 @dataclass(frozen=True)
+class Merit:
+    """Why a checkpoint may be kept.
+
+    Attributes:
+        epoch_end: it was taken at the end of an epoch.
+        metric: validation metric at its update.
+        best: that is the best so far.
+        between: the recipe asks for none here; it only protects what was computed since the last one.
+    """
+
+    epoch_end: bool = False
+    metric: float | None = None
+    best: bool = False
+    between: bool = False
+
+
+NO_MERIT = Merit()
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A whole checkpoint in memory.
 
@@ -132,11 +152,7 @@ class CheckpointStore:
         update: int,
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
         state: Mapping[str, Any],
-        *,
-        epoch_end: bool = False,
-        metric: float | None = None,
-        best: bool = False,
-        between: bool = False,
+        merit: Merit = NO_MERIT,
     ) -> Path:
         """Publish a checkpoint; replaces one of the same update.
 
@@ -144,10 +160,7 @@ class CheckpointStore:
             update: completed updates.
             tensors: tensors by file and name.
             state: plain values.
-            epoch_end: it was taken at the end of an epoch.
-            metric: validation metric at this update, for keeping the best.
-            best: it holds the best validation metric so far.
-            between: the recipe asks for none here; it only protects what was computed since the last one.
+            merit: why it may be kept.
 
         Raises:
             CheckpointError: the disk is full or the folder is not writable; older checkpoints stay whole.
@@ -164,12 +177,17 @@ class CheckpointStore:
                 )
             (beside / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
             files = {path.name: describe(path) for path in sorted(beside.iterdir())}
-            manifest = {"update": update, "epoch_end": epoch_end, "metric": metric, "between": between,
-                        "files": files}  # fmt: skip
+            manifest = {
+                "update": update,
+                "epoch_end": merit.epoch_end,
+                "metric": merit.metric,
+                "between": merit.between,
+                "files": files,
+            }
             write_text(beside / MANIFEST, json.dumps(manifest, indent=1), durable=True)
             usual_permissions(beside)
             self.publish(beside, update)
-            if best:
+            if merit.best:
                 self.mark_best(update)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(beside, ignore_errors=True)

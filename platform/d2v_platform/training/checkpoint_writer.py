@@ -27,7 +27,7 @@ import torch
 from data2vec.errors import CheckpointError
 
 from ..storage.locations import Location, Patience, StorageAwayError, StorageError
-from .checkpoint import Checkpoint, CheckpointStore
+from .checkpoint import NO_MERIT, Checkpoint, CheckpointStore, Merit
 from .remote_checkpoints import RemoteCheckpoints, upload_model
 
 logger = logging.getLogger(__name__)
@@ -81,11 +81,8 @@ class Checkpoints:
         update: int,
         tensors: Mapping[str, Mapping[str, torch.Tensor]],
         state: Mapping[str, Any],
+        merit: Merit = NO_MERIT,
         *,
-        epoch_end: bool = False,
-        metric: float | None = None,
-        best: bool = False,
-        between: bool = False,
         owned: bool = False,
     ) -> None:
         """Take a snapshot and publish it in the background; arguments as in ``CheckpointStore.save``.
@@ -108,9 +105,7 @@ class Checkpoints:
 
         def write() -> None:
             started = time.perf_counter()
-            self.store.save(
-                update, snapshot, state, epoch_end=epoch_end, metric=metric, best=best, between=between
-            )
+            self.store.save(update, snapshot, state, merit)
             size = sum(tensor.nbytes for group in snapshot.values() for tensor in group.values())
             snapshot.clear()
             took = SaveTime(update, stalled, time.perf_counter() - started, size)

@@ -36,7 +36,7 @@ from ..tasks.statistics import Sums
 from ..tasks.task import floor_facts, size_facts
 from .accelerators import device_rate
 from .cadence import SaveClock, due_after
-from .checkpoint import Checkpoint, CheckpointStore, Retention
+from .checkpoint import Checkpoint, CheckpointStore, Merit, Retention
 from .checkpoint_writer import Checkpoints
 from .collapse import CollapseWatch
 from .job import Job
@@ -484,10 +484,8 @@ class TrainingLoop:
             state["task"] = self.task.counters()
             if isinstance(self.reporter, MetricCarrier):
                 state["unsent"] = self.reporter.unsent()
-            self.checkpoints.save(
-                self.state.update, tensors, state, epoch_end=epoch_end, metric=metric, best=best,
-                between=between, owned=True,
-            )  # fmt: skip
+            merit = Merit(epoch_end, metric, best, between)
+            self.checkpoints.save(self.state.update, tensors, state, merit, owned=True)
             self.clock.saved()
         self.progress.checkpoint_s = time.perf_counter() - begin
 
