@@ -94,10 +94,11 @@ def test_runs_of_an_actor_that_was_started_again_are_taken_up(monkeypatch: pytes
         if list(inspect.signature(method).parameters)[1:2] == ["run_id"] and name != "take_over"
     }
     assert len(of_a_run) == 9
+    monkeypatch.setattr(tracker_actor, "Tracker", lambda *given: Tracker())
+    monkeypatch.setattr(tracker_actor, "redact_logs", lambda: None)
     for name in METHODS.keys() - {"run", "settle"}:
-        service: Any = object.__new__(TrackerService)
-        service.tracker, service._reborn = Tracker(), True
-        service._mistakes, service._in_updates, service._to_stop = {}, set(), set()
+        service: Any = TrackerService(None)
+        service._reborn = True
         monkeypatch.setattr(tracker_actor, "record_scores", lambda *given: [])
         given = dict.fromkeys(list(inspect.signature(METHODS[name]).parameters)[1:], "run")
         told.clear()
