@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from d2v_platform.cli import app
+from d2v_platform.importing.importing import origin_of
 from d2v_platform.preparation.glue import prepare_glue
 from d2v_platform.recipe.compose import compose
 from d2v_platform.registry.register import get_version
@@ -353,3 +355,11 @@ def test_a_whole_file_is_registered_and_trained_on_from_its_alias(
         assert version.tags["parent.version"] == "models:/whole/1"
         losses = tracker.client.get_metric_history(version.tags["run.id"], "train/loss")
         assert [point.step for point in losses] == [1, 2] and all(np.isfinite(p.value) for p in losses)
+
+
+def test_a_licence_is_known_of_files_with_the_published_name_only() -> None:
+    entry = PUBLISHED[0]
+    imported: Any = SimpleNamespace(report=SimpleNamespace(family="f"))
+    for file, licence in ((entry.name.rpartition("/")[2], entry.licence), ("mine.pt", "unknown")):
+        origin = origin_of(Path(file), "d", imported, [entry], None, "student")
+        assert (origin["licence"], origin["licence.if_published"]) == (licence, entry.licence)
