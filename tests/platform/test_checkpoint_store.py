@@ -80,7 +80,8 @@ def test_a_store_prunes_by_its_retention_and_keeps_what_is_being_copied(tmp_path
     store.save(8, tensors(8), {}, Merit(metric=9.0))
     assert store.updates() == [4, 6, 8]
     assert store.manifests()[8] == {
-        "update": 8, "epoch_end": False, "metric": 9.0, "files": store.manifests()[8]["files"],
+        "update": 8, "epoch_end": False, "between": False, "metric": 9.0,
+        "files": store.manifests()[8]["files"],
     }  # fmt: skip
     assert store.best_update() == 4
     shutil.rmtree(store.folder / "update_00000004")
