@@ -52,7 +52,9 @@ from .training.run_storage import (
 )
 from .training.start_times import reached
 from .training.stopping import Stop, in_a_thread, stoppable
+from .training.train_loop import train
 from .training.waiting import Waiting
+from .training.workers import leave_token, run_worker, why_it_failed
 
 logger = logging.getLogger(__name__)
 
@@ -210,8 +212,6 @@ def _train(job: Job, plan: Plan, tracker: RunTracker, stop: Stop) -> Summary:
 
 def _train_there(job: Job, plan: Plan, tracker: RunTracker, stop: Stop) -> Summary:
     if plan.num_workers == 0:
-        from .training.train_loop import train
-
         worker = job.worker(device="cuda" if plan.gpus_per_worker else "cpu")
         with stop.gently():
             return train(job, TrackingReporter(tracker, job.run_id), worker, stop_asked=stop.asked)
@@ -246,7 +246,6 @@ def train_on_ray(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from .training.worker_failures import LostWorkers, StartsAllowed
-    from .training.workers import leave_token, run_worker, why_it_failed
 
     allowed = job.recipe.platform.max_failures
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"

@@ -13,8 +13,9 @@ from PIL import Image
 from d2v_platform.launch import launch
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.registry.card_pictures import draw_data, with_pictures
+from d2v_platform.registry.card_pictures import with_pictures
 from d2v_platform.registry.model_source import resolve
+from d2v_platform.registry.registration import draw_data
 from d2v_platform.tasks.image_pictures import masks_of
 from data2vec.masking import clone_ids
 from data2vec.pretraining import Data2VecPretraining

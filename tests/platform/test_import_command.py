@@ -149,7 +149,7 @@ def test_the_folder_of_an_import_belongs_to_what_was_asked(
     file, names = tmp_path / "tuned.pt", tmp_path / "names.txt"
     export_fairseq(read_artifact(small_classifier(tmp_path / "ours")), file)
     names.write_text("red\ngreen\nblue\n")
-    monkeypatch.setattr("data2vec.interop.teacher_weights.with_teacher_weights", lambda imported: imported)
+    monkeypatch.setattr("d2v_platform.importing.importing.with_teacher_weights", lambda imported: imported)
     asked: list[dict[str, Any]] = [{}, {"classes": names}, {"weights": "teacher"}, {}]
     found = [import_model(ImportRequest(file, **more)).folder for more in asked]
     assert found[0] == found[3] and len(set(found)) == 3, found

@@ -23,7 +23,7 @@ from d2v_platform.recipe.compose import Composed, compose
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.registry.model_folders import model_folder, resolve_models
 from d2v_platform.tracking.tracker import Tracker
-from d2v_platform.training import ray_session, train_loop, workers
+from d2v_platform.training import ray_session, workers
 from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Summary, TrainingInterrupted, TrainingStopped, Worker
 from d2v_platform.training.plan import make_plan
@@ -60,7 +60,7 @@ class Trainer:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     made = Trainer()
-    monkeypatch.setattr(train_loop, "train", made)
+    monkeypatch.setattr(launching, "train", made)
     return made
 
 

@@ -20,7 +20,6 @@ from d2v_platform.recipe.schema import Recipe
 from d2v_platform.redaction import redact
 from d2v_platform.registry.model_source import resolve
 from d2v_platform.tracking.tracker import ExistingRun, Tracker
-from d2v_platform.training import train_loop
 from d2v_platform.training.continuation import Continuation, continue_run
 from d2v_platform.training.job import Job
 from d2v_platform.training.loop_state import Summary, Worker
@@ -92,7 +91,7 @@ def test_a_finished_run_is_left_alone_made_longer_and_registered_anew(
     first = again(max_update=6)
     assert first.registered == "models:/tiny/1" and not first.before
     with monkeypatch.context() as patch:
-        patch.setattr(train_loop, "train", None)
+        patch.setattr("d2v_platform.launch.train", None)
         same = again(max_update=6)
     assert replace(same, before=False) == first and same.before
     assert tracker.client.get_run(first.run_id).info.status == "FINISHED"

@@ -11,7 +11,6 @@ import yaml
 
 from d2v_platform.launch import launch
 from d2v_platform.recipe.compose import compose
-from d2v_platform.training import train_loop
 from data2vec.errors import ConfigError
 
 
@@ -29,7 +28,7 @@ def test_changed_fields_and_changed_data_are_named_together(
     def train(*_: Any, **__: Any) -> None:
         raise Began
 
-    monkeypatch.setattr(train_loop, "train", train)
+    monkeypatch.setattr("d2v_platform.launch.train", train)
     recipe = tmp_path / "recipe"
     recipe.mkdir()
     text = yaml.safe_dump(tiny_recipe | {"platform": {"num_workers": 0, "run_name": "same"}})

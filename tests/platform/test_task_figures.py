@@ -14,10 +14,11 @@ import torch
 from d2v_platform.preparation.glue import prepare_glue
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.tasks import TrainingTask, check_data, make_task, open_subset
+from d2v_platform.tasks import check_data, make_task, open_subset
 from d2v_platform.tasks.audio_finetuning import AudioFinetuning
 from d2v_platform.tasks.image_classification import ImageClassification
 from d2v_platform.tasks.statistics import Sums
+from d2v_platform.tasks.task import TrainingTask
 from data2vec.artifact import read_artifact
 from data2vec.data.letters import released_letters, words_of_ids
 from data2vec.errors import CheckpointError, ConfigError, DataError

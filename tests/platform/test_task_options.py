@@ -188,9 +188,9 @@ def test_clips_are_read_as_the_task_says(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_the_beam_of_word_error_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoding = pytest.importorskip("data2vec.ctc_decoding")
+    pytest.importorskip("data2vec.ctc_decoding")
     made = Keep()
-    monkeypatch.setattr(decoding, "LexiconBeam", made)
+    monkeypatch.setattr(audio_finetuning, "LexiconBeam", made)
     for name in ("lm", "lexicon"):
         (tmp_path / name).write_text("x")
     values = speech("audio_finetuning").to_dict()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from .findings import guarded
+
 if TYPE_CHECKING:
     from .findings import Finding
 
@@ -21,7 +23,6 @@ def examine(storage: Sequence[str] = (), mend: bool = False) -> Iterator[Finding
         mend: close runs of dead processes, send what waits, upload what stayed behind.
     """
     from . import environment, services  # they import torch, which --help can do without
-    from .findings import guarded
 
     yield from guarded("versions", environment.versions)
     yield from guarded("processors", environment.processors)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -91,7 +92,6 @@ def constraints(root: Path | None = None) -> dict[str, str]:
 
 def processors() -> Iterator[Finding]:
     """CPUs, memory, GPUs."""
-    import psutil
     import torch
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,6 +11,7 @@ from rich.console import Console
 from data2vec.errors import ConfigError, Problem
 
 from ..storage.local_places import path_to_write
+from ..tracking.tracker import Tracker
 
 _FORMATS = ("fairseq", "huggingface", "safetensors")
 
@@ -47,7 +48,6 @@ def export_command(
     from data2vec.interop.huggingface import export_folder
 
     from ..registry.model_folders import model_folder
-    from ..tracking.tracker import Tracker
 
     if tracking_uri is not None:
         from ..registry.model_source import resolve

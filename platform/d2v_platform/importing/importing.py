@@ -13,18 +13,25 @@ from typing import Any
 
 import numpy as np
 
+from data2vec.data.dictionary import Dictionary
 from data2vec.errors import DataError
 from data2vec.families import describe, modality_of
 from data2vec.folders import file_sha256
-from data2vec.interop.fairseq_file import FairseqCheckpoint
+from data2vec.interop.fairseq import import_checkpoint
+from data2vec.interop.fairseq_file import FairseqCheckpoint, read_checkpoint
+from data2vec.interop.huggingface import import_folder, weights_file
 from data2vec.interop.imported import ImportedModel
+from data2vec.interop.model_folder import save_imported
 from data2vec.interop.published import PublishedFile, candidates, recipe_of
+from data2vec.interop.teacher_weights import with_teacher_weights
 
 from ..home import home_folder
 from ..markdown import code, plain
 from ..registry.model_card import CardFacts, model_card
 from ..registry.model_versions import PRETRAINED, NewVersion
+from ..registry.register import record_check, register
 from ..registry.reload_check import CHECK_FILE
+from ..tracking.tracker import NewRun, Tracker
 
 _COLLAPSED = 1e-3  # deviation between different inputs, relative to the features' size
 _UNKNOWN_LICENCE = "Not recorded in the file: whoever made it decides. Published vision weights are CC-BY-NC."
@@ -79,14 +86,9 @@ def import_model(asked: ImportRequest) -> Imported:
         CheckpointError: the file cannot be read or does not fit its own configuration.
         DataError: a wrong checksum or dictionary; another number of classes.
     """
-    from data2vec.interop.fairseq_file import read_checkpoint
-    from data2vec.interop.model_folder import save_imported
-    from data2vec.interop.teacher_weights import with_teacher_weights
 
     file, weights = asked.file, asked.weights
     if file.is_dir():
-        from data2vec.interop.huggingface import import_folder, weights_file
-
         imported = import_folder(file)
         digest, cfg = file_sha256(weights_file(file)), {}
     else:
@@ -163,8 +165,6 @@ def origin_of(
 
 def _with_dictionary(checkpoint: FairseqCheckpoint, dict_path: Path | None) -> ImportedModel:
     """The model with the given dictionary, or the one inside the file, or the one beside it."""
-    from data2vec.data.dictionary import Dictionary
-    from data2vec.interop.fairseq import import_checkpoint
 
     if dict_path is not None:
         imported = import_checkpoint(checkpoint, Dictionary.load(dict_path))
@@ -203,8 +203,6 @@ def _register(
     origin: Mapping[str, Any],
     lines: list[str],
 ) -> str:
-    from ..registry.register import record_check, register
-    from ..tracking.tracker import NewRun, Tracker
     from ..training.run_description import NOTE_TAG, code_version, source_tags
 
     facts = {f"import.{key.removeprefix('imported.')}": str(value) for key, value in origin.items() if value}

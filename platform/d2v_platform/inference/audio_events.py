@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+import data2vec
 from data2vec.data.audio_events import EventDataset
 from data2vec.data.batching import epoch_batches
 from data2vec.data.event_labels import read_classes
@@ -50,7 +51,6 @@ def infer_events(
         DataError: a manifest or label file that is missing or does not fit; class names of the data that are
             not the model's.
     """
-    import data2vec
 
     note_unused(options, _USED, "audio events")
     loaded = data2vec.load(folder, device=options.platform.chosen_device())

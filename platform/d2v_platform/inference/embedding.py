@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+import data2vec
 from data2vec.errors import DataError
 
+from ..storage.cache import local_data
 from ..storage.local_places import file_to_write
 from .command_options import BatchSize, Device, EmbedOptions, Pooling
 
@@ -40,12 +42,10 @@ def embed_command(
     start_s and embedding of every frame. A recording that cannot be read is reported at the end; the others
     are done.
     """
-    import data2vec
     from data2vec.in_use import device_of
 
     from ..registry.model_folders import model_folder
     from ..registry.served_models import served_of
-    from ..storage.cache import local_data
 
     where = device_of(device)  # said first where it is not here
     loaded = data2vec.load(model_folder(model)[0], device=where)

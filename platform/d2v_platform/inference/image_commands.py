@@ -10,6 +10,7 @@ from rich.table import Table
 
 from data2vec.errors import DataError
 
+from ..storage.cache import local_data
 from .command_options import Device
 
 Model = Annotated[str, typer.Option("--model", help="Any model name: models:/NAME@ALIAS, a folder, a .pt.")]
@@ -36,7 +37,6 @@ def probe_command(
     from data2vec.in_use import device_of
 
     from ..registry.model_folders import model_folder
-    from ..storage.cache import local_data
     from .image_probes import probe
     from .image_rows import load_image_model, open_any, run_model
 

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+import data2vec
 from data2vec.data.image_sources import SUBSETS, ImageSource, open_images
 from data2vec.data.vision import ImageDataset, Oddities
 from data2vec.errors import DataError
@@ -58,7 +59,6 @@ def load_image_model(folder: Path, device: torch.device | str = "auto") -> Image
     Raises:
         DataError: it reads something else than images, or this machine has no such device.
     """
-    import data2vec
 
     model = data2vec.load(folder, device=device)
     if not isinstance(model, ImageModel):

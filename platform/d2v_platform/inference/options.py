@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from data2vec.ctc_decoding import BeamOptions
 from data2vec.errors import ConfigError, Data2VecError, DataError, Problem
+from data2vec.in_use import device_of, device_problem
 from data2vec.typed import build
 
 from ..recipe.coercion import coerce, field_hints
@@ -151,7 +152,6 @@ class WorkerOptions:
         """
         if self.num_workers and self.device == "cuda":
             return "cuda"
-        from data2vec.in_use import device_of
 
         return str(device_of(self.device))
 
@@ -166,8 +166,6 @@ class WorkerOptions:
             rule = "Ray gives each worker its GPU: use cuda, or platform.num_workers=0"
             found.append(Problem("platform.device", self.device, rule))
         elif self.device not in ("auto", "cpu") and not (self.num_workers > 0 and self.device == "cuda"):
-            from data2vec.in_use import device_problem
-
             if (rule := device_problem(self.device)) is not None:
                 found.append(Problem("platform.device", self.device, rule))
         return found

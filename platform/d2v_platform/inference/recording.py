@@ -10,6 +10,7 @@ from typing import Any
 
 from data2vec.errors import Data2VecError
 
+from ..tracking.mlflow_access import short_reason
 from ..tracking.scores import Score, record_scores
 from ..tracking.tracker import Tracker
 
@@ -84,6 +85,4 @@ def record(owner: Owner, scores: Sequence[Score]) -> None:
             for line in record_scores(tracker, scores, owner.run_id, owner.version):
                 logger.info("recorded in %s", line)
     except Exception as error:  # MLflow raises whatever its store does
-        from ..tracking.mlflow_access import short_reason
-
         logger.warning("the scores could not be recorded in MLflow: %s", short_reason(error))

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+import data2vec
 from data2vec.errors import ConfigError, DataError, Problem
 
 from ..bars import Bars
@@ -59,7 +60,6 @@ def transcribe_command(
     Long audio goes through the model in overlapping pieces. A file that cannot be read is reported at the
     end; the others are done.
     """
-    import data2vec
     from data2vec.in_use import device_of
 
     from ..registry.model_folders import model_folder

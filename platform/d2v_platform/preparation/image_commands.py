@@ -10,6 +10,7 @@ from rich.console import Console
 
 from data2vec.errors import DataError
 
+from ..storage.cache import local_data
 from .destination import Dest
 
 
@@ -30,7 +31,6 @@ def images(
 
     Every image is decoded; unreadable ones are left out and listed in bad_images.tsv. A killed run continues.
     """
-    from ..storage.cache import local_data
     from .images import ImageOptions, prepare_images, summary
 
     if images_per_shard < 1:

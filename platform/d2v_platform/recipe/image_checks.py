@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from data2vec.config import Data2VecMultiConfig
+from data2vec.data.image_transforms import finetuning_transform
 from data2vec.errors import Problem
 from data2vec.mae_config import MaeConfig
 from data2vec.v1.vision_config import Data2VecVisionConfig
@@ -116,7 +117,6 @@ def _augmentation(policy: str | None) -> Iterator[Problem]:
     """Whether timm knows the policy; it is imported only for another one than the recipes'."""
     if policy is None or policy == MaeImageClassificationTask.auto_augment:
         return
-    from data2vec.data.image_transforms import finetuning_transform
 
     try:
         finetuning_transform(224, auto_augment=policy)

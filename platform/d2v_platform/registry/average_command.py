@@ -10,6 +10,7 @@ import typer
 from data2vec.errors import DataError
 
 from ..storage.local_places import folder_to_write
+from ..tracking.tracker import Tracker
 
 
 def average_command(
@@ -40,7 +41,6 @@ def average_command(
         average_folders([model_folder(source)[0] for source in sources], out)
         typer.echo(f"mean of {len(sources)} models written to {out}")
         return
-    from ..tracking.tracker import Tracker
     from .from_run import RunCheckpoint, export_from_run
 
     with Tracker(tracking_uri) as tracker:

@@ -1,4 +1,4 @@
-"""Pictures on a model card: where they go, the curves of a run, and what its task draws from its data."""
+"""Pictures on a model card: where they go, and the curves of a run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from ..recipe.schema import Recipe
-from ..tasks import task_class
 
 if TYPE_CHECKING:
     from ..tracking.tracker import Tracker
@@ -23,23 +20,6 @@ TITLES = {
 }
 _CURVES = ("loss", "variance", "lr")  # panels of the report that belong on a card, besides the scores
 _SCORES = ("accuracy", "knn", "linear_probe", "mcc", "wer", "pearson_and_spearman", "acc_and_f1")
-
-
-def draw_data(recipe: Recipe, model_folder: Path, folder: Path) -> list[Path]:
-    """Pictures that need the recipe's data, where its task draws any.
-
-    Never fails: a card without them is a card.
-
-    Args:
-        recipe: with its data on this machine or at a URI.
-        model_folder: the exported model.
-        folder: where they go.
-    """
-    try:
-        return task_class(recipe).pictures(recipe, model_folder, folder)
-    except Exception as error:
-        logger.warning("no pictures of the data on the model card: %s: %s", type(error).__name__, error)
-        return []
 
 
 def draw_curves(tracker: Tracker, run_id: str, folder: Path) -> Path | None:

@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 
 from data2vec.errors import Data2VecError
+
+from ..tracking.scores import stored_scores
+from ..tracking.tracker import Tracker
+from .model_versions import ancestry
 
 if TYPE_CHECKING:
     from .model_versions import ModelVersion, RegisteredModel
@@ -29,7 +34,6 @@ AliasOption = Annotated[str, typer.Option("--alias", help="e.g. champion")]
 @app.command("list", epilog="Example: `d2v registry list`")
 def list_command(tracking_uri: Uri = None) -> None:
     """All registered models with their aliases and the score of the newest version."""
-    from ..tracking.tracker import Tracker
     from .register import list_models
 
     with Tracker(tracking_uri) as tracker:
@@ -58,8 +62,6 @@ def show_command(
     tracking_uri: Uri = None,
 ) -> None:
     """The versions of a model; with --version its lineage and card."""
-    from ..tracking.tracker import Tracker
-    from .model_versions import ancestry
     from .register import get_version, show
 
     with Tracker(tracking_uri) as tracker:
@@ -71,7 +73,6 @@ def show_command(
                 table.add_row(key, value)
             _print(table)
             _tell_ancestry(chosen, ancestry(tracker, chosen))
-            from rich.markdown import Markdown
 
             Console(markup=False).print(Markdown(chosen.description))
             return
@@ -110,9 +111,7 @@ def add_command(
 
     The data of the run must still be where its recipe says: its fingerprint goes into the version.
     """
-    from ..tracking.tracker import Tracker
     from .from_run import RunCheckpoint, add_from_run
-    from .model_versions import ancestry
 
     wanted = RunCheckpoint.parse(checkpoint)
     with Tracker(tracking_uri) as tracker:
@@ -141,7 +140,6 @@ def promote_command(
     and must give their recorded outputs when loaded in a clean process. Both must beat an answer that knows
     nothing: the most frequent class, an empty transcript, the features of an untrained network.
     """
-    from ..tracking.tracker import Tracker
     from .register import GateRefusedError, promote
 
     with Tracker(tracking_uri) as tracker:
@@ -161,7 +159,6 @@ def promote_command(
 @app.command("history", epilog="Example: `d2v registry history data2vec2-text-base-cola`")
 def history_command(name: Name, tracking_uri: Uri = None) -> None:
     """Every move of every alias of a model, oldest first."""
-    from ..tracking.tracker import Tracker
     from .register import history
 
     with Tracker(tracking_uri) as tracker:
@@ -179,7 +176,6 @@ def history_command(name: Name, tracking_uri: Uri = None) -> None:
 @app.command("rollback", epilog="Example: `d2v registry rollback data2vec2-text-base-cola --alias champion`")
 def rollback_command(name: Name, alias: AliasOption, tracking_uri: Uri = None) -> None:
     """Give an alias back to the version that held it before."""
-    from ..tracking.tracker import Tracker
     from .register import rollback
 
     with Tracker(tracking_uri) as tracker:
@@ -206,7 +202,6 @@ def _aliases(model: RegisteredModel) -> str:
 
 def _tested(version: ModelVersion) -> str:
     """Scores of test subsets; where each of them comes from stands with --version."""
-    from ..tracking.scores import stored_scores
 
     found = (item for score in stored_scores(version.tags) for item in score.metrics.items())
     return ", ".join(f"{key.removeprefix('test/')} {value:.4g}" for key, value in found)

@@ -21,8 +21,18 @@ from data2vec.errors import Data2VecError
 from ..home import home_folder
 from ..recipe.compose import Composed
 from ..recipe.schema import Recipe
+from ..storage.locations import open_location
+from ..tasks import make_task
+from ..tasks.task import floor_facts, size_facts
+from ..tracking.mlflow_access import error_code
+from ..tracking.tracker import RESUME_TAG
+from ..training.checkpoint import CheckpointStore
+from ..training.checkpoint_writer import Checkpoints
+from ..training.loop_state import Summary
+from ..training.run_storage import remote_folder, run_root, started_with
 from .card_pictures import PICTURE_FOLDER, draw_data
 from .model_card import model_card
+from .model_folders import resolve_models
 from .model_versions import PARENT_TAG, ModelVersion, NewVersion
 from .register import register
 from .registration import Registration, Trained, card_facts, gate_tags, lineage_tags
@@ -102,14 +112,6 @@ def export_from_run(tracker: Tracker, wanted: RunCheckpoint, folder: Path | None
         Data2VecError: no such run or update, its state is not on this machine, or its data has gone.
         CheckpointError: the checkpoint is damaged.
     """
-    from ..storage.locations import open_location
-    from ..tasks import make_task
-    from ..tasks.task import floor_facts, size_facts
-    from ..training.checkpoint import CheckpointStore
-    from ..training.checkpoint_writer import Checkpoints
-    from ..training.loop_state import Summary
-    from ..training.run_storage import remote_folder, run_root, started_with
-    from .model_folders import resolve_models
 
     run = find_run(tracker, wanted.run)
     run_id, tags = run.info.run_id, dict(run.data.tags)
@@ -211,8 +213,6 @@ def find_run(tracker: Tracker, wanted: str) -> Run:
     Raises:
         Data2VecError: none, or several of this name.
     """
-    from ..tracking.mlflow_access import error_code
-    from ..tracking.tracker import RESUME_TAG
 
     if re.fullmatch(r"[0-9a-f]{32}", wanted):
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from .serving import EMBEDDING, POOLED, SCORES, Served, Use
 
@@ -46,7 +47,6 @@ def image_signature(config: Mapping[str, Any]) -> ModelSignature:
 
 def check_images() -> list[str]:
     """Two small pictures as base64 of PNG files, the same on every machine: waves, and a checked square."""
-    from PIL import Image
 
     y, x = np.mgrid[0:48, 0:64]
     waves = np.stack([128 + 100 * np.sin(x / 5 + k) * np.cos(y / (4 + k)) for k in range(3)], axis=-1)

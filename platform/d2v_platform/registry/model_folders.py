@@ -6,8 +6,11 @@ import hashlib
 import logging
 from pathlib import Path
 
+from data2vec.artifact import is_artifact
 from data2vec.errors import DataError
 from data2vec.folders import file_sha256
+from data2vec.interop.huggingface import import_folder
+from data2vec.interop.model_folder import import_file, save_imported
 
 from ..home import home_folder
 from ..recipe.components import pretrained_field
@@ -56,9 +59,6 @@ def model_folder(name: str, data: str | None = None) -> tuple[Path, str]:
 
 def _imported_folder(path: Path) -> Path:
     """A Hugging Face folder as a model folder in the cache, made once for each content."""
-    from data2vec.artifact import is_artifact
-    from data2vec.interop.huggingface import import_folder
-    from data2vec.interop.model_folder import save_imported
 
     parts = [
         f"{file.name}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in sorted(path.iterdir())
@@ -76,8 +76,6 @@ def _imported_folder(path: Path) -> Path:
 
 def _imported(path: Path, data: str | None) -> Path:
     """A reference ``.pt`` as a model folder in the cache, made once for each file and dictionary."""
-    from data2vec.artifact import is_artifact
-    from data2vec.interop.model_folder import import_file, save_imported
 
     candidates = [path.parent / name for name in ("dict.txt", "dict.ltr.txt")]
     if data:

@@ -24,6 +24,7 @@ from ..redaction import redact_text
 from ..storage.cache import cached, cached_folder
 from ..storage.locations import is_uri, local_path, patiently
 from ..tracking.mlflow_access import configure_environment, error_code
+from ..tracking.tracker import Tracker as NewTracker
 from .alias_history import notice_outside_moves
 from .model_package import MODEL_FOLDER
 from .model_versions import ModelVersion, get_alias, get_version, show
@@ -85,7 +86,6 @@ def resolve(model_name: str, tracker: Tracker | None = None) -> ResolvedModel:
 def _with_tracker(tracker: Tracker | None, use: Callable[[Tracker], ResolvedModel]) -> ResolvedModel:
     if tracker is not None:
         return use(tracker)
-    from ..tracking.tracker import Tracker as NewTracker
 
     with NewTracker() as own:
         return use(own)

@@ -83,7 +83,6 @@ def register(tracker: Tracker, new: NewVersion) -> ModelVersion:
         CheckpointError: the folder is no model folder.
     """
     user_code.load_installed()  # the tracker's process learns of users' families here
-    from data2vec.artifact import read_artifact  # here: listing models needs no torch
 
     config = read_artifact(new.folder).config
     _check_request(new)

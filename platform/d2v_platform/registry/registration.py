@@ -20,7 +20,8 @@ from ..tasks.pretraining import COLLAPSE_GUARD_AFTER
 from ..tracking.interface import RunTracker
 from ..training.collapse import collapsed_stages
 from ..training.loop_state import Summary
-from .card_pictures import PICTURE_FOLDER, draw_data
+from ..training.run_description import code_version
+from .card_pictures import PICTURE_FOLDER
 from .model_card import CardFacts, model_card
 from .model_versions import NewVersion
 from .register import register
@@ -104,9 +105,25 @@ def register_summary(
     return f"models:/{name}/{version.version}{f' ({name}{taken})' if taken else ''}"
 
 
+def draw_data(recipe: Recipe, model_folder: Path, folder: Path) -> list[Path]:
+    """Pictures that need the recipe's data, where its task draws any.
+
+    Never fails: a card without them is a card.
+
+    Args:
+        recipe: with its data on this machine or at a URI.
+        model_folder: the exported model.
+        folder: where they go.
+    """
+    try:
+        return task_class(recipe).pictures(recipe, model_folder, folder)
+    except Exception as error:
+        logger.warning("no pictures of the data on the model card: %s: %s", type(error).__name__, error)
+        return []
+
+
 def lineage_tags(composed: Composed, summary: Summary, parent_uri: str | None) -> dict[str, str]:
     """What a version must carry: recipe, data, dictionary, code, parent."""
-    from ..training.run_description import code_version
 
     changed = difference(composed.recipe, composed.base)
     told = {field: [change.before, change.after] for field, change in changed.items()}

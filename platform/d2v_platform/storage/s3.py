@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 Result = TypeVar("Result")
@@ -286,7 +288,6 @@ def translated(action: Callable[[], Result], place: str) -> Result:
         ConnectionError: the server does not answer, or answers that it cannot now.
     """
     from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
     try:
         return action()
@@ -322,7 +323,6 @@ def register() -> None:
 
 def _make_client() -> Any:
     import boto3
-    from botocore.config import Config
 
     # What the user set (AWS_MAX_ATTEMPTS, AWS_RETRY_MODE) wins; we wait longer than botocore would ourselves.
     retries: dict[str, Any] = {}

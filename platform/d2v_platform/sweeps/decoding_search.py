@@ -15,6 +15,7 @@ from typing import Any
 import filelock
 import numpy as np
 import pandas as pd
+import torch
 from rich.console import Console
 
 from data2vec.ctc_decoding import BeamOptions, LetterBeam, LexiconBeam
@@ -23,8 +24,9 @@ from data2vec.folders import write_text
 from data2vec.speech_metrics import ErrorCount, total, word_errors
 
 from ..figures import clock
-from ..inference.decoding import Job, load_search, open_dataset
+from ..inference.decoding import Job, Search, load_search, open_dataset
 from ..inference.emissions import StoredEmissions, Utterance, emission_folder, stored_emissions
+from ..training import ray_session
 from .decoding_sweep import NAME, TUNED, DecodingSweep, infer_command_of, read_sweep, transcribe_command_of
 
 logger = logging.getLogger(__name__)
@@ -219,8 +221,6 @@ def _exhausted(sweep: DecodingSweep, trials: Sequence[WeightTrial]) -> bool:
 
 
 def _run(sweep: DecodingSweep, emissions: Path, known: Sequence[WeightTrial]) -> None:
-    from ..training import ray_session
-
     # Ray Tune reads its switches when it is imported, Ray's are set by the connection.
     with ray_session.connected() as cluster:
         from .tune_run import set_environment
@@ -277,10 +277,7 @@ def _run(sweep: DecodingSweep, emissions: Path, known: Sequence[WeightTrial]) ->
 
 def weight_trial(config: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
     """The trainable: decode the subset with one set of weights."""
-    import torch
     from ray import tune
-
-    from ..inference.decoding import Search
 
     torch.set_num_threads(1)
     plain = dict(spec["job"])

@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from ..figures import clock, data_size
 from ..launch import open_tracker, refuse_node_local
 from ..markdown import code, plain
 from ..recipe.sweep_definition import Sweep
 from ..storage.locations import is_uri
-from ..tracking.tracker import FinalStatus, NewRun
+from ..tracking.tracker import FinalStatus, MetricPoint, NewRun, now_ms
 from ..tracking.tracker_actor import RemoteTracker
 from ..training import ray_session
 from ..training.run_description import NOTE_TAG, code_version, source_tags
@@ -340,7 +342,6 @@ class _Driver:
 
     def _log_parent(self, table: ResultTable, paths: Mapping[str, Path], timing: Timing | None) -> None:
         """Tables as artifacts; winners as tags and metrics, whose step is the number of trials so far."""
-        from ..tracking.tracker import MetricPoint, now_ms
 
         step, now = sum(len(row.values) for row in table.rows), now_ms()
         figures: dict[str, float] = {"trials": float(step)}
@@ -419,7 +420,6 @@ def _description(sweep: Sweep, ready: Sequence[StoredTrial]) -> str:
 
 def show(table: ResultTable, title: str) -> None:
     """The table on the screen, with winners, averages and protocol."""
-    from rich.console import Console
 
     width = None if os.isatty(2) else 140
     console = Console(markup=False, stderr=True, highlight=False, width=width)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data2vec.artifact import read_artifact
+import torch
+
+from data2vec.artifact import load, read_artifact
 from data2vec.data.glue import GLUE_TASKS, GlueTask, write_submission
 from data2vec.errors import Data2VecError
 from data2vec.folders import file_sha256
@@ -20,6 +22,7 @@ from ..inference.recording import update_of
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import SweepDefinition
 from ..recipe.text_components import SentencePredictionCriterion, SentencePredictionTask
+from ..tasks.sentence_prediction import metrics_of, open_subset
 from ..tracking.scores import RecordScores, Score
 from .capacity import Capacity
 from .results import StoredTrial
@@ -128,11 +131,6 @@ def write_test_files(
 
 def predict(recipe: dict[str, Any], model_folder: str, split: str, *, threads: int, gpu: bool) -> Predictions:
     """Predict one test split, every row of it, in the order of the file."""
-    import torch
-
-    from data2vec.artifact import load
-
-    from ..tasks.sentence_prediction import metrics_of, open_subset
 
     torch.set_num_threads(threads)
     typed = Recipe.from_dict(recipe)

@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from data2vec.errors import Data2VecError
 
+from ..launch import train_on_ray
 from ..recipe.compose import Composed
 from ..recipe.difference import digest
 from ..recipe.sweep_definition import Trial
@@ -22,7 +25,13 @@ from ..tracking.mlflow_access import TrackingUnavailableError, error_code, is_pe
 from ..tracking.tracker import NewRun
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from ..training.evaluation_log import EvaluationLog
+from ..training.forecast import forecast_at_hand, placed
+from ..training.job import Job, ResolvedModels
 from ..training.loop_state import Summary, TrainingStopped
+from ..training.plan import make_plan
+from ..training.ray_session import cluster_info
+from ..training.run_description import NOTE_TAG, description, recipe_tags
+from ..training.train_loop import train
 from .results import ChildRun, StoredTrial, TrialResult, evaluation_log
 
 logger = logging.getLogger(__name__)
@@ -108,8 +117,6 @@ def run_trial(config: dict[str, Any]) -> None:
 def _train(
     config: Mapping[str, Any], stored: StoredTrial, folder: Path, tracker: RemoteTracker, run_id: str
 ) -> Summary:
-    from ..training.job import Job, ResolvedModels
-
     recipe = stored.trial.recipe
     job = Job(
         recipe=recipe,
@@ -136,18 +143,10 @@ def _train(
     if config["workers"] > 1:
         from ray.tune.integration.ray_train import TuneReportCallback
 
-        from ..launch import train_on_ray
-        from ..training.forecast import forecast_at_hand, placed
-        from ..training.plan import make_plan
-        from ..training.ray_session import cluster_info
-
         cluster = cluster_info()
         plan = make_plan(recipe, cluster)
         plan = placed(plan, forecast_at_hand(recipe, plan, cluster, job.models.pretrained))
         return train_on_ray(job.planned(plan), plan, tracker, callbacks=[TuneReportCallback()])
-    import torch
-
-    from ..training.train_loop import train
 
     torch.use_deterministic_algorithms(False)  # a process outlives its trials; the recipe turns it on
     worker = job.worker(device="cuda" if config["gpu"] else "cpu")
@@ -209,8 +208,6 @@ def composed_of(trial: Trial) -> Composed:
 
 
 def _tags(config: Mapping[str, Any], stored: StoredTrial) -> dict[str, str]:
-    from ..training.run_description import recipe_tags
-
     own = {
         "sweep": config["sweep"],
         "task": stored.task,
@@ -219,7 +216,6 @@ def _tags(config: Mapping[str, Any], stored: StoredTrial) -> dict[str, str]:
         "status": "running",
         "d2v.code": stored.code,
     }
-    from ..training.run_description import NOTE_TAG, description
 
     composed = composed_of(stored.trial)
     return (

@@ -17,6 +17,7 @@ from ray.tune import Callback
 from ..figures import clock, duration, shown
 from ..recipe.sweep_definition import Sweep
 from ..tracking.tracker_actor import RemoteTracker
+from ..training.run_description import log_datasets, summary_tags
 from .asha import PerTaskASHA, Race
 from .capacity import Capacity
 from .results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
@@ -306,7 +307,6 @@ class _Watch(Callback):
 
 def end_child(tracker: RemoteTracker, folder: Path, result: TrialResult) -> None:
     """Final tags and status of a trial's run, handed over without waiting for MLflow."""
-    from ..training.run_description import log_datasets, summary_tags
 
     child = ChildRun.read(folder)
     if child is None:

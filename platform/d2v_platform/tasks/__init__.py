@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..recipe.entries import entry_of, imported
 from ..recipe.schema import Recipe
-from .task import MicroBatch, TrainingTask
 
-__all__ = ["MicroBatch", "TrainingTask", "check_data", "make_task", "open_subset", "task_class"]
+if TYPE_CHECKING:
+    from .task import TrainingTask
 
 
 def task_class(recipe: Recipe) -> type[TrainingTask]:

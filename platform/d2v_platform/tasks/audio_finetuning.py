@@ -13,6 +13,7 @@ import torch
 
 from data2vec.artifact import load_strictly, read_artifact, save_artifact
 from data2vec.ctc import BLANK, CTCConfig, CTCModel
+from data2vec.ctc_decoding import BeamOptions, LexiconBeam
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import greedy_ids, words_of_ids
 from data2vec.data.speech import SpeechDataset
@@ -271,7 +272,6 @@ def make_beam(criterion: CTCCriterion, letters: Dictionary) -> Any:
     found = language_model(criterion)
     if found is None:
         return None
-    from data2vec.ctc_decoding import BeamOptions, LexiconBeam
 
     narrow = min(50, len(letters))
     options = BeamOptions(

@@ -8,12 +8,16 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
+import data2vec
 from data2vec.config import Data2VecMultiConfig
 from data2vec.data.image_files import UnreadableImageError, read_image
 from data2vec.data.image_sources import ImageSource, open_images
 from data2vec.image_masking import image_masks
+from data2vec.image_model import ImageModel
 from data2vec.mae_config import MaeConfig
 from data2vec.masking import clone_ids
 from data2vec.v1.vision_config import Data2VecVisionConfig
@@ -98,8 +102,6 @@ def draw_masks(recipe: Recipe, path: Path) -> Path:
 @matplotlib.rc_context(_NO_FORMULAS)
 def draw_verdicts(recipe: Recipe, model_folder: Path, path: Path) -> Path:
     """What a classifier says of validation images."""
-    import data2vec
-    from data2vec.image_model import ImageModel
 
     model = data2vec.load(model_folder)
     assert isinstance(model, ImageModel)
@@ -131,8 +133,6 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 
 
 def _grid(rows: int, columns: int) -> tuple[Any, list[list[Any]]]:
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(1.7 * columns, 1.85 * rows), layout="constrained", dpi=90)
     found = figure.subplots(rows, columns, squeeze=False)
     for axes in found.ravel():
@@ -141,8 +141,6 @@ def _grid(rows: int, columns: int) -> tuple[Any, list[list[Any]]]:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(str(path), metadata={"Software": None})
     return path

@@ -11,6 +11,10 @@ import typer
 
 from data2vec.errors import Data2VecError, nearest_names
 
+from .mlflow_access import unavailable
+from .run_liveness import HEARTBEAT_TAG
+from .tracker import Tracker
+
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
@@ -60,7 +64,6 @@ def list_runs(
     Raises:
         Data2VecError: there is no such experiment.
     """
-    from .mlflow_access import unavailable
 
     try:
         names = {e.experiment_id: e.name for e in tracker.client.search_experiments()}
@@ -93,8 +96,6 @@ def _none(names: dict[str, str], experiment: str) -> dict[str, str]:
 
 
 def _listed(tracker: Tracker, run: Run, experiment: str) -> ListedRun:
-    from .run_liveness import HEARTBEAT_TAG
-
     tags, metrics = run.data.tags, run.data.metrics
     state = run.info.status.lower()
     if state == "running" and HEARTBEAT_TAG in tags and not tracker.is_live(run):
@@ -129,7 +130,6 @@ def runs_command(
 
     A run that is dead, failed or killed goes on where it stopped with the same platform.run_name.
     """
-    from .tracker import Tracker
 
     with Tracker(tracking_uri) as tracker:
         runs = list_runs(tracker, experiment, limit=limit, trials=trials)

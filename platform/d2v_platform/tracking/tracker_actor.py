@@ -6,6 +6,7 @@ Workers therefore need neither MLflow's libraries nor its credentials, and a SQL
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -145,8 +146,6 @@ class TrackerService:
 
 
 def _was_restarted() -> bool:
-    import warnings
-
     import ray
 
     with warnings.catch_warnings():

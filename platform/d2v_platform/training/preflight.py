@@ -8,6 +8,7 @@ from data2vec.errors import ConfigError, Problem
 
 from ..recipe.entries import entry_of
 from ..recipe.schema import Recipe
+from ..tasks import check_data
 
 
 def preflight(recipe: Recipe, pretrained: Path | None) -> None:
@@ -17,7 +18,6 @@ def preflight(recipe: Recipe, pretrained: Path | None) -> None:
         DataError: a folder or file is missing, damaged or of another dictionary.
         ConfigError: the recipe does not fit the data or the model.
     """
-    from ..tasks import check_data
 
     problems: list[Problem] = []
     for folder in recipe.task.data.split(":"):

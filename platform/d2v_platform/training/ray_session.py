@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import secrets
 import socket
 import sys
 from collections import Counter
@@ -282,8 +283,6 @@ def _token_file() -> Path:
     """A token of our own for local clusters, so that nothing is written into the user's ``~/.ray``."""
     path = home_folder("cache") / "ray_token"
     if not path.is_file():
-        import secrets
-
         path.write_text(secrets.token_hex(32), encoding="utf-8")
         path.chmod(0o600)
     return path

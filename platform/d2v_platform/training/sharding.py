@@ -20,6 +20,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from data2vec.audio_events import EventOutput
 from data2vec.ctc import CTCOutput
@@ -153,14 +155,6 @@ class Sharded:
     """
 
     def __init__(self, module: nn.Module, worker: Worker, dtype: torch.dtype | None = None) -> None:
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import (
-            FSDPModule,
-            MixedPrecisionPolicy,
-            fully_shard,
-            register_fsdp_forward_method,
-        )
-
         _let_fsdp_see_outputs()
         # A block's feed-forward output is a view, which nothing here changes in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")

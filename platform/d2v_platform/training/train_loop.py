@@ -29,11 +29,11 @@ from ..figures import duration
 from ..recipe.local_data import with_local_data
 from ..recipe.schema import Recipe
 from ..storage.locations import open_location
-from ..tasks import TrainingTask, make_task
+from ..tasks import make_task
 from ..tasks.reduction import barrier, gather_objects, reduce_vector
 from ..tasks.share import to_device
 from ..tasks.statistics import Sums
-from ..tasks.task import floor_facts, size_facts
+from ..tasks.task import TrainingTask, floor_facts, size_facts
 from .accelerators import device_rate
 from .cadence import SaveClock, due_after
 from .checkpoint import Checkpoint, CheckpointStore, Merit, Retention

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray.exceptions import ActorDiedError
 from ray.train import FailureConfig, UserCallback
 
@@ -51,7 +52,6 @@ class StartsAllowed(FailureConfig):
     @property
     def max_failures(self) -> int:  # type: ignore[override]
         """What Ray compares its count with, at the moment when it asks."""
-        import ray
 
         if not ray.is_initialized():  # asking would start one
             return self._allowed

@@ -25,7 +25,8 @@ from data2vec.flops import StepCost, StepShape, Storage
 from data2vec.v1.sizes import as_multi
 
 from ..recipe.schema import Recipe
-from ..tasks import task_class
+from ..tasks import open_subset, task_class
+from ..tasks.task import batches_of
 
 _SAMPLED = 2000  # micro-batches of an epoch whose size is looked at
 
@@ -178,7 +179,6 @@ def matrix_work(recipe: Recipe, module: nn.Module) -> Callable[[int, int], float
 
 def training_data(recipe: Recipe) -> Any:
     """The opened training subset, or ``None`` where it cannot be read (training says why)."""
-    from ..tasks import open_subset
 
     try:
         return open_subset(recipe, recipe.dataset.train_subset)
@@ -218,7 +218,6 @@ def smaller_batches(recipe: Recipe, factor: int) -> tuple[Recipe, str] | None:
 
 def _sizes(recipe: Recipe, dataset: Any) -> tuple[Counter[tuple[int, int]], int | None]:
     """How large the first epoch's micro-batches are and how many; full ones where the data was not read."""
-    from ..tasks.task import batches_of
 
     if dataset is None:
         length = task_class(recipe).longest(recipe)
