@@ -30,12 +30,12 @@ from ..training.checkpoint import CheckpointStore
 from ..training.checkpoint_writer import Checkpoints
 from ..training.loop_state import Summary
 from ..training.run_storage import remote_folder, run_root, started_with
-from .card_pictures import PICTURE_FOLDER, draw_data
+from .card_pictures import PICTURE_FOLDER
 from .model_card import model_card
 from .model_folders import resolve_models
 from .model_versions import PARENT_TAG, ModelVersion, NewVersion
 from .register import register
-from .registration import Registration, Trained, card_facts, gate_tags, lineage_tags
+from .registration import Registration, Trained, card_facts, draw_data, gate_tags, lineage_tags
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
