@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data2vec.artifact import read_artifact
 from data2vec.errors import ConfigError, Data2VecError, Problem
 from data2vec.folders import file_sha256
 
@@ -84,6 +83,8 @@ def register(tracker: Tracker, new: NewVersion) -> ModelVersion:
         CheckpointError: the folder is no model folder.
     """
     user_code.load_installed()  # the tracker's process learns of users' families here
+    from data2vec.artifact import read_artifact  # here: listing models needs no torch
+
     config = read_artifact(new.folder).config
     _check_request(new)
     weights = file_sha256(new.folder / "model.safetensors")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from ..recipe.entries import imported
 from .model_versions import PRETRAINED
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Served:
 
     def verb(self, name: str) -> Any:
         """The function of a verb, ``None`` without one."""
-        return imported(self.verbs[name]) if name in self.verbs else None
+        return resolve_name(self.verbs[name]) if name in self.verbs else None
 
 
 SERVED: dict[str, Served] = {}  # by modality, in capitals, or by a kind of its own
