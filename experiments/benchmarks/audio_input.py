@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from d2v_platform.tasks.audio_pretraining import open_subset
+from d2v_platform.tasks.audio_pretraining import open_recordings
 from d2v_platform.tasks.share import Share
 from d2v_platform.tasks.task import batches_of
 from d2v_platform.training.loading import make_loader
@@ -50,7 +50,7 @@ def build_epoch(recipe_name: str) -> Callable[[int], None]:
     folder = tempfile.TemporaryDirectory(prefix="d2v_input_")  # goes with the function below, which holds it
     write_clips(Path(folder.name))
     recipe = load(recipe_name, [], folder.name)
-    dataset = open_subset(recipe, recipe.dataset.train_subset)
+    dataset = open_recordings(recipe, recipe.dataset.train_subset)
 
     def read(passes: int) -> None:
         assert folder

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from d2v_platform.tasks.image_data import open_subset
+from d2v_platform.tasks.image_data import open_task_images
 from d2v_platform.tasks.share import Share
 from d2v_platform.tasks.task import batches_of
 from d2v_platform.training.loading import make_loader
@@ -45,7 +45,7 @@ def build_epoch(recipe_name: str, samples: int) -> Callable[[int], None]:
     folder = tempfile.TemporaryDirectory(prefix="d2v_input_")  # goes with the function below, which holds it
     write_images(Path(folder.name) / "train", _IMAGES)
     recipe = load(recipe_name, [f"dataset.batch_size={samples}"], folder.name)
-    dataset = open_subset(recipe, recipe.dataset.train_subset, training=True, augmented=True)
+    dataset = open_task_images(recipe, recipe.dataset.train_subset, training=True, augmented=True)
 
     def read(passes: int) -> None:
         assert folder

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from data2vec.errors import Data2VecError
 
 from .redaction import redact_logs, redact_text
-from .storage.local_places import place_problem
+from .storage.local_places import path_problem
 
 _COMPLETE = "_D2V_COMPLETE"  # set by the shell's completion
 # Verbs with a module of their own: its place, the name in it, what `d2v --help` says, and an example.
@@ -223,11 +223,11 @@ def config_show(words: RecipeWords = None) -> None:
     from rich.console import Console
 
     from .recipe.compose import compose
-    from .recipe.describe import describe
+    from .recipe.describe import recipe_as_yaml
 
     composed = compose(request.config_name, request.overrides, request.config_dir, check=False)
     console = Console(markup=False, soft_wrap=True, highlight=False)
-    console.print(describe(composed.recipe, changed_only=request.changed_only))
+    console.print(recipe_as_yaml(composed.recipe, changed_only=request.changed_only))
     for note in composed.notes:
         console.print(f"note: {note}", style="dim", markup=False)
 
@@ -257,9 +257,9 @@ def train_command(arguments: Sequence[str], prog: str) -> None:
     composed = request.compose()
     from .launch import launch, show_plan
     from .training.run_result import result_lines
-    from .training.start_times import reached
+    from .training.start_times import start_part_over
 
-    reached("recipe composed")
+    start_part_over("recipe composed")
     if request.plan_only:
         show_plan(composed)
         return
@@ -301,7 +301,7 @@ def run(command: Callable[[], object]) -> None:
         sys.stderr.write(redact_text(f"error: {error}\n"))
         raise SystemExit(2) from None
     except Exception as error:
-        problem = place_problem(error)
+        problem = path_problem(error)
         if problem is None:
             raise
         sys.stderr.write(redact_text(f"error: {problem}\n"))

@@ -50,7 +50,7 @@ from .training.run_storage import (
     remote_folder,
     run_root,
 )
-from .training.start_times import reached
+from .training.start_times import start_part_over
 from .training.stopping import Stop, in_a_thread, stoppable
 from .training.train_loop import train
 from .training.waiting import Waiting
@@ -71,13 +71,13 @@ def launch(composed: Composed) -> RunResult:
     local = with_local_data(recipe)
     models = resolve_models(local)
     preflight(local, models.pretrained)
-    reached("data and models checked")
+    start_part_over("data and models checked")
     with contextlib.ExitStack() as stack:
         cluster, stop = None, stack.enter_context(stoppable())
         if recipe.platform.num_workers != 0:
             cluster = stack.enter_context(ray_session.connected())
             stop.listen()
-            reached("cluster connected")
+            start_part_over("cluster connected")
         plan = make_plan(recipe, cluster, local_gpus(cluster is None))
         refuse_node_local(recipe, cluster)
         costs = _forecasts(local, plan, cluster, models)
@@ -91,7 +91,7 @@ def launch(composed: Composed) -> RunResult:
         job = _open_run(composed, tracker, plan, models, data, size)
         if isinstance(job, RunResult):
             return job
-        reached("run opened in MLflow")
+        start_part_over("run opened in MLflow")
         with _finishing(tracker, job.run_id, resume_command(composed, job.run_name)) as outcome:
             summary = _train(job, plan, tracker, stop)
             bring_model(job.folder, job.remote)
@@ -312,7 +312,7 @@ def _finishing(tracker: RunTracker, run_id: str, again: str) -> Iterator[_Outcom
         raise
     finally:
         try:
-            tracker.settle()
+            tracker.wait_for_sent()
         finally:
             tracker.finish(run_id, outcome.status)
 

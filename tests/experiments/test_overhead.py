@@ -13,7 +13,7 @@ from experiments.benchmarks.overhead import Overhead, Steps, bare_steps, small_r
 
 def test_parts_of_a_start_are_read_from_log_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "d2v_platform")
-    start_times.reached("recipe composed")
+    start_times.start_part_over("recipe composed")
     (record,) = caplog.records
     found = start_times.read(f"(RayTrainWorker pid=7) {record.getMessage()}")
     assert found is not None and found[0] == "recipe composed"

@@ -23,7 +23,7 @@ from d2v_platform.preparation.audio_events import prepare_events
 from d2v_platform.recipe.compose import compose_loaded, load_file
 from d2v_platform.recipe.locate import find_recipe
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.registry.audio_models import audio_signature, check_outputs, check_recordings
+from d2v_platform.registry.audio_models import audio_check_outputs, audio_signature, check_recordings
 from d2v_platform.tasks import check_data
 from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Worker
@@ -179,7 +179,7 @@ def test_labels_of_another_model_are_refused(trained: Path, clips: Path, tmp_pat
 
 def test_the_registry_serves_scores(trained: Path, clips: Path) -> None:
     model = data2vec.load(trained)
-    output, expected = check_outputs(model)
+    output, expected = audio_check_outputs(model)
     assert output == "scores" and np.array(expected).shape == (2, 3)
     signature = audio_signature(model.config)
     assert [c.name for c in signature.outputs] == ["label", "score", "score_high", "score_low", "score_mid"]

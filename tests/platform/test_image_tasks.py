@@ -22,7 +22,7 @@ from d2v_platform.inference.image_rows import open_any, run_model, write_embeddi
 from d2v_platform.inference.images import classify_folder
 from d2v_platform.preparation.images import ImageOptions, prepare_images
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.registry.image_models import check_images, check_outputs, image_signature
+from d2v_platform.registry.image_models import check_images, image_check_outputs, image_signature
 from d2v_platform.registry.registration import gate_tags
 from d2v_platform.tasks import check_data, make_task
 from d2v_platform.training.checkpoint import CheckpointStore
@@ -143,7 +143,7 @@ def test_a_model_in_use(image_runs: Any, pictures: Path, pretrained: Path, tmp_p
     assert len(table) == 24 and set(table["label"]) == {"blue", "red"}
     assert np.allclose(np.stack(list(table["embedding"])), sides[1].values)
     assert image_signature(model.config).inputs is not None
-    assert len(check_images()) == 2 and check_outputs(model)[0] == "embedding"
+    assert len(check_images()) == 2 and image_check_outputs(model)[0] == "embedding"
 
 
 def test_shards_train_like_their_folder(

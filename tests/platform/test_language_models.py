@@ -14,7 +14,7 @@ from d2v_platform.preparation.commands import app as prepare_app
 from d2v_platform.preparation.text import TextOptions
 from d2v_platform.preparation.unit_text import prepare_units
 from d2v_platform.recipe.compose import compose
-from d2v_platform.registry.language_models import check_outputs, check_texts
+from d2v_platform.registry.language_models import check_texts, language_check_outputs
 from d2v_platform.registry.served_models import record_check
 from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.train_loop import train
@@ -164,4 +164,7 @@ def test_the_reload_check_records_probabilities(data: Path, tmp_path: Path) -> N
     content = json.loads(record_check(folder).read_text())
     model = load(folder)
     assert content["output"] == "log_prob" and content["texts"] == check_texts(model)
-    assert content["expected"] == check_outputs(model, content["texts"]) and len(content["expected"]) == 3
+    assert (
+        content["expected"] == language_check_outputs(model, content["texts"])
+        and len(content["expected"]) == 3
+    )

@@ -340,8 +340,8 @@ class FakeTracker:
     def log(self, run_id: str, points: Any) -> None:
         self.calls.append(("log", run_id, [(p.key, p.step, p.value) for p in points]))
 
-    def settle(self) -> None:
-        self.calls.append(("settle",))
+    def wait_for_sent(self) -> None:
+        self.calls.append(("wait_for_sent",))
 
 
 @pytest.mark.parametrize(("rank", "size"), [(0, 1), (0, 2), (1, 2)])
@@ -387,7 +387,7 @@ def test_a_workers_part(
     assert tracker.name == "t" and tracker.calls[0] == ("mistake_of", "a1")
     if rank == 0:
         points = [("valid/loss", 3, 0.5), ("train/loss", 3, 1.0)]
-        assert tracker.calls[1:] == [("workers_started", "a1"), ("log", "r", points), ("settle",)]
+        assert tracker.calls[1:] == [("workers_started", "a1"), ("log", "r", points), ("wait_for_sent",)]
         assert '"valid/loss": 0.5' in (tmp_path / "e.jsonl").read_text()
     else:
         assert len(tracker.calls) == 1 and not (tmp_path / "e.jsonl").exists()

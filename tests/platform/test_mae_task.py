@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import data2vec
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.registry.image_models import check_images, check_outputs, image_signature
+from d2v_platform.registry.image_models import check_images, image_check_outputs, image_signature
 from d2v_platform.registry.registration import gate_tags
 from d2v_platform.tasks import make_task
 from d2v_platform.tasks.image_classification import ImageClassification
@@ -128,7 +128,7 @@ def test_a_model_in_use(pictures: Path, folder: Path) -> None:
     assert features.extra_BED is not None
     assert np.allclose(model.embed([path], pooling="cls")[0], features.extra_BED[0, 0], atol=1e-6)
     assert image_signature(model.config).inputs is not None
-    assert len(check_images()) == 2 and check_outputs(model)[0] == "embedding"
+    assert len(check_images()) == 2 and image_check_outputs(model)[0] == "embedding"
     fresh, start = (m.state_dict() for m in (model.untrained(1).network, MaskedAutoencoder(CONFIG).student))
     assert all(torch.equal(fresh[name], start[name]) for name in fresh if "extra_tokens" not in name)
 

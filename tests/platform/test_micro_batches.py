@@ -22,7 +22,7 @@ from d2v_platform.training.evaluation_log import EvaluationLog
 from d2v_platform.training.loading import make_loader
 from d2v_platform.training.loop_state import LoopState, Worker
 from d2v_platform.training.progress import Progress, peak_memory_gb
-from d2v_platform.training.sharding import Replicated, Turn
+from d2v_platform.training.sharding import OwnPass, Replicated
 from data2vec.collapse import Scatter
 from data2vec.errors import DataError
 from data2vec.pretraining import Moments
@@ -49,9 +49,9 @@ def test_the_micro_batches_of_an_update_go_round() -> None:
 
 def test_turns_know_their_place_and_the_last_of_them() -> None:
     for rank, wanted in ((0, [(0, False), (2, False), (4, True)]), (1, [(1, False), (3, True)])):
-        turns = Replicated(Worker(rank=rank, size=2)).turns(5)
-        assert list(turns) == [Turn(index, True, last) for index, last in wanted]
-    assert list(Replicated(Worker(rank=1, size=2)).turns(1)) == []
+        passes = Replicated(Worker(rank=rank, size=2)).own_passes(5)
+        assert list(passes) == [OwnPass(index, True, last) for index, last in wanted]
+    assert list(Replicated(Worker(rank=1, size=2)).own_passes(1)) == []
 
 
 # ---- loading ----------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_the_evaluation_log_survives_a_kill(tmp_path: Path) -> None:
 
 def test_parts_of_a_start_are_read_back(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "d2v_platform")
-    start_times.reached("model, data and optimizer built")
+    start_times.start_part_over("model, data and optimizer built")
     found = start_times.read(f"worker 3: {caplog.messages[0]}")
     assert found is not None and found[0] == "model, data and optimizer built" and found[1] > 1.7e9
     assert start_times.read("start: soon done") is None and start_times.read("update 3") is None

@@ -356,7 +356,7 @@ def test_sizes_of_real_and_of_unread_micro_batches(monkeypatch: pytest.MonkeyPat
     assert sum(read.sizes.values()) == read.epoch_micro_batches == 3
     assert sorted(read.sizes) == [(2, 10), (4, 4), (4, 8)] and read.vocab_size == 70
     assert read.fingerprint() == "lines"
-    again = read.under(recipe(dataset=data | {"batch_size": 5}))
+    again = read.for_recipe(recipe(dataset=data | {"batch_size": 5}))
     assert (again.epoch_micro_batches, sorted(again.sizes)) == (2, [(5, 5), (5, 10)])
     assert again.vocab_size == 70 and again.recipe.dataset.batch_size == 5
 
@@ -408,7 +408,7 @@ def test_work_that_is_done_twice_counts_once(tiny_recipe: dict[str, Any]) -> Non
     assert held is not None
     assert works[0](4, 32) == pytest.approx(held.cost((4, 32), Storage(), False).flops, rel=0.01)
     assert (
-        held.cost((4, 32), Storage(), False).flops < held.under(twice).cost((4, 32), Storage(), False).flops
+        held.cost((4, 32), Storage(), False).flops < held.for_recipe(twice).cost((4, 32), Storage(), False).flops
     )
     assert matrix_work(plain, torch.nn.Linear(2, 2)) is None
     assert math.isfinite(works[0](1, 1))

@@ -15,7 +15,7 @@ from d2v_platform.recipe import compat
 from d2v_platform.recipe.coercion import coerce
 from d2v_platform.recipe.components import CHOICES, NAMES, OptimizerGroup
 from d2v_platform.recipe.compose import LoadedFile, compose, compose_loaded, load_file
-from d2v_platform.recipe.describe import describe, describe_fields, field_docs
+from d2v_platform.recipe.describe import describe_fields, field_docs, recipe_as_yaml
 from d2v_platform.recipe.difference import difference, digest, resume_differences
 from d2v_platform.recipe.groups import GROUPS
 from d2v_platform.recipe.locate import find_recipe
@@ -94,7 +94,7 @@ def test_names_not_built_are_not_built() -> None:
 
 def test_describe_shows_value_type_default_and_documentation() -> None:
     shown = recipe("optimization.clip_norm=3")
-    lines = describe(shown).plain.splitlines()
+    lines = recipe_as_yaml(shown).plain.splitlines()
     line = next(line for line in lines if line.strip().startswith("clip_norm:"))
     assert line.strip().startswith("clip_norm: 3.0")
     assert "# float, default 0.0; clip the gradient" in line
@@ -102,7 +102,7 @@ def test_describe_shows_value_type_default_and_documentation() -> None:
     assert "null" in line
     assert "default: dataset.max_tokens" in line
     assert any(line.startswith("model:  data2vec_multi") for line in lines)
-    changed = describe(shown, changed_only=True).plain
+    changed = recipe_as_yaml(shown, changed_only=True).plain
     assert "clip_norm: 3.0" in changed
     assert "stop_min_lr" not in changed
     assert "max_update: 1000000" in changed  # of optimization: the fields that follow it are not listed again

@@ -10,7 +10,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 from d2v_platform.recipe.compose import compose
-from d2v_platform.recipe.describe import describe
+from d2v_platform.recipe.describe import recipe_as_yaml
 from d2v_platform.redaction import MASK, looks_secret, redact, redact_file, redact_text
 from d2v_platform.tracking.tracker import NewRun, Tracker
 from d2v_platform.training.continuation import resume_command
@@ -161,7 +161,7 @@ def test_a_resolved_recipe_and_the_line_that_resumes_show_no_secret(monkeypatch:
     monkeypatch.setenv("SOME_API_KEY", "abcdefgh1234")
     asked = ["task.data=/data/abcdefgh1234", "+platform.extra_tags.note=abcdefgh1234"]
     composed = compose("tiny/text_pretraining", asked, check=False)
-    shown = describe(composed.recipe).plain
+    shown = recipe_as_yaml(composed.recipe).plain
     assert "abcdefgh1234" not in shown and "/data/***" in shown
     line = resume_command(composed, "mine")
     assert "abcdefgh1234" not in line and "platform.run_name=mine" in line

@@ -15,11 +15,11 @@ from d2v_platform.storage.locations import (
     Patience,
     StorageAwayError,
     StorageError,
+    check_writable,
     is_uri,
     local_path,
     open_location,
-    patiently,
-    probe,
+    with_retries,
 )
 from d2v_platform.storage.s3 import NoBucketError, S3FileSystem, split, translated
 from data2vec.errors import DataError
@@ -216,13 +216,13 @@ def test_pauses_double_up_to_the_longest_and_end_in_time(monkeypatch: pytest.Mon
         raise ConnectionError("first line\nsecond line")
 
     with pytest.raises(StorageAwayError) as caught:
-        patiently(away, "s3://b/x", Patience(seconds=10.0, first_s=0.5, longest_s=3.0))
+        with_retries(away, "s3://b/x", Patience(seconds=10.0, first_s=0.5, longest_s=3.0))
     assert pauses == [0.5, 1.0, 2.0, 3.0, 3.0]  # one more would go beyond ten seconds
     wanted = "s3://b/x does not answer (6 attempts in 10 s): ConnectionError: first line"
     assert str(caught.value) == wanted
     pauses.clear()
     with pytest.raises(StorageAwayError):
-        patiently(away, "x")
+        with_retries(away, "x")
     assert pauses[:6] == [0.5, 1.0, 2.0, 4.0, 8.0, 15.0] and 30 < sum(pauses) <= 60
 
 
@@ -246,7 +246,7 @@ def test_what_waiting_does_not_mend_is_said_at_once(
         raise error
 
     with pytest.raises(kind, match=words) as caught:
-        patiently(fails, "place")
+        with_retries(fails, "place")
     assert not isinstance(caught.value, StorageAwayError)
 
 
@@ -277,11 +277,11 @@ def test_names_of_local_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_place_that_does_not_keep_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     place = open_location(f"memory://{tmp_path.name}/probe")
-    probe(place)
+    check_writable(place)
     assert place.listing() == {}
     monkeypatch.setattr(Location, "read", lambda *_: b"other")
     with pytest.raises(StorageError, match="reads back differently"):
-        probe(place)
+        check_writable(place)
     assert place.listing() == {}
 
     def gone(*_: Any) -> bytes:
@@ -289,5 +289,5 @@ def test_a_place_that_does_not_keep_what_is_written(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(Location, "read", gone)
     with pytest.raises(StorageError, match="a file just written is not there"):
-        probe(place)
+        check_writable(place)
     assert place.listing() == {}

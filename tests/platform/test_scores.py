@@ -28,7 +28,7 @@ from d2v_platform.reports.panels import run_panels
 from d2v_platform.reports.run_history import find_run, load_run
 from d2v_platform.reports.sweep_history import load_sweep_history
 from d2v_platform.sweeps.ctc_decoding import decode_winners
-from d2v_platform.sweeps.glue_submission import predict
+from d2v_platform.sweeps.glue_submission import predict_split
 from d2v_platform.sweeps.winners import Winner, record_winner_scores
 from d2v_platform.tracking.scores import SCORE_TAG, Score, record_scores, stored_scores, with_scores
 from d2v_platform.tracking.tracker import MetricPoint, NewRun, Tracker, now_ms
@@ -300,13 +300,13 @@ def test_a_test_split_with_labels_is_scored(tiny_glue: Any, tmp_path: Path) -> N
         state=network.state_dict(), tokenizer=artifact.tokenizer, task={"labels": ["0", "1"]},
         origin={"update": 9},
     )  # fmt: skip
-    without = predict(recipe.to_dict(), str(folder), "test", threads=1, gpu=False)
+    without = predict_split(recipe.to_dict(), str(folder), "test", threads=1, gpu=False)
     assert without.metrics == {} and len(without.values) == 10
     truth = [int(value) for value in without.values[:7]] + [1 - int(value) for value in without.values[7:]]
     with IndexedTokensWriter(data / "CoLA-bin" / "label" / "test", 6) as writer:
         for value in truth:
             writer.add_line([4 + value, 2])
-    found = predict(recipe.to_dict(), str(folder), "test", threads=1, gpu=False)
+    found = predict_split(recipe.to_dict(), str(folder), "test", threads=1, gpu=False)
     assert found.values == without.values and found.data != without.data
     assert found.metrics["accuracy"] == 70.0 and "mcc" in found.metrics
 

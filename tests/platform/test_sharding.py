@@ -349,7 +349,7 @@ def test_turns_of_padded_shares() -> None:
     mine = [Share(batches, 0, 3, rank, 2, padded=True) for rank in (0, 1)]
     assert [[i for (i,) in share] for share in mine] == [[0, 2, 3, 5, 6], [1, 0, 4, 3, 6]]
     assert [len(share) for share in mine] == [5, 5]
-    assert [list(share.turns(3)) for share in mine] == [[0, 2], [1, 3]], "the third is a repetition"
+    assert [list(share.own_indices(3)) for share in mine] == [[0, 2], [1, 3]], "the third is a repetition"
 
 
 def test_a_non_finite_update_is_skipped_by_all(runs: Path) -> None:

@@ -22,11 +22,11 @@ from d2v_platform.storage.locations import (
     Patience,
     StorageAwayError,
     StorageError,
+    check_writable,
     is_uri,
     local_path,
     open_location,
-    patiently,
-    probe,
+    with_retries,
 )
 from d2v_platform.storage.s3 import NoBucketError, translated
 from data2vec.errors import DataError
@@ -67,7 +67,7 @@ def test_every_kind_of_place_has_the_same_verbs(place: Location, tmp_path: Path)
         place.read("absent")
     place.delete("small", "absent")
     assert list(place.listing()) == ["deep/below/big"]
-    probe(place)
+    check_writable(place)
     assert list(place.listing()) == ["deep/below/big"]
 
 
@@ -167,7 +167,7 @@ def test_patience_outlasts_a_short_absence() -> None:
             raise ConnectionError("not now")
         return "done"
 
-    assert patiently(action, "a place", Patience(seconds=10, first_s=0.05)) == "done"
+    assert with_retries(action, "a place", Patience(seconds=10, first_s=0.05)) == "done"
     pauses = [b - a for a, b in itertools.pairwise(calls)]
     assert len(calls) == 4 and pauses[2] > pauses[0]
 

@@ -18,7 +18,7 @@ from d2v_platform.sweeps import engine, tune_run
 from d2v_platform.sweeps import trial as trial_module
 from d2v_platform.sweeps.capacity import Capacity
 from d2v_platform.sweeps.results import ChildRun, StoredTrial, TrialResult, evaluation_log
-from d2v_platform.sweeps.schedule import Progress
+from d2v_platform.sweeps.schedule import SweepProgress
 from d2v_platform.sweeps.sweep_folder import SweepFolder
 from d2v_platform.sweeps.table import result_table
 from d2v_platform.tracking.tracker import NewRun
@@ -70,7 +70,7 @@ class Tracker:
     def __getattr__(self, method: str) -> Callable[..., None]:
         return lambda *words, **named: self.sent.append((method, *words, *named.values()))
 
-    def settle(self) -> None:
+    def wait_for_sent(self) -> None:
         self.settled += 1
 
 
@@ -243,10 +243,10 @@ def test_weights_go_when_a_task_has_no_trial_left(
     earlier = leave(folder, stored(1, 9e-5), value=10.0)
     there: list[list[bool]] = []
 
-    def run_trials(launch: Any, trials: Any, known: Any, ended: Callable[[str], None]) -> Progress:
+    def run_trials(launch: Any, trials: Any, known: Any, ended: Callable[[str], None]) -> SweepProgress:
         assert list(known) == [earlier] and [trial.name for trial in trials] == [t.name for t in todo]
         assert (launch.parent, launch.sweep_name, launch.quiet) == ("parent", "s", True)
-        progress = Progress(
+        progress = SweepProgress(
             {trial.name: 40 for trial in trials}, slots=2, begin=10.0, first_start=14.0, end=34.0
         )
         for number, trial in enumerate(trials, start=1):

@@ -19,8 +19,8 @@ from d2v_platform.registry.registration import Trained
 from d2v_platform.sweeps import ctc_decoding, winners
 from d2v_platform.sweeps.ctc_decoding import searches
 from d2v_platform.sweeps.results import ChildRun, Record, StoredTrial, TrialResult, task_of, write_json
-from d2v_platform.sweeps.schedule import Progress, ideal_seconds
-from d2v_platform.sweeps.selection import choose, grid_points, score
+from d2v_platform.sweeps.schedule import SweepProgress, ideal_seconds
+from d2v_platform.sweeps.selection import choose_winner, grid_points, score
 from d2v_platform.sweeps.table import protocol, result_table, trials_csv
 from d2v_platform.sweeps.winners import Winner, record_winner_scores, register_winner
 from d2v_platform.tracking.scores import Score as SubsetScore
@@ -137,18 +137,18 @@ def test_runs_are_grouped_by_everything_but_the_seed_in_its_order() -> None:
     assert points(runs, over_seeds="max")[0].value == 30.0
     assert points(runs, maximize=False, over_seeds="max")[0].value == 10.0
     (nothing,) = points([record(1, None)])
-    assert (nothing.value, nothing.median, choose([nothing])) == (None, None, None)
+    assert (nothing.value, nothing.median, choose_winner([nothing])) == (None, None, None)
 
 
 def test_of_equally_near_runs_the_first_seed_is_registered_and_signs_do_not_matter() -> None:
-    choice = choose(points([record(5, 10.0), record(4, 10.0)]))
+    choice = choose_winner(points([record(5, 10.0), record(4, 10.0)]))
     assert choice is not None and choice.record.stored.seed == 4
     for maximize, winner in ((True, 2e-5), (False, 1e-5)):
         for shift in (-30.0, -15.0, 0.0):  # below, around and at zero
             settings = [record(1, 10.0 + shift), record(1, 20.0 + shift, lr=2e-5)]
-            choice = choose(points(settings, maximize))
+            choice = choose_winner(points(settings, maximize))
             assert choice is not None and choice.point.lr == winner
-    low = choose(points([record(1, 10.0), record(2, 20.0)], maximize=False))
+    low = choose_winner(points([record(1, 10.0), record(2, 20.0)], maximize=False))
     assert low is not None and low.score.value == 10.0  # the better of two that are equally near
 
 
@@ -190,7 +190,7 @@ def test_the_table_of_trials_says_what_each_gave() -> None:
 
 
 def test_what_is_left_counts_every_trial_once() -> None:
-    progress = Progress({"a": 100, "b": 100}, slots=1)
+    progress = SweepProgress({"a": 100, "b": 100}, slots=1)
     progress.started = {"a": 100.0}
     # 20 of 100 updates in 10 s: 40 s of its own, and 50 s for the one that waits
     assert progress.left_s({"a": 20}, 110.0) == pytest.approx(90.0)
@@ -232,7 +232,7 @@ def subset_score(subset: str, metrics: dict[str, float]) -> SubsetScore:
 
 
 def chosen(*values: float, **more: Any) -> Any:
-    choice = choose(points([record(n, value, **more) for n, value in enumerate(values, start=1)]))
+    choice = choose_winner(points([record(n, value, **more) for n, value in enumerate(values, start=1)]))
     assert choice is not None
     return choice
 

@@ -16,8 +16,8 @@ from d2v_platform.figures import clock
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.sweep_definition import Select, Trial
 from d2v_platform.sweeps.results import Record, StoredTrial, TrialResult
-from d2v_platform.sweeps.schedule import Progress, ideal_seconds
-from d2v_platform.sweeps.selection import choose, choose_all, grid_points, score
+from d2v_platform.sweeps.schedule import SweepProgress, ideal_seconds
+from d2v_platform.sweeps.selection import choose_all, choose_winner, grid_points, score
 from d2v_platform.sweeps.table import protocol, result_table
 from d2v_platform.training.loop_state import Summary
 
@@ -116,10 +116,10 @@ def test_the_rate_is_chosen_by_the_median_and_the_seed_nearest_it_is_registered(
     records = [
         run(cola, "cola", lr, s, {5: v}) for lr, of in values.items() for s, v in enumerate(of, start=1)
     ]
-    choice = choose(points(records))
+    choice = choose_winner(points(records))
     assert choice is not None
     assert (choice.point.lr, choice.point.value, choice.record.stored.seed) == (2e-5, 20.0, 1)
-    choice = choose(points(records, over_seeds="max"))  # the lucky seed wins under the other rule
+    choice = choose_winner(points(records, over_seeds="max"))  # the lucky seed wins under the other rule
     assert choice is not None
     assert (choice.point.lr, choice.point.value, choice.record.stored.seed) == (1e-5, 50.0, 1)
 
@@ -129,13 +129,15 @@ def test_of_a_score_that_should_be_low_the_lowest_is_the_lucky_seed(cola: Any) -
     records = [run(cola, "cola", lr, seed, {5: value}) for (lr, seed), value in curves.items()]
     metrics = {record.stored.name: ("mcc", False) for record in records}
     for rule, winner in (("max", (1e-5, 30.0, 1)), ("median", (2e-5, 45.0, 1))):
-        choice = choose(grid_points(records, metrics, Select(over_seeds=rule)))
+        choice = choose_winner(grid_points(records, metrics, Select(over_seeds=rule)))
         assert choice is not None
         assert (choice.point.lr, choice.point.value, choice.record.stored.seed) == winner
 
 
 def test_with_two_seeds_the_better_one_is_registered(cola: Any) -> None:
-    choice = choose(points([run(cola, "cola", 1e-5, 1, {5: 10.0}), run(cola, "cola", 1e-5, 2, {5: 20.0})]))
+    choice = choose_winner(
+        points([run(cola, "cola", 1e-5, 1, {5: 10.0}), run(cola, "cola", 1e-5, 2, {5: 20.0})])
+    )
     assert choice is not None
     assert (choice.point.median, choice.record.stored.seed) == (15.0, 2)
 
@@ -149,10 +151,10 @@ def test_stopped_runs_count_but_are_never_registered_and_failed_ones_do_not_coun
     found = points(records)
     assert [point.value for point in found] == [25.0, 40.5, None]
     assert [point.complete for point in found] == [False, False, False]
-    choice = choose(found)
+    choice = choose_winner(found)
     assert choice is not None
     assert (choice.point.lr, choice.record.stored.seed) == (1e-5, 2)  # no run of 2e-5 has finished
-    assert choose(found[1:]) is None
+    assert choose_winner(found[1:]) is None
 
 
 def test_each_task_has_its_own_winner(cola: Any) -> None:
@@ -167,7 +169,7 @@ def test_each_task_has_its_own_winner(cola: Any) -> None:
 
 
 def test_the_first_setting_wins_a_tie(cola: Any) -> None:
-    choice = choose(points([run(cola, "cola", lr, 1, {1: 3.0}) for lr in (4e-5, 1e-5)]))
+    choice = choose_winner(points([run(cola, "cola", lr, 1, {1: 3.0}) for lr in (4e-5, 1e-5)]))
     assert choice is not None and choice.point.lr == 4e-5
 
 
@@ -183,7 +185,7 @@ def test_the_registered_run_is_nearest_the_median(values: list[float]) -> None:
         )
         for n, v in enumerate(values)
     ]
-    choice = choose(grid_points(records, {first.name: ("mcc", True)}, Select()))
+    choice = choose_winner(grid_points(records, {first.name: ("mcc", True)}, Select()))
     assert choice is not None and choice.point.median is not None
     median = choice.point.median
     assert abs(choice.score.value - median) == min(abs(v - median) for v in values)
@@ -242,7 +244,7 @@ def test_a_trial_waits_for_a_tracking_server_that_is_away(monkeypatch: pytest.Mo
 
 
 def test_what_is_left_of_a_sweep() -> None:
-    progress = Progress({"a": 100, "b": 100, "c": 100, "d": 0}, slots=2)
+    progress = SweepProgress({"a": 100, "b": 100, "c": 100, "d": 0}, slots=2)
     progress.started, progress.before = {"a": 0.0, "b": 0.0}, {"a": 0, "b": 40}
     assert progress.left_s({}, 10.0) is None  # nobody shows a speed
     # a: 2 s an update; b went on from 40: 2 s too; c and d wait and take the mean of 200 s.

@@ -116,12 +116,12 @@ def test_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     recipe = Recipe.from_dict(values)
     for subset, tokens in (("learn", 640), ("check", 320)):
-        sentence_prediction.open_subset(recipe, subset)
+        sentence_prediction.open_sentences(recipe, subset)
         assert made.given == ("/d", subset)
         assert made.named == task | {
             "seed": 9, "max_tokens": tokens, "skip_invalid": True, "regression_target": False}  # fmt: skip
     recipe.criterion.regression_target = True  # type: ignore[union-attr]
-    sentence_prediction.open_subset(recipe, "learn")
+    sentence_prediction.open_sentences(recipe, "learn")
     assert made.named["regression_target"] is True
 
 
@@ -171,18 +171,18 @@ def test_clips_are_read_as_the_task_says(monkeypatch: pytest.MonkeyPatch) -> Non
         recipe = speech("audio_pretraining", enable_padding=padding)
         wanted = replace(COMMON, pad=padding, drop_longer=padding)
         for subset, options in (("learn", wanted), ("check", replace(wanted, **check))):
-            audio_pretraining.open_subset(recipe, subset)
+            audio_pretraining.open_recordings(recipe, subset)
             assert made.given == ("/d", subset, options)
             assert made.named == {"convolutions": "layers", "seed": 9}
     recipe, letters = speech("audio_finetuning", labels="phn"), released_letters()
     wanted = replace(COMMON, labels="phn")
     for subset, options in (("learn", wanted), ("check", replace(wanted, **check))):
-        audio_finetuning.open_subset(recipe, subset, letters, ((1, 2, 3),))
+        audio_finetuning.open_utterances(recipe, subset, letters, ((1, 2, 3),))
         assert made.given == ("/d", subset, options)
         assert made.named == {"dictionary": letters, "convolutions": ((1, 2, 3),), "seed": 9}
     for longest in (300, None):
         recipe = speech("audio_classification", labels="lab", max_sample_size=longest)
-        audio_classification.open_subset(recipe, "learn", ["a"])
+        audio_classification.open_clips(recipe, "learn", ["a"])
         options = replace(COMMON, max_sample_size=longest, drop_longer=longest is None)
         assert made.given == ("/d", "learn", options, "lab", ["a"]) and made.named == {"seed": 9}
 
@@ -333,7 +333,7 @@ def test_subsets_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_data, "evaluation_transform", lambda *g, **n: (g, n))
 
     def opened(recipe: Recipe, subset: str, training: bool, augmented: bool) -> tuple[Any, ...]:
-        image_data.open_subset(recipe, subset, training=training, augmented=augmented)
+        image_data.open_task_images(recipe, subset, training=training, augmented=augmented)
         assert made.given[0] is source and source.given == ("/d", subset)
         assert made.named["seed"] == 9
         return made.given[1], made.named["replace"], made.named["strict"], source.named["labelled"]
@@ -440,7 +440,7 @@ def test_dropouts_of_a_roberta_recipe_replace_pretrainings() -> None:
     recipe = compose("cola", given, "examples/roberta/config/finetuning").recipe
     parent: Any = SimpleNamespace(model_config=Data2VecTextConfig())
     before = parent.model_config.transformer.dropout
-    options = sentence_prediction.trunk_config(recipe, parent).transformer  # type: ignore[union-attr]
+    options = sentence_prediction.sentence_trunk(recipe, parent).transformer  # type: ignore[union-attr]
     assert (options.dropout, options.attention_dropout, options.activation_dropout) == (0.2, 0.3, 0.4)
     assert options.encoder.layerdrop == 0.5 and parent.model_config.transformer.dropout == before
 

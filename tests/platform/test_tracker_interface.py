@@ -15,7 +15,7 @@ from d2v_platform.tracking.tracker_actor import RemoteTracker, TrackerService
 METHODS = {
     name: given for name, given in vars(RunTracker).items() if inspect.isfunction(given) and name[0] != "_"
 }
-WHERE_IT_IS = ("settle", "close")  # the handle's own affair
+WHERE_IT_IS = ("wait_for_sent", "close")  # the handle's own affair
 
 
 @pytest.mark.parametrize("kind", [TrackerService, RemoteTracker])
@@ -96,7 +96,7 @@ def test_runs_of_an_actor_that_was_started_again_are_taken_up(monkeypatch: pytes
     assert len(of_a_run) == 9
     monkeypatch.setattr(tracker_actor, "Tracker", lambda *given: Tracker())
     monkeypatch.setattr(tracker_actor, "redact_logs", lambda: None)
-    for name in METHODS.keys() - {"run", "settle"}:
+    for name in METHODS.keys() - {"run", "wait_for_sent"}:
         service: Any = TrackerService(None)
         service._reborn = True
         monkeypatch.setattr(tracker_actor, "record_scores", lambda *given: [])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from d2v_platform.recipe.audio_checks import language_model, missing_files
+from d2v_platform.recipe.audio_checks import missing_files, word_error_model
 from d2v_platform.recipe.audio_components import (
     AudioFinetuningTask,
     AudioPretrainingTask,
@@ -155,12 +155,12 @@ def test_language_model_arguments(tmp_path: Path) -> None:
         (tmp_path / file).touch()
     made = recipe(name, f"+criterion.wer_args='[{tmp_path}/lm.bin, {tmp_path}/lexicon.txt, 3, -0.5]'")
     assert isinstance(made.criterion, CTCCriterion) and problems(made) == []
-    found = language_model(made.criterion)
+    found = word_error_model(made.criterion)
     assert found is not None and (found.weight, found.word_score) == (3.0, -0.5)
     # What a shell passes on of the reference's command line: its quotes are gone.
     bare = recipe(name, f"+criterion.wer_args=[{tmp_path}/lm.bin, {tmp_path}/lexicon.txt, 3, -0.5]")
     assert isinstance(bare.criterion, CTCCriterion) and problems(bare) == []
-    assert language_model(bare.criterion) == found
+    assert word_error_model(bare.criterion) == found
     for field in ("wer_lexicon=/lexicon.txt", "wer_lm_weight=3", "wer_word_score=-1"):
         with pytest.raises(ConfigError, match=rf"criterion\.{field[:8]}.* needs criterion\.wer_kenlm_model"):
             recipe(name, f"criterion.{field}")
@@ -194,7 +194,7 @@ def test_the_four_as_one_stand_for_the_single_fields(word: str, first: tuple[str
     given = ["task.data=/data", "model.w2v_path=/model", *first, *_AUTHORS, word]
     composed = compose("wav2vec/finetuning/base_100h", given)
     criterion = composed.recipe.criterion
-    assert isinstance(criterion, CTCCriterion) and language_model(criterion) is None
+    assert isinstance(criterion, CTCCriterion) and word_error_model(criterion) is None
     assert criterion == CTCCriterion(zero_infinity=True)
     told = "criterion.wer_args: takes the place of criterion.wer_kenlm_model, criterion.wer_lexicon"
     assert any(note.startswith(told) for note in composed.notes)

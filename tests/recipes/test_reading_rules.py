@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from d2v_platform.recipe import coercion, compat, locate, tree
-from d2v_platform.recipe.audio_checks import language_model
+from d2v_platform.recipe.audio_checks import word_error_model
 from d2v_platform.recipe.audio_components import CTCCriterion
 from d2v_platform.recipe.command_line import parse
 from d2v_platform.recipe.compat import reference_folder
@@ -218,7 +218,7 @@ def test_spellings_that_are_clear_from_the_type(hint: Any, value: Any, wanted: A
     ],
 )
 def test_the_language_model_of_a_criterion(criterion: dict[str, Any], wanted: Any) -> None:
-    found = language_model(CTCCriterion(**criterion))
+    found = word_error_model(CTCCriterion(**criterion))
     assert (None if found is None else (found.path, found.lexicon, found.weight, found.word_score)) == wanted
 
 
@@ -232,7 +232,7 @@ def test_the_language_model_of_a_criterion(criterion: dict[str, Any], wanted: An
     ],
 )
 def test_a_language_model_that_is_not_told_fully(criterion: dict[str, Any], words: str) -> None:
-    found = language_model(CTCCriterion(**criterion))
+    found = word_error_model(CTCCriterion(**criterion))
     assert found is not None and any(words in text for text in found.problems)
 
 

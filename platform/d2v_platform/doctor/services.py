@@ -18,7 +18,7 @@ from data2vec.errors import Data2VecError
 from ..home import default_tracking_uri, home_folder
 from ..recipe.schema import Recipe
 from ..redaction import redact_text
-from ..storage.locations import Patience, StorageError, open_location, probe
+from ..storage.locations import Patience, StorageError, check_writable, open_location
 from ..tracking.mlflow_access import TrackingUnavailableError
 from ..tracking.run_orphans import dead_runs
 from ..tracking.tracker import Tracker
@@ -194,7 +194,7 @@ def storage(uris: Sequence[str]) -> Iterator[Finding]:
         )  # fmt: skip
     for uri in uris:
         try:
-            probe(open_location(uri), _BRIEF)
+            check_writable(open_location(uri), _BRIEF)
             yield Finding("storage", "ok", f"{redact_text(uri)} can be written, read and deleted")
         except StorageError as error:
             what, _, how = str(error).partition("; ")

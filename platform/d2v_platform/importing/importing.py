@@ -222,10 +222,10 @@ def _register(
                 },
             )
         )
-        tags = lineage_tags(imported, origin, code_version()) | facts
+        tags = import_lineage_tags(imported, origin, code_version()) | facts
         if imported.kind == PRETRAINED:
             tags["collapse"] = str(has_collapsed(folder)).lower()
-        card = model_card(card_facts(name, imported, origin, tags, alias, tracker.tracking_uri))
+        card = model_card(import_card_facts(name, imported, origin, tags, alias, tracker.tracking_uri))
         version = register(
             tracker,
             NewVersion(
@@ -241,7 +241,7 @@ def _register(
     return uri
 
 
-def lineage_tags(imported: ImportedModel, origin: Mapping[str, Any], code: str) -> dict[str, str]:
+def import_lineage_tags(imported: ImportedModel, origin: Mapping[str, Any], code: str) -> dict[str, str]:
     """The lineage of a version that was not trained here: the file stands for recipe and data."""
     digest = str(origin["imported.sha256"])
     dictionary = imported.dictionary.digest() if imported.dictionary is not None else "none"
@@ -267,7 +267,7 @@ def has_collapsed(folder: Path) -> bool:
     return bool(rows.std(axis=0).mean() < _COLLAPSED * max(np.abs(rows).mean(), 1e-12))
 
 
-def card_facts(
+def import_card_facts(
     name: str,
     imported: ImportedModel,
     origin: Mapping[str, Any],
@@ -306,4 +306,4 @@ def card_facts(
     )
 
 
-__all__ = ["Imported", "import_model", "lineage_tags", "origin_of", "summary_lines"]
+__all__ = ["Imported", "import_lineage_tags", "import_model", "origin_of", "summary_lines"]

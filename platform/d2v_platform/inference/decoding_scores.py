@@ -23,7 +23,7 @@ from .recording import update_of
 from .spread import decode_subset
 
 
-def infer_speech(
+def infer_transcripts(
     options: InferOptions, folder: Path, results: Path, console: Console | None, model: str
 ) -> list[Score]:
     """Decode every subset of the options.

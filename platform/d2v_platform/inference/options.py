@@ -26,7 +26,7 @@ from ..recipe.overrides import Override, apply
 from ..recipe.reading import lay_over
 from ..recipe.schema import split_names
 from ..recipe.translation import Tables, translate
-from ..recipe.tree import make_absolute, read_overrides, read_tree, resolve, unique
+from ..recipe.tree import make_absolute, read_overrides, read_tree, resolve_references, unique
 from ..storage.local_places import folder_to_write
 
 logger = logging.getLogger(__name__)
@@ -263,7 +263,9 @@ def _options(
         apply(changed, override, problems, text_field=_text_field(override.key))
     for group in [g for g in field_hints(InferOptions) if not isinstance(changed.get(g, {}), Mapping)]:
         problems.append(Problem(group, changed.pop(group), "must be a mapping of fields"))
-    given = resolve(changed, lay_over(asdict(InferOptions()), changed), _TABLES.is_ignored, problems)
+    given = resolve_references(
+        changed, lay_over(asdict(InferOptions()), changed), _TABLES.is_ignored, problems
+    )
     notes += translate(given, given, lambda dotted: _hint(dotted) is not None, problems, _TABLES)
     given = {group: values for group, values in given.items() if values != {}}
     make_absolute(given)

@@ -20,7 +20,7 @@ from .audio_components import (
     AudioPretrainingTask,
     AudioTask,
     CTCCriterion,
-    LanguageModel,
+    WordErrorModel,
 )
 from .components import ModelCriterion
 from .pretraining_checks import pretraining_problems
@@ -35,7 +35,7 @@ CTC_METRICS = ("wer", "raw_wer", "uer")
 _EVENT_LOGS = ("_predictions", "_targets")  # what the reference's recipe lists; gathered here anyway
 
 
-def audio_problems(recipe: Recipe) -> Iterator[Problem]:
+def audio_recipe_problems(recipe: Recipe) -> Iterator[Problem]:
     """Problems of tasks, models and criteria of speech."""
     task = recipe.task
     assert isinstance(task, AudioTask)
@@ -135,7 +135,7 @@ def _finetuning(recipe: Recipe) -> Iterator[Problem]:
         return
     if criterion.post_process != "letter":
         yield Problem("criterion.post_process", criterion.post_process, "only letter is built")
-    found = language_model(criterion)
+    found = word_error_model(criterion)
     name = "wer_kenlm_model" if criterion.wer_args is None else "wer_args"
     for text in found.problems if found is not None else ():
         yield Problem(f"criterion.{name}", getattr(criterion, name), text)
@@ -148,7 +148,7 @@ def _events(recipe: Recipe) -> Iterator[Problem]:
             yield Problem("criterion.log_keys", key, rule)
 
 
-def language_model(criterion: CTCCriterion) -> LanguageModel | None:
+def word_error_model(criterion: CTCCriterion) -> WordErrorModel | None:
     """The language model of a criterion, from its single fields or from ``wer_args``; ``None`` without one.
 
     ``wer_args`` is a list, or one in text, whose names may be bare: a shell takes the quotes off the
@@ -160,12 +160,12 @@ def language_model(criterion: CTCCriterion) -> LanguageModel | None:
         values = _list(given) if isinstance(given, str) else given
         if values is None or len(values) != 4:
             text = "must be a list of four: [language model, lexicon, weight, word score]"
-            return LanguageModel("", "", problems=(text,))
+            return WordErrorModel("", "", problems=(text,))
         path, lexicon = str(values[0]), str(values[1])
         try:
             weight, score = float(values[2]), float(values[3])
         except (TypeError, ValueError):
-            return LanguageModel(path, lexicon, problems=("weight and word score must be numbers",))
+            return WordErrorModel(path, lexicon, problems=("weight and word score must be numbers",))
     elif criterion.wer_kenlm_model is not None:
         path, lexicon = criterion.wer_kenlm_model, criterion.wer_lexicon or ""
         weight, score = criterion.wer_lm_weight, criterion.wer_word_score
@@ -173,7 +173,7 @@ def language_model(criterion: CTCCriterion) -> LanguageModel | None:
             problems.append("needs criterion.wer_lexicon")
     else:
         return None
-    return LanguageModel(path, lexicon, weight, score, tuple(problems))
+    return WordErrorModel(path, lexicon, weight, score, tuple(problems))
 
 
 def without_language_model(recipe: Recipe, given: Sequence[Override], notes: list[str]) -> list[Problem]:
@@ -192,7 +192,7 @@ def without_language_model(recipe: Recipe, given: Sequence[Override], notes: lis
 
 def missing_files(criterion: CTCCriterion) -> list[Problem]:
     """Files of the language model that are not here: asked before training decodes, not to read a recipe."""
-    found = language_model(criterion)
+    found = word_error_model(criterion)
     if found is None:
         return []
     fields = ("wer_args",) * 2 if criterion.wer_args is not None else ("wer_kenlm_model", "wer_lexicon")

@@ -67,7 +67,7 @@ class AudioClassificationTask(AudioTask):
 
 
 @dataclass(kw_only=True)
-class AudioClassification(MixupOptions, AudioEventOptions):
+class AudioClassificationModel(MixupOptions, AudioEventOptions):
     """A pretrained audio model of either generation with scores of audio events."""
 
     parent_field: ClassVar[tuple[str, str]] = ("model", "model_path")
@@ -95,7 +95,7 @@ class CTCCriterion:
 
 
 @dataclass(frozen=True)
-class LanguageModel:
+class WordErrorModel:
     """What word error rates during training are decoded with."""
 
     path: str

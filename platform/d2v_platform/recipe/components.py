@@ -18,7 +18,7 @@ from data2vec.v1.text_config import Data2VecTextConfig
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
 from .audio_components import (
-    AudioClassification,
+    AudioClassificationModel,
     AudioClassificationTask,
     AudioFinetuningTask,
     AudioPretrainingTask,
@@ -149,7 +149,7 @@ AnyAudioTask = AudioPretrainingTask | AudioFinetuningTask | AudioClassificationT
 Task = TextTask | AnyAudioTask | ImageTask
 Model = (
     Data2VecMultiConfig | Data2VecTextConfig | TextClassification | Roberta | Data2VecAudioConfig | Wav2VecCTC
-    | AudioClassification | Data2VecVisionConfig | MaeConfig | ImageClassifierModel | TransformerLMConfig
+    | AudioClassificationModel | Data2VecVisionConfig | MaeConfig | ImageClassifierModel | TransformerLMConfig
 )  # fmt: skip
 Criterion = ModelCriterion | SentencePredictionCriterion | CTCCriterion | LanguageCriterion
 Optimizer = Adam | Composite
@@ -175,7 +175,7 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
         "roberta": Roberta,
         "data2vec_audio": Data2VecAudioConfig,
         "wav2vec_ctc": Wav2VecCTC,
-        "audio_classification": AudioClassification,
+        "audio_classification": AudioClassificationModel,
         "data2vec_vision": Data2VecVisionConfig,
         "mae": MaeConfig,
         "mae_image_classification": MaeImageClassification,

@@ -24,7 +24,7 @@ from .overrides import Override, apply
 from .reading import expand_names, field_type, fill_defaults, resolve_inherited
 from .schema import Recipe
 from .translation import TRAINING, remove, translate
-from .tree import make_absolute, read_overrides, read_tree, resolve, unique
+from .tree import make_absolute, read_overrides, read_tree, resolve_references, unique
 
 _REFERRED = re.compile(r"\$\{([\w.]+)")
 
@@ -132,7 +132,7 @@ def _load_user_code(tree: Mapping[str, Any]) -> None:
     user_code.load_installed()
     folder = _user_dir(tree)
     if folder is not None and user_code.is_package(folder):
-        user_code.load(folder)
+        user_code.load_package(folder)
 
 
 def _user_dir(tree: Mapping[str, Any]) -> str | None:
@@ -141,10 +141,10 @@ def _user_dir(tree: Mapping[str, Any]) -> str | None:
     if folder is None:
         return None
     # An empty path where it refers to something that is not set: no package is there.
-    return str(resolve({"at": folder}, {"at": folder}, lambda _: False, []).get("at", ""))
+    return str(resolve_references({"at": folder}, {"at": folder}, lambda _: False, []).get("at", ""))
 
 
-def _settle_user_dir(full: dict[str, Any], notes: list[str]) -> None:
+def _apply_user_dir(full: dict[str, Any], notes: list[str]) -> None:
     """An absolute path; none where no package of a user's lies there, as in the reference's commands."""
     folder = _user_dir(full)
     if folder is None:
@@ -225,7 +225,7 @@ def _recipe(tree: dict[str, Any], problems: list[Problem], notes: list[str]) -> 
         problems.append(Problem(key, tree[key], "must be a mapping of fields"))
         tree = {k: v for k, v in tree.items() if k != key}
     unresolved: list[Problem] = []
-    given = resolve(
+    given = resolve_references(
         tree,
         fill_defaults(tree),
         lambda name: name == user_code.FIELD or (TRAINING.is_ignored(name) and not _is_field(tree, name)),
@@ -236,7 +236,7 @@ def _recipe(tree: dict[str, Any], problems: list[Problem], notes: list[str]) -> 
     filled = fill_defaults(given)
     full = resolve_inherited(filled)
     make_absolute(full)
-    _settle_user_dir(full, notes)
+    _apply_user_dir(full, notes)
     found: list[Problem] = []
     recipe = Recipe.read(full, found)
     if recipe is not None:

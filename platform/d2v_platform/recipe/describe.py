@@ -62,7 +62,7 @@ def describe_fields(recipe: Recipe) -> list[FieldRow]:
     return rows
 
 
-def describe(recipe: Recipe, *, changed_only: bool = False) -> Text:
+def recipe_as_yaml(recipe: Recipe, *, changed_only: bool = False) -> Text:
     """The recipe as styled text; ``.plain`` is the same without colours.
 
     Args:

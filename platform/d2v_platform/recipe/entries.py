@@ -16,9 +16,9 @@ from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.text_config import Data2VecTextConfig
 from data2vec.v1.vision_config import Data2VecVisionConfig
 
-from .audio_checks import CTC_METRICS, audio_problems, without_language_model
+from .audio_checks import CTC_METRICS, audio_recipe_problems, without_language_model
 from .audio_components import (
-    AudioClassification,
+    AudioClassificationModel,
     AudioClassificationTask,
     AudioFinetuningTask,
     AudioPretrainingTask,
@@ -37,7 +37,7 @@ from .image_components import (
 )
 from .language_checks import PERPLEXITY, language_problems
 from .language_components import AdaptiveLossCriterion, CrossEntropyCriterion, LanguageModelingTask
-from .text_checks import masked_lm_problems, sentence_metrics, sentence_problems
+from .text_checks import masked_lm_problems, reported_sentence_metrics, sentence_problems
 from .text_components import (
     MaskedLMTask,
     Roberta,
@@ -111,7 +111,7 @@ _text = functools.partial(TaskEntry, modality="text", words=("text", "txt", "lan
 _audio = functools.partial(
     TaskEntry,
     modality="audio",
-    problems=audio_problems,
+    problems=audio_recipe_problems,
     words=("audio", "speech", "wav2vec", "vox", "libri"),
 )
 _images = functools.partial(
@@ -138,7 +138,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         sweep_data="d2v_platform.sweeps.glue_data:RawGlue",
         after_sweep="d2v_platform.sweeps.glue_submission:write_test_files",
         problems=sentence_problems,
-        metrics=sentence_metrics,
+        metrics=reported_sentence_metrics,
     ),
     LanguageModelingTask: _text(
         models=(TransformerLMConfig,),
@@ -164,7 +164,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         metrics=_always(CTC_METRICS, False),
     ),
     AudioClassificationTask: _audio(
-        models=(AudioClassification,),
+        models=(AudioClassificationModel,),
         criteria=(ModelCriterion,),
         room=_ours("audio_classification", "AudioClassification"),
         data="the folder that d2v prepare audio-manifest and audio-events wrote",

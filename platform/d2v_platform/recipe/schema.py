@@ -77,7 +77,7 @@ class Recipe:
         user_code.load_installed()
         folder = (values.get("common") or {}).get("user_dir")
         if folder and user_code.is_package(folder):
-            user_code.load(folder)
+            user_code.load_package(folder)
         found: list[Problem] = []
         recipe = cls.read(resolve_inherited(fill_defaults(values)), found)
         if recipe is None or found:

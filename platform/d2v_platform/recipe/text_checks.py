@@ -76,7 +76,7 @@ def sentence_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("task.max_positions", task.max_positions, "must be >= 2")
 
 
-def sentence_metrics(recipe: Recipe) -> dict[str, bool]:
+def reported_sentence_metrics(recipe: Recipe) -> dict[str, bool]:
     """GLUE's metrics that validation reports, with whether larger is better."""
     criterion, reported = recipe.criterion, dict[str, bool]()
     if not isinstance(criterion, SentencePredictionCriterion):

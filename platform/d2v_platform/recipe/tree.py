@@ -147,7 +147,7 @@ def read_overrides(
     return [o for o in parsed if not LAUNCHER_KEYS.match(o.key)]
 
 
-def resolve(
+def resolve_references(
     tree: Mapping[str, Any], full: Mapping[str, Any], skip: Callable[[str], bool], problems: list[Problem]
 ) -> dict[str, Any]:
     """``tree`` with every ``${...}`` replaced.

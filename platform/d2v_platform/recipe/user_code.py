@@ -28,7 +28,7 @@ def is_package(folder: str) -> bool:
     return path.name != BUILT_IN and (path / "__init__.py").is_file()
 
 
-def load(folder: str) -> str:
+def load_package(folder: str) -> str:
     """Import the package in a folder, once; on another machine the copy of it that Ray brought.
 
     Returns:
@@ -41,8 +41,8 @@ def load(folder: str) -> str:
     name = path.name
     if _loaded.get(name) == path:
         return str(path)
-    if name in sys.modules and _place(name) != path:
-        rule = f"{name} is the name of another module ({_place(name)}); rename the folder"
+    if name in sys.modules and _folder_of(name) != path:
+        rule = f"{name} is the name of another module ({_folder_of(name)}); rename the folder"
         raise ConfigError([Problem(FIELD, folder, rule)])
     if path.is_dir() and str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
@@ -59,7 +59,7 @@ def load_installed() -> None:
         ConfigError: the code of one fails.
     """
     for folder in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
-        load(folder)
+        load_package(folder)
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         _import(entry.value, f"entry point {entry.name}")
 
@@ -84,6 +84,6 @@ def _absolute(folder: str) -> Path:
     return Path(folder).expanduser().absolute()
 
 
-def _place(name: str) -> Path | None:
+def _folder_of(name: str) -> Path | None:
     file = getattr(sys.modules.get(name), "__file__", None)
     return None if file is None else Path(file).parent

@@ -70,7 +70,7 @@ def check_recordings() -> list[list[float]]:
     return [np.round(0.3 * wave, 4).tolist() for wave in (chirp, chord)]
 
 
-def check_outputs(model: Any) -> tuple[str, list[list[float]]]:
+def audio_check_outputs(model: Any) -> tuple[str, list[list[float]]]:
     """What the reload check compares: emissions, class scores, or embeddings of a model without a head."""
     recordings = [np.asarray(samples, dtype=np.float32) for samples in check_recordings()]
     if model.config["kind"] == "ctc":
@@ -81,13 +81,13 @@ def check_outputs(model: Any) -> tuple[str, list[list[float]]]:
     return "embedding", [row.astype(float).tolist() for row in rows]
 
 
-def check(model: Any) -> dict[str, Any]:
+def audio_check(model: Any) -> dict[str, Any]:
     """Two recordings and what the model gives for them."""
-    output, expected = check_outputs(model)
+    output, expected = audio_check_outputs(model)
     return {"output": output, "audio": check_recordings(), "expected": expected}
 
 
-def use(kind: str, has_labels: bool) -> Use:
+def audio_use(kind: str, has_labels: bool) -> Use:
     """Embeddings, transcripts, or scores of events."""
     table = 'pd.DataFrame({"file": [open("talk.wav", "rb").read()]})'
     inputs = (
@@ -110,8 +110,8 @@ def use(kind: str, has_labels: bool) -> Use:
 _ENCODER = Served(
     entry=Path(__file__).with_name("pyfunc_audio_entry.py"),
     signature=audio_signature,
-    check=check,
-    use=use,
+    check=audio_check,
+    use=audio_use,
     noun=lambda config: _NOUNS.get(config["kind"], ""),
     limits=lambda kind: [] if kind == "ctc" else usual_limits(kind),
     verbs={"embed": _EMBED},
@@ -119,7 +119,7 @@ _ENCODER = Served(
 SERVED = {
     "AUDIO": _ENCODER,
     "ctc": replace(
-        _ENCODER, verbs={"embed": _EMBED, "infer": "d2v_platform.inference.decoding_scores:infer_speech"}
+        _ENCODER, verbs={"embed": _EMBED, "infer": "d2v_platform.inference.decoding_scores:infer_transcripts"}
     ),
     "audio_classifier": replace(
         _ENCODER, verbs={"embed": _EMBED, "infer": "d2v_platform.inference.audio_events:infer_events"}

@@ -59,7 +59,7 @@ def check_images() -> list[str]:
     return encoded
 
 
-def check_outputs(model: Any) -> tuple[str, list[list[float]]]:
+def image_check_outputs(model: Any) -> tuple[str, list[list[float]]]:
     """What the reload check compares: class scores of a classifier, embeddings of another model."""
     images = [base64.b64decode(text) for text in check_images()]
     if model.config["kind"] == "image_classifier":
@@ -68,13 +68,13 @@ def check_outputs(model: Any) -> tuple[str, list[list[float]]]:
     return "embedding", [row.astype(float).tolist() for row in rows]
 
 
-def check(model: Any) -> dict[str, Any]:
+def image_check(model: Any) -> dict[str, Any]:
     """Two pictures and what the model gives for them."""
-    output, expected = check_outputs(model)
+    output, expected = image_check_outputs(model)
     return {"output": output, "files": check_images(), "expected": expected}
 
 
-def use(kind: str, has_labels: bool) -> Use:
+def image_use(kind: str, has_labels: bool) -> Use:
     """Embeddings, or scores of classes."""
     table = 'pd.DataFrame({"file": [open("picture.jpg", "rb").read()]})'
     inputs = "`file` (the content of an image file) or `image` (height x width x 3 values, 0 to 255)"
@@ -90,8 +90,8 @@ SERVED = {
     "IMAGE": Served(
         entry=Path(__file__).with_name("pyfunc_image_entry.py"),
         signature=image_signature,
-        check=check,
-        use=use,
+        check=image_check,
+        use=image_use,
         noun=lambda config: "image classifier" if config["kind"] == "image_classifier" else "",
         verbs={
             "embed": "d2v_platform.inference.image_rows:embed_images",

@@ -35,18 +35,18 @@ def check_texts(model: Any) -> list[str]:
     return [joiner.join(picked[:4]), joiner.join(picked[2:]), f"{picked[0]} \u00a4\u00a4"]
 
 
-def check_outputs(model: Any, texts: list[str]) -> list[list[float]]:
+def language_check_outputs(model: Any, texts: list[str]) -> list[list[float]]:
     """What the reload check compares: the log probability of each text."""
     return [[value] for value in model.score(texts)]
 
 
-def check(model: Any) -> dict[str, Any]:
+def language_check(model: Any) -> dict[str, Any]:
     """Three texts and their log probabilities."""
     texts = check_texts(model)
-    return {"output": "log_prob", "texts": texts, "expected": check_outputs(model, texts)}
+    return {"output": "log_prob", "texts": texts, "expected": language_check_outputs(model, texts)}
 
 
-def use(kind: str, has_labels: bool) -> Use:
+def language_use(kind: str, has_labels: bool) -> Use:
     """Scores of texts."""
     return Use(
         table='pd.DataFrame({"text": ["SOME TEXT"]})',
@@ -62,8 +62,8 @@ SERVED = {
     "language_model": Served(
         entry=Path(__file__).with_name("pyfunc_language_entry.py"),
         signature=language_signature,
-        check=check,
-        use=use,
+        check=language_check,
+        use=language_use,
         noun=lambda config: (
             f"Transformer language model over {(config.get('task') or {}).get('units', 'tokens')}"
         ),

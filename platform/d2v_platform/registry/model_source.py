@@ -22,7 +22,7 @@ from data2vec.json_files import read_json
 from ..home import home_folder
 from ..redaction import redact_text
 from ..storage.cache import cached, cached_folder
-from ..storage.locations import is_uri, local_path, patiently
+from ..storage.locations import is_uri, local_path, with_retries
 from ..tracking.mlflow_access import configure_environment, error_code
 from ..tracking.tracker import Tracker as NewTracker
 from .alias_history import notice_outside_moves
@@ -195,7 +195,7 @@ def _mlflow_download(tracker: Tracker, uri: str, key: str) -> Path:
 
     def fetch(into: Path) -> Path:
         # MLflow puts the last part of the path below the folder we gave, and says so.
-        got = patiently(
+        got = with_retries(
             lambda: mlflow.artifacts.download_artifacts(
                 artifact_uri=uri,
                 dst_path=str(into),
@@ -223,7 +223,7 @@ def _mlflow_bytes(tracker: Tracker, uri: str, shown: str) -> int:
     above, total, folders = uri.rstrip("/").rpartition("/")[0], 0, [uri]
     while folders:
         place = folders.pop()
-        for entry in patiently(
+        for entry in with_retries(
             lambda place=place: mlflow.artifacts.list_artifacts(
                 artifact_uri=place, tracking_uri=tracker.tracking_uri
             ),

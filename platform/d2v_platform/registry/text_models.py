@@ -51,7 +51,7 @@ def text_signature(config: Mapping[str, Any]) -> ModelSignature:
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
 
 
-def check(model: Any) -> dict[str, Any]:
+def text_check(model: Any) -> dict[str, Any]:
     """Three texts and their scores, or embeddings of a model without a head."""
     texts, scores = list(CHECK_TEXTS), model.config["kind"] != "pretrained"
     outputs = model.classify(texts)[1] if scores else model.embed(texts, pooling="mean", layer=-1)
@@ -62,7 +62,7 @@ def check(model: Any) -> dict[str, Any]:
     }
 
 
-def use(kind: str, has_labels: bool) -> Use:
+def text_use(kind: str, has_labels: bool) -> Use:
     """Embeddings, or scores of sentences."""
     table = 'pd.DataFrame({"text": ["Some text.", "Some more."]})'
     if kind == "pretrained":
@@ -92,8 +92,8 @@ SERVED = {
     "TEXT": Served(
         entry=Path(__file__).with_name("pyfunc_entry.py"),
         signature=text_signature,
-        check=check,
-        use=use,
+        check=text_check,
+        use=text_use,
         noun=lambda config: "sentence classifier" if config["kind"] == "sentence_classifier" else "",
         limits=limits,
         verbs={"embed": "d2v_platform.registry.text_models:no_files"},

@@ -62,7 +62,7 @@ _destination: list[Path] = []  # of this command; a write that fails for want of
 _OF_PLACES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-def place_problem(error: Exception) -> str | None:
+def path_problem(error: Exception) -> str | None:
     """What is wrong with a place on disk, if an error says so: full, read-only, not allowed; else ``None``.
 
     Libraries in Rust and C++ tell a full disk in words of their own.

@@ -65,7 +65,7 @@ def local_path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def patiently(action: Callable[[], Result], what: str, patience: Patience | None = None) -> Result:
+def with_retries(action: Callable[[], Result], what: str, patience: Patience | None = None) -> Result:
     """Run ``action`` until it succeeds.
 
     Args:
@@ -133,7 +133,7 @@ class Location:
             return {path[start:]: int(info.get("size") or 0) for path, info in sorted(found.items())}
 
         try:
-            return patiently(look, self.uri, patience)
+            return with_retries(look, self.uri, patience)
         except FileNotFoundError:
             return {}
 
@@ -146,7 +146,7 @@ class Location:
             return {path[start:]: _stamp(info) for path, info in sorted(found.items())}
 
         try:
-            return patiently(look, self.uri, patience)
+            return with_retries(look, self.uri, patience)
         except FileNotFoundError:
             return {}
 
@@ -155,9 +155,9 @@ class Location:
 
         Raises:
             FileNotFoundError: it is not there.
-            StorageError: see :func:`patiently`; so for all verbs.
+            StorageError: see :func:`with_retries`; so for all verbs.
         """
-        return patiently(lambda: self.filesystem.cat_file(self._path(name)), self._shown(name), patience)
+        return with_retries(lambda: self.filesystem.cat_file(self._path(name)), self._shown(name), patience)
 
     def write(self, name: str, content: bytes, patience: Patience | None = None) -> None:
         """Write a small file at once."""
@@ -166,7 +166,7 @@ class Location:
             self._make_parent(name)
             self.filesystem.pipe_file(self._path(name), content)
 
-        patiently(put, self._shown(name), patience)
+        with_retries(put, self._shown(name), patience)
 
     def upload(self, file: Path, name: str, patience: Patience | None = None) -> None:
         """Copy a local file there."""
@@ -175,18 +175,20 @@ class Location:
             self._make_parent(name)
             self.filesystem.put_file(str(file), self._path(name))
 
-        patiently(put, self._shown(name), patience)
+        with_retries(put, self._shown(name), patience)
 
     def download(self, name: str, file: Path, patience: Patience | None = None) -> None:
         """Copy a file from there."""
-        patiently(lambda: self.filesystem.get_file(self._path(name), str(file)), self._shown(name), patience)
+        with_retries(
+            lambda: self.filesystem.get_file(self._path(name), str(file)), self._shown(name), patience
+        )
 
     def delete(self, *names: str, patience: Patience | None = None) -> None:
         """Delete files, in this order; those that are gone already are fine."""
         for name in names:
             remove = functools.partial(self.filesystem.rm_file, self._path(name))
             with contextlib.suppress(FileNotFoundError):
-                patiently(remove, self._shown(name), patience)
+                with_retries(remove, self._shown(name), patience)
 
     def _path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
@@ -208,7 +210,7 @@ def open_location(uri: str) -> Location:
 
     from . import s3
 
-    s3.register()
+    s3.register_filesystem()
     clean = uri.rstrip("/")
     if clean.startswith(("s3://", "s3a://")):
         if "@" in clean.split("/")[2] or "?" in clean:
@@ -222,7 +224,7 @@ def open_location(uri: str) -> Location:
     return Location(clean, filesystem, str(root).rstrip("/"))
 
 
-def probe(location: Location, patience: Patience | None = None) -> None:
+def check_writable(location: Location, patience: Patience | None = None) -> None:
     """Write, read and delete a small file.
 
     Raises:

@@ -315,7 +315,7 @@ def translated(action: Callable[[], Result], place: str) -> Result:
         raise ConnectionError(f"{place}: {error}") from error
 
 
-def register() -> None:
+def register_filesystem() -> None:
     """Make ``s3://`` mean this file system for every user of fsspec in this process."""
     for protocol in S3FileSystem.protocol:
         fsspec.register_implementation(protocol, S3FileSystem, clobber=True)

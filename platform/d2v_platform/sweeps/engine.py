@@ -33,7 +33,7 @@ from .capacity import Capacity, capacity
 from .preparation import prepare_trials
 from .results import ChildRun, Record, StoredTrial, task_of
 from .schedule import ideal_seconds
-from .selection import GridPoint, by_task, choose, floors, grid_points
+from .selection import GridPoint, by_task, choose_winner, floors, grid_points
 from .sweep_folder import SweepFolder, folder_bytes, identity, refuse_changes, sweep_root
 from .table import ResultTable, SweepRow, protocol, result_table, trials_csv
 from .winners import Winner, delete_losers, record_winner_scores, register_winner, use_winners
@@ -204,7 +204,7 @@ class _Driver:
         self._log_parent(table, paths, timing)
         self.failed = bool(table.missing or table.undecided)
         if not self.quiet:
-            show(table, f"sweep {self.name}")
+            show_table(table, f"sweep {self.name}")
         if timing is not None:
             self.say("%s", timing.line())
         return SweepResult(
@@ -248,7 +248,7 @@ class _Driver:
             left[task].discard(name)
             if not left[task]:
                 mine = {n: r for n, r in self.folder.records().items() if r.stored.task == task}
-                choice = choose(self._points(list(mine.values())))
+                choice = choose_winner(self._points(list(mine.values())))
                 if choice is not None:
                     self.freed += delete_losers(mine, {task: choice})
 
@@ -275,7 +275,7 @@ class _Driver:
             child = ChildRun.read(record.folder)
             if record.over and record.result is not None and child is not None and not child.closed:
                 end_child(self.tracker, record.folder, record.result)
-                self.tracker.settle()
+                self.tracker.wait_for_sent()
                 ChildRun(child.run_id, closed=True).write(record.folder)
 
     def _winners_without_weights(self) -> list[StoredTrial]:
@@ -283,7 +283,9 @@ class _Driver:
         definition = self.sweep.definition
         if definition.register.name is None and not definition.test_files:
             return []
-        chosen = [choose(m) for m in by_task(self._points(list(self.folder.records().values()))).values()]
+        chosen = [
+            choose_winner(m) for m in by_task(self._points(list(self.folder.records().values()))).values()
+        ]
         return [c.record.stored for c in chosen if c is not None and not c.record.has_weights]
 
     def _records(self, ready: Sequence[StoredTrial]) -> list[Record]:
@@ -375,7 +377,7 @@ class _Driver:
             )
             raise
         finally:
-            self.tracker.settle()
+            self.tracker.wait_for_sent()
             self.tracker.finish(self.parent, status)
 
 
@@ -418,7 +420,7 @@ def _description(sweep: Sweep, ready: Sequence[StoredTrial]) -> str:
     return f"{len(ready)} trials of {code(trial.named_recipe)} on {code(trial.recipe.task.data)}:\n\n{grid}"
 
 
-def show(table: ResultTable, title: str) -> None:
+def show_table(table: ResultTable, title: str) -> None:
     """The table on the screen, with winners, averages and protocol."""
 
     width = None if os.isatty(2) else 140

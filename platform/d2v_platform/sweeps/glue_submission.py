@@ -22,7 +22,7 @@ from ..inference.recording import update_of
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import SweepDefinition
 from ..recipe.text_components import SentencePredictionCriterion, SentencePredictionTask
-from ..tasks.sentence_prediction import metrics_of, open_subset
+from ..tasks.sentence_prediction import metrics_of, open_sentences
 from ..tracking.scores import RecordScores, Score
 from .capacity import Capacity
 from .results import StoredTrial
@@ -86,7 +86,7 @@ def write_test_files(
     options: dict[str, Any] = {"num_cpus": max(1, capacity.threads)}
     if capacity.gpus:
         options["num_gpus"] = min(capacity.gpus, 1)
-    plain: Any = predict  # Ray's stubs know positional parameters only
+    plain: Any = predict_split  # Ray's stubs know positional parameters only
     remote: Any = ray.remote(**options)(plain)
     running = [
         remote.remote(
@@ -129,15 +129,17 @@ def write_test_files(
     return {archive.name: archive}
 
 
-def predict(recipe: dict[str, Any], model_folder: str, split: str, *, threads: int, gpu: bool) -> Predictions:
+def predict_split(
+    recipe: dict[str, Any], model_folder: str, split: str, *, threads: int, gpu: bool
+) -> Predictions:
     """Predict one test split, every row of it, in the order of the file."""
 
     torch.set_num_threads(threads)
     typed = Recipe.from_dict(recipe)
     task = typed.task
     assert isinstance(task, SentencePredictionTask)
-    full = open_subset(_with_task(typed, max_positions=10**9, shorten_method="none"), split)
-    data = open_subset(_with_task(typed, shorten_method="truncate", shorten_data_split_list=""), split)
+    full = open_sentences(_with_task(typed, max_positions=10**9, shorten_method="none"), split)
+    data = open_sentences(_with_task(typed, shorten_method="truncate", shorten_data_split_list=""), split)
     classifier = load(model_folder).classifier
     assert classifier is not None
     device = torch.device("cuda" if gpu else "cpu")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Progress:
+class SweepProgress:
     """What a launch has done so far.
 
     Attributes:

@@ -13,7 +13,7 @@ from .results import Record, TrialResult
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class TrialScore:
     """One run's value, and everything that was measured at the same validation.
 
     Attributes:
@@ -48,7 +48,7 @@ class GridPoint:
     metric: str
     maximize: bool
     records: tuple[Record, ...]
-    scores: tuple[Score | None, ...]
+    scores: tuple[TrialScore | None, ...]
     value: float | None
 
     @property
@@ -79,12 +79,12 @@ class Choice:
 
     point: GridPoint
     record: Record
-    score: Score
+    score: TrialScore
 
 
 def score(
     result: TrialResult, subset: str | None, metric: str, maximize: bool, within_run: str
-) -> Score | None:
+) -> TrialScore | None:
     """The value of one run.
 
     Args:
@@ -105,17 +105,17 @@ def score(
         sign = 1.0 if maximize else -1.0
         update, metrics = max(found, key=lambda entry: (sign * entry[1][key], entry[0]))
     others = {name: value for name, value in metrics.items() if "/best_" not in name}
-    return Score(value=metrics[key], update=update, others=others)
+    return TrialScore(value=metrics[key], update=update, others=others)
 
 
-def _final_loss(result: TrialResult) -> Score | None:
+def _final_loss(result: TrialResult) -> TrialScore | None:
     """With the variances of targets and predictions, which fall with the loss where a model collapses."""
     figures = result.summary.metrics if result.summary is not None else {}
     value = figures.get(TRAIN_LOSS, math.nan)
     if not math.isfinite(value):
         return None
     others = {n: v for n, v in figures.items() if n in ("train/target_var", "train/pred_var")}
-    return Score(value=value, update=result.update, others=others)
+    return TrialScore(value=value, update=result.update, others=others)
 
 
 def grid_points(
@@ -156,14 +156,14 @@ def grid_points(
     return points
 
 
-def _score(record: Record, metrics: Mapping[str, tuple[str, bool]], select: Select) -> Score | None:
+def _score(record: Record, metrics: Mapping[str, tuple[str, bool]], select: Select) -> TrialScore | None:
     if record.result is None or record.result.status in ("failed", "diverged"):
         return None
     subset = next(iter(record.stored.trial.recipe.valid_subsets()), None)
     return score(record.result, subset, *metrics[record.stored.name], select.within_run)
 
 
-def choose(points: Sequence[GridPoint]) -> Choice | None:
+def choose_winner(points: Sequence[GridPoint]) -> Choice | None:
     """The winner among the grid points of one task.
 
     The point with the best value wins; a tie goes to the one listed first. A point counts only if a run of it
@@ -210,5 +210,5 @@ def by_task(points: Sequence[GridPoint]) -> dict[str, list[GridPoint]]:
 
 def choose_all(points: Sequence[GridPoint]) -> dict[str, Choice]:
     """The winner of every task that has one."""
-    found = {task: choose(members) for task, members in by_task(points).items()}
+    found = {task: choose_winner(members) for task, members in by_task(points).items()}
     return {task: choice for task, choice in found.items() if choice is not None}

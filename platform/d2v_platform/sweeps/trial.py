@@ -109,7 +109,7 @@ def run_trial(config: dict[str, Any]) -> None:
             error=error,
             attempts=attempts,
         )
-        tracker.settle()
+        tracker.wait_for_sent()
         result.write(folder)  # the driver ends the run: it does so for stopped and lost trials too
     tune.report({"update": result.update, "status": status})
 

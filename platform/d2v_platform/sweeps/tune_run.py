@@ -21,7 +21,7 @@ from ..training.run_description import log_datasets, summary_tags
 from .asha import PerTaskASHA, Race
 from .capacity import Capacity
 from .results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
-from .schedule import Progress
+from .schedule import SweepProgress
 from .selection import score
 from .sweep_folder import SweepFolder, delete_weights
 from .trial import run_trial
@@ -61,7 +61,7 @@ def run_trials(
     todo: Sequence[StoredTrial],
     earlier: Mapping[str, Record],
     on_ended: Callable[[str], None],
-) -> Progress:
+) -> SweepProgress:
     """Run trials to their ends; results are in their folders afterwards.
 
     Args:
@@ -116,7 +116,7 @@ def run_trials(
     finally:
         watch.progress.end = time.perf_counter()
         watch.close_interrupted()
-        launch.tracker.settle()
+        launch.tracker.wait_for_sent()
         watch.mark_closed()
         shutil.rmtree(place, ignore_errors=True)  # our own folder is the only truth
     return watch.progress
@@ -169,7 +169,7 @@ class _Watch(Callback):
     ) -> None:
         self.launch, self.todo, self.on_ended = launch, todo, on_ended
         lengths = {name: stored.trial.recipe.optimization.max_update for name, stored in todo.items()}
-        self.progress = Progress(lengths, launch.capacity.slots)
+        self.progress = SweepProgress(lengths, launch.capacity.slots)
         self._said = time.perf_counter()
         self._best: dict[str, float] = {}
         self._closed: list[Path] = []

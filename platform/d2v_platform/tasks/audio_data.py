@@ -41,7 +41,7 @@ class OnAudio(TrainingTask):
         return TrainingTask.network(recipe, parent)
 
 
-def speech_options(
+def audio_options(
     recipe: Recipe, subset: str, *, pad: bool, drop_longer: bool, labels: str | None = None
 ) -> SpeechOptions:
     """The recipe's options for one subset; validation takes all of it, in batches of its own size.

@@ -22,10 +22,10 @@ from data2vec.speech_metrics import ErrorCount, count_errors, total, word_errors
 from data2vec.speech_model import conv_layers
 from data2vec.v1.config import Data2VecAudioConfig
 
-from ..recipe.audio_checks import language_model, missing_files
+from ..recipe.audio_checks import missing_files, word_error_model
 from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2VecCTC
 from ..recipe.schema import Recipe
-from .audio_data import OnAudio, audio_samples, check_symbols, speech_options
+from .audio_data import OnAudio, audio_options, audio_samples, check_symbols
 from .audio_parent import block_lr_scales, check_parent
 from .floor import Floor, transcript_floor
 from .statistics import Layout, Sums
@@ -76,7 +76,7 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
     def open_subset(recipe: Recipe, subset: str) -> SpeechDataset:
         """The data set of one subset; nothing is built."""
         assert isinstance(recipe.task, AudioFinetuningTask)
-        return open_subset(recipe, subset, load_letters(recipe.task), None)
+        return open_utterances(recipe, subset, load_letters(recipe.task), None)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
@@ -90,7 +90,7 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
         if recipe.valid_subsets():  # a lexicon or language model that does not fit is refused here
             make_beam(recipe.criterion, letters)
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
-            dataset = open_subset(recipe, subset, letters, layers)
+            dataset = open_utterances(recipe, subset, letters, layers)
             dataset.verify()
             told = check_symbols(dataset, letters, "give task.target_dictionary")
             if told and subset == recipe.dataset.train_subset:
@@ -100,7 +100,7 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
         """Utterances of one subset."""
         found = self._datasets.get(subset)
         if found is None:
-            found = open_subset(self.recipe, subset, self.letters, conv_layers(self.pretrained))
+            found = open_utterances(self.recipe, subset, self.letters, conv_layers(self.pretrained))
         self._datasets[subset] = found.for_epoch(epoch)
         return self._datasets[subset]
 
@@ -269,7 +269,7 @@ def make_beam(criterion: CTCCriterion, letters: Dictionary) -> Any:
     """
     if missing := missing_files(criterion):
         raise ConfigError(missing)
-    found = language_model(criterion)
+    found = word_error_model(criterion)
     if found is None:
         return None
 
@@ -284,13 +284,13 @@ def make_beam(criterion: CTCCriterion, letters: Dictionary) -> Any:
     return LexiconBeam(letters, Path(found.lexicon), Path(found.path), options)
 
 
-def open_subset(
+def open_utterances(
     recipe: Recipe, subset: str, letters: Dictionary, layers: tuple[tuple[int, int, int], ...] | None
 ) -> SpeechDataset:
     """The utterances of one subset; training leaves out what cannot be learned from, and says how many."""
     task = recipe.task
     assert isinstance(task, AudioFinetuningTask)
-    options = speech_options(recipe, subset, pad=True, drop_longer=True, labels=task.labels)
+    options = audio_options(recipe, subset, pad=True, drop_longer=True, labels=task.labels)
     return SpeechDataset(
         task.data, subset, options, dictionary=letters, convolutions=layers, seed=recipe.common.seed
     )

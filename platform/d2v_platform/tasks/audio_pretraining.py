@@ -22,7 +22,7 @@ from data2vec.v1.speech import Data2VecAudioPretraining
 
 from ..recipe.audio_components import AudioPretrainingTask
 from ..recipe.schema import Recipe
-from .audio_data import OnAudio, speech_options
+from .audio_data import OnAudio, audio_options
 from .pretraining import PretrainingTask
 from .task import batches_of
 
@@ -46,17 +46,17 @@ class AudioPretraining(OnAudio, PretrainingTask):
     @staticmethod
     def open_subset(recipe: Recipe, subset: str) -> SpeechDataset:
         """The data set of one subset; nothing is built."""
-        return open_subset(recipe, subset)
+        return open_recordings(recipe, subset)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and read the headers of its files."""
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
-            open_subset(recipe, subset).verify()
+            open_recordings(recipe, subset).verify()
 
     def dataset(self, subset: str, epoch: int = 1) -> SpeechDataset:
         """Clips of one subset, cropped elsewhere in every epoch."""
-        dataset = self._datasets.get(subset) or open_subset(self.recipe, subset)
+        dataset = self._datasets.get(subset) or open_recordings(self.recipe, subset)
         self._datasets[subset] = dataset.for_epoch(epoch)
         return self._datasets[subset]
 
@@ -134,10 +134,10 @@ _OF_THE_MODEL = ("feature_encoder_spec", "mask_prob", "mask_prob_adjust", "mask_
                  "mask_dropout")  # fmt: skip
 
 
-def open_subset(recipe: Recipe, subset: str) -> SpeechDataset:
+def open_recordings(recipe: Recipe, subset: str) -> SpeechDataset:
     """The clips of one subset as the recipe asks for them."""
     task = recipe.task
     assert isinstance(task, AudioPretrainingTask)
-    options = speech_options(recipe, subset, pad=task.enable_padding, drop_longer=task.enable_padding)
+    options = audio_options(recipe, subset, pad=task.enable_padding, drop_longer=task.enable_padding)
     layers = conv_layers(recipe.model)
     return SpeechDataset(task.data, subset, options, convolutions=layers, seed=recipe.common.seed)

@@ -36,7 +36,7 @@ from ..recipe.image_components import (
 )
 from ..recipe.schema import Recipe
 from .floor import Floor, image_floor
-from .image_data import OnImages, check_subsets, never_empty, normalisation, open_subset, report_oddities
+from .image_data import OnImages, check_subsets, never_empty, normalisation, open_task_images, report_oddities
 from .reduction import rank_and_size
 from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
@@ -60,7 +60,7 @@ class ImageClassification(OnImages, OneModelTask[ImageClassifier]):
         self._datasets: dict[str, ImageDataset] = {}
         self.oddities = Oddities(speaks=rank_and_size()[0] == 0)
         self.classes = self.dataset(recipe.dataset.train_subset).source.classes
-        trunk = trunk_config(recipe, parent)
+        trunk = image_trunk(recipe, parent)
         self.model = ImageClassifier(trunk, _head(recipe.model), seed=recipe.common.seed)
         if not recipe.model.no_pretrained_weights:
             load_strictly(self.model.model, fit_positions(parent.trunk_state, trunk), parent.folder)
@@ -87,13 +87,13 @@ class ImageClassification(OnImages, OneModelTask[ImageClassifier]):
     def open_subset(recipe: Recipe, subset: str) -> ImageDataset:
         """The data set of one subset; nothing is built."""
         training = subset == recipe.dataset.train_subset
-        return open_subset(recipe, subset, training=training, augmented=False)
+        return open_task_images(recipe, subset, training=training, augmented=False)
 
     @staticmethod
     def network(recipe: Recipe, parent: Artifact | None) -> object:
         """The pretrained network for images of the task's size."""
         fits = parent is not None and parent.modality == "IMAGE"
-        return trunk_config(recipe, parent) if fits else OneModelTask.network(recipe, parent)
+        return image_trunk(recipe, parent) if fits else OneModelTask.network(recipe, parent)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
@@ -114,7 +114,9 @@ class ImageClassification(OnImages, OneModelTask[ImageClassifier]):
         """Images of one subset, augmented in training."""
         training = subset == self.recipe.dataset.train_subset
         if subset not in self._datasets:
-            self._datasets[subset] = open_subset(self.recipe, subset, training=training, augmented=training)
+            self._datasets[subset] = open_task_images(
+                self.recipe, subset, training=training, augmented=training
+            )
         if self._datasets[subset].epoch != epoch:
             self._datasets[subset] = self._datasets[subset].for_epoch(epoch)
         return self._datasets[subset]
@@ -246,7 +248,7 @@ class ImageClassification(OnImages, OneModelTask[ImageClassifier]):
         }
 
 
-def trunk_config(recipe: Recipe, parent: Artifact) -> ImageConfig:
+def image_trunk(recipe: Recipe, parent: Artifact) -> ImageConfig:
     """The pretrained architecture for images of the task's size, under the recipe's regularisation."""
     model, task, config = recipe.model, recipe.task, parent.model_config
     assert isinstance(model, ImageClassifierModel) and isinstance(task, ImageClassificationData)

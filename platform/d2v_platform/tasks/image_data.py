@@ -75,7 +75,7 @@ def training_transform(recipe: Recipe) -> Transform:
     return pretraining_transform(task.input_size, resize_only=task.no_transform)
 
 
-def open_subset(recipe: Recipe, subset: str, *, training: bool, augmented: bool) -> ImageDataset:
+def open_task_images(recipe: Recipe, subset: str, *, training: bool, augmented: bool) -> ImageDataset:
     """The images of one subset; with classes where they matter: in classification, and for probes.
 
     Pretraining itself takes images at any depth and of any classes, so ``train`` may hold more than the

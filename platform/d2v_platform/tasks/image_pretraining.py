@@ -22,7 +22,7 @@ from ..recipe.image_checks import PROBE_METRICS
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.schema import Recipe
 from .floor import Floor
-from .image_data import OnImages, check_subsets, never_empty, normalisation, open_subset, report_oddities
+from .image_data import OnImages, check_subsets, never_empty, normalisation, open_task_images, report_oddities
 from .pretraining import PretrainingTask
 from .reduction import gather_objects, rank_and_size
 from .share import Share, to_device
@@ -57,7 +57,7 @@ class ImagePretraining(OnImages, PretrainingTask):
     def open_subset(recipe: Recipe, subset: str) -> ImageDataset:
         """The data set of one subset; nothing is built."""
         training = subset == recipe.dataset.train_subset
-        return open_subset(recipe, subset, training=training, augmented=False)
+        return open_task_images(recipe, subset, training=training, augmented=False)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
@@ -73,7 +73,7 @@ class ImagePretraining(OnImages, PretrainingTask):
         training = subset == self.recipe.dataset.train_subset
         key = (subset, training)
         if key not in self._datasets:
-            self._datasets[key] = open_subset(self.recipe, subset, training=training, augmented=training)
+            self._datasets[key] = open_task_images(self.recipe, subset, training=training, augmented=training)
         if self._datasets[key].epoch != epoch:
             self._datasets[key] = self._datasets[key].for_epoch(epoch)
         return self._datasets[key]
@@ -200,7 +200,7 @@ class ImagePretraining(OnImages, PretrainingTask):
 
     def _bank_features(self, subset: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and classes of the bank; the workers share its images."""
-        dataset = open_subset(self.recipe, subset, training=False, augmented=False)
+        dataset = open_task_images(self.recipe, subset, training=False, augmented=False)
         device = next(self.model.parameters()).device
         rank, size = rank_and_size()
         self.model.eval()
@@ -211,7 +211,7 @@ class ImagePretraining(OnImages, PretrainingTask):
             for start in range(0, len(dataset), batch_size)
         ]
         share = Share(batches, 0, len(batches), rank, size, padded=True)
-        for turn, chosen in zip(share.turns(len(batches)), share, strict=True):
+        for turn, chosen in zip(share.own_indices(len(batches)), share, strict=True):
             batch = dataset.collate([dataset[i] for i in chosen])
             self.oddities.note(batch["notes"])
             batch, empty = never_empty(batch, self.task.input_size)

@@ -59,7 +59,7 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
             pooler_dropout=recipe.model.pooler_dropout,
         )
         self.model = SentenceClassifier(
-            trunk_config(recipe, parent), head, vocab_size=parent.vocab_size, seed=recipe.common.seed
+            sentence_trunk(recipe, parent), head, vocab_size=parent.vocab_size, seed=recipe.common.seed
         )
         if not getattr(recipe.model, "no_pretrained_weights", False):
             load_strictly(self.model.trunk, parent.trunk_state, parent.folder)
@@ -68,7 +68,7 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
     @staticmethod
     def open_subset(recipe: Recipe, subset: str) -> SentenceDataset:
         """The data set of one subset; nothing is built."""
-        return open_subset(recipe, subset)
+        return open_sentences(recipe, subset)
 
     @staticmethod
     def size_in_words(recipe: Recipe, dataset: Any) -> str:
@@ -79,7 +79,7 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
     def network(recipe: Recipe, parent: Artifact | None) -> object:
         """The pretrained network with the recipe's dropouts."""
         fits = parent is not None and isinstance(parent.model_config, TextConfig)
-        return trunk_config(recipe, parent) if fits else OneModelTask.network(recipe, parent)
+        return sentence_trunk(recipe, parent) if fits else OneModelTask.network(recipe, parent)
 
     @staticmethod
     def vocabulary(recipe: Recipe, parent: Artifact | None, dataset: Any) -> int:
@@ -90,15 +90,15 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare the data with the model."""
-        train = open_subset(recipe, recipe.dataset.train_subset)
+        train = open_sentences(recipe, recipe.dataset.train_subset)
         if model_folder is not None:
             _check_fit(recipe, read_artifact(model_folder), train)
         for subset in recipe.valid_subsets():
-            open_subset(recipe, subset)
+            open_sentences(recipe, subset)
 
     def dataset(self, subset: str, epoch: int = 1) -> SentenceDataset:
         """Sentences of one subset; over-long ones are dropped in training and refused in validation."""
-        dataset = self._datasets.get(subset) or open_subset(self.recipe, subset)
+        dataset = self._datasets.get(subset) or open_sentences(self.recipe, subset)
         self._datasets[subset] = dataset if dataset.epoch == epoch else dataset.for_epoch(epoch)
         return self._datasets[subset]
 
@@ -207,7 +207,7 @@ def metrics_of(criterion: SentencePredictionCriterion) -> list[str]:
     )
 
 
-def open_subset(recipe: Recipe, subset: str) -> SentenceDataset:
+def open_sentences(recipe: Recipe, subset: str) -> SentenceDataset:
     """The sentences of one subset as the recipe asks for them."""
     task, criterion, settings = recipe.task, recipe.criterion, recipe.dataset
     assert isinstance(task, SentencePredictionTask)
@@ -230,7 +230,7 @@ def open_subset(recipe: Recipe, subset: str) -> SentenceDataset:
     )
 
 
-def trunk_config(recipe: Recipe, parent: Artifact) -> TextConfig:
+def sentence_trunk(recipe: Recipe, parent: Artifact) -> TextConfig:
     """The pretrained architecture; ``roberta`` recipes have dropouts of their own."""
     config, model = parent.model_config, recipe.model
     assert isinstance(config, TextConfig), "_check_fit refuses other models"

@@ -33,14 +33,14 @@ class Share:
     def __iter__(self) -> Iterator[list[int]]:
         for first in range(self.start, len(self.batches), self.per_update):
             count = min(self.per_update, len(self.batches) - first)
-            for index in self.turns(count):
+            for index in self.own_indices(count):
                 yield self.batches[first + index % count].tolist()
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.batches) - self.start, self.per_update)
-        return whole * len(self.turns(self.per_update)) + len(self.turns(rest))
+        return whole * len(self.own_indices(self.per_update)) + len(self.own_indices(rest))
 
-    def turns(self, count: int) -> range:
+    def own_indices(self, count: int) -> range:
         """This worker's micro-batches of an update of ``count``; from ``count`` on they are repetitions."""
         return range(self.rank, -(-count // self.size) * self.size if self.padded else count, self.size)
 

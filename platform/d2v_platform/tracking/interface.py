@@ -35,7 +35,7 @@ class RunTracker(Protocol):
         ...
 
     def finish_soon(self, run_id: str, status: FinalStatus, tags: Mapping[str, str] | None = None) -> None:
-        """End a run without waiting for it; :meth:`settle` does."""
+        """End a run without waiting for it; :meth:`wait_for_sent` does."""
         ...
 
     def close_orphans(self) -> list[str]:
@@ -45,10 +45,10 @@ class RunTracker(Protocol):
     # -- what is told of a run
 
     def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
-        """Metric points; on disk when :meth:`settle` returns."""
+        """Metric points; on disk when :meth:`wait_for_sent` returns."""
         ...
 
-    def settle(self) -> None:
+    def wait_for_sent(self) -> None:
         """Return when everything that was not waited for is on disk; raises what it raised."""
         ...
 

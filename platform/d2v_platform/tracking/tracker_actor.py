@@ -69,7 +69,7 @@ class TrackerService:
     def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         self._of(run_id).log(run_id, points)
 
-    def settle(self) -> None:
+    def wait_for_sent(self) -> None:
         """Nothing is ever pending."""
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -201,9 +201,9 @@ class RemoteTracker:
     def log(self, run_id: str, points: Sequence[MetricPoint]) -> None:
         self._pending.append(self._actor.log.remote(run_id, list(points)))
         if len(self._pending) > 64:
-            self.settle()
+            self.wait_for_sent()
 
-    def settle(self) -> None:
+    def wait_for_sent(self) -> None:
         pending, self._pending = self._pending, []
         for reference in pending:
             _wait(reference)
@@ -277,7 +277,7 @@ class RemoteTracker:
     def close(self) -> None:
         import ray
 
-        self.settle()
+        self.wait_for_sent()
         _wait(self._actor.close.remote())
         ray.kill(self._actor)
 
@@ -332,7 +332,7 @@ class TrackingReporter:
 
     def flush(self) -> None:
         """Return when everything is on disk."""
-        self._tracker.settle()
+        self._tracker.wait_for_sent()
 
     def evaluated(self, update: int, metrics: Mapping[str, float]) -> bool:
         """Local mode has nobody to report to."""

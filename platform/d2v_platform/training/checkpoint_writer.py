@@ -112,7 +112,7 @@ class Checkpoints:
             self.times.append(took)
             logger.debug("%s", took)
             if self._uploader is not None:
-                self._uploader.offer()
+                self._uploader.checkpoint_written()
 
         self._pending = self._writer.submit(write)
         if self._wait:
@@ -214,7 +214,7 @@ class Uploader:
         self._away_since: float | None = None
         self._thread: threading.Thread | None = None
 
-    def offer(self) -> None:
+    def checkpoint_written(self) -> None:
         """There is a new checkpoint."""
         with self._changed:
             self._wanted += 1
@@ -226,7 +226,7 @@ class Uploader:
     def finish(self, model: Path | None) -> None:
         """Upload what is left, for a bounded time; the log says where the rest stays."""
         deadline = time.monotonic() + LAST_UPLOAD_S
-        self.offer()
+        self.checkpoint_written()
         with self._changed:
             self._changed.wait_for(lambda: self._done >= self._wanted, timeout=LAST_UPLOAD_S)
             complete = self._done >= self._wanted

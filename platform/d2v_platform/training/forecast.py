@@ -208,13 +208,13 @@ class Forecast:
         yield from self._smaller_chunks()
         starts = [(recipe, "")]
         if not recipe.platform.checkpoint_activations:
-            made = self._under(recomputed)
+            made = self._for_recipe(recomputed)
             if made.fits:
                 yield "platform.checkpoint_activations=true", made.memory_bytes
             starts.append((recomputed, "platform.checkpoint_activations=true "))
         for start, words in starts:
             tried = [smaller for f in _FACTORS if (smaller := smaller_batches(start, f)) is not None]
-            fitting = ((more, made) for one, more in tried if (made := self._under(one)).fits)
+            fitting = ((more, made) for one, more in tried if (made := self._for_recipe(one)).fits)
             if (first := next(fitting, None)) is not None:
                 yield words + first[0], first[1].memory_bytes
                 break
@@ -228,7 +228,7 @@ class Forecast:
             shared = dataclasses.replace(
                 recipe, platform=dataclasses.replace(recipe.platform, sharding="full")
             )
-            made = self._under(shared)
+            made = self._for_recipe(shared)
             if made.fits:
                 yield "platform.sharding=full", made.memory_bytes
 
@@ -239,14 +239,14 @@ class Forecast:
             return
         for size in range((recipe.platform.clone_chunk or clones) - 1, 0, -1):
             chunked = dataclasses.replace(recipe.platform, clone_chunk=size)
-            made = self._under(dataclasses.replace(recipe, platform=chunked))
+            made = self._for_recipe(dataclasses.replace(recipe, platform=chunked))
             if made.fits:
                 yield f"platform.clone_chunk={size}", made.memory_bytes
                 return
 
-    def _under(self, recipe: Recipe) -> Forecast:
+    def _for_recipe(self, recipe: Recipe) -> Forecast:
         return forecast(
-            self.workload.under(recipe), self.device, self.count, self.limit_bytes, self.workers_per_node
+            self.workload.for_recipe(recipe), self.device, self.count, self.limit_bytes, self.workers_per_node
         )
 
 

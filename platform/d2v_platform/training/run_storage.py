@@ -18,10 +18,10 @@ from ..storage.locations import (
     Patience,
     StorageAwayError,
     StorageError,
+    check_writable,
     is_uri,
     local_path,
     open_location,
-    probe,
 )
 from .loop_state import Summary
 from .remote_checkpoints import fetch_model
@@ -71,7 +71,7 @@ def check_storage(storage: str | None, *, new: bool) -> None:
     if storage is None or not is_uri(storage):
         return
     try:
-        probe(open_location(storage), _SHORT)
+        check_writable(open_location(storage), _SHORT)
     except StorageAwayError as error:
         if new:
             raise ConfigError([Problem("platform.storage", storage, str(error))]) from error

@@ -36,7 +36,7 @@ from .loop_state import Worker
 
 
 @dataclass(frozen=True)
-class Turn:
+class OwnPass:
     """One forward and backward pass of this worker within an update.
 
     Attributes:
@@ -53,12 +53,12 @@ class Turn:
 class Placement(Protocol):
     """How the model lies on the workers."""
 
-    def turns(self, count: int) -> Iterator[Turn]:
+    def own_passes(self, count: int) -> Iterator[OwnPass]:
         """This worker's passes in an update of ``count`` micro-batches."""
         ...
 
-    def share(self, batches: Sequence[np.ndarray], start: int, per_update: int) -> Share:
-        """The micro-batches of all its turns from ``start`` on."""
+    def own_batches(self, batches: Sequence[np.ndarray], start: int, per_update: int) -> Share:
+        """The micro-batches of all its passes from ``start`` on."""
         ...
 
     def backward(self, loss: torch.Tensor, counts: bool, last: bool) -> None:
@@ -79,7 +79,7 @@ class Placement(Protocol):
         """:func:`~data2vec.optim.scale_and_clip` by the norm over all workers' parts."""
         ...
 
-    def settle(self) -> None:
+    def free_gathered(self) -> None:
         """Forward passes without a backward pass are over."""
         ...
 
@@ -91,7 +91,7 @@ class Placement(Protocol):
         """Set the state of a module from complete tensors."""
         ...
 
-    def parts(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
+    def own_state(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
         """An optimizer's state of complete tensors as this worker holds it."""
         ...
 
@@ -106,12 +106,12 @@ class Replicated:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
 
-    def turns(self, count: int) -> Iterator[Turn]:
+    def own_passes(self, count: int) -> Iterator[OwnPass]:
         """Its own micro-batches alone."""
-        return _turns(self.share([], 0, count), count)
+        return _passes(self.own_batches([], 0, count), count)
 
-    def share(self, batches: Sequence[np.ndarray], start: int, per_update: int) -> Share:
-        """As :meth:`turns`, for the rest of an epoch."""
+    def own_batches(self, batches: Sequence[np.ndarray], start: int, per_update: int) -> Share:
+        """As :meth:`own_passes`, for the rest of an epoch."""
         return Share(batches, start, per_update, self.worker.rank, self.worker.size)
 
     def backward(self, loss: torch.Tensor, counts: bool, last: bool) -> None:
@@ -126,7 +126,7 @@ class Replicated:
         """Every worker holds all gradients."""
         return scale_and_clip(parameters, divisor, clip_norm)
 
-    def settle(self) -> None:
+    def free_gathered(self) -> None:
         """Nothing was gathered."""
 
     def snapshot(self, tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
@@ -137,7 +137,7 @@ class Replicated:
         """Names and shapes must agree."""
         module.load_state_dict(dict(full))
 
-    def parts(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
+    def own_state(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
         """All of it."""
         return full
 
@@ -182,12 +182,12 @@ class Sharded:
         if learning:  # else the first to be gathered for the backward pass is the teacher's last block
             self.root.set_modules_to_backward_prefetch([cast(FSDPModule, learning[-1])])
 
-    def turns(self, count: int) -> Iterator[Turn]:
+    def own_passes(self, count: int) -> Iterator[OwnPass]:
         """Equally many on every worker."""
-        return _turns(self.share([], 0, count), count)
+        return _passes(self.own_batches([], 0, count), count)
 
-    def share(self, batches: Sequence[np.ndarray], start: int, per_update: int) -> Share:
-        """As :meth:`turns`, for the rest of an epoch."""
+    def own_batches(self, batches: Sequence[np.ndarray], start: int, per_update: int) -> Share:
+        """As :meth:`own_passes`, for the rest of an epoch."""
         return Share(batches, start, per_update, self.worker.rank, self.worker.size, padded=True)
 
     def backward(self, loss: torch.Tensor, counts: bool, last: bool) -> None:
@@ -214,7 +214,7 @@ class Sharded:
 
         return scale_and_clip(parameters, divisor, clip_norm, total=total)
 
-    def settle(self) -> None:
+    def free_gathered(self) -> None:
         """Give back what a forward pass has gathered."""
         self.root.reshard()
 
@@ -238,7 +238,7 @@ class Sharded:
         for name, tensor in own.items():
             set_part(tensor, full[name])
 
-    def parts(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
+    def own_state(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
         """Moments get the rows of their parameters."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state = {
@@ -248,7 +248,7 @@ class Sharded:
         return {**full, "state": state}
 
 
-def place(module: nn.Module, worker: Worker, dtype: torch.dtype | None) -> Placement:
+def placement_of(module: nn.Module, worker: Worker, dtype: torch.dtype | None) -> Placement:
     """Put a module where this worker computes, as its plan says.
 
     Args:
@@ -264,9 +264,9 @@ def place(module: nn.Module, worker: Worker, dtype: torch.dtype | None) -> Place
     return Replicated(worker)
 
 
-def _turns(share: Share, count: int) -> Iterator[Turn]:
-    mine = share.turns(count)
-    return (Turn(index % count, index < count, index == mine[-1]) for index in mine)
+def _passes(share: Share, count: int) -> Iterator[OwnPass]:
+    mine = share.own_indices(count)
+    return (OwnPass(index % count, index < count, index == mine[-1]) for index in mine)
 
 
 def _in_memory(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "start:"
 
 
-def reached(part: str) -> None:
+def start_part_over(part: str) -> None:
     """Note that a part of the start is over, here or in a worker."""
     logger.debug("%s %.3f %s", PREFIX, time.time(), part)
 

@@ -54,8 +54,8 @@ from .loop_state import (
 from .optimizer import LossScale, Precision, choose_precision, make_optimizer
 from .process_settings import be_deterministic
 from .progress import Progress
-from .sharding import place
-from .start_times import reached
+from .sharding import placement_of
+from .start_times import start_part_over
 from .workload import matrix_work
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def train(
     loop.checkpoints = Checkpoints(loop.store, run, wait=job.wait_for_checkpoints)
     with contextlib.closing(loop.checkpoints):
         loop.resume()
-        reached("model, data and optimizer built")
+        start_part_over("model, data and optimizer built")
         reason = loop.run()
         return loop.finish(reason, dict(job.lineage))
 
@@ -110,7 +110,7 @@ class TrainingLoop:
         self.run_folder = run_folder
         self.state = LoopState()
         self.precision: Precision = choose_precision(recipe, worker.device)
-        self.placement = place(task.module, worker, self.precision.dtype)
+        self.placement = placement_of(task.module, worker, self.precision.dtype)
         task.module.train()
         recompute_activations(task.module, recipe.platform.checkpoint_activations)
         self.parameters = [p for p in task.trained.parameters() if p.requires_grad]
@@ -160,7 +160,7 @@ class TrainingLoop:
         self.placement.load(self.task.module, checkpoint.tensors["model"])
         adam = self.optimizer.adam
         moments = _optimizer_state(adam.state_dict(), checkpoint.tensors["optimizer"])
-        adam.load_state_dict(self.placement.parts(adam, moments))
+        adam.load_state_dict(self.placement.own_state(adam, moments))
         saved = dict(checkpoint.state)
         self.interval.vector = torch.tensor(saved.pop("interval"), dtype=torch.float64)
         self.interval_updates, self.interval_norm, self.interval_clipped = saved.pop("interval_counts")
@@ -215,17 +215,17 @@ class TrainingLoop:
         task.watching = self.watch.begin(state.update)
         for parameter in self.parameters:
             parameter.grad = None
-        for turn in self.placement.turns(count):
+        for one in self.placement.own_passes(count):
             batch = self._next(loader)
             passes = task.passes(batch, state.update)
             for number, compute in enumerate(passes):
-                key = (recipe.common.seed, state.update, turn.index, *([number] if number else []))
+                key = (recipe.common.seed, state.update, one.index, *([number] if number else []))
                 seed_dropout("dropout", *key)
                 with self._autocast():
                     result = compute()
-                last = turn.last and number == len(passes) - 1
-                self.placement.backward(result.loss * self.loss_scale.scale, turn.counts, last)
-                if turn.counts:
+                last = one.last and number == len(passes) - 1
+                self.placement.backward(result.loss * self.loss_scale.scale, one.counts, last)
+                if one.counts:
                     sums.add(result.scalars, result.moments)
                     self.watch.add(result.stages)
         task.watching = False
@@ -252,7 +252,7 @@ class TrainingLoop:
         self.optimizer.step(state.update, state.epoch)
         state.update += 1
         if state.update == 1:
-            reached("first update done")
+            start_part_over("first update done")
         state.bad_in_a_row = 0
         clip = recipe.optimization.clip_norm
         self.interval.merge(sums)
@@ -339,7 +339,7 @@ class TrainingLoop:
 
     def _loader(self, epoch: int, batches: Sequence[np.ndarray], per_update: int) -> Iterator[Any]:
         """This worker's micro-batches from the cursor on, decoded ahead where there are loader processes."""
-        share = self.placement.share(batches, self.state.cursor, per_update)
+        share = self.placement.own_batches(batches, self.state.cursor, per_update)
         return make_loader(self.task.dataset(self.recipe.dataset.train_subset, epoch), share, self.worker)
 
     def _next(self, loader: Iterator[Any]) -> dict[str, torch.Tensor]:
@@ -446,11 +446,11 @@ class TrainingLoop:
         batches = task.batches(subset, 1, training=False)
         if self.recipe.dataset.max_valid_steps is not None:
             batches = batches[: self.recipe.dataset.max_valid_steps]
-        mine = self.placement.share(batches, 0, max(len(batches), 1))
+        mine = self.placement.own_batches(batches, 0, max(len(batches), 1))
         module.eval()
         results: list[dict[str, Any]] = []
         for index, batch in zip(
-            mine.turns(len(batches)), make_loader(task.dataset(subset), mine, self.worker), strict=True
+            mine.own_indices(len(batches)), make_loader(task.dataset(subset), mine, self.worker), strict=True
         ):
             with self._autocast():
                 found = task.predict(to_device(batch, self.worker.device))
@@ -458,7 +458,7 @@ class TrainingLoop:
         module.train()
         everyone = [result for part in gather_objects(results) for result in part]
         scores = task.score(subset, sorted(everyone, key=lambda result: result["id"]))
-        self.placement.settle()
+        self.placement.free_gathered()
         return scores
 
     def _save(self, epoch_end: bool, metric: float | None, best: bool, between: bool = False) -> None:

@@ -24,7 +24,7 @@ from .evaluation_log import EvaluationLog
 from .job import Job
 from .loop_state import TrainingInterrupted, TrainingStopped
 from .ray_output import LOST_PEER
-from .start_times import reached
+from .start_times import start_part_over
 from .stopping import StopQuestion
 from .train_loop import train
 
@@ -92,8 +92,8 @@ def run_worker(told: dict[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
-    configure_logging()
-    reached("workers started")
+    configure_worker_logging()
+    start_part_over("workers started")
     tracker, attempt = RemoteTracker(told["tracker"]), told["attempt"]
     if (mistake := tracker.mistake_of(attempt)) is not None:
         return {"error": mistake}
@@ -111,7 +111,7 @@ def run_worker(told: dict[str, Any]) -> dict[str, Any]:
     except TrainingInterrupted as stopped:
         return {"interrupted": stopped.args}
     except TrainingStopped as error:
-        tracker.settle()
+        tracker.wait_for_sent()
         return {"error": str(error), "stopped": True}  # all workers decide this from the same sums
     except Exception as error:
         if (mistake := lasting(error)) is None:
@@ -216,7 +216,7 @@ def note_worker(run_folder: Path, attempt: str, rank: int) -> None:
         file.write(line + "\n")
 
 
-def configure_logging() -> None:
+def configure_worker_logging() -> None:
     """One line a message from rank 0's loop; other libraries speak only of trouble.
 
     Ray has set up the root logger of its workers already, and names some of its own after files.

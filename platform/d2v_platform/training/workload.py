@@ -57,7 +57,7 @@ class Workload:
     sees_all: bool = False
     branch_scales: bool = False
 
-    def under(self, recipe: Recipe) -> Workload:
+    def for_recipe(self, recipe: Recipe) -> Workload:
         """The same model and data under another recipe."""
         sizes, count = _sizes(recipe, self.dataset)
         return dataclasses.replace(self, recipe=recipe, sizes=sizes, epoch_micro_batches=count)
