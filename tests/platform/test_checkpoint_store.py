@@ -380,7 +380,7 @@ def test_a_refused_storage_stops_old_runs_too(monkeypatch: pytest.MonkeyPatch) -
     def refused(*_: Any) -> None:
         raise StorageError("access denied")
 
-    monkeypatch.setattr(run_storage, "probe", refused)
+    monkeypatch.setattr(run_storage, "check_writable", refused)
     for new in (True, False):
         with pytest.raises(ConfigError, match="access denied"):
             run_storage.check_storage("memory://x", new=new)

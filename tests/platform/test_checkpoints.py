@@ -285,7 +285,7 @@ def test_storage_is_tried_before_anything_starts(home: Path, monkeypatch: Any, c
     def away(*_: Any) -> None:
         raise StorageAwayError("does not answer")
 
-    monkeypatch.setattr(run_storage, "probe", away)
+    monkeypatch.setattr(run_storage, "check_writable", away)
     with pytest.raises(ConfigError, match=r"platform\.storage = 'memory://x'\s+does not answer"):
         run_storage.check_storage("memory://x", new=True)
     run_storage.check_storage("memory://x", new=False)

@@ -408,7 +408,8 @@ def test_work_that_is_done_twice_counts_once(tiny_recipe: dict[str, Any]) -> Non
     assert held is not None
     assert works[0](4, 32) == pytest.approx(held.cost((4, 32), Storage(), False).flops, rel=0.01)
     assert (
-        held.cost((4, 32), Storage(), False).flops < held.for_recipe(twice).cost((4, 32), Storage(), False).flops
+        held.cost((4, 32), Storage(), False).flops
+        < held.for_recipe(twice).cost((4, 32), Storage(), False).flops
     )
     assert matrix_work(plain, torch.nn.Linear(2, 2)) is None
     assert math.isfinite(works[0](1, 1))
