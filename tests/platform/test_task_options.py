@@ -182,7 +182,7 @@ def test_clips_are_read_as_the_task_says(monkeypatch: pytest.MonkeyPatch) -> Non
         assert made.named == {"dictionary": letters, "convolutions": ((1, 2, 3),), "seed": 9}
     for longest in (300, None):
         recipe = speech("audio_classification", labels="lab", max_sample_size=longest)
-        audio_classification.open_clips(recipe, "learn", ["a"])
+        audio_classification.open_labelled_clips(recipe, "learn", ["a"])
         options = replace(COMMON, max_sample_size=longest, drop_longer=longest is None)
         assert made.given == ("/d", "learn", options, "lab", ["a"]) and made.named == {"seed": 9}
 

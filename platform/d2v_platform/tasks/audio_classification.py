@@ -63,7 +63,7 @@ class AudioClassification(OnAudio, OneModelTask[AudioEventModel]):
     def open_subset(recipe: Recipe, subset: str) -> EventDataset:
         """The data set of one subset; nothing is built."""
         assert isinstance(recipe.task, AudioClassificationTask)
-        return open_clips(recipe, subset, load_classes(recipe.task))
+        return open_labelled_clips(recipe, subset, load_classes(recipe.task))
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:
@@ -73,11 +73,11 @@ class AudioClassification(OnAudio, OneModelTask[AudioEventModel]):
             check_parent(recipe, read_artifact(model_folder))
         classes = load_classes(recipe.task)
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
-            open_clips(recipe, subset, classes).verify()
+            open_labelled_clips(recipe, subset, classes).verify()
 
     def dataset(self, subset: str, epoch: int = 1) -> EventDataset:
         """Clips of one subset."""
-        found = self._datasets.get(subset) or open_clips(self.recipe, subset, self.classes)
+        found = self._datasets.get(subset) or open_labelled_clips(self.recipe, subset, self.classes)
         self._datasets[subset] = found.for_epoch(epoch)
         return self._datasets[subset]
 
@@ -182,7 +182,7 @@ def load_classes(task: AudioClassificationTask) -> list[str]:
     return read_classes(Path(task.data) / task.label_descriptors)
 
 
-def open_clips(recipe: Recipe, subset: str, classes: Sequence[str]) -> EventDataset:
+def open_labelled_clips(recipe: Recipe, subset: str, classes: Sequence[str]) -> EventDataset:
     """The clips of one subset; training leaves out what is longer than a batch, and says how many."""
     task = recipe.task
     assert isinstance(task, AudioClassificationTask)
