@@ -13,7 +13,7 @@ import torch
 
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tracking.tracker_actor import TrackerService
-from d2v_platform.training import train_loop, worker_failures, workers
+from d2v_platform.training import ray_session, train_loop, worker_failures, workers
 from d2v_platform.training.cadence import SaveClock
 from d2v_platform.training.checkpoint import CheckpointStore, Retention
 from d2v_platform.training.job import Job
@@ -352,3 +352,21 @@ def test_workers_that_do_not_fit_yet_are_planned_only_when_they_may_be_waited_fo
         json.loads(json.dumps(plan.notes))
         and make_plan(Recipe.from_dict(values), ClusterInfo(8, 4, 1)).notes == ()
     )
+
+
+def test_workers_ask_the_cluster_of_their_driver_not_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a second Ray on a machine its own actors would not know which is meant."""
+    import ray.util
+
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.5")
+    monkeypatch.setattr(ray_session, "on_loopback_only", lambda address: address.endswith(":1"))
+    told = {
+        "10.0.0.9:6379": "10.0.0.9:6379",
+        "127.0.0.1:6379": "10.0.0.5:6379",  # on other nodes this host is another
+        "localhost:6379": "10.0.0.5:6379",
+        "127.0.0.1:1": "127.0.0.1:1",  # one machine: it listens nowhere else
+        "auto": None,
+        "": None,
+        "ray://head:10001": None,
+    }
+    assert {address: ray_session._seen_by_others(address) for address in told} == told

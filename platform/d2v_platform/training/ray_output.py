@@ -22,6 +22,7 @@ LOST_PEER = (
     "remote process exited",
     "NCCL communicator was aborted",
 )
+USERS_MISTAKE = "data2vec.errors."  # how a trace names our own exceptions
 # A line with one of these is hidden, because:
 _LINES = (
     # Said at every start of every training, at error level: Ray's own watcher of preempted nodes is made in a
@@ -43,7 +44,8 @@ class _Block:
 _BLOCKS = (
     # A worker was lost: `LostWorkers` says so in one line, and what follows from it needs no traces.
     _Block("Graceful shutdown of backend failed. This is expected if one of the workers has crashed."),
-    _Block("Error in training function:", LOST_PEER),
+    # A user's mistake ends the command with its own words.
+    _Block("Error in training function:", (*LOST_PEER, USERS_MISTAKE)),
     # Only an autoscaler needs these requests, and they are sent again; Ray calls that safe to ignore on a
     # busy machine. A cluster that stays too small is told by the controller's own warnings.
     _Block("Failed to send resource request for "),

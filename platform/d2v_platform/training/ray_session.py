@@ -123,7 +123,7 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
     if ours:
         port = _free_port()
         os.environ["RAY_GCS_SERVER_PORT"] = str(port)
-        # Ray Train's own actors ask "the" cluster of the machine for their controller: this one, not another.
+        # Ray Train's own actors ask "the" cluster of their machine for their controller: this one.
         options["runtime_env"]["env_vars"]["RAY_ADDRESS"] = f"{ray.util.get_node_ip_address()}:{port}"
         options |= {
             "address": "local",  # not the cluster of somebody else on this machine
@@ -134,6 +134,8 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
         }
     else:
         _refuse_no_head(os.environ.get("RAY_ADDRESS", ""))
+        if address := _seen_by_others(os.environ.get("RAY_ADDRESS", "")):
+            options["runtime_env"]["env_vars"]["RAY_ADDRESS"] = address
     where = "on this machine" if ours else f"at {os.environ.get('RAY_ADDRESS', 'the address of the job')}"
     logger.info("%s Ray %s", "starting" if ours else "connecting to", where)
     try:
@@ -149,6 +151,18 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
             yield cluster_info()
     finally:
         ray.shutdown()
+
+
+def _seen_by_others(address: str) -> str | None:
+    """``HOST:PORT`` of the head as every node may write it; ``None`` where it is no such address."""
+    import ray
+
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in address or not port.isdecimal():
+        return None
+    if host in ("127.0.0.1", "localhost", "[::1]") and not on_loopback_only(address):
+        host = ray.util.get_node_ip_address()
+    return f"{host}:{port}"
 
 
 def _refuse_no_head(address: str) -> None:

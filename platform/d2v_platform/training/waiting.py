@@ -84,9 +84,25 @@ def cluster_in_words() -> str:
     import ray
 
     total, free = ray.cluster_resources(), ray.available_resources()
+    if _placed():
+        return "they have their places and are starting"
     told = [f"{free.get(name, 0):g} of {total[name]:g} {name}s" for name in ("CPU", "GPU") if total.get(name)]
     holders = ", ".join(f"{job} {held}" for job, held in _held().items())
     return f"free are {' and '.join(told) or 'none'}" + (f"; held by {holders}" if holders else "")
+
+
+def _placed() -> bool:
+    """Whether this job's workers have been given their CPUs and GPUs."""
+    import ray
+    from ray.util.state import list_placement_groups
+
+    own = ray.get_runtime_context().get_job_id()
+    mine = [("creator_job_id", "=", own), ("state", "=", "CREATED")]
+    try:
+        return bool(list_placement_groups(filters=mine, timeout=5))
+    except Exception as error:  # the dashboard is away, or was not started
+        logger.debug("whether the workers have places is not known: %s", error)
+        return False
 
 
 def _held() -> dict[str, str]:

@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError
 from ray.train import FailureConfig, UserCallback
 
 from ..tracking.tracker_actor import RemoteTracker
-from .ray_output import LOST_PEER
+from .ray_output import LOST_PEER, USERS_MISTAKE
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,10 @@ class LostWorkers(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Some workers have failed."""
-        logger.warning("%s", in_words(worker_exceptions))
+        if not any(
+            USERS_MISTAKE in str(error) for error in worker_exceptions.values()
+        ):  # the driver tells it
+            logger.warning("%s", in_words(worker_exceptions))
         RemoteTracker(self._tracker).workers_lost(self._attempt)
 
 

@@ -1,0 +1,98 @@
+"""A head and a second node on one machine: two raylets, of which the second has folders of its own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+RAY = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
+STARTED_S = 120
+
+
+class TwoNodes:
+    """Raylets of one CPU each (or what is asked for), that can be killed and started again.
+
+    Args:
+        folder: for logs and Ray's own files; short, because sockets lie in it.
+        port: of the head.
+        own: folders that the second node sees empty: what is written there is not shared.
+    """
+
+    def __init__(self, folder: Path, port: int, own: Sequence[Path]) -> None:
+        self.folder, self.port, self.own = folder, port, list(own)
+        self.address = f"127.0.0.1:{port}"
+        self._nodes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start_head(self, *, cpus: int = 1, gpus: int = 0) -> None:
+        """Returns when it answers."""
+        self._start("head", [
+            "--head", f"--port={self.port}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.port + 1}", f"--ray-client-server-port={self.port + 2}",
+            f"--temp-dir={self.folder}/ray",
+        ], cpus, gpus)  # fmt: skip
+        self._wait_for(1)
+
+    def start_second(self, *, cpus: int = 1, gpus: int = 0) -> None:
+        """Returns when the head knows it."""
+        self._start("second", [f"--address={self.address}"], cpus, gpus)
+        self._wait_for(2)
+
+    def kill(self, name: str) -> None:
+        """SIGKILL to the raylet and everything that it has started."""
+        os.killpg(self._nodes.pop(name).pid, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """Kill what is left."""
+        for name in list(self._nodes):
+            self.kill(name)
+
+    def _start(self, name: str, options: list[str], cpus: int, gpus: int) -> None:
+        command = [
+            RAY, "start", *options, f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--block",
+            "--object-store-memory=100000000", "--disable-usage-stats",
+        ]  # fmt: skip
+        if name != "head":
+            for path in self.own:
+                path.mkdir(parents=True, exist_ok=True)
+            hidden = [f"mount -t tmpfs own {shlex.quote(str(path))}" for path in self.own]
+            command = ["unshare", "-m", "bash", "-c", " && ".join([*hidden, f"exec {shlex.join(command)}"])]
+        with (self.folder / f"{name}.log").open("ab") as log:
+            several = os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # not on loopback alone
+            self._nodes[name] = subprocess.Popen(
+                command, env=several, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def _wait_for(self, nodes: int) -> None:
+        deadline = time.monotonic() + STARTED_S
+        asked = (
+            "import ray, sys; ray.init(sys.argv[1], logging_level=40); "
+            "print(sum(node['Alive'] for node in ray.nodes()))"
+        )
+        while True:
+            ended = [name for name, node in self._nodes.items() if node.poll() is not None]
+            assert not ended, (self.folder / f"{ended[0]}.log").read_text()[-3000:]
+            found = subprocess.run(
+                [sys.executable, "-c", asked, self.address],
+                capture_output=True, text=True, timeout=STARTED_S, check=False,
+            )  # fmt: skip
+            if found.stdout.strip() == str(nodes):
+                return
+            assert time.monotonic() < deadline, f"{nodes} nodes do not come: {found.stderr[-2000:]}"
+
+
+def may_unshare() -> bool:
+    """Whether this user may give a process a file system view of its own."""
+    tried = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)
+    return tried.returncode == 0
+
+
+needs_unshare = pytest.mark.skipif(not may_unshare(), reason="no right to unshare -m: run as root")
