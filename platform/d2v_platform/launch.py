@@ -13,11 +13,12 @@ from typing import Any
 
 from data2vec.errors import ConfigError, Data2VecError, Problem
 
+from .home import default_tracking_uri
 from .recipe.compose import Composed
 from .recipe.difference import digest
 from .recipe.local_data import with_local_data
 from .recipe.schema import Recipe
-from .registry.model_folders import resolve_models
+from .registry.model_folders import on_this_node, resolve_models
 from .registry.model_versions import PARENT_TAG
 from .registry.registration import Trained, register_summary
 from .storage.locations import is_uri
@@ -253,10 +254,12 @@ def train_on_ray(
     if plan.gpus_per_worker:
         resources["GPU"] = plan.gpus_per_worker
     trainer = TorchTrainer(
-        run_worker,
+        run_on_node,
         train_loop_config={"job": job.to_dict(), "tracker": tracker.name, "attempt": attempt},
         scaling_config=ScalingConfig(
-            num_workers=plan.num_workers, use_gpu=plan.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=plan.elastic or plan.num_workers,
+            use_gpu=plan.gpus_per_worker > 0,
+            resources_per_worker=resources,
         ),
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo", timeout_s=1800),
         run_config=RunConfig(
@@ -273,6 +276,8 @@ def train_on_ray(
         result = trainer.fit() if stop is None else in_a_thread(trainer.fit, stop, tracker, attempt, waiting)
     except (TrainingFailedError, RayError) as error:
         raise Data2VecError(why_it_failed(error, allowed, job.folder)) from error
+    finally:  # Ray's own notes of this attempt: where a run goes on is written in its checkpoints
+        shutil.rmtree(job.folder / "ray" / f"{job.run_id}-{attempt}", ignore_errors=True)
     returned = result.return_value
     if not isinstance(returned, dict):
         raise Data2VecError(f"the workers of run {job.run_id} ended without a result: {result.error}")
@@ -281,6 +286,11 @@ def train_on_ray(
     if "error" in returned:
         raise (TrainingStopped if returned.get("stopped") else Data2VecError)(returned["error"])
     return Summary(**returned)
+
+
+def run_on_node(told: dict[str, Any]) -> dict[str, Any]:
+    """What each Ray Train worker runs: its part of the training, with the models as this node has them."""
+    return run_worker(told, on_this_node)
 
 
 def open_tracker(tracking_uri: str | None, local: bool) -> RunTracker:
@@ -320,25 +330,31 @@ def _finishing(tracker: RunTracker, run_id: str, again: str) -> Iterator[_Outcom
 def refuse_node_local(
     recipe: Recipe, cluster: ray_session.ClusterInfo | None, *, uri_serves: bool = True
 ) -> None:
-    """With several nodes a restarted worker may land where a node-local checkpoint is not.
+    """With several nodes a restarted worker or driver may land where a file of another node is not.
 
     Args:
-        recipe: its ``platform.storage`` decides.
+        recipe: its ``platform.storage`` and ``platform.tracking_uri`` decide.
         cluster: how many nodes there are.
         uri_serves: an object store will do (a sweep needs a folder).
     """
-    storage = recipe.platform.storage
-    if (
-        cluster is not None
-        and cluster.nodes > 1
-        and (storage is None or (is_uri(storage) and not uri_serves))
-    ):
+    if cluster is None or cluster.nodes < 2:
+        return
+    problems, several = [], f"the cluster has {cluster.nodes} nodes, and"
+    storage, tracking = recipe.platform.storage, recipe.platform.tracking_uri or default_tracking_uri()
+    if storage is None or (is_uri(storage) and not uri_serves):
         rule = (
-            f"the cluster has {cluster.nodes} nodes, and checkpoints under D2V_HOME are on one of them; "
-            f"set platform.storage to {'s3://BUCKET/FOLDER or ' if uri_serves else ''}a folder that all "
-            "nodes share"
+            f"{several} checkpoints under D2V_HOME are on one of them; set platform.storage to "
+            f"{'s3://BUCKET/FOLDER or ' if uri_serves else ''}a folder that all nodes share"
         )
-        raise ConfigError([Problem("platform.storage", storage, rule)])
+        problems.append(Problem("platform.storage", storage, rule))
+    if not tracking.startswith(("http://", "https://", "postgresql", "mysql", "mssql")):
+        rule = (
+            f"{several} {tracking.partition(':')[0]} is a file on one of them; give the address of an MLflow "
+            "server (mlflow server), here or as MLFLOW_TRACKING_URI"
+        )
+        problems.append(Problem("platform.tracking_uri", recipe.platform.tracking_uri, rule))
+    if problems:
+        raise ConfigError(problems)
 
 
 def show_plan(composed: Composed) -> None:

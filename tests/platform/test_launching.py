@@ -192,20 +192,30 @@ def test_the_last_words() -> None:
 
 
 def test_a_run_on_several_nodes_needs_shared_storage(tmp_path: Path) -> None:
-    def refused(storage: str | None, nodes: int, **more: Any) -> bool:
-        recipe = Recipe.from_dict(toy_recipe(platform={"storage": storage}))
+    def refused(
+        storage: str | None, nodes: int, tracking: str | None = "http://mlflow:5000", **more: Any
+    ) -> bool:
+        recipe = Recipe.from_dict(toy_recipe(platform={"storage": storage, "tracking_uri": tracking}))
         told: list[str] = []
         try:
             launching.refuse_node_local(recipe, ClusterInfo(4, 0, nodes) if nodes else None, **more)
         except ConfigError as error:
             told.append(str(error))
-        assert all(f"{nodes} nodes" in text and "platform.storage" in text for text in told)
-        return bool(told)
+        assert all(f"{nodes} nodes" in text for text in told)
+        assert all(("platform.tracking_uri" in text) == (tracking is None) for text in told)
+        return any("platform.storage" in text for text in told)
 
     assert [refused(None, nodes) for nodes in (0, 1, 2)] == [False, False, True]
     assert not refused("s3://b/x", 3) and not refused(str(tmp_path), 3)
     assert refused("s3://b/x", 2, uri_serves=False) and not refused(str(tmp_path), 2, uri_serves=False)
     assert not refused("s3://b/x", 1, uri_serves=False)
+    # A file of one node as MLflow's store: refused beside shared storage too.
+    recipe = Recipe.from_dict(
+        toy_recipe(platform={"storage": "s3://b/x", "tracking_uri": "sqlite:////x/m.db"})
+    )
+    with pytest.raises(ConfigError, match=r"2 nodes, and sqlite is a file on one of them.*mlflow server"):
+        launching.refuse_node_local(recipe, ClusterInfo(4, 0, 2))
+    launching.refuse_node_local(recipe, ClusterInfo(4, 0, 1))
 
 
 def test_the_code_is_named_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +279,7 @@ def test_ray_train_is_given_the_plan_and_the_workers_their_assignment(
 
     callback = UserCallback()
     made = on_ray(tmp_path, recipe, cluster, callbacks=[callback])
-    assert made == SUMMARY and fit.worker is workers.run_worker
+    assert made == SUMMARY and fit.worker is launching.run_on_node
     told = fit.given["train_loop_config"]
     attempt = told["attempt"]
     job = Job(recipe, tmp_path / "run", run_id="r1", threads=3, loader_processes=1, sharded=True)

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+from d2v_platform.recipe.checks import problems
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.registry import model_folders
 from d2v_platform.tracking.tracker_actor import TrackerService
 from d2v_platform.training import ray_session, train_loop, worker_failures, workers
 from d2v_platform.training.cadence import SaveClock
-from d2v_platform.training.checkpoint import CheckpointStore, Retention
-from d2v_platform.training.job import Job
+from d2v_platform.training.checkpoint import CheckpointStore, Merit, Retention
+from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.plan import make_plan
 from d2v_platform.training.ray_session import ClusterInfo
 from d2v_platform.training.train_loop import TrainingLoop
@@ -77,9 +79,9 @@ def test_saves_by_the_clock_change_no_figure_and_stay_only_while_newest(
     seen: list[tuple[int, bool]] = []
     honest = CheckpointStore.save
 
-    def save(self: CheckpointStore, update: int, *given: Any, **more: Any) -> Path:
-        seen.append((update, more["between"]))
-        return honest(self, update, *given, **more)
+    def save(self: CheckpointStore, update: int, tensors: Any, state: Any, merit: Merit) -> Path:
+        seen.append((update, merit.between))
+        return honest(self, update, tensors, state, merit)
 
     monkeypatch.setattr(CheckpointStore, "save", save)
     summary, diary, task = run_toy(quick(), tmp_path / "often", monkeypatch)
@@ -219,11 +221,17 @@ def test_what_would_only_come_again_is_not() -> None:
 
 def test_only_starts_in_a_row_without_progress_count() -> None:
     service = TrackerService.__new__(TrackerService)
-    service._begun_at, service._groups, service._there = {}, {}, set()
-    counted = [service.goes_on_from("a", update) for update in (0, 0, 0, 340, 340, 500, 500, 500)]
+    service._begun_at, service._groups, service._there, service._failed = {}, {}, set(), set()
+    counted = []
+    for update in (0, 0, 0, 340, 340, 500, 500, 500):
+        counted.append(service.goes_on_from("a", update))
+        service.workers_lost("a")
     assert counted == [0, 1, 2, 0, 1, 0, 1, 2]
+    assert service.goes_on_from("a", 500) == 3
+    assert service.goes_on_from("a", 500) == 3, "a group of another size was no failure"
     assert service.goes_on_from("b", 500) == 0, "another attempt"
     assert not service.workers_there("a")
+    assert service.goes_on_from("b", 500) == 0
     service.workers_started("a")
     assert service.workers_there("a") and service.times_started("a") == 1 and not service.workers_there("b")
     service.workers_lost("a")
@@ -370,3 +378,61 @@ def test_workers_ask_the_cluster_of_their_driver_not_another(monkeypatch: pytest
         "ray://head:10001": None,
     }
     assert {address: ray_session._seen_by_others(address) for address in told} == told
+
+
+# ---- as many as there are ---------------------------------------------------------------------------------
+
+
+def elastic(cluster: ClusterInfo, workers: Any, **platform: Any) -> Any:
+    values = toy_recipe(
+        platform={"num_workers": workers} | platform, distributed_training={"distributed_world_size": 4}
+    )
+    return make_plan(Recipe.from_dict(values), cluster)
+
+
+def test_between_the_fewest_and_the_most_workers() -> None:
+    plan = elastic(ClusterInfo(3, 0, 3), [1, 4])
+    assert (plan.num_workers, plan.elastic) == (3, (1, 4))
+    assert "1 to 4 workers, as nodes go and come; now 3" in plan.notes
+    assert elastic(ClusterInfo(9, 0, 1), [1, 4]).num_workers == 4
+    fixed = elastic(ClusterInfo(9, 0, 1), [2, 2])
+    assert (fixed.num_workers, fixed.elastic) == (2, None)
+    with pytest.raises(ConfigError, match="use at most 1"):
+        elastic(ClusterInfo(1, 0, 1), [2, 4])
+    late = elastic(ClusterInfo(1, 0, 1), [2, 4], wait_for_resources=5)
+    assert (late.num_workers, late.elastic) == (2, (2, 4))
+
+
+@pytest.mark.parametrize("workers", [[0, 2], [3, 2], [1], [1, 2, 3], [1, 5], -1])
+def test_wrong_numbers_of_workers(workers: Any) -> None:
+    values = toy_recipe(platform={"num_workers": workers}, distributed_training={"distributed_world_size": 4})
+    found = [problem for problem in problems(Recipe.from_dict(values)) if "num_workers" in problem.field]
+    assert [(problem.field, problem.value) for problem in found] == [("platform.num_workers", workers)]
+
+
+# ---- models where a node has them -------------------------------------------------------------------------
+
+
+def test_a_model_that_the_driver_resolved_is_brought_to_every_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, here = tmp_path / "seen", tmp_path / "cache"
+    monkeypatch.setattr(model_folders, "is_artifact", lambda folder: folder == seen)
+    asked: list[tuple[str, str]] = []
+
+    def fetch(name: str, data: str) -> tuple[Path, str]:
+        asked.append((name, data))
+        if name.startswith("/"):
+            raise Data2VecError(f"model {name!r}: no such file or folder")
+        return here, name
+
+    monkeypatch.setattr(model_folders, "model_folder", fetch)
+    recipe = Recipe.from_dict(toy_recipe(task={"data": "/books"}))
+    both = ResolvedModels(seen, "models:/m/3", seen, "s3://b/m")
+    assert model_folders.on_this_node(both, recipe) == both and asked == []
+    assert model_folders.on_this_node(ResolvedModels(), recipe) == ResolvedModels()
+    gone = ResolvedModels(tmp_path / "driver", "models:/m/3", tmp_path / "driver2", "s3://b/m")
+    assert model_folders.on_this_node(gone, recipe) == ResolvedModels(here, "models:/m/3", here, "s3://b/m")
+    assert asked == [("models:/m/3", "/books"), ("s3://b/m", "/books")]
+    with pytest.raises(Data2VecError, match=r"the model /m is not on the node .*models:/NAME@ALIAS"):
+        model_folders.on_this_node(ResolvedModels(tmp_path / "m", "/m"), recipe)

@@ -81,7 +81,7 @@ def _too_small(recipe: Recipe) -> Iterator[Problem]:
     for dotted, lowest in _AT_LEAST.items():
         group, name = dotted.split(".")
         value = getattr(getattr(recipe, group), name)
-        if value is not None and value < lowest:
+        if isinstance(value, int | float) and value < lowest:
             yield Problem(dotted, value, f"must be >= {lowest:g}")
     if recipe.platform.cpus_per_worker is not None and recipe.platform.cpus_per_worker <= 0:
         yield Problem("platform.cpus_per_worker", recipe.platform.cpus_per_worker, "must be > 0")
@@ -261,9 +261,14 @@ def _platform(recipe: Recipe) -> Iterator[Problem]:
     if recipe.common.fp16 and recipe.common.bf16:
         yield Problem("common.bf16", True, "contradicts common.fp16; give one of them")
     freq = [f for f in recipe.optimization.update_freq if f >= 1]
-    if p.num_workers is not None and freq and recipe.world_size() >= 1:
+    if isinstance(p.num_workers, list) and (
+        len(p.num_workers) != 2 or not 1 <= p.num_workers[0] <= p.num_workers[1]
+    ):
+        rule = "must be one number, or two: the fewest workers, at least 1, and the most"
+        yield Problem("platform.num_workers", p.num_workers, rule)
+    elif p.most_workers is not None and freq and recipe.world_size() >= 1:
         smallest = recipe.world_size() * min(freq)
-        if p.num_workers > smallest:
+        if p.most_workers > smallest:
             rule = f"more workers than micro-batches of an update (W*F = {smallest}); use at most {smallest}"
             yield Problem("platform.num_workers", p.num_workers, rule)
     if p.plan_utilisation is not None and not 0 < p.plan_utilisation <= 1:

@@ -118,8 +118,8 @@ class Platform:
 
     run_name: str | None = None  # name of the run: the same name resumes; null = a new run
     experiment: str | None = None  # MLflow experiment; null = data2vec-text, data2vec-audio or data2vec-image
-    num_workers: int | None = (
-        None  # k: training processes; 0 = this process, without Ray; null = from the cluster
+    num_workers: int | list[int] | None = (
+        None  # k: training processes; 0 = this process; [1,4] = as nodes come and go; null = what fits
     )
     cpus_per_worker: float | None = (
         None  # CPUs that Ray reserves for each worker; null = 1, beside a GPU the node's share of it
@@ -154,6 +154,16 @@ class Platform:
     collapse_patience: int = 5  # stop after so many log lines in a row with a collapsed stage; 0 = only warn
     max_bad_updates: int = 10  # stop after this many updates in a row with a non-finite loss or gradient
     extra_tags: dict[str, str] = field(default_factory=dict)  # further tags of the MLflow run
+
+    @property
+    def most_workers(self) -> int | None:
+        """``num_workers``, or its upper bound."""
+        return self.num_workers[-1] if isinstance(self.num_workers, list) else self.num_workers
+
+    @property
+    def fewest_workers(self) -> int | None:
+        """``num_workers``, or its lower bound."""
+        return self.num_workers[0] if isinstance(self.num_workers, list) else self.num_workers
 
 
 def split_names(text: str) -> list[str]:

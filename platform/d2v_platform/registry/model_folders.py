@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import socket
+from dataclasses import replace
 from pathlib import Path
 
 from data2vec.artifact import is_artifact
-from data2vec.errors import DataError
+from data2vec.errors import Data2VecError, DataError
 from data2vec.folders import file_sha256
 from data2vec.interop.huggingface import import_folder
 from data2vec.interop.model_folder import import_file, save_imported
@@ -34,12 +36,40 @@ def resolve_models(recipe: Recipe) -> ResolvedModels:
     if field == "checkpoint.restore_file":  # as the reference names the pretrained model of roberta
         pretrained, uri = model_folder(restored, data=recipe.task.data)
         return ResolvedModels(pretrained, uri, None)
-    pretrained, uri, initial = None, None, None
+    pretrained, uri, initial, initial_uri = None, None, None, None
     if field is not None:
         pretrained, uri = model_folder(getattr(recipe.model, field.split(".")[1]), data=recipe.task.data)
     if restored and (rules.finetune_from_model or Path(restored).name != DEFAULT_RESTORE_FILE):
-        initial, _ = model_folder(restored, data=recipe.task.data)
-    return ResolvedModels(pretrained, uri, initial)
+        initial, initial_uri = model_folder(restored, data=recipe.task.data)
+    return ResolvedModels(pretrained, uri, initial, initial_uri)
+
+
+def on_this_node(models: ResolvedModels, recipe: Recipe) -> ResolvedModels:
+    """A worker's models: the driver's folders where this node sees them, else brought here by their names.
+
+    Processes of a node share the cache, which lets one of them fetch and the others wait.
+
+    Raises:
+        Data2VecError: a folder is on the driver's machine only, or MLflow does not answer from here.
+    """
+
+    def here(folder: Path | None, uri: str | None) -> Path | None:
+        if folder is None or uri is None or is_artifact(folder):
+            return folder
+        try:
+            return model_folder(uri, data=recipe.task.data)[0]
+        except Data2VecError as error:
+            node = socket.gethostname()
+            raise Data2VecError(
+                f"the model {uri} is not on the node {node}: {error}. Name it as models:/NAME@ALIAS or "
+                "s3://..., or put it where every node sees it; MLFLOW_TRACKING_URI must be set on each"
+            ) from error
+
+    return replace(
+        models,
+        pretrained=here(models.pretrained, models.pretrained_uri),
+        initial=here(models.initial, models.initial_uri),
+    )
 
 
 def model_folder(name: str, data: str | None = None) -> tuple[Path, str]:

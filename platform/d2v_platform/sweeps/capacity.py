@@ -63,7 +63,7 @@ def capacity(definition: SweepDefinition, recipes: Sequence[Recipe], cluster: Cl
     Raises:
         ConfigError: not even one trial fits.
     """
-    workers = max(recipe.platform.num_workers or 1 for recipe in recipes)
+    workers = max(recipe.platform.most_workers or 1 for recipe in recipes)
     if workers > 1:
         return _of_several_workers(definition, recipes, cluster, workers)
     asked, first = definition.resources_per_trial, recipes[0]

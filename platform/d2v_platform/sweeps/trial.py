@@ -20,6 +20,7 @@ from ..recipe.compose import Composed
 from ..recipe.difference import digest
 from ..recipe.sweep_definition import Trial
 from ..redaction import RedactingFormatter
+from ..registry.model_folders import on_this_node
 from ..retries import Patience, try_again
 from ..tracking.mlflow_access import TrackingUnavailableError, error_code, is_permanent, short_reason
 from ..tracking.tracker import NewRun
@@ -121,10 +122,13 @@ def _train(
     job = Job(
         recipe=recipe,
         folder=folder,
-        models=ResolvedModels(
-            Path(stored.model) if stored.model else None,
-            stored.model_uri,
-            Path(stored.initial) if stored.initial else None,
+        models=on_this_node(
+            ResolvedModels(
+                Path(stored.model) if stored.model else None,
+                stored.model_uri,
+                Path(stored.initial) if stored.initial else None,
+            ),
+            recipe,
         ),
         run_id=run_id,
         lineage={

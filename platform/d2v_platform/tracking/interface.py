@@ -123,7 +123,7 @@ class RunTracker(Protocol):
         ...
 
     def goes_on_from(self, attempt: str, update: int) -> int:
-        """A group begins at this update; returns how many before it in a row began at the same one."""
+        """A group begins at this update; returns how many before it in a row failed from there on."""
         ...
 
     # -- anything else

@@ -44,7 +44,8 @@ class TrackerService:
         self._to_stop: set[str] = set()
         self._groups: dict[str, int] = {}  # of workers that began, by attempt
         self._there: set[str] = set()
-        self._begun_at: dict[str, list[int]] = {}
+        self._failed: set[str] = set()  # whose group was lost, not resized
+        self._begun_at: dict[str, tuple[int, int]] = {}  # update, failures in a row there
 
     def _of(self, run_id: str) -> Tracker:
         """The tracker, with the run open."""
@@ -119,6 +120,7 @@ class TrackerService:
 
     def workers_lost(self, attempt: str) -> None:
         self._there.discard(attempt)
+        self._failed.add(attempt)
 
     def workers_there(self, attempt: str) -> bool:
         return attempt in self._there
@@ -127,11 +129,14 @@ class TrackerService:
         return self._groups.get(attempt, 0)
 
     def goes_on_from(self, attempt: str, update: int) -> int:
-        before = self._begun_at.setdefault(attempt, [])
-        if before and before[-1] != update:
-            before.clear()
-        before.append(update)
-        return len(before) - 1
+        at, failed = self._begun_at.get(attempt, (update, -1))
+        if at != update:
+            failed = 0
+        elif failed < 0 or attempt in self._failed:
+            failed += 1
+        self._failed.discard(attempt)
+        self._begun_at[attempt] = (update, failed)
+        return failed
 
     def run(
         self,

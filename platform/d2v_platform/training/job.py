@@ -23,11 +23,13 @@ class ResolvedModels:
         pretrained_uri: its exact name (an alias is replaced by the version).
         initial: of ``checkpoint.restore_file`` or ``checkpoint.finetune_from_model``: a *new* run starts from
             its weights.
+        initial_uri: its exact name.
     """
 
     pretrained: Path | None = None
     pretrained_uri: str | None = None
     initial: Path | None = None
+    initial_uri: str | None = None
 
 
 @dataclass(frozen=True)

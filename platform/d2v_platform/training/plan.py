@@ -25,6 +25,7 @@ class Plan:
         loader_processes: data-loading processes of each.
         sharded: each worker holds a part of the model.
         notes: choices that were made, in words.
+        elastic: the fewest and the most workers, where their number may change.
     """
 
     world_size: int
@@ -36,6 +37,7 @@ class Plan:
     loader_processes: int
     sharded: bool
     notes: tuple[str, ...]
+    elastic: tuple[int, int] | None = None
 
     @property
     def micro_batches(self) -> int:
@@ -99,6 +101,13 @@ def make_plan(recipe: Recipe, cluster: ClusterInfo | None, local_gpus: int = 0) 
             f"optimization.update_freq), so at most {micro} workers have work"
         )
         raise ConfigError([Problem("platform.num_workers", workers, rule)])
+    elastic = None
+    if (
+        workers
+        and isinstance(platform.num_workers, list)
+        and platform.num_workers[0] < platform.num_workers[1]
+    ):
+        elastic = (platform.num_workers[0], platform.num_workers[1])
     if platform.sharding == "full" and workers < 2:
         notes.append("platform.sharding full -> none: there is no second worker to share the model with")
     return Plan(
@@ -111,6 +120,7 @@ def make_plan(recipe: Recipe, cluster: ClusterInfo | None, local_gpus: int = 0) 
         loader_processes=share.loaders,
         sharded=platform.sharding == "full" and workers > 1,
         notes=tuple(notes),
+        elastic=elastic,
     )
 
 
@@ -121,22 +131,26 @@ def _placed_workers(recipe: Recipe, cluster: ClusterInfo, cpus: float, gpus: flo
         ConfigError: they do not fit, with what would.
     """
     platform, room = recipe.platform, cluster.holds(cpus, gpus)
-    if platform.wait_for_resources and platform.num_workers and platform.num_workers > room:
-        notes.append(f"now fit {room} of {platform.num_workers} workers: waiting for the others")
-        return platform.num_workers
+    most, fewest = platform.most_workers, platform.fewest_workers
+    if platform.wait_for_resources and fewest and fewest > room:
+        notes.append(f"now fit {room} of {fewest} workers: waiting for the others")
+        return fewest
     scarce = "gpus" if gpus and cluster.holds(0, gpus) <= cluster.holds(cpus, 0) else "cpus"
     if room < 1:
         rule = f"no node has so many; the cluster has {cluster.line()}, so no worker fits; lower it"
         asked = {"gpus": gpus, "cpus": cpus}[scarce]
         raise ConfigError([Problem(f"platform.{scarce}_per_worker", asked, rule)])
     if gpus % 1:  # NCCL takes one process a GPU
-        if (platform.num_workers or 1) > 1:
+        if (most or 1) > 1:
             rule = "must be whole with several workers: NCCL, which joins them, takes one process a GPU"
             raise ConfigError([Problem("platform.gpus_per_worker", gpus, rule)])
         room = 1
-    workers = platform.num_workers or min(recipe.micro_batches(1), room)
-    if platform.num_workers is None:
+    workers = fewest or min(recipe.micro_batches(1), room)
+    if most is None:
         notes.append(f"platform.num_workers is not given: {workers} of {room} that fit the cluster")
+    elif fewest != most and fewest:
+        workers = max(fewest, min(most, room))
+        notes.append(f"{fewest} to {most} workers, as nodes go and come; now {workers}")
     if workers > room:
         size = f"{cpus:g} CPU" + f" and {gpus:g} GPU" * bool(gpus)
         rule = (

@@ -7,8 +7,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import torch
 from data2vec.errors import Data2VecError
 from data2vec.folders import write_text
 
+from ..recipe.schema import Recipe
 from ..redaction import redact_logs
 from ..tasks.reduction import gather_objects
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from .evaluation_log import EvaluationLog
-from .job import Job
+from .job import Job, ResolvedModels
 from .loop_state import TrainingInterrupted, TrainingStopped
 from .ray_output import LOST_PEER
 from .start_times import start_part_over
@@ -82,12 +83,16 @@ class RayTrainReporter(TrackingReporter):
         return ray.train.get_preemption_info() is not None
 
 
-def run_worker(told: dict[str, Any]) -> dict[str, Any]:
+def run_worker(
+    told: dict[str, Any],
+    on_this_node: Callable[[ResolvedModels, Recipe], ResolvedModels] = lambda models, recipe: models,
+) -> dict[str, Any]:
     """Train; a user's mistake is returned as ``{"error": message}`` so that Ray does not try again.
 
     Args:
         told: ``job`` (a :class:`Job` as plain values), ``tracker`` (name of the actor) and ``attempt`` (which
             distinguishes launches of the same run).
+        on_this_node: brings the job's models here where the driver's folders are not.
     """
     import ray.train
     import ray.train.torch
@@ -101,6 +106,7 @@ def run_worker(told: dict[str, Any]) -> dict[str, Any]:
     rank, size = context.get_world_rank(), context.get_world_size()
     try:
         job = Job.from_dict(told["job"])
+        job = replace(job, models=on_this_node(job.models, job.recipe))
         note_worker(job.folder, attempt, rank)
         if rank == 0:
             tracker.workers_started(attempt)
