@@ -14,7 +14,6 @@ B samples, M clones, T positions, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -76,23 +75,12 @@ class CloneChunk:
             return shared.local_BTD
         if shared.leaf_BTD is None:
             shared.leaf_BTD = shared.local_BTD.detach().requires_grad_()
+        leaf_BTD = shared.leaf_BTD
         if not self.last:
-            return shared.leaf_BTD
-        return _WithEarlierGradient.apply(shared.local_BTD, shared)
-
-
-class _WithEarlierGradient(torch.autograd.Function):
-    """The identity, whose gradient includes what earlier chunks left at the leaf."""
-
-    @staticmethod
-    def forward(ctx: Any, local_BTD: torch.Tensor, shared: SharedByClones) -> torch.Tensor:
-        ctx.shared = shared
-        return local_BTD.view_as(local_BTD)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        leaf, (gradient_BTD,) = ctx.shared.leaf_BTD, gradients
-        return (gradient_BTD if leaf.grad is None else gradient_BTD + leaf.grad), None
+            return leaf_BTD
+        local_BTD = shared.local_BTD.view_as(shared.local_BTD)
+        local_BTD.register_hook(lambda grad: grad if leaf_BTD.grad is None else grad + leaf_BTD.grad)
+        return local_BTD
 
 
 def clone_chunks(clones: int, size: int) -> Iterator[CloneChunk]:

@@ -18,28 +18,14 @@ class Dropout(nn.Dropout):
         """Shape is kept."""
         if not self.training or self.p == 0.0:
             return input
-        if keeps_flags(input):
+        if keeps_flags(input) or torch.compiler.is_compiling():
             return super().forward(input)
-        return _Dropped.apply(input, self.p)
+        return select(input, keep_flags(input.shape, 1.0 - self.p, input.device), self.p)
 
 
 def keeps_flags(x: torch.Tensor) -> bool:
     """Whether PyTorch's dropout draws in parallel and keeps flags, as its GPU kernels do; a CPU's do not."""
     return x.device.type != "cpu"
-
-
-class _Dropped(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, dropout):
-        kept = keep_flags(x.shape, 1.0 - dropout, x.device)
-        ctx.save_for_backward(kept)
-        ctx.dropout = dropout
-        return select(x, kept, dropout)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        (kept,) = ctx.saved_tensors
-        return select(grads[0], kept, ctx.dropout), None
 
 
 def select(x: torch.Tensor, kept: torch.Tensor | None, dropout: float) -> torch.Tensor:

@@ -78,7 +78,7 @@ class MaskSet:
         rows, length, dim = x_RTD.shape
         row_R1 = torch.arange(rows, device=x_RTD.device)[:, None] * length
         flat = (row_R1 + self.ids_keep_RK).flatten()
-        return _DistinctRows.apply(x_RTD.reshape(rows * length, dim), flat).view(rows, -1, dim)
+        return x_RTD.reshape(rows * length, dim).index_select(0, flat).view(rows, -1, dim)
 
     def gather_kept_flags(self, flags_BT: torch.Tensor) -> torch.Tensor:
         """The same for a (B, T) tensor of flags: (R, K)."""
@@ -90,11 +90,11 @@ class MaskSet:
         full_RTD = torch.cat([kept_RKD, noise_RJD.to(kept_RKD.dtype)], dim=1)
         row_R1 = torch.arange(rows, device=kept_RKD.device)[:, None] * length
         flat = (row_R1 + self.ids_restore_RT).flatten()
-        return _DistinctRows.apply(full_RTD.view(rows * length, -1), flat).view(rows, length, -1)
+        return full_RTD.view(rows * length, -1).index_select(0, flat).view(rows, length, -1)
 
     def gather_masked(self, x_RTD: torch.Tensor) -> torch.Tensor:
         """The masked positions of all rows, row by row: (R, T, D) to (N, D)."""
-        return _DistinctRows.apply(x_RTD.reshape(-1, x_RTD.shape[-1]), self.masked_N)
+        return x_RTD.reshape(-1, x_RTD.shape[-1]).index_select(0, self.masked_N)
 
     def gather_masked_targets(self, targets_BTD: torch.Tensor) -> torch.Tensor:
         """Targets at the masked positions; clones share their sample's targets: (B, T, D) to (N, D)."""
@@ -103,23 +103,6 @@ class MaskSet:
         row_N, position_N = self.masked_N // length, self.masked_N % length
         flat = (row_N // clones) * length + position_N
         return targets_BTD.reshape(samples * length, dim).index_select(0, flat)
-
-
-class _DistinctRows(torch.autograd.Function):
-    """Rows of a matrix at indices that are all different: their gradients are put, not added up."""
-
-    @staticmethod
-    def forward(ctx, x_ND, index_M):
-        ctx.save_for_backward(index_M)
-        ctx.rows = len(x_ND)
-        return x_ND.index_select(0, index_M)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        (index_M,) = ctx.saved_tensors
-        make = torch.empty if len(index_M) == ctx.rows else torch.zeros
-        full_ND = make(ctx.rows, grads[0].shape[1], dtype=grads[0].dtype, device=grads[0].device)
-        return full_ND.index_put_((index_M,), grads[0]), None
 
 
 def clone_ids(ids_B: torch.Tensor, clones: int) -> torch.Tensor:

@@ -136,6 +136,7 @@ def block_stage(
     width, tokens = config.embed_dim, rows * length
     work, size = block_work(config, rows, length), block_parameters(config) + 2 * width * branch_scales
     kept = _block_kept(config, rows, length, storage)
+    kept += tokens * 2 * width * storage.matrix_bytes * branch_scales
     working = float(tokens * (2 * hidden_width(config) + 2 * width) * storage.matrix_bytes)
     if storage.attention_maps:
         part = max(PART_ENTRIES, config.num_heads * length * length)
@@ -179,7 +180,7 @@ def decoder_stage(
         work += 2.0 * masked * width * width
         size += width * width + width
     inputs = width + (layers - 1) * inner
-    kept = cells * (inputs * storage.matrix_bytes + layers * (inner + 2) * FLOAT)  # norms compute in fp32
+    kept = cells * (inputs * storage.matrix_bytes + layers * (2 * inner + 2) * FLOAT)  # norms compute in fp32
     kept += masked * ((widths[0] + 2 * sum(widths[1:-1])) * storage.matrix_bytes + 2 * width * FLOAT)
     if decoder.input_dropout > 0:
         kept += rows * shape.kept * width * FLAG
@@ -299,7 +300,7 @@ def _audio_front(
         forward=work + linear,
         backward=backward + 2 * linear,
         parameters=size + 2 * channels + channels * width + width,
-        kept_bytes=kept + cells * channels * (FLOAT + storage.matrix_bytes),
+        kept_bytes=kept + cells * channels * (2 * FLOAT + storage.matrix_bytes),
         working_bytes=working,
     )
 
@@ -311,7 +312,7 @@ def position_stage(
     width, depth = config.embed_dim, audio.conv_pos_depth
     kernel = max(3, audio.conv_pos_width // depth)
     weights = kernel * width * (width // audio.conv_pos_groups)
-    kept = cells * depth * (width * storage.matrix_bytes + (width + 2) * FLOAT)
+    kept = cells * depth * (width * storage.matrix_bytes + (2 * width + 2) * FLOAT)
     return Part(
         name="positions",
         forward=2.0 * cells * weights * depth,

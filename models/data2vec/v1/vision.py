@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..attention import attend_jointly
+from ..attention import attend, split_heads
 from ..errors import DataError
-from ..feed_forward import feed_forward, scaled_product
+from ..feed_forward import feed_forward
 from ..pretraining import PretrainOutput
 from ..randomness import generator
 from ..student import Features
@@ -114,10 +114,11 @@ class BiasedAttention(nn.Module):
             bias_1HTT = gather_bias(self.relative_position_bias_table, index)
         rows, length, dim = x_BTD.shape
         bias_3D = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv_BT3HC = F.linear(x_BTD, self.qkv.weight, bias_3D).view(rows, length, 3, self.num_heads, -1)
+        qkv_BT3D = F.linear(x_BTD, self.qkv.weight, bias_3D)
         dropout = self.dropout if self.training else 0.0
-        out = attend_jointly(qkv_BT3HC, bias_1HTT, dropout)
-        return scaled_product(out.transpose(1, 2).reshape(rows, length, dim), self.proj, scale_D)
+        out_BHTC = attend(*split_heads(qkv_BT3D, self.num_heads), bias_1HTT, dropout)
+        out_BTD = self.proj(out_BHTC.transpose(1, 2).reshape(rows, length, dim))
+        return out_BTD if scale_D is None else out_BTD * scale_D
 
 
 class VisionBlock(TransformerBlock):
