@@ -43,11 +43,11 @@ from .training.run_description import (
 )
 from .training.run_result import RunResult, finished_before
 from .training.run_storage import (
+    RayNotes,
     bring_model,
     check_storage,
     keep_end,
     keep_start,
-    ray_storage,
     remote_folder,
     run_root,
 )
@@ -250,6 +250,7 @@ def train_on_ray(
 
     allowed = job.recipe.platform.max_failures
     attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    name, notes = f"{job.run_id}-{attempt}", RayNotes.of(job.folder, job.remote)
     resources: dict[str, float] = {"CPU": plan.cpus_per_worker}
     if plan.gpus_per_worker:
         resources["GPU"] = plan.gpus_per_worker
@@ -263,8 +264,9 @@ def train_on_ray(
         ),
         torch_config=TorchConfig(backend="nccl" if plan.gpus_per_worker else "gloo", timeout_s=1800),
         run_config=RunConfig(
-            name=f"{job.run_id}-{attempt}",
-            storage_path=ray_storage(job.folder, job.remote),
+            name=name,
+            storage_path=notes.path,
+            storage_filesystem=notes.filesystem(),
             callbacks=[LostWorkers(tracker.name, attempt), *callbacks],
             failure_config=StartsAllowed(allowed, tracker.name, attempt),
             logging_config=LoggingConfig(log_level="WARNING"),  # its own lines repeat ours
@@ -276,8 +278,8 @@ def train_on_ray(
         result = trainer.fit() if stop is None else in_a_thread(trainer.fit, stop, tracker, attempt, waiting)
     except (TrainingFailedError, RayError) as error:
         raise Data2VecError(why_it_failed(error, allowed, job.folder)) from error
-    finally:  # Ray's own notes of this attempt: where a run goes on is written in its checkpoints
-        shutil.rmtree(job.folder / "ray" / f"{job.run_id}-{attempt}", ignore_errors=True)
+    finally:
+        notes.remove(name)
     returned = result.return_value
     if not isinstance(returned, dict):
         raise Data2VecError(f"the workers of run {job.run_id} ended without a result: {result.error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -402,7 +403,7 @@ def test_the_driver_fetches_the_model_only_where_it_is_not(
 
 
 @pytest.mark.parametrize(("nodes", "remote", "wanted"), [
-    (1, None, "{run}/ray"), (1, "s3://b/r", "{run}/ray"), (2, None, "{run}/ray"), (2, "s3://b/r", "s3://b/r/ray"),
+    (1, None, "{run}/ray"), (1, "s3://b/r", "{run}/ray"), (2, None, "{run}/ray"), (2, "s3://b/r", "b/r/ray"),
 ])  # fmt: skip
 def test_rays_notes_lie_where_all_nodes_see_them(
     nodes: int, remote: str | None, wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -411,7 +412,30 @@ def test_rays_notes_lie_where_all_nodes_see_them(
 
     alive = [{"Alive": True}] * nodes + [{"Alive": False}]
     monkeypatch.setattr(ray, "nodes", lambda: alive)
-    assert run_storage.ray_storage(tmp_path, remote) == wanted.format(run=tmp_path)
+    notes = run_storage.RayNotes.of(tmp_path, remote)
+    assert notes.path == wanted.format(run=tmp_path)
+    assert (notes.filesystem() is None) == (notes.at is None) == (notes.path == f"{tmp_path}/ray")
+    if notes.at is None:
+        (tmp_path / "ray" / "attempt").mkdir(parents=True)
+        (tmp_path / "ray" / "other").mkdir()
+        notes.remove("attempt")
+        notes.remove("never made")
+        assert [path.name for path in (tmp_path / "ray").iterdir()] == ["other"]
+
+
+def test_rays_notes_at_s3_go_through_our_file_system(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the key of the AWS files: Ray's own client would ask another server, or none."""
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}] * 2)
+    notes = run_storage.RayNotes.of(Path("/nowhere"), f"{s3_bucket}/runs/r1")
+    there = pickle.loads(pickle.dumps(notes.filesystem()))  # noqa: S301 - as Ray sends it to workers
+    there.create_dir(f"{notes.path}/attempt")
+    with there.open_output_stream(f"{notes.path}/attempt/.marker") as file:
+        file.write(b"x")
+    assert open_location(f"{s3_bucket}/runs/r1").listing() == {"ray/attempt/.marker": 1}
+    notes.remove("attempt")
+    assert open_location(f"{s3_bucket}/runs/r1").listing() == {}
 
 
 def test_files_of_a_manifest_stay_inside(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..home import home_folder
 from ..recipe.schema import Recipe
 from ..redaction import redact
 from ..storage.locations import (
+    Location,
     Patience,
     StorageAwayError,
     StorageError,
@@ -47,15 +49,49 @@ def remote_folder(storage: str | None, run_id: str) -> str | None:
     return f"{storage.rstrip('/')}/{run_id}" if storage is not None and is_uri(storage) else None
 
 
-def ray_storage(run_folder: Path, remote: str | None) -> str:
+@dataclass(frozen=True)
+class RayNotes:
     """Where Ray Train keeps its own notes: on this machine, unless several must read them.
 
-    An object store that is away for a while would otherwise end a training that can do without it.
-    """
-    import ray
+    An object store that is away for a while would otherwise end a training that can do without it. Where it
+    is needed, Ray goes through our file system: Ray's own would not read the AWS files.
 
-    several = sum(bool(node["Alive"]) for node in ray.nodes()) > 1
-    return f"{remote}/ray" if remote is not None and several else str(run_folder / "ray")
+    Attributes:
+        path: in the file system's words.
+        at: the object store; ``None`` is this machine.
+    """
+
+    path: str
+    at: Location | None = None
+
+    @classmethod
+    def of(cls, run_folder: Path, remote: str | None) -> RayNotes:
+        """For a run's folders."""
+        import ray
+
+        if remote is not None and sum(bool(node["Alive"]) for node in ray.nodes()) > 1:
+            place = open_location(f"{remote}/ray")
+            return cls(place.root, place)
+        return cls(str(run_folder / "ray"))
+
+    def filesystem(self) -> Any:
+        """pyarrow's, for Ray; ``None`` where a path is enough."""
+        if self.at is None:
+            return None
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return PyFileSystem(FSSpecHandler(self.at.filesystem))
+
+    def remove(self, name: str) -> None:
+        """Delete what Ray has written for one attempt: where a run goes on stands in its checkpoints."""
+        if self.at is None:
+            shutil.rmtree(Path(self.path) / name, ignore_errors=True)
+            return
+        place = self.at.child(name)
+        try:
+            place.delete(*place.listing(_SHORT), patience=_SHORT)
+        except StorageError as error:
+            logger.warning("%s", error)
 
 
 def check_storage(storage: str | None, *, new: bool) -> None:
