@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from d2v_platform.tracking.mlflow_access import open_client
-from d2v_platform.tracking.run_liveness import HEARTBEAT_TAG, Heartbeat
+from d2v_platform.tracking.run_liveness import HEARTBEAT_TAG, OWNER_TAG, Heartbeat
 from d2v_platform.tracking.tracker import MetricPoint, NewRun, Tracker
 from d2v_platform.tracking.tracker_actor import TrackerService, TrackingReporter
 from data2vec.errors import Data2VecError
@@ -384,6 +384,46 @@ def test_leftovers_of_a_vanished_host_are_sent(new_tracker: NewTracker) -> None:
     os.utime(abandoned, (long_ago, long_ago))
     tracker.close_orphans()
     assert len(history(tracker, run_id)) == 4
+
+
+def within(seconds: float, done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_an_owner_that_lost_its_run_stops_and_leaves_it_alone(flaky: tuple[Tracker, Flaky]) -> None:
+    tracker, client = flaky
+    run_id, other = open_one(tracker), Heartbeat.now()
+    tracker.log(run_id, points(range(2)))
+    elsewhere = replace(other, host="pod-2", time_s=other.time_s - 3600)  # clocks apart
+    client.real.set_tag(run_id, OWNER_TAG, "of the other")
+    client.real.set_tag(run_id, HEARTBEAT_TAG, elsewhere.to_tag())
+
+    def refused() -> bool:
+        try:
+            tracker.log(run_id, points(range(2, 3)))
+        except Data2VecError as error:
+            return "taken over by process" in str(error) and "pod-2" in str(error)
+        return False
+
+    within(20, refused)
+    assert tracker.finish(run_id, "FAILED") == 0
+    run = client.real.get_run(run_id)
+    assert run.info.status == "RUNNING" and run.data.tags[OWNER_TAG] == "of the other"
+    assert run.data.tags[HEARTBEAT_TAG] == elsewhere.to_tag(), "the other's heartbeat is not overwritten"
+
+
+def test_a_live_run_that_was_taken_for_dead_is_running_again(flaky: tuple[Tracker, Flaky]) -> None:
+    tracker, client = flaky
+    run_id = open_one(tracker)
+    client.real.set_terminated(run_id, "KILLED")
+    within(20, lambda: client.real.get_run(run_id).info.status == "RUNNING")
+    assert "alive" in client.real.get_run(run_id).data.tags["d2v.closed_because"]
+    tracker.finish(run_id, "FINISHED")
+    time.sleep(0.2)
+    assert client.real.get_run(run_id).info.status == "FINISHED"
 
 
 def test_heartbeat_is_renewed(flaky: tuple[Tracker, Flaky]) -> None:

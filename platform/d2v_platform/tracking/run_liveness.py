@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 HEARTBEAT_TAG = "d2v.heartbeat"
+OWNER_TAG = "d2v.owner"  # a token of the tracker that opened the run last; needs no clock
 _CLOCK_SLACK_S = 2.0  # process start times are rounded to clock ticks
 
 

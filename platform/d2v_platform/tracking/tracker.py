@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import re
+import secrets
 import shutil
 import socket
 import tempfile
@@ -45,7 +46,7 @@ from .mlflow_access import (
     short_reason,
     unavailable,
 )
-from .run_liveness import HEARTBEAT_TAG, Heartbeat
+from .run_liveness import HEARTBEAT_TAG, OWNER_TAG, Heartbeat
 from .run_orphans import close_dead_runs, deliver_leftovers
 from .run_outbox import RunOutbox
 from .run_params import log_params
@@ -163,6 +164,9 @@ class Tracker:
         )
         self._heartbeat_interval_s = heartbeat_interval_s
         self._open: set[str] = set()
+        self._token = secrets.token_hex(8)  # as the owner of runs
+        self._claimed: set[str] = set()  # runs whose owner this tracker has written down
+        self._taken: dict[str, str] = {}  # runs that another tracker has opened since, and which
         self._closing = threading.Event()
         self._heart: threading.Thread | None = None
 
@@ -220,6 +224,8 @@ class Tracker:
                     self.queue.raise_marks(existing.run_id, as_steps(made))
                 run_id = made.info.run_id
                 _OPEN_HERE.add(run_id)
+            self._claimed.add(run_id)
+            self._taken.pop(run_id, None)
             self._open.add(run_id)
             log_params(self, made, run.params)
         except Data2VecError:
@@ -267,7 +273,11 @@ class Tracker:
 
         Returns:
             How many were new: repeated steps after a restart are not stored again.
+
+        Raises:
+            Data2VecError: another process has taken the run over.
         """
+        self._refuse_taken(run_id)
         for point in points:
             check_metric_key(point.key)
         return self.queue.put(run_id, points)
@@ -296,6 +306,8 @@ class Tracker:
         """
         if status not in ("FINISHED", "FAILED", "KILLED"):
             raise ValueError(f"status = {status!r} must be FINISHED, FAILED or KILLED")
+        if run_id in self._taken:
+            return self._let_go(run_id)  # its end is the other's to tell
         if tags:
             self.set_tags(run_id, tags)
         dropped = self.queue.dropped(run_id)
@@ -388,7 +400,34 @@ class Tracker:
 
     def heartbeat(self, run_id: str) -> None:
         """Say that this process is alive and owns the run."""
+        self.client.set_tag(run_id, OWNER_TAG, self._token)
         self.client.set_tag(run_id, HEARTBEAT_TAG, Heartbeat.now().to_tag())
+
+    def _still_own(self, run_id: str) -> bool:
+        """Whether nobody else has opened the run; one that was taken for dead meanwhile is running again."""
+        run = self.client.get_run(run_id)
+        owner, beat = run.data.tags.get(OWNER_TAG), Heartbeat.from_tag(run.data.tags.get(HEARTBEAT_TAG))
+        if run_id in self._claimed and owner not in (None, self._token):
+            self._taken[run_id] = beat.owner() if beat else "another process"
+            log.error("run %s was taken over by %s", run_id, self._taken[run_id])
+            return False
+        if run.info.status == "KILLED":
+            self.client.update_run(run_id, status="RUNNING")
+            self.client.set_tag(run_id, "d2v.closed_because", "taken for dead, but alive: running again")
+        return True
+
+    def _refuse_taken(self, run_id: str) -> None:
+        if run_id in self._taken:
+            raise Data2VecError(
+                f"the run {run_id} was taken over by {self._taken[run_id]}, under the same "
+                "platform.run_name; this process stops, so that two do not write one run"
+            )
+
+    def _let_go(self, run_id: str) -> int:
+        self._open.discard(run_id)
+        _OPEN_HERE.discard(run_id)
+        self.sender.remove_run(run_id)
+        return 0
 
     def close_orphans(self) -> list[str]:
         """Send what dead processes left behind and set their RUNNING runs to KILLED.
@@ -431,7 +470,11 @@ class Tracker:
         return found.experiment_id
 
     def _create(self, run: NewRun) -> Run:
-        own = {RESUME_TAG: run.resume_key or run.name, HEARTBEAT_TAG: Heartbeat.now().to_tag()}
+        own = {
+            RESUME_TAG: run.resume_key or run.name,
+            HEARTBEAT_TAG: Heartbeat.now().to_tag(),
+            OWNER_TAG: self._token,
+        }
         if run.parent_run_id:
             own["mlflow.parentRunId"] = run.parent_run_id
         user = _user_name()
@@ -488,8 +531,10 @@ class Tracker:
             pause = self._heartbeat_interval_s
             try:
                 self.sender.touch()
-                for run_id in sorted(self._open):
-                    self.heartbeat(run_id)
+                for run_id in sorted(self._open - self._taken.keys()):
+                    if self._still_own(run_id):
+                        self.heartbeat(run_id)
+                        self._claimed.add(run_id)
             except Exception as error:  # the sender is the one to say that the server is away
                 log.debug("no heartbeat: %s", short_reason(error))
 
