@@ -31,9 +31,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifact import load
     from .image_model import ImageModel
     from .lm.loaded import LanguageModel
+    from .loading import load
     from .speech_model import SpeechModel
     from .text_model import TextModel
 
@@ -46,7 +46,7 @@ _PLACES = {
     "LanguageModel": "lm.loaded",
     "SpeechModel": "speech_model",
     "TextModel": "text_model",
-    "load": "artifact",
+    "load": "loading",
 }
 
 

@@ -6,6 +6,7 @@ every field alike, those of :func:`data2vec.rules.bounds`. All problems of a fol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any, Literal, cast, get_args
 
 from safetensors import SafetensorError, safe_open
 
-from .audio_events import AudioEventConfig, projection_shapes
-from .config import Data2VecMultiConfig, ImageHeadConfig, ModalityKind, SentenceHeadConfig
+from .audio_events import AudioEventConfig
+from .config import ImageHeadConfig, ModalityKind, SentenceHeadConfig
 from .ctc import CTCConfig
 from .errors import CheckpointError, ConfigError, Problem, short
 from .families import FAMILIES, ModelConfig, modality_of
@@ -22,8 +23,6 @@ from .lm.config import TransformerLMConfig
 from .mae_config import MaeConfig
 from .rules import impossible
 from .typed import build
-from .v1.config import Data2VecAudioConfig
-from .v1.text_config import Data2VecTextConfig
 from .v1.vision_config import Data2VecVisionConfig
 
 FORMAT = 1
@@ -125,45 +124,17 @@ class Checked:
             raise CheckpointError(f"{weights} does not fit the model:\n  {listed}")
 
     def _wanted(self, vocab_size: int) -> dict[str, tuple[int, ...]]:
-        from .interop import audio, audio_tables, key_tables, transformer_lm, v1_text, v1_vision
+        from .weight_shapes import weight_shapes  # networks: they take long to import
 
-        config, head = self.model, self.head
+        config = self.model
         if modality_of(config) not in get_args(ModalityKind):
             return {}  # a user's family: its own model compares when it loads
-        dim = config.embed_dim
-        if isinstance(config, TransformerLMConfig):
-            return transformer_lm.shapes(config, vocab_size)
-        if modality_of(config) == "AUDIO":
-            assert isinstance(config, Data2VecMultiConfig | Data2VecAudioConfig)
-            if isinstance(head, CTCConfig):
-                trunk = audio.trunk_shapes(config, head, audio_tables.CTC_PREFIX)
-                return trunk | audio_tables.ctc_projection(dim, self.task.num_symbols or 0)
-            if isinstance(head, AudioEventConfig):
-                return audio.trunk_shapes(config, head, audio.EVENT_TRUNK) | projection_shapes(head, dim)
-            if isinstance(config, Data2VecAudioConfig):
-                return audio_tables.v1_audio(config)
-            return audio_tables.v2_audio_encoder(config)
-        prefix = "" if head is None else "model."
-        if modality_of(config) == "TEXT":
-            if isinstance(config, Data2VecTextConfig):
-                shapes = v1_text.sentence_encoder(config, vocab_size)
-            else:
-                assert isinstance(config, Data2VecMultiConfig)
-                encoder = key_tables.text_encoder(config, vocab_size)
-                shapes = {prefix + name: shape for name, shape in encoder.items()}
-            if isinstance(head, SentenceHeadConfig):
-                shapes |= key_tables.sentence_head(dim, head.num_classes)
-            return shapes
-        if isinstance(config, Data2VecVisionConfig):
-            encoder = v1_vision.student_shapes(config, pretraining=False)
-        else:
-            images = config.encoder() if isinstance(config, MaeConfig) else config
-            assert isinstance(images, Data2VecMultiConfig)
-            encoder = key_tables.image_encoder(images)
-        shapes = {prefix + name: shape for name, shape in encoder.items()}
-        if isinstance(head, ImageHeadConfig):
-            shapes |= key_tables.image_head(dim, head.num_classes, head.use_fc_norm)
-        return shapes
+        if isinstance(config, Data2VecVisionConfig):  # its index of positions is made in memory
+            stored = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+            if (config.grid**2 + 1) ** 2 > stored:
+                raise ValueError(f"{config.grid} x {config.grid} patches do not fit {stored} stored numbers")
+        symbols = self.task.num_symbols or 0
+        return weight_shapes(config, self.head, vocab_size=vocab_size, num_symbols=symbols)
 
 
 def check_description(values: Mapping[str, Any], path: Path) -> Checked:

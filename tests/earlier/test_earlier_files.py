@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.training.job import Job
 from d2v_platform.training.train_loop import train
-from data2vec.artifact import load
+from data2vec.loading import load
 from tests.platform.recorder import Recorder
 
 HERE = Path(__file__).parent

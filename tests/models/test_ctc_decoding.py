@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.artifact import load, save_artifact
+from data2vec.artifact import save_artifact
 from data2vec.config import Data2VecMultiConfig
 from data2vec.ctc import CTCConfig, CTCModel
 from data2vec.ctc_decoding import BeamOptions, LetterBeam, LexiconBeam
@@ -22,6 +22,7 @@ from data2vec.data.letters import released_letters
 from data2vec.errors import CheckpointError, ConfigError, DataError
 from data2vec.language_model import NgramModel, arpa_unigrams, lexicon_text
 from data2vec.lexicon import read_lexicon
+from data2vec.loading import load
 from data2vec.speech_metrics import count_errors, total, word_errors
 
 pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")

@@ -20,7 +20,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from data2vec.artifact import load, read_artifact, save_artifact
+from data2vec.artifact import read_artifact, save_artifact
 from data2vec.audio_events import AudioEventConfig, AudioEventModel
 from data2vec.config import ImageHeadConfig, SentenceHeadConfig
 from data2vec.ctc import CTCConfig, CTCModel
@@ -31,6 +31,7 @@ from data2vec.heads import SentenceClassifier
 from data2vec.image_heads import ImageClassifier
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.lm.transformer import TransformerLM
+from data2vec.loading import load
 from data2vec.mae import MaskedAutoencoder
 from data2vec.mae_config import MaeConfig
 from data2vec.pretraining import Data2VecPretraining

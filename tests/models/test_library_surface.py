@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import data2vec
-from data2vec.artifact import load, save_artifact
+from data2vec.artifact import save_artifact
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig
 from data2vec.ctc import CTCConfig, CTCModel
 from data2vec.data.dictionary import Dictionary
@@ -20,6 +20,7 @@ from data2vec.errors import CheckpointError
 from data2vec.image_heads import ImageClassifier
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.lm.transformer import TransformerLM
+from data2vec.loading import load
 
 
 def test_the_names_and_the_version() -> None:

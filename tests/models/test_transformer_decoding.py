@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.artifact import load, save_artifact
+from data2vec.artifact import save_artifact
 from data2vec.ctc_decoding import BeamOptions, LetterBeam, LexiconBeam
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import words_of_ids
@@ -22,6 +22,7 @@ from data2vec.lm.config import TransformerLMConfig
 from data2vec.lm.loaded import LanguageModel
 from data2vec.lm.prefixes import ROOT, Prefixes
 from data2vec.lm.transformer import TransformerLM
+from data2vec.loading import load
 
 pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
 

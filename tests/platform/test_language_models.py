@@ -19,12 +19,12 @@ from d2v_platform.registry.served_models import record_check
 from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.train_loop import train
 from d2v_platform.training.workload import make_workload
-from data2vec.artifact import load
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.indexed import IndexedTokens
 from data2vec.errors import ConfigError, Data2VecError, DataError
 from data2vec.flops import Storage
 from data2vec.lm.loaded import LanguageModel
+from data2vec.loading import load
 from tests.platform.recorder import Recorder
 
 SENTENCES = [f"{who} {what} {where}" for who in ("ANN", "BOB", "EVE") for what in ("SAW", "MET")

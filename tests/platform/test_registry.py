@@ -35,7 +35,7 @@ from d2v_platform.registry.register import (
 )
 from d2v_platform.tracking.scores import Score, record_scores, stored_scores
 from d2v_platform.tracking.tracker import NewRun, Tracker
-from data2vec.artifact import load, save_artifact
+from data2vec.artifact import save_artifact
 from data2vec.config import Data2VecMultiConfig, SentenceHeadConfig
 from data2vec.data.bpe import GPT2BPE
 from data2vec.data.dictionary import Dictionary
@@ -43,6 +43,7 @@ from data2vec.data.tokenizer import TextTokenizer
 from data2vec.errors import CheckpointError, ConfigError, Data2VecError
 from data2vec.folders import file_sha256
 from data2vec.heads import SentenceClassifier
+from data2vec.loading import load
 from data2vec.student import Data2VecMulti
 from data2vec.text_model import TextModel
 

@@ -18,8 +18,9 @@ from d2v_platform.tasks.sentence_prediction import SentencePrediction
 from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
-from data2vec.artifact import load, read_artifact, save_artifact
+from data2vec.artifact import read_artifact, save_artifact
 from data2vec.errors import ConfigError
+from data2vec.loading import load
 from data2vec.v1.text import Data2VecText
 from data2vec.v1.text_config import Data2VecTextConfig
 from tests.platform.recorder import Recorder

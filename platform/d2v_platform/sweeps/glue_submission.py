@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from data2vec.artifact import load, read_artifact
+from data2vec.artifact import read_artifact
 from data2vec.data.glue import GLUE_TASKS, GlueTask, write_submission
 from data2vec.errors import Data2VecError
 from data2vec.folders import file_sha256
+from data2vec.loading import load
 from data2vec.metrics import sentence_metrics
 
 from ..inference.recording import update_of

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data2vec.artifact import load, load_strictly, read_artifact, save_artifact
+from data2vec.artifact import load_strictly, read_artifact, save_artifact
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadConfig
 from data2vec.conv_spec import frame_count, total_stride
 from data2vec.ctc import CTCConfig, CTCModel
@@ -28,6 +28,7 @@ from data2vec.interop.huggingface import export_folder
 from data2vec.interop.model_folder import import_file, save_imported
 from data2vec.interop.pickles import named_objects
 from data2vec.interop.teacher_weights import with_teacher_weights
+from data2vec.loading import load
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.speech import Data2VecAudioPretraining

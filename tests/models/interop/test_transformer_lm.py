@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from data2vec.artifact import load, read_artifact
+from data2vec.artifact import read_artifact
 from data2vec.data.dictionary import Dictionary
 from data2vec.errors import CheckpointError
 from data2vec.interop.export import export_fairseq
 from data2vec.interop.model_folder import import_file, save_imported
+from data2vec.loading import load
 
 VOCAB, DIM, HIDDEN, LAYERS = 30, 8, 16, 2
 COMMON: dict[str, Any] = {
