@@ -65,7 +65,7 @@ class Server:
             if run == run_id:
                 marks[key] = max(step, marks.get(key, step))
         metrics = [SimpleNamespace(key=key, step=step) for key, step in marks.items()]
-        info = SimpleNamespace(run_id=run_id)
+        info = SimpleNamespace(run_id=run_id, status="RUNNING", end_time=None)
         return SimpleNamespace(
             info=info, data=SimpleNamespace(to_proto=lambda: SimpleNamespace(metrics=metrics))
         )
@@ -157,6 +157,7 @@ def test_points_go_in_batches_before_the_end_of_the_run(
         ("log_artifact", "r", str(tmp_path / "y/one.txt"), "reports"),
         ("log_artifact", "r", str(tmp_path / "z/one.txt"), None),
         ("log_artifacts", "r", str(folder), "reports/tables"),  # a folder keeps its name
+        ("get_run", "r"),
         ("set_terminated", "r", "FAILED", 77),
     ]
     assert (sender.unsent("r"), sender.unsent("other")) == (0, 2)

@@ -415,6 +415,18 @@ def test_an_owner_that_lost_its_run_stops_and_leaves_it_alone(flaky: tuple[Track
     assert run.data.tags[HEARTBEAT_TAG] == elsewhere.to_tag(), "the other's heartbeat is not overwritten"
 
 
+def test_an_end_that_is_told_again_keeps_its_time(tracker: Tracker) -> None:
+    run_id = open_one(tracker)
+    tracker.finish(run_id, "FAILED")
+    first = tracker.client.get_run(run_id).info.end_time
+    time.sleep(0.01)
+    tracker.finish(run_id, "FAILED", tags={"status": "failed"})
+    again = tracker.client.get_run(run_id)
+    assert again.info.end_time == first and again.data.tags["status"] == "failed"
+    tracker.finish(run_id, "FINISHED")
+    assert tracker.client.get_run(run_id).info.status == "FINISHED"
+
+
 def test_a_live_run_that_was_taken_for_dead_is_running_again(flaky: tuple[Tracker, Flaky]) -> None:
     tracker, client = flaky
     run_id = open_one(tracker)

@@ -159,7 +159,9 @@ class MetricSender:
                 else:
                     client.log_artifact(action.run_id, str(path), content["folder"] or None)
             else:
-                client.set_terminated(action.run_id, content["status"], content["end_time_ms"])
+                info = client.get_run(action.run_id).info
+                if info.status != content["status"] or not info.end_time:  # told twice: the first was its end
+                    client.set_terminated(action.run_id, content["status"], content["end_time_ms"])
         except Exception as error:
             if not is_permanent(error):
                 raise
