@@ -22,6 +22,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def small_inputs_are_recomputed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in real models, whose inputs are large."""
+    monkeypatch.setattr("data2vec.recomputation.LEAST", 0)
+
+
 @pytest.fixture
 def make_config() -> MakeConfig:
     """A factory of two-block text models without dropout: ``make_config(depth=3, text={...})``."""
