@@ -22,6 +22,7 @@ def fill(megabytes: int) -> Callable[[int], None]:
     return step
 
 
+@pytest.mark.slow
 def test_a_case_is_measured_in_a_fresh_process() -> None:
     case = Case("filling", fill, {"megabytes": 700}, matrix_flops=1e9, units=10, unit="things")
     timing = measure(case, steps=1, threads=1)  # medians of one: equal however busy the machine is

@@ -275,7 +275,7 @@ def test_the_family() -> None:
     assert read_model_config("mae", SMALL.to_dict()) == SMALL
     assert describe(MaeConfig()) == "mae, IMAGE: 12 blocks, width 768, 12 heads, patches of 16 pixels"
     assert generation_of(SMALL) == 2
-    full = {name: field.default for name, field in MaeConfig.__dataclass_fields__.items()}
+    full = {field.name: field.default for field in dataclasses.fields(MaeConfig)}
     assert full == {
         "input_size": 224, "in_chans": 3, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12,
         "decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16, "mlp_ratio": 4,

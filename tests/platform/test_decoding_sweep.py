@@ -131,6 +131,7 @@ def test_every_mistake_is_told_at_once(words: list[str], utterances: Path) -> No
         read_sweep([*words, "dataset.gen_subset=test"], definition())
 
 
+@pytest.mark.slow
 def test_a_tuning_on_a_cluster_goes_on_where_it_stopped(
     ray_cluster: Any, words: list[str], tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

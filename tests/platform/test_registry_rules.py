@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from d2v_platform.registry.model_versions import (
     RUN_TAG,
     WEIGHTS_TAG,
     ModelVersion,
+    NewVersion,
     get_alias,
     get_version,
     list_models,
@@ -349,10 +351,16 @@ def test_the_named_recipe_is_put_together_from_what_the_run_recorded() -> None:
 def test_every_problem_of_a_registration_is_said_at_once(tmp_path: Path) -> None:
     tags = dict.fromkeys(LINEAGE_TAGS, "x")
     (tmp_path / "t.md").touch()
-    _check_request("a" * 128, tags, "# card", tmp_path / "t.md")
-    _check_request("a.b-c_d", tags, "# card", None)
+    right = NewVersion(folder=tmp_path, name="a" * 128, run_id="r1", tags=tags, card_markdown="# card")
+    _check_request(replace(right, results_table=tmp_path / "t.md"))
+    _check_request(replace(right, name="a.b-c_d"))
     with pytest.raises(ConfigError) as error:
-        _check_request("a" * 129, tags | {"code.version": " "}, " ", tmp_path / "no.md")
+        _check_request(
+            replace(
+                right, name="a" * 129, tags=tags | {"code.version": " "}, card_markdown=" ",
+                results_table=tmp_path / "no.md",
+            )
+        )  # fmt: skip
     assert [problem.field for problem in error.value.problems] == [
         "tags['code.version']", "name", "card_markdown", "results_table",
     ]  # fmt: skip

@@ -29,7 +29,8 @@ from tests.platform.process_group import together
 from tests.platform.recorder import Recorder
 
 pytestmark = pytest.mark.timeout(900)  # one fixture does the runs that most tests look at
-NAMES = ("image", "image v1", "text", "text v1", "audio", "classes")
+NAMES = ("image", "classes")
+FURTHER = ("image v1", "text", "text v1", "audio")
 
 
 @dataclass(frozen=True)
@@ -215,14 +216,8 @@ def without_dropout(recipe: dict[str, Any]) -> dict[str, Any]:
 # ---- the runs that the tests look at ----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def runs(data: Path, tiny_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every recipe alone, by two workers that hold all of it, and by two that share it."""
-    root = tmp_path_factory.mktemp("runs")
-    recipes = {"image": image(data), "image v1": image_v1(data), "text": text(tiny_recipe),
-               "text v1": text_v1(tiny_recipe), "audio": audio(data), "classes": classes(data),
-               "diverging": diverging(data)}  # fmt: skip
-    parent = {"classes": root / "image" / "alone" / "model"}
+def _alone(root: Path, recipes: dict[str, Any], parent: dict[str, Path]) -> list[Errand]:
+    """Each recipe run by one worker; returns what two are to do."""
     both: list[Errand] = []
     for name, recipe in recipes.items():
         (root / name).mkdir()
@@ -230,6 +225,25 @@ def runs(data: Path, tiny_recipe: dict[str, Any], tmp_path_factory: pytest.TempP
         Errand(recipe, root / name / "alone", model_folder=parent.get(name)).do(Worker(threads=1))
         for kind in ("replicated", "sharded"):
             both.append(Errand(recipe, root / name / kind, kind == "sharded", parent.get(name)))
+    return both
+
+
+@pytest.fixture(scope="module")
+def further(data: Path, tiny_recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The other families, in the same three ways."""
+    root = tmp_path_factory.mktemp("further")
+    recipes = {"image v1": image_v1(data), "text": text(tiny_recipe), "text v1": text_v1(tiny_recipe),
+               "audio": audio(data)}  # fmt: skip
+    together(_obey, root / "first", _alone(root, recipes, {}))
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Recipes alone, by two workers that hold all of it, and by two that share it; one in clone chunks."""
+    root = tmp_path_factory.mktemp("runs")
+    recipes = {"image": image(data), "classes": classes(data), "diverging": diverging(data)}
+    both = _alone(root, recipes, {"classes": root / "image" / "alone" / "model"})
     still = without_dropout(image(data))
     still["optimization"] = {"max_update": 4, "lr": [2e-3]}
     in_chunks = still | {"platform": {"clone_chunk": 1}}
@@ -265,6 +279,12 @@ def assert_near(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor], with
         torch.testing.assert_close(
             two[name], tensor, rtol=within, atol=within, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FURTHER)
+def test_so_are_those_of_the_other_families(further: Path, name: str) -> None:
+    test_losses_norms_weights_and_teacher_are_equal(further, name)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -313,11 +333,12 @@ def test_checkpoints_move_between_them(runs: Path, way: str) -> None:
     assert_near(tensors(runs / "image" / "alone"), tensors(runs / "image" / way), 2e-5)
 
 
-def test_a_block_that_nobody_used_is_not_touched(runs: Path) -> None:
+@pytest.mark.slow
+def test_a_block_that_nobody_used_is_not_touched(further: Path) -> None:
     # With a probability of a half each, some of the text model's two blocks sit out an update.
     for name in ("text", "text v1"):
         steps = {
-            kind: {k: int(v) for k, v in tensors(runs / name / kind).items() if k.endswith(".step")}
+            kind: {k: int(v) for k, v in tensors(further / name / kind).items() if k.endswith(".step")}
             for kind in ("alone", "sharded")
         }
         assert steps["alone"] == steps["sharded"]

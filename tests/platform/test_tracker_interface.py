@@ -21,7 +21,10 @@ WHERE_IT_IS = ("wait_for_sent", "close")  # the handle's own affair
 @pytest.mark.parametrize("kind", [TrackerService, RemoteTracker])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_tracker_has_every_method_as_agreed(kind: type, name: str) -> None:
-    assert inspect.signature(getattr(kind, name)) == inspect.signature(METHODS[name])
+    found = inspect.signature(getattr(kind, name))
+    # Ray adds a parameter of its own to the methods of a class that it has made an actor of.
+    own = [given for given in found.parameters.values() if not given.name.startswith("_ray_")]
+    assert found.replace(parameters=own) == inspect.signature(METHODS[name])
 
 
 class Actor:
