@@ -142,12 +142,16 @@ def block_stage(
         part = max(PART_ENTRIES, config.num_heads * length * length)
         maps = 3.0 * min(part, tokens * config.num_heads * length) * FLOAT
         working = max(working, tokens * 5 * width * storage.matrix_bytes + maps)
+    again = 0.0
     if checkpointed:
         kept, working = float(tokens * width * FLOAT), working + kept
+        again = work
+        if config.layer_norm_first:  # nothing after the last product is kept: the second run stops before it
+            again -= 2.0 * tokens * hidden_width(config) * width
     return Part(
         name=BLOCKS,
         forward=work,
-        backward=(3 if checkpointed else 2) * work,
+        backward=2 * work + again,
         parameters=size,
         kept_bytes=kept,
         working_bytes=working,
