@@ -82,7 +82,7 @@ def _over_ray(job: Job, parts: Sequence[Sequence[int]], num_workers: int) -> Ite
             DecodingWorker
         )
         pool = ActorPool([remote.remote(job) for _ in range(size)])
-        yield from pool.map_unordered(lambda worker, part: worker.decode.remote(part), parts)
+        yield from pool.map_unordered(lambda worker, part: worker.decode.remote(part), list(parts))
 
 
 def pool_size(cluster: ClusterInfo, asked: int, device: str) -> tuple[int, float]:

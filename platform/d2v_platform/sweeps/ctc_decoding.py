@@ -62,7 +62,7 @@ def decode_winners(
         }
         for name, decoding in searches(evaluate).items():
             options = InferOptions(
-                task=TaskOptions(data=recipe.task.data, labels=recipe.task.labels),
+                task=TaskOptions(data=recipe.task.data, labels=getattr(recipe.task, "labels", None)),
                 dataset=DatasetOptions(gen_subset=",".join(subsets)),
                 decoding=decoding,
                 common_eval=EvaluationOptions(

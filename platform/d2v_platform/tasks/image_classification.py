@@ -92,8 +92,9 @@ class ImageClassification(OnImages, OneModelTask[ImageClassifier]):
     @staticmethod
     def network(recipe: Recipe, parent: Artifact | None) -> object:
         """The pretrained network for images of the task's size."""
-        fits = parent is not None and parent.modality == "IMAGE"
-        return image_trunk(recipe, parent) if fits else OneModelTask.network(recipe, parent)
+        if parent is None or parent.modality != "IMAGE":
+            return OneModelTask.network(recipe, parent)
+        return image_trunk(recipe, parent)
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:

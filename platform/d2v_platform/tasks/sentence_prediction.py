@@ -78,14 +78,16 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
     @staticmethod
     def network(recipe: Recipe, parent: Artifact | None) -> object:
         """The pretrained network with the recipe's dropouts."""
-        fits = parent is not None and isinstance(parent.model_config, TextConfig)
-        return sentence_trunk(recipe, parent) if fits else OneModelTask.network(recipe, parent)
+        if parent is None or not isinstance(parent.model_config, TextConfig):
+            return OneModelTask.network(recipe, parent)
+        return sentence_trunk(recipe, parent)
 
     @staticmethod
     def vocabulary(recipe: Recipe, parent: Artifact | None, dataset: Any) -> int:
         """Of the pretrained model."""
-        fits = parent is not None and isinstance(parent.model_config, TextConfig)
-        return parent.vocab_size if fits else 0
+        if parent is None or not isinstance(parent.model_config, TextConfig):
+            return 0
+        return parent.vocab_size
 
     @staticmethod
     def check_data(recipe: Recipe, model_folder: Path | None) -> None:

@@ -44,6 +44,8 @@ class _Block:
 _BLOCKS = (
     # A worker was lost: `LostWorkers` says so in one line, and what follows from it needs no traces.
     _Block("Graceful shutdown of backend failed. This is expected if one of the workers has crashed."),
+    # Workers that do not fit yet: the driver says what it waits for.
+    _Block("Error in control loop iteration: The worker group startup timed out"),
     # A user's mistake ends the command with its own words.
     _Block("Error in training function:", (*LOST_PEER, USERS_MISTAKE)),
     # Only an autoscaler needs these requests, and they are sent again; Ray calls that safe to ignore on a

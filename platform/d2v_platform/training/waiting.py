@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from data2vec.errors import Data2VecError
 
@@ -97,7 +98,7 @@ def _placed() -> bool:
     from ray.util.state import list_placement_groups
 
     own = ray.get_runtime_context().get_job_id()
-    mine = [("creator_job_id", "=", own), ("state", "=", "CREATED")]
+    mine: Any = [("creator_job_id", "=", own), ("state", "=", "CREATED")]
     try:
         return bool(list_placement_groups(filters=mine, timeout=5))
     except Exception as error:  # the dashboard is away, or was not started
@@ -112,7 +113,7 @@ def _held() -> dict[str, str]:
 
     own = ray.get_runtime_context().get_job_id()
     try:
-        groups = list_placement_groups(filters=[("state", "=", "CREATED")], detail=True, timeout=5)
+        groups: list[Any] = list_placement_groups(filters=[("state", "=", "CREATED")], detail=True, timeout=5)
         names = {job.job_id: job.submission_id or f"job {job.job_id}" for job in list_jobs(timeout=5)}
     except Exception as error:  # the dashboard is away, or was not started
         logger.debug("who holds the cluster is not known: %s", error)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayError
 from ray.train import FailureConfig, UserCallback
 
 from ..tracking.tracker_actor import RemoteTracker
@@ -53,18 +53,18 @@ class StartsAllowed(FailureConfig):
         super().__init__()
 
     @property
-    def max_failures(self) -> int:  # type: ignore[override]
+    def max_failures(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What Ray compares its count with, at the moment when it asks."""
 
         if not ray.is_initialized():  # asking would start one
             return self._allowed
         try:
             return self._allowed + RemoteTracker(self._tracker).times_started(self._attempt)
-        except (ValueError, ray.exceptions.RayError):  # the actor has ended
+        except (ValueError, RayError):  # the actor has ended
             return self._allowed
 
     @max_failures.setter
-    def max_failures(self, value: int) -> None:
+    def max_failures(self, value: int) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The default of the class."""
 
 
