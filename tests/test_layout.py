@@ -178,7 +178,7 @@ ONE_ROOM = {  # what is written once, by where it stands; further places only wi
     "hashes a file": {FOLDERS: "file_sha256"},
     "waits": {
         "models/data2vec/data/audio_files.py": "a file on a network; the library has no retries",
-        "platform/d2v_platform/training/workers.py": "no retry: a network folder may show a file late",
+        "platform/d2v_platform/training/shared_folder.py": "no retry: a network folder may show a file late",
         "models/data2vec/data/text_chunks.py": "no retry: looks once a second whether its parent lives",
     },
     "tries again": {"platform/d2v_platform/retries.py": "try_again"},

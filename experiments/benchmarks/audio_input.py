@@ -10,11 +10,8 @@ import numpy as np
 import soundfile
 
 from d2v_platform.tasks.audio_pretraining import open_recordings
-from d2v_platform.tasks.share import Share
-from d2v_platform.tasks.task import batches_of
-from d2v_platform.training.loading import make_loader
-from d2v_platform.training.loop_state import Worker
 
+from .input_passes import passes
 from .measure import Case
 from .pretraining import load
 
@@ -47,19 +44,11 @@ def lengths() -> list[int]:
 
 def build_epoch(recipe_name: str) -> Callable[[int], None]:
     """One pass over made-up clips; the argument is the number of passes made."""
-    folder = tempfile.TemporaryDirectory(prefix="d2v_input_")  # goes with the function below, which holds it
+    folder = tempfile.TemporaryDirectory(prefix="d2v_input_")
     write_clips(Path(folder.name))
     recipe = load(recipe_name, [], folder.name)
     dataset = open_recordings(recipe, recipe.dataset.train_subset)
-
-    def read(passes: int) -> None:
-        assert folder
-        epoch = dataset.for_epoch(passes + 1)
-        batches = batches_of(epoch, recipe, passes + 1, True, rebuild=True)
-        clips = sum(len(batch["id"]) for batch in make_loader(epoch, Share(batches, 0, 1, 0, 1), Worker()))
-        assert clips == _CLIPS, clips
-
-    return read
+    return passes(dataset, recipe, _CLIPS, folder)
 
 
 def write_clips(folder: Path) -> None:

@@ -10,11 +10,8 @@ import numpy as np
 from PIL import Image
 
 from d2v_platform.tasks.image_data import open_task_images
-from d2v_platform.tasks.share import Share
-from d2v_platform.tasks.task import batches_of
-from d2v_platform.training.loading import make_loader
-from d2v_platform.training.loop_state import Worker
 
+from .input_passes import passes
 from .measure import Case
 from .pretraining import load
 
@@ -42,19 +39,11 @@ def case(recipe_name: str, samples: int) -> Case:
 
 def build_epoch(recipe_name: str, samples: int) -> Callable[[int], None]:
     """One pass over made-up images; the argument is the number of passes made."""
-    folder = tempfile.TemporaryDirectory(prefix="d2v_input_")  # goes with the function below, which holds it
+    folder = tempfile.TemporaryDirectory(prefix="d2v_input_")
     write_images(Path(folder.name) / "train", _IMAGES)
     recipe = load(recipe_name, [f"dataset.batch_size={samples}"], folder.name)
     dataset = open_task_images(recipe, recipe.dataset.train_subset, training=True, augmented=True)
-
-    def read(passes: int) -> None:
-        assert folder
-        epoch = dataset.for_epoch(passes + 1)
-        batches = batches_of(epoch, recipe, passes + 1, True, rebuild=True)
-        images = sum(len(batch["id"]) for batch in make_loader(epoch, Share(batches, 0, 1, 0, 1), Worker()))
-        assert images == _IMAGES, images
-
-    return read
+    return passes(dataset, recipe, _IMAGES, folder)
 
 
 def write_images(folder: Path, count: int) -> None:

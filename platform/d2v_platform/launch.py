@@ -51,11 +51,12 @@ from .training.run_storage import (
     remote_folder,
     run_root,
 )
+from .training.shared_folder import leave_token
 from .training.start_times import start_part_over
 from .training.stopping import Stop, in_a_thread, stoppable
 from .training.train_loop import train
 from .training.waiting import Waiting
-from .training.workers import leave_token, run_worker, why_it_failed
+from .training.workers import run_worker, why_it_failed
 
 logger = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from d2v_platform.recipe.checks import problems
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.registry import model_folders
 from d2v_platform.tracking.tracker_actor import TrackerService
-from d2v_platform.training import ray_session, train_loop, worker_failures, workers
+from d2v_platform.training import ray_session, shared_folder, train_loop, worker_failures, workers
 from d2v_platform.training.cadence import SaveClock
 from d2v_platform.training.checkpoint import CheckpointStore, Merit, Retention
 from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.plan import make_plan
 from d2v_platform.training.ray_session import ClusterInfo
 from d2v_platform.training.train_loop import TrainingLoop
-from d2v_platform.training.waiting import STATE_TAG, Waiting
+from d2v_platform.training.waiting import STATE_TAG, Waiting, cluster_in_words
 from d2v_platform.training.worker_failures import LostWorkers, StartsAllowed
 from data2vec.errors import ConfigError, Data2VecError
 from tests.platform.toy_task import Diary, run_toy, toy_recipe
@@ -66,8 +66,8 @@ def old_saves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def quick(**checkpoint: Any) -> dict[str, Any]:
     return toy_recipe(
-        optimization={"max_update": 12}, dataset={"disable_validation": False},
-        checkpoint={"save_interval_updates": 4, "save_interval": 100,
+        optimization={"max_update": 7}, dataset={"disable_validation": False},
+        checkpoint={"save_interval_updates": 3, "save_interval": 100,
                     "keep_interval_updates": 2} | checkpoint,
     )  # fmt: skip
 
@@ -86,17 +86,17 @@ def test_saves_by_the_clock_change_no_figure_and_stay_only_while_newest(
     monkeypatch.setattr(CheckpointStore, "save", save)
     summary, diary, task = run_toy(quick(), tmp_path / "often", monkeypatch)
     often, seen[:] = seen.copy(), []
-    assert [update for update, _ in often] == list(range(1, 13))
+    assert [update for update, _ in often] == list(range(1, 8))
     monkeypatch.setattr(SaveClock, "save_due", lambda self: False)
     plain, plain_diary, plain_task = run_toy(quick(), tmp_path / "plain", monkeypatch)
-    assert seen == [(update, between) for update, between in often if not between] and len(seen) < 8
+    assert seen == [(update, between) for update, between in often if not between] and len(seen) < 6
     kept = [CheckpointStore(tmp_path / name).updates() for name in ("often", "plain")]
     assert kept[0] == kept[1] and set(kept[0]) < {update for update, _ in seen}
     assert plain_diary.curve() == diary.curve() and plain.metrics == summary.metrics
     assert plain_diary.updates("valid") == diary.updates("valid"), "they validate nothing"
     assert task.exported and plain_task.exported
     assert torch.equal(torch.as_tensor(task.exported[1]["w"]), torch.as_tensor(plain_task.exported[1]["w"]))
-    assert run_toy(quick(no_save=True), tmp_path / "none", monkeypatch)[0].update == 12
+    assert run_toy(quick(no_save=True), tmp_path / "none", monkeypatch)[0].update == 7
     assert CheckpointStore(tmp_path / "none").updates() == []
 
 
@@ -147,7 +147,7 @@ def test_a_resumed_group_says_from_where(tmp_path: Path, monkeypatch: pytest.Mon
     run_toy(quick(), tmp_path, monkeypatch)
     member = Member()
     run_toy(quick(), tmp_path, monkeypatch, reporter=member)
-    assert member.resumes == [12]
+    assert member.resumes == [7]
 
 
 # ---- one folder for all nodes -----------------------------------------------------------------------------
@@ -168,15 +168,15 @@ def test_checkpoints_that_the_workers_do_not_share_are_no_new_beginning(
 
     member = Member()
     with pytest.raises(
-        Data2VecError, match=r"begin anew: worker 0 has that of update 12, worker 1 has none"
+        Data2VecError, match=r"begin anew: worker 0 has that of update 7, worker 1 has none"
     ) as told:
         with_others([])
     assert str(tmp_path) in str(told.value) and "all nodes share" in str(told.value)
     with pytest.raises(Data2VecError, match="worker 2 has that of update 3"):
-        with_others([10, 12], [3])
+        with_others([6, 7], [3])
     assert member.resumes == []
-    with_others([10, 12])
-    assert member.resumes == [12]
+    with_others([6, 7])
+    assert member.resumes == [7]
 
 
 def job(folder: Path, **platform: Any) -> Job:
@@ -185,21 +185,21 @@ def job(folder: Path, **platform: Any) -> Job:
 
 
 def test_every_node_sees_what_the_driver_has_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_SEEN_S", 0.0)
-    monkeypatch.setattr(workers, "ray_address", lambda: "10.0.0.1")
+    monkeypatch.setattr(shared_folder, "_SEEN_S", 0.0)
+    monkeypatch.setattr(shared_folder, "own_address", lambda: "10.0.0.1")
     here = job(tmp_path / "runs" / "r1")
-    workers.leave_token(here, "a1")
-    workers.see_shared_folder(here, "a1")
+    shared_folder.leave_token(here, "a1")
+    shared_folder.see_shared_folder(here, "a1")
     for folder, attempt in ((tmp_path / "elsewhere", "a1"), (here.folder, "a2")):  # a2: of another launch
         with pytest.raises(Data2VecError, match=r"'/mnt/runs'.*10\.0\.0\.1\).*NFS"):
-            workers.see_shared_folder(job(folder), attempt)
+            shared_folder.see_shared_folder(job(folder), attempt)
     # One blind node is enough, and every worker says it.
     others = [("b", "10.0.0.2", False), ("b", "10.0.0.2", False), ("c", "10.0.0.3", True)]
-    monkeypatch.setattr(workers, "gather_objects", lambda mine: [mine, *others])
+    monkeypatch.setattr(shared_folder, "gather_objects", lambda mine: [mine, *others])
     with pytest.raises(Data2VecError, match=r"is not there on b \(10\.0\.0\.2\); it"):
-        workers.see_shared_folder(here, "a1")
+        shared_folder.see_shared_folder(here, "a1")
     elsewhere = Job(here.recipe, tmp_path / "copies", remote="s3://b/runs/r1")
-    workers.see_shared_folder(elsewhere, "a1")
+    shared_folder.see_shared_folder(elsewhere, "a1")
 
 
 # ---- which failures are tried again, and how often --------------------------------------------------------
@@ -436,3 +436,32 @@ def test_a_model_that_the_driver_resolved_is_brought_to_every_node(
     assert asked == [("models:/m/3", "/books"), ("s3://b/m", "/books")]
     with pytest.raises(Data2VecError, match=r"the model /m is not on the node .*models:/NAME@ALIAS"):
         model_folders.on_this_node(ResolvedModels(tmp_path / "m", "/m"), recipe)
+
+
+# ---- who holds the cluster --------------------------------------------------------------------------------
+
+
+def test_who_holds_the_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    import ray.util.state as state
+
+    def group(job: str, *sizes: tuple[float, float]) -> Any:
+        bundles = [{"unit_resources": {"CPU": cpus, "GPU": gpus}} for cpus, gpus in sizes]
+        return SimpleNamespace(creator_job_id=job, bundles=bundles)
+
+    groups = [group("02", (2, 1), (2, 1)), group("03", (1, 0))]
+    submitted = {"02": "raysubmit_x", "03": None}
+    jobs = [SimpleNamespace(job_id=job, submission_id=name) for job, name in submitted.items()]
+    monkeypatch.setattr(state, "list_placement_groups", lambda **asked: groups)
+    monkeypatch.setattr(state, "list_jobs", lambda **asked: jobs)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 6.0, "GPU": 2.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 1.0})
+    context = SimpleNamespace(get_job_id=lambda: "01")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    assert cluster_in_words() == (
+        "free are 1 of 6 CPUs and 0 of 2 GPUs; held by raysubmit_x 4 CPUs and 2 GPUs, job 03 1 CPUs"
+    )
+    context.get_job_id = lambda: "03"
+    assert cluster_in_words() == "they have their places and are starting"
+    monkeypatch.setattr(state, "list_placement_groups", lambda **asked: 1 / 0)
+    assert cluster_in_words() == "free are 1 of 6 CPUs and 0 of 2 GPUs"

@@ -438,6 +438,27 @@ def test_a_live_run_that_was_taken_for_dead_is_running_again(flaky: tuple[Tracke
     assert client.real.get_run(run_id).info.status == "FINISHED"
 
 
+def test_a_run_that_ends_during_a_heartbeat_stays_ended(
+    flaky: tuple[Tracker, Flaky], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, client = flaky
+    run_id = open_one(tracker)
+    honest, ended = tracker._still_own, threading.Event()
+
+    def end_first(run: str) -> bool:
+        if not ended.is_set():
+            ended.set()
+            threading.Thread(target=tracker.finish, args=(run_id, "KILLED"), daemon=True).start()
+            time.sleep(0.5)
+        return honest(run)
+
+    monkeypatch.setattr(tracker, "_still_own", end_first)
+    within(20, ended.is_set)
+    within(20, lambda: client.real.get_run(run_id).info.status == "KILLED")
+    time.sleep(0.7)
+    assert client.real.get_run(run_id).info.status == "KILLED"
+
+
 def test_heartbeat_is_renewed(flaky: tuple[Tracker, Flaky]) -> None:
     tracker, _ = flaky
     run_id = open_one(tracker)

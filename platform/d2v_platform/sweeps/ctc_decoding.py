@@ -19,6 +19,7 @@ from ..inference.options import (
     WorkerOptions,
 )
 from ..markdown import plain, table
+from ..recipe.audio_components import AudioFinetuningTask
 from ..recipe.sweep_definition import Evaluate, SweepDefinition
 from ..tracking.scores import RecordScores
 from .capacity import Capacity
@@ -50,6 +51,8 @@ def decode_winners(
     rows: list[dict[str, Any]] = []
     for task, choice in choices.items():
         recipe = choice.record.stored.trial.recipe
+        task_options = recipe.task
+        assert isinstance(task_options, AudioFinetuningTask)
         model = choice.record.model_folder
         if model is None:
             logger.warning("%s: the winner's weights are gone; it is not decoded", task)
@@ -62,7 +65,7 @@ def decode_winners(
         }
         for name, decoding in searches(evaluate).items():
             options = InferOptions(
-                task=TaskOptions(data=recipe.task.data, labels=getattr(recipe.task, "labels", None)),
+                task=TaskOptions(data=recipe.task.data, labels=task_options.labels),
                 dataset=DatasetOptions(gen_subset=",".join(subsets)),
                 decoding=decoding,
                 common_eval=EvaluationOptions(

@@ -166,6 +166,7 @@ class Tracker:
         self._open: set[str] = set()
         self._token = secrets.token_hex(8)  # as the owner of runs
         self._claimed: set[str] = set()  # runs whose owner this tracker has written down
+        self._owning = threading.Lock()
         self._taken: dict[str, str] = {}  # runs that another tracker has opened since, and which
         self._closing = threading.Event()
         self._heart: threading.Thread | None = None
@@ -313,11 +314,13 @@ class Tracker:
         dropped = self.queue.dropped(run_id)
         if dropped:
             self.set_tags(run_id, {"d2v.metrics_dropped": str(dropped)})
+        with self._owning:
+            ours = run_id in self._open
+            self._open.discard(run_id)
+            _OPEN_HERE.discard(run_id)
         self.outbox.put(run_id, "finish", {"status": status, "end_time_ms": now_ms()})
-        if run_id not in self._open:  # a run that another process left open
+        if not ours:  # a run that another process left open
             self.sender.add_run(run_id)
-        self._open.discard(run_id)
-        _OPEN_HERE.discard(run_id)
         waiting = self.flush(run_id, timeout_s)
         self.sender.remove_run(run_id)
         if waiting:
@@ -400,7 +403,9 @@ class Tracker:
 
     def heartbeat(self, run_id: str) -> None:
         """Say that this process is alive and owns the run."""
-        self.client.set_tag(run_id, OWNER_TAG, self._token)
+        if run_id not in self._claimed:
+            self.client.set_tag(run_id, OWNER_TAG, self._token)
+            self._claimed.add(run_id)
         self.client.set_tag(run_id, HEARTBEAT_TAG, Heartbeat.now().to_tag())
 
     def _still_own(self, run_id: str) -> bool:
@@ -488,6 +493,7 @@ class Tracker:
     def _reopen(self, run_id: str, tags: Mapping[str, str]) -> Run:
         self.outbox.drop_finish(run_id)
         self.client.update_run(run_id, status="RUNNING")
+        self._claimed.discard(run_id)
         self.heartbeat(run_id)
         self.client.set_tag(run_id, "d2v.resumed_at_ms", str(now_ms()))
         if tags:
@@ -531,10 +537,10 @@ class Tracker:
             pause = self._heartbeat_interval_s
             try:
                 self.sender.touch()
-                for run_id in sorted(self._open - self._taken.keys()):
-                    if self._still_own(run_id):
-                        self.heartbeat(run_id)
-                        self._claimed.add(run_id)
+                for run_id in sorted(self._open):
+                    with self._owning:  # a run that ends meanwhile is not brought back
+                        if run_id in self._open and run_id not in self._taken and self._still_own(run_id):
+                            self.heartbeat(run_id)
             except Exception as error:  # the sender is the one to say that the server is away
                 log.debug("no heartbeat: %s", short_reason(error))
 

@@ -124,6 +124,11 @@ def make_plan(recipe: Recipe, cluster: ClusterInfo | None, local_gpus: int = 0) 
     )
 
 
+def size_in_words(cpus: float, gpus: float) -> str:
+    """What a worker takes: "2 CPU and 1 GPU"."""
+    return f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+
+
 def _placed_workers(recipe: Recipe, cluster: ClusterInfo, cpus: float, gpus: float, notes: list[str]) -> int:
     """How many workers of that size train; each lies on one node.
 
@@ -152,10 +157,9 @@ def _placed_workers(recipe: Recipe, cluster: ClusterInfo, cpus: float, gpus: flo
         workers = max(fewest, min(most, room))
         notes.append(f"{fewest} to {most} workers, as nodes go and come; now {workers}")
     if workers > room:
-        size = f"{cpus:g} CPU" + f" and {gpus:g} GPU" * bool(gpus)
         rule = (
-            f"the cluster has {cluster.line()} and each worker takes {size}; use at most {room}, or lower "
-            f"platform.{scarce}_per_worker"
+            f"the cluster has {cluster.line()} and each worker takes {size_in_words(cpus, gpus)}; use at "
+            f"most {room}, or lower platform.{scarce}_per_worker"
         )
         raise ConfigError([Problem("platform.num_workers", workers, rule)])
     return workers

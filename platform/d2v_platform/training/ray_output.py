@@ -60,6 +60,12 @@ _AFTER = ("\t", "The actor is dead because", "The actor died because")  # Ray's 
 _SAME_S = 5.0
 
 
+def last_line(error: Exception) -> str:
+    """The last words of an exception that Ray has wrapped."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 @dataclass
 class _Stream:
     """What is known of one process's output."""

@@ -12,12 +12,14 @@ from data2vec.errors import Data2VecError
 
 from ..tracking.interface import RunTracker
 from .job import Job
-from .plan import Plan
+from .plan import Plan, size_in_words
 
 logger = logging.getLogger(__name__)
 
 SAID_EVERY_S = 30.0
 _ASKED_EVERY_S = 2.0
+_ANSWER_S = 5
+_COUNTED = ("CPU", "GPU")
 STATE_TAG = "d2v.state"
 
 
@@ -76,56 +78,51 @@ class Waiting:
 
     def _wanted(self) -> str:
         plan = self._plan
-        gpus = f" and {plan.gpus_per_worker:g} GPU" if plan.gpus_per_worker else ""
-        return f"{plan.num_workers} workers of {plan.cpus_per_worker:g} CPU{gpus}"
+        return f"{plan.num_workers} workers of {size_in_words(plan.cpus_per_worker, plan.gpus_per_worker)}"
 
 
 def cluster_in_words() -> str:
-    """What is free in the cluster, and which jobs hold the rest."""
+    """What is free in the cluster, and which jobs hold the rest; or that the workers have their places."""
     import ray
 
-    total, free = ray.cluster_resources(), ray.available_resources()
-    if _placed():
+    own, held = ray.get_runtime_context().get_job_id(), _held()
+    if held.pop(own, None):
         return "they have their places and are starting"
-    told = [f"{free.get(name, 0):g} of {total[name]:g} {name}s" for name in ("CPU", "GPU") if total.get(name)]
-    holders = ", ".join(f"{job} {held}" for job, held in _held().items())
-    return f"free are {' and '.join(told) or 'none'}" + (f"; held by {holders}" if holders else "")
+    total, free = ray.cluster_resources(), ray.available_resources()
+    told = [f"{free.get(name, 0):g} of {total[name]:g} {name}s" for name in _COUNTED if total.get(name)]
+    holders = [
+        f"{_job_name(job)} " + " and ".join(f"{has[name]:g} {name}s" for name in _COUNTED if has[name])
+        for job, has in held.items()
+    ]
+    said = f"free are {' and '.join(told) or 'none'}"
+    return f"{said}; held by {', '.join(holders)}" if holders else said
 
 
-def _placed() -> bool:
-    """Whether this job's workers have been given their CPUs and GPUs."""
-    import ray
+def _held() -> dict[str, Counter[str]]:
+    """CPUs and GPUs of the placement groups of every job; nothing where Ray's dashboard is away."""
     from ray.util.state import list_placement_groups
 
-    own = ray.get_runtime_context().get_job_id()
-    mine: Any = [("creator_job_id", "=", own), ("state", "=", "CREATED")]
     try:
-        return bool(list_placement_groups(filters=mine, timeout=5))
-    except Exception as error:  # the dashboard is away, or was not started
-        logger.debug("whether the workers have places is not known: %s", error)
-        return False
-
-
-def _held() -> dict[str, str]:
-    """CPUs and GPUs of every job's placement groups, in words; nothing where the state cannot be asked."""
-    import ray
-    from ray.util.state import list_jobs, list_placement_groups
-
-    own = ray.get_runtime_context().get_job_id()
-    try:
-        groups: list[Any] = list_placement_groups(filters=[("state", "=", "CREATED")], detail=True, timeout=5)
-        names = {job.job_id: job.submission_id or f"job {job.job_id}" for job in list_jobs(timeout=5)}
-    except Exception as error:  # the dashboard is away, or was not started
+        groups: list[Any] = list_placement_groups(
+            filters=[("state", "=", "CREATED")], detail=True, timeout=_ANSWER_S
+        )
+    except Exception as error:
         logger.debug("who holds the cluster is not known: %s", error)
         return {}
     held: dict[str, Counter[str]] = {}
     for group in groups:
-        if group.creator_job_id != own:
-            has = held.setdefault(names.get(group.creator_job_id, f"job {group.creator_job_id}"), Counter())
-            for bundle in group.bundles or ():
-                for name, count in bundle["unit_resources"].items():
-                    has[name] += count
-    return {
-        job: " and ".join(f"{has[name]:g} {name}s" for name in ("CPU", "GPU") if has[name])
-        for job, has in held.items()
-    }
+        for bundle in group.bundles or ():
+            held.setdefault(group.creator_job_id, Counter()).update(bundle["unit_resources"])
+    return held
+
+
+def _job_name(job: str) -> str:
+    """As it was submitted, or Ray's number."""
+    from ray.util.state import list_jobs
+
+    try:
+        names = {found.job_id: found.submission_id for found in list_jobs(timeout=_ANSWER_S)}
+    except Exception as error:
+        logger.debug("submitted jobs are not known: %s", error)
+        names = {}
+    return names.get(job) or f"job {job}"

@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.train import FailureConfig, UserCallback
 
 from ..tracking.tracker_actor import RemoteTracker
-from .ray_output import LOST_PEER, USERS_MISTAKE
+from .ray_output import LOST_PEER, USERS_MISTAKE, last_line
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,6 @@ class StartsAllowed(FailureConfig):
     @property
     def max_failures(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What Ray compares its count with, at the moment when it asks."""
-
         if not ray.is_initialized():  # asking would start one
             return self._allowed
         try:
@@ -73,12 +72,6 @@ def in_words(failures: Mapping[int, Exception]) -> str:
     told = {rank: _reason(error) for rank, error in sorted(failures.items())}
     own = [f"worker {rank} {reason}" for rank, reason in told.items() if reason is not None]
     return "; ".join(own) or "the workers lost the connection to one of them"
-
-
-def last_line(error: Exception) -> str:
-    """The last words of an exception that Ray has wrapped."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _reason(error: Exception) -> str | None:

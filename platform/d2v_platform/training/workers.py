@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,16 +13,15 @@ from typing import Any
 import torch
 
 from data2vec.errors import Data2VecError
-from data2vec.folders import write_text
 
 from ..recipe.schema import Recipe
 from ..redaction import redact_logs
-from ..tasks.reduction import gather_objects
 from ..tracking.tracker_actor import RemoteTracker, TrackingReporter
 from .evaluation_log import EvaluationLog
 from .job import Job, ResolvedModels
 from .loop_state import TrainingInterrupted, TrainingStopped
-from .ray_output import LOST_PEER
+from .ray_output import LOST_PEER, last_line
+from .shared_folder import see_shared_folder
 from .start_times import start_part_over
 from .stopping import StopQuestion
 from .train_loop import train
@@ -148,70 +145,15 @@ def lasting(error: Exception) -> str | None:
     return f"the program failed, and is not started again: {type(error).__name__}: {error}"
 
 
-# ---- one folder for all nodes
-# -------------------------------------------------------------------------------
-
-_TOKEN = "driver.json"
-_SEEN_S = 15.0  # a network file system may show a new file late
-
-
-def leave_token(job: Job, attempt: str) -> None:
-    """Write down who drives this attempt, for :func:`see_shared_folder` of every worker."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    token = {"attempt": attempt, "node": socket.gethostname()}
-    write_text(job.folder / _TOKEN, json.dumps(token))
-
-
-def see_shared_folder(job: Job, attempt: str) -> None:
-    """Check that this worker and the driver mean the same folder; every worker of the group calls this.
-
-    Raises:
-        Data2VecError: some do not, with their nodes' names.
-    """
-    if job.remote is not None:
-        return  # each node keeps its own copies, and the truth is at the URI
-    seen, deadline = _token(job.folder) == attempt, time.monotonic() + _SEEN_S
-    while not seen and time.monotonic() < deadline:
-        time.sleep(0.5)
-        seen = _token(job.folder) == attempt
-    answers = gather_objects((socket.gethostname(), ray_address(), seen))
-    blind = sorted({f"{host} ({address})" for host, address, sees in answers if not sees})
-    if blind:
-        storage = job.recipe.platform.storage
-        raise Data2VecError(
-            f"platform.storage = {storage!r}: what the driver has written into {job.folder} is not there on "
-            f"{', '.join(blind)}; it must be a folder that all nodes share (NFS, Lustre), or s3://BUCKET/FOLDER"
-        )
-
-
-def _token(folder: Path) -> str | None:
-    try:
-        return json.loads((folder / _TOKEN).read_text(encoding="utf-8"))["attempt"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def ray_address() -> str:
-    """This node's address."""
-    import ray
-
-    return str(ray.util.get_node_ip_address())
-
-
 def why_it_failed(error: Exception, allowed: int, run_folder: Path) -> str:
     """Why Ray Train gave up, in a line or two; ``allowed`` restarts were not enough."""
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
-    reasons = {f"worker {rank}: {_last_line(failure)}" for rank, failure in sorted(failures.items())}
-    told = "; ".join(sorted(reasons)) or _last_line(error)
+    reasons = {f"worker {rank}: {last_line(failure)}" for rank, failure in sorted(failures.items())}
+    told = "; ".join(sorted(reasons)) or last_line(error)
     return (
         f"training failed more often than platform.max_failures = {allowed} allows ({told}); the same "
         f"platform.run_name goes on from the newest checkpoint in {run_folder}; Ray's logs hold the traces"
     )
-
-
-def _last_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def note_worker(run_folder: Path, attempt: str, rank: int) -> None:
