@@ -213,8 +213,7 @@ def _check(options: DemoOptions) -> None:
         )
 
 
-# ---- pretraining
-# ------------------------------------------------------------------------------------------------
+# ---- pretraining ----------------------------------------------------------------------------------------
 
 
 def _pretrain(options: DemoOptions, material: Material) -> tuple[PretrainingFigures, KillProof | None]:
@@ -274,8 +273,7 @@ def _short_name(registered: str | None) -> str:
     return alias.strip("()") or uri.removeprefix("models:/")
 
 
-# ---- fine-tuning
-# ------------------------------------------------------------------------------------------------
+# ---- fine-tuning ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,8 +358,7 @@ def _figures(task: str, tuned: _Best | None, control: _Best | None, material: Ma
     )
 
 
-# ---- the rest
-# ---------------------------------------------------------------------------------------------------
+# ---- the rest -------------------------------------------------------------------------------------------
 
 
 def _predict(uri: str | None, options: DemoOptions) -> list[Prediction]:

@@ -107,8 +107,7 @@ def launch(composed: Composed) -> RunResult:
     return RunResult(job.run_id, job.run_name, job.folder, summary, registered)
 
 
-# ---- the run
-# ------------------------------------------------------------------------------------------------
+# ---- the run --------------------------------------------------------------------------------------------
 
 
 def _open_run(
@@ -197,8 +196,7 @@ def _plan_tags(plan: Plan) -> dict[str, str]:
     return {"d2v.plan": " ".join(plan.lines()), "d2v.workers": str(plan.num_workers)}
 
 
-# ---- training
-# -----------------------------------------------------------------------------------------------
+# ---- training -------------------------------------------------------------------------------------------
 
 
 def _train(job: Job, plan: Plan, tracker: RunTracker, stop: Stop) -> Summary:

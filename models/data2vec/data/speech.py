@@ -162,10 +162,6 @@ class SpeechDataset:
         assert self._labels is not None
         return self._labels[int(self.manifest.lines[index])]
 
-    def position_of(self) -> dict[int, int]:
-        """Position in this data set of each manifest line that is used."""
-        return {int(line): position for position, line in enumerate(self.manifest.lines)}
-
     def collate(self, samples: Sequence[SpeechSample]) -> SpeechBatch:
         """Crop to the shortest, or pad to the longest."""
         lengths = [len(sample["source"]) for sample in samples]
