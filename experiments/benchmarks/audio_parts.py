@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 
+from data2vec.audio import AudioEncoder
 from data2vec.config import AudioModalityConfig, Data2VecMultiConfig
 from data2vec.conv_spec import frame_count, parse_conv_layers
 from data2vec.flops import StepShape, pretraining_step
-from data2vec.speech import AudioEncoder
 
 from .measure import Case
 from .pretraining import load

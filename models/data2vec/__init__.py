@@ -31,20 +31,21 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .audio_model import AudioModel
     from .image_model import ImageModel
     from .lm.loaded import LanguageModel
     from .loading import load
-    from .speech_model import SpeechModel
     from .text_model import TextModel
 
     __version__: str
 
-__all__ = ["ImageModel", "LanguageModel", "SpeechModel", "TextModel", "__version__", "load"]
+__all__ = ["AudioModel", "ImageModel", "LanguageModel", "TextModel", "__version__", "load"]
 
 _PLACES = {
+    "AudioModel": "audio_model",
     "ImageModel": "image_model",
     "LanguageModel": "lm.loaded",
-    "SpeechModel": "speech_model",
+    "SpeechModel": "audio_model",  # the earlier name of AudioModel
     "TextModel": "text_model",
     "load": "loading",
 }

@@ -34,8 +34,8 @@ from .families import ModelConfig, family_of, modality_of
 from .folders import written_folder
 from .json_files import read_json
 from .typed import to_dict
+from .v1.image_config import Data2VecVisionConfig
 from .v1.text_config import Data2VecTextConfig
-from .v1.vision_config import Data2VecVisionConfig
 
 EMBEDDING_KEY = "modality_encoders.TEXT.local_encoder.embed_tokens.weight"
 V1_EMBEDDING_KEY = "encoder.sentence_encoder.embed_tokens.weight"

@@ -23,7 +23,7 @@ from .lm.config import TransformerLMConfig
 from .mae_config import MaeConfig
 from .rules import impossible
 from .typed import build
-from .v1.vision_config import Data2VecVisionConfig
+from .v1.image_config import Data2VecVisionConfig
 
 FORMAT = 1
 Kind = Literal[

@@ -29,7 +29,7 @@ from .errors import Problem
 from .randomness import generator
 from .rules import Rules
 from .student import Data2VecMulti
-from .v1.speech import Data2VecAudio
+from .v1.audio import Data2VecAudio
 
 EventPooling = Literal[
     "lin_softmax", "average_before", "average", "average_sigmoid", "max", "max_sigmoid", "extremized_odds",

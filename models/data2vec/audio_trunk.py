@@ -16,15 +16,15 @@ from typing import Literal
 import torch
 from torch import nn
 
+from .audio import AudioEncoder
 from .audio_masking import span_masks
 from .config import Data2VecMultiConfig
 from .errors import Problem
 from .randomness import generator
 from .rules import Rules
-from .speech import AudioEncoder
 from .student import Data2VecMulti
+from .v1.audio import Data2VecAudio
 from .v1.config import Data2VecAudioConfig
-from .v1.speech import Data2VecAudio
 
 AudioConfig = Data2VecMultiConfig | Data2VecAudioConfig
 AudioTrunk = Data2VecMulti | Data2VecAudio

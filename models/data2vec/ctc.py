@@ -27,7 +27,7 @@ from .audio_trunk import (
 from .dropout import Dropout
 from .randomness import generator
 from .student import Data2VecMulti
-from .v1.speech import Data2VecAudio
+from .v1.audio import Data2VecAudio
 
 BLANK, PAD, EOS, UNKNOWN = 0, 1, 2, 3
 

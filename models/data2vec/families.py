@@ -11,8 +11,8 @@ from .errors import CheckpointError
 from .lm.config import TransformerLMConfig
 from .mae_config import MaeConfig
 from .v1.config import Data2VecAudioConfig
+from .v1.image_config import Data2VecVisionConfig
 from .v1.text_config import Data2VecTextConfig
-from .v1.vision_config import Data2VecVisionConfig
 
 ModelConfig = (
     Data2VecMultiConfig
@@ -42,7 +42,7 @@ _MODALITIES: dict[type[Any], str] = {
 _IN_USE: dict[str, str] = {
     "language_model": "data2vec.lm.loaded:LanguageModel",
     "TEXT": "data2vec.text_model:TextModel",
-    "AUDIO": "data2vec.speech_model:SpeechModel",
+    "AUDIO": "data2vec.audio_model:AudioModel",
     "IMAGE": "data2vec.image_model:ImageModel",
 }
 

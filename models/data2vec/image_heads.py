@@ -19,9 +19,9 @@ from .image import interpolate_positions
 from .mae_config import MaeConfig
 from .randomness import generator
 from .student import Data2VecMulti, Features
+from .v1.image import Data2VecVision, relative_position_index
+from .v1.image_config import Data2VecVisionConfig
 from .v1.positions import interpolate_bias_table
-from .v1.vision import Data2VecVision, relative_position_index
-from .v1.vision_config import Data2VecVisionConfig
 
 ImageConfig = Data2VecMultiConfig | Data2VecVisionConfig
 BIAS_TABLE, BIAS_INDEX = "relative_position_bias_table", "relative_position_index"  # shared, or of each block

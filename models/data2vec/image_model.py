@@ -24,8 +24,8 @@ from .image_heads import ImageClassifier, TrunkRegularisation, finetuning_config
 from .in_use import ModelInUse, items_of
 from .mae_config import MaeConfig
 from .student import Data2VecMulti, Features
-from .v1.vision import Data2VecVision
-from .v1.vision_config import Data2VecVisionConfig
+from .v1.image import Data2VecVision
+from .v1.image_config import Data2VecVisionConfig
 
 AnyImage = bytes | str | Path | np.ndarray | Image.Image
 """Content of an image file, its path, (H, W), (H, W, 1) or (H, W, 3) uint8, or a Pillow image."""

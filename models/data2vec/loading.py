@@ -31,7 +31,7 @@ def load(
         device: where it computes: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1"; see its ``to``.
 
     Returns:
-        :class:`data2vec.text_model.TextModel`, :class:`data2vec.speech_model.SpeechModel`,
+        :class:`data2vec.text_model.TextModel`, :class:`data2vec.audio_model.AudioModel`,
         :class:`data2vec.image_model.ImageModel` or :class:`data2vec.lm.loaded.LanguageModel`.
 
     Raises:

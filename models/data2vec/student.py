@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from .audio import AudioEncoder
 from .config import Data2VecMultiConfig
 from .dropout import Dropout
 from .image import ImageEncoder
 from .modality import ModalityEncoder
 from .randomness import generator
-from .speech import AudioEncoder
 from .text import TextEncoder
 from .transformer import kept_blocks, make_blocks, make_norm
 

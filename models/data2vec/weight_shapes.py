@@ -15,11 +15,11 @@ from .lm.config import TransformerLMConfig
 from .lm.transformer import TransformerLM
 from .mae_config import MaeConfig
 from .student import Data2VecMulti
+from .v1.audio import Data2VecAudio
 from .v1.config import Data2VecAudioConfig
-from .v1.speech import Data2VecAudio
+from .v1.image import Data2VecVision
 from .v1.text import Data2VecText
 from .v1.text_config import Data2VecTextConfig
-from .v1.vision import Data2VecVision
 
 HeadConfig = SentenceHeadConfig | CTCConfig | ImageHeadConfig | AudioEventConfig
 Shapes = dict[str, tuple[int, ...]]

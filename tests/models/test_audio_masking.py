@@ -12,8 +12,8 @@ import torch
 from data2vec.audio_masking import audio_span_masks, block_masks_1d, span_masks
 from data2vec.config import AudioModalityConfig
 from data2vec.masking import clone_ids
+from data2vec.v1.audio import Data2VecAudio
 from data2vec.v1.config import Data2VecAudioConfig
-from data2vec.v1.speech import Data2VecAudio
 
 ROWS = torch.arange(4000)
 

@@ -12,9 +12,9 @@ from data2vec.attention import attention_bias
 from data2vec.config import Data2VecMultiConfig, DecoderConfig
 from data2vec.decoders import Decoder1d, Decoder2d
 from data2vec.transformer import Block
+from data2vec.v1.image import ImageBlock
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.layers import EncoderLayer
-from data2vec.v1.vision import VisionBlock
-from data2vec.v1.vision_config import Data2VecVisionConfig
 from data2vec.waveform import PositionalConvolutions, WaveformConvolutions
 
 DECODER = DecoderConfig(decoder_dim=8, decoder_groups=2, decoder_kernel=3, decoder_layers=2)
@@ -40,7 +40,7 @@ MODULES = {
     "block": (block, (X, PADDED)),
     "block, a bias that learns": (block, (X, LEARNED)),
     "layer of data2vec 1": (layer, (X, PADDED)),
-    "image block of data2vec 1": (lambda _: VisionBlock(IMAGES, 0.0), (X, LEARNED[:1])),
+    "image block of data2vec 1": (lambda _: ImageBlock(IMAGES, 0.0), (X, LEARNED[:1])),
     "decoder over time": (lambda _: Decoder1d(DECODER, 8), (X,)),
     "decoder over a grid": (lambda _: Decoder2d(DECODER, 8), (X,)),
     "waveform": (lambda _: WaveformConvolutions(((8, 4, 2), (8, 3, 2), (8, 2, 2))), (X.view(3, 32),)),

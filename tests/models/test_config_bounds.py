@@ -17,8 +17,8 @@ from data2vec.ctc_decoding import BeamOptions
 from data2vec.errors import ConfigError
 from data2vec.rules import Rules
 from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision_config import Data2VecVisionConfig
 
 Make = Callable[[], Any]
 PROBABILITY = ([0.0, 0.999], [-0.001, 1.0])

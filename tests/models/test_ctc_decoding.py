@@ -208,9 +208,9 @@ def test_a_stored_model_transcribes_audio_of_any_length(tmp_path: Path) -> None:
 
 
 def test_greedy_words_have_times(tmp_path: Path) -> None:
-    from data2vec.speech_model import SpeechModel
+    from data2vec.audio_model import AudioModel
 
-    speech = SpeechModel.__new__(SpeechModel)
+    speech = AudioModel.__new__(AudioModel)
     speech.letters, speech.frame_s = released_letters(), 0.02
     best = [0, 7, 7, 0, 4, 0, 17, 7, 7, 9, 4, 4]
     emissions = np.full((len(best), 32), -9.0)

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from data2vec.config import Data2VecMultiConfig
 from data2vec.drop_path import ALL_ROWS, KeptRows, draw_kept_rows
 from data2vec.transformer import Block, TransformerBlock
-from data2vec.v1.vision import RelativePositionBias, VisionBlock
-from data2vec.v1.vision_config import Data2VecVisionConfig
+from data2vec.v1.image import ImageBlock, RelativePositionBias
+from data2vec.v1.image_config import Data2VecVisionConfig
 
 MakeConfig = Callable[..., Data2VecMultiConfig]
 CPU = torch.device("cpu")
@@ -32,13 +32,13 @@ def factors(kept: KeptRows, rows: int) -> torch.Tensor:
     return kept.add(nothing, torch.ones_like(kept.of(nothing)))
 
 
-def first_generation() -> tuple[VisionBlock, torch.Tensor, torch.Tensor]:
+def first_generation() -> tuple[ImageBlock, torch.Tensor, torch.Tensor]:
     values = {"depth": 1, "embed_dim": 16, "num_heads": 2, "image_size": 8, "patch_size": 4,
               "drop_path": RATE, "layer_scale_init_value": 0.3, "attention_dropout": 0.0}  # fmt: skip
     config = Data2VecVisionConfig.from_dict(values)
     positions = RelativePositionBias(2, 2)
     nn.init.normal_(positions.relative_position_bias_table)
-    block = VisionBlock(config, RATE)
+    block = ImageBlock(config, RATE)
     return block, torch.randn(6, 5, 16), positions().detach()
 
 
@@ -46,7 +46,7 @@ def by_multiplying(
     block: TransformerBlock, x: torch.Tensor, bias: torch.Tensor, first: torch.Tensor, second: torch.Tensor
 ) -> torch.Tensor:
     """The usual form, of either generation's block."""
-    if isinstance(block, VisionBlock):
+    if isinstance(block, ImageBlock):
         assert block.gamma_1 is not None and block.gamma_2 is not None
         h = x + first * block.gamma_1 * block.attn(block.norm1(x), bias, None)
         return h + second * block.gamma_2 * block.mlp(block.norm2(h))

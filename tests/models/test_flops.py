@@ -23,13 +23,13 @@ from data2vec.heads import SentenceClassifier
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.transformer import recompute_activations
 from data2vec.typed import build as build_config
+from data2vec.v1.audio import Data2VecAudioPretraining
 from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.image import Data2VecVisionPretraining
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.sizes import as_multi
-from data2vec.v1.speech import Data2VecAudioPretraining
 from data2vec.v1.text import Data2VecTextPretraining
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision import Data2VecVisionPretraining
-from data2vec.v1.vision_config import Data2VecVisionConfig
 
 NEAR = pytest.approx(1.0, abs=0.15)  # the bound
 VOCAB = 100

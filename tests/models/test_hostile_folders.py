@@ -35,9 +35,9 @@ from data2vec.loading import load
 from data2vec.mae import MaskedAutoencoder
 from data2vec.mae_config import MaeConfig
 from data2vec.pretraining import Data2VecPretraining
-from data2vec.v1.speech import Data2VecAudioPretraining
+from data2vec.v1.audio import Data2VecAudioPretraining
+from data2vec.v1.image import Data2VecVisionPretraining
 from data2vec.v1.text import Data2VecTextPretraining
-from data2vec.v1.vision import Data2VecVisionPretraining
 from tests.models.interop.test_export import AUDIO_1, AUDIO_2, IMAGE_1, IMAGE_2, TEXT_1, TEXT_2
 
 WORDS = Dictionary(["the", "river", "mill", "old"], [4, 3, 2, 1])

@@ -24,8 +24,8 @@ from data2vec.image_heads import (
 from data2vec.interop import key_tables
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.student import Data2VecMulti
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.positions import interpolate_bias_table
-from data2vec.v1.vision_config import Data2VecVisionConfig
 from tests.parity.intermediates import intermediates
 
 

@@ -17,11 +17,11 @@ from data2vec.image_heads import ImageClassifier, TrunkRegularisation, finetunin
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.transformer import recompute_activations
 from data2vec.typed import build
+from data2vec.v1.image import Data2VecVisionPretraining
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.sizes import as_multi
 from data2vec.v1.text import Data2VecTextPretraining
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision import Data2VecVisionPretraining
-from data2vec.v1.vision_config import Data2VecVisionConfig
 
 NEAR = pytest.approx(1.0, abs=0.15)  # the bound
 FIRST = build(Data2VecVisionConfig, {

@@ -15,7 +15,7 @@ from data2vec.image_heads import (
     finetuning_lr_scales,
     layer_decay_scales,
 )
-from data2vec.v1.vision_config import Data2VecVisionConfig
+from data2vec.v1.image_config import Data2VecVisionConfig
 from tests.models.plain import agree, informative, layer_norm, linear
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data2vec.config import ImageModalityConfig
 from data2vec.image_masking import block_masks, image_masks
 from data2vec.masking import clone_ids
-from data2vec.v1.vision_masking import rectangle_masks
+from data2vec.v1.image_masking import rectangle_masks
 
 BASE = {"mask_prob": 0.8, "mask_prob_adjust": 0.07, "mask_length": 3, "inverse_mask": True}
 LARGE = {"mask_prob": 0.75, "mask_prob_adjust": 0.1, "mask_length": 3, "inverse_mask": True}

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import data2vec
-from data2vec import speech_model
+from data2vec import audio_model
 from data2vec.artifact import save_artifact
 from data2vec.audio_events import AudioEventConfig, AudioEventModel
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig, SentenceHeadConfig
@@ -170,8 +170,8 @@ def test_texts_give_in_batches_what_they_give_alone(all_models: dict[str, Any]) 
 def test_recordings_give_in_batches_what_they_give_alone(
     config: Any, equal_lengths: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speech_model, "CHUNK_S", 1.0)  # so the third recording goes through in pieces
-    monkeypatch.setattr(speech_model, "OVERLAP_S", 0.2)
+    monkeypatch.setattr(audio_model, "CHUNK_S", 1.0)  # so the third recording goes through in pieces
+    monkeypatch.setattr(audio_model, "OVERLAP_S", 0.2)
     model = ctc_model(tmp_path, config)
     sizes = batches_of(model.ctc)
     together = model.emissions(SOUNDS)
@@ -194,7 +194,7 @@ def test_recordings_give_in_batches_what_they_give_alone(
 def test_clips_give_in_batches_what_they_give_alone(
     leaks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speech_model, "CHUNK_S", 1.0)
+    monkeypatch.setattr(audio_model, "CHUNK_S", 1.0)
     model = event_model(tmp_path, audio_v2(), pool_padding=leaks)
     sizes = batches_of(model.classifier)
     names, scores = model.classify(SOUNDS)
@@ -205,7 +205,7 @@ def test_clips_give_in_batches_what_they_give_alone(
 def test_batches_are_bounded_and_little_is_read_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speech_model, "BATCH_S", 0.5)
+    monkeypatch.setattr(audio_model, "BATCH_S", 0.5)
     model = ctc_model(tmp_path, audio_v2())
     sizes = batches_of(model.ctc)
     model.emissions([SOUNDS[1]] * 5, batch_size=2)

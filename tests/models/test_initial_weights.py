@@ -13,8 +13,8 @@ from torch import nn
 from data2vec.audio_events import AudioEventConfig, AudioEventModel
 from data2vec.config import Data2VecMultiConfig
 from data2vec.student import Data2VecMulti
+from data2vec.v1.audio import Data2VecAudio
 from data2vec.v1.config import Data2VecAudioConfig
-from data2vec.v1.speech import Data2VecAudio
 from data2vec.v1.text import Data2VecText
 from data2vec.v1.text_config import Data2VecTextConfig
 

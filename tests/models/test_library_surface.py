@@ -25,8 +25,9 @@ from data2vec.loading import load
 
 def test_the_names_and_the_version() -> None:
     assert dir(data2vec) == sorted(data2vec.__all__)
-    assert {"load", "TextModel", "SpeechModel", "ImageModel", "LanguageModel"} <= set(dir(data2vec))
+    assert {"load", "TextModel", "AudioModel", "ImageModel", "LanguageModel"} <= set(dir(data2vec))
     assert all(getattr(data2vec, name).__name__ == name for name in dir(data2vec) if name != "__version__")
+    assert data2vec.SpeechModel is data2vec.AudioModel  # the earlier name
     assert data2vec.__version__ == metadata.version("data2vec-platform")
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         data2vec.laod  # type: ignore[attr-defined]  # noqa: B018
@@ -71,7 +72,7 @@ def test_an_image_classifier_says_what_it_is(count: int, tmp_path: Path) -> None
     )
 
 
-def test_speech_and_language_models_say_what_they_are(tmp_path: Path) -> None:
+def test_audio_and_language_models_say_what_they_are(tmp_path: Path) -> None:
     made = config("AUDIO", feature_encoder_spec="[(16, 10, 5), (16, 3, 2)]", conv_pos_groups=2, decoder=None)
     network = CTCModel(made, CTCConfig(), num_symbols=7)
     folder = save_artifact(
@@ -79,7 +80,7 @@ def test_speech_and_language_models_say_what_they_are(tmp_path: Path) -> None:
         state=network.state_dict(), letters=Dictionary(["|", "A", "B"], [3, 2, 1]), task={"num_symbols": 7},
     )  # fmt: skip
     assert repr(load(folder)).startswith(
-        "<SpeechModel: ctc; data2vec_multi, AUDIO: 1 blocks, width 16, 2 heads;"
+        "<AudioModel: ctc; data2vec_multi, AUDIO: 1 blocks, width 16, 2 heads;"
     )
     words = Dictionary(["A"], [1])
     options = TransformerLMConfig.from_dict({"decoder_embed_dim": 16, "decoder_ffn_embed_dim": 32,

@@ -14,9 +14,9 @@ from data2vec.audio_masking import block_masks_1d
 from data2vec.config import ImageModalityConfig
 from data2vec.image_masking import block_masks, image_masks
 from data2vec.masking import random_masks
-from data2vec.v1.vision import Data2VecVisionPretraining
-from data2vec.v1.vision_config import Data2VecVisionConfig
-from data2vec.v1.vision_masking import rectangle_masks
+from data2vec.v1.image import Data2VecVisionPretraining
+from data2vec.v1.image_config import Data2VecVisionConfig
+from data2vec.v1.image_masking import rectangle_masks
 from tests.parity.intermediates import intermediates
 
 ROWS = 600

@@ -18,8 +18,8 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.optim import Adam, GroupSettings, ScheduledAdam, parameter_groups, scale_and_clip
 from data2vec.schedules import Fixed
 from data2vec.student import Data2VecMulti
-from data2vec.v1.vision import Data2VecVision
-from data2vec.v1.vision_config import Data2VecVisionConfig
+from data2vec.v1.image import Data2VecVision
+from data2vec.v1.image_config import Data2VecVisionConfig
 
 MakeConfig = Callable[..., Data2VecMultiConfig]
 

@@ -12,12 +12,12 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.masking import MaskSet
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.randomness import seed_dropout
+from data2vec.v1.audio import Data2VecAudioPretraining
 from data2vec.v1.config import Data2VecAudioConfig
-from data2vec.v1.speech import Data2VecAudioPretraining
+from data2vec.v1.image import Data2VecVisionPretraining
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.text import Data2VecTextPretraining
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision import Data2VecVisionPretraining
-from data2vec.v1.vision_config import Data2VecVisionConfig
 from tests.models.plain import informative
 from tests.parity.intermediates import intermediates
 

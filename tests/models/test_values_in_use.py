@@ -13,11 +13,11 @@ from PIL import Image
 
 import data2vec
 from data2vec.artifact import read_artifact, save_artifact
+from data2vec.audio_model import SAMPLE_RATE
 from data2vec.config import SentenceHeadConfig
 from data2vec.errors import CheckpointError, DataError
 from data2vec.heads import SentenceClassifier
 from data2vec.image_model import as_image, pooled_features
-from data2vec.speech_model import SAMPLE_RATE
 from tests.models.test_in_use import (
     TEXTS,
     audio_v1,

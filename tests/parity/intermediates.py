@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from data2vec.audio import AudioEncoder
 from data2vec.mae import MaeDecoder, MaskedAutoencoder
 from data2vec.pretraining import Data2VecPretraining, PretrainOutput
-from data2vec.speech import AudioEncoder
 from data2vec.student import Data2VecMulti
-from data2vec.v1.speech import Data2VecAudioPretraining
+from data2vec.v1.audio import Data2VecAudioPretraining
+from data2vec.v1.image import Data2VecVision, Data2VecVisionPretraining
 from data2vec.v1.text import Data2VecTextPretraining
-from data2vec.v1.vision import Data2VecVision, Data2VecVisionPretraining
 
 
 class Watch:

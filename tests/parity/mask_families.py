@@ -16,8 +16,8 @@ from compare import Report
 from data2vec.audio_masking import block_masks_1d, span_masks
 from data2vec.image_masking import block_masks
 from data2vec.masking import clone_ids, random_masks
+from data2vec.v1.image_masking import rectangle_masks
 from data2vec.v1.text import SpanMasking, token_spans
-from data2vec.v1.vision_masking import rectangle_masks
 
 DRAWS = 1000  # batches; the recorded statistics pool 200
 Generator = Callable[[Mapping[str, Any]], torch.Tensor]

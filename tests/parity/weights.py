@@ -20,10 +20,10 @@ from data2vec.interop.fairseq import import_checkpoint
 from data2vec.interop.fairseq_file import FairseqCheckpoint
 from data2vec.interop.imported import ImportedModel
 from data2vec.pretraining import Data2VecPretraining
+from data2vec.v1.audio import Data2VecAudioPretraining
 from data2vec.v1.config import Data2VecAudioConfig
-from data2vec.v1.speech import Data2VecAudioPretraining
-from data2vec.v1.vision import Data2VecVisionPretraining
-from data2vec.v1.vision_config import Data2VecVisionConfig
+from data2vec.v1.image import Data2VecVisionPretraining
+from data2vec.v1.image_config import Data2VecVisionConfig
 
 
 def build_pretraining(case: Case, notes: list[str]) -> Data2VecPretraining:

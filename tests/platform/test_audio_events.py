@@ -18,7 +18,7 @@ from d2v_platform.inference.audio_embeddings import embed_recordings
 from d2v_platform.inference.command import infer
 from d2v_platform.inference.embedding import embed_command
 from d2v_platform.inference.options import read_options
-from d2v_platform.preparation.audio import AudioOptions, prepare_manifests
+from d2v_platform.preparation.audio import ManifestOptions, prepare_manifests
 from d2v_platform.preparation.audio_events import prepare_events
 from d2v_platform.recipe.compose import compose_loaded, load_file
 from d2v_platform.recipe.locate import find_recipe
@@ -29,10 +29,10 @@ from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import train
 from data2vec.artifact import save_artifact
+from data2vec.audio_model import AudioModel
 from data2vec.config import Data2VecMultiConfig
 from data2vec.data.manifest import read_manifest
 from data2vec.errors import CheckpointError, ConfigError, DataError
-from data2vec.speech_model import SpeechModel
 from data2vec.student import Data2VecMulti
 from tests.platform.recorder import Recorder
 
@@ -67,7 +67,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / name).mkdir(exist_ok=True)
             sf.write(str(root / name / f"{index}.wav"), 0.2 * wave + 0.01 * rng.normal(size=length), 16_000)
     out = root / "data"
-    prepare_manifests(root, out, AudioOptions(ext="wav", valid_percent=0.3, seed=3))
+    prepare_manifests(root, out, ManifestOptions(ext="wav", valid_percent=0.3, seed=3))
     for split in ("train", "valid"):
         prepare_events(out / f"{split}.tsv", out, split)
     return out
@@ -113,7 +113,7 @@ def trained(clips: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFact
 
 def test_a_trained_model_is_complete_and_tells_tones(trained: Path, clips: Path) -> None:
     model = data2vec.load(trained)
-    assert isinstance(model, SpeechModel) and model.classes == ["high", "low", "mid"]
+    assert isinstance(model, AudioModel) and model.classes == ["high", "low", "mid"]
     manifest = read_manifest(clips / "valid.tsv")
     names, scores = model.classify([manifest.file(i) for i in range(len(manifest))])
     truth = [Path(manifest.file(i)).parent.name for i in range(len(manifest))]
@@ -236,7 +236,7 @@ def test_the_folder_that_is_the_class_and_the_end_of_each_clip(tmp_path: Path) -
     for name in ("dog/1/a.wav", "cat/1/b.wav", "cat/2/c.wav"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         sf.write(str(tmp_path / "in" / name), 0.1 * np.ones(4000), 8000)
-    options = AudioOptions(ext="wav", valid_percent=0.0, sample_rate=8000)
+    options = ManifestOptions(ext="wav", valid_percent=0.0, sample_rate=8000)
     prepare_manifests(tmp_path / "in", tmp_path, options)
     for level, names, labels in ((2, "0,cat\n1,dog\n", "001"), (1, "0,1\n1,2\n", "010")):
         out = tmp_path / f"level{level}"
@@ -253,7 +253,7 @@ def test_the_folder_that_is_the_class_and_the_end_of_each_clip(tmp_path: Path) -
 def test_audiosets_tables(tmp_path: Path) -> None:
     for name in ("-abc_30.wav", "d_e_0.wav", "x.wav"):
         sf.write(str(tmp_path / name), 0.1 * np.ones(1600), 16_000)
-    prepare_manifests(tmp_path, tmp_path, AudioOptions(ext="wav", valid_percent=0.0))
+    prepare_manifests(tmp_path, tmp_path, ManifestOptions(ext="wav", valid_percent=0.0))
     classes, segments = tmp_path / "class_labels_indices.csv", tmp_path / "eval_segments.csv"
     classes.write_text('index,mid,display_name\n0,/m/1,"Dog, bark"\n1,/t/2,Cat\n')
     segments.write_text('# YTID, start\n-abc, 30.000, 40.000, "/m/1,/t/2"\nd_e, 0.0, 10.0, "/t/2"\n')
@@ -261,7 +261,7 @@ def test_audiosets_tables(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x has no labels"):
         prepare_events(tmp_path / "train.tsv", tmp_path / "out", "train", **given)
     (tmp_path / "x.wav").unlink()
-    prepare_manifests(tmp_path, tmp_path, AudioOptions(ext="wav", valid_percent=0.0))
+    prepare_manifests(tmp_path, tmp_path, ManifestOptions(ext="wav", valid_percent=0.0))
     report = prepare_events(tmp_path / "train.tsv", tmp_path / "out", "train", **given)
     assert (report.clips, report.labels, report.classes) == (2, 3, 2)
     assert (tmp_path / "out/train.lbl").read_text() == "0.0\t0.100\t0,1\n0.0\t0.100\t1\n"

@@ -19,7 +19,7 @@ from d2v_platform.registry.registration import draw_data
 from d2v_platform.tasks.image_pictures import masks_of
 from data2vec.masking import clone_ids
 from data2vec.pretraining import Data2VecPretraining
-from data2vec.v1.vision import Data2VecVisionPretraining
+from data2vec.v1.image import Data2VecVisionPretraining
 
 
 def test_the_masks_are_those_of_training(image_runs: Any, pictures: Path) -> None:

@@ -30,7 +30,7 @@ from data2vec.interop import audio_tables, key_tables, v1_text, v1_vision
 from data2vec.interop.fairseq import import_checkpoint
 from data2vec.interop.fairseq_file import FairseqCheckpoint
 from data2vec.interop.published import BEIT_FILES, PUBLISHED, PublishedFile, candidates, recipe_of
-from data2vec.v1.vision import relative_position_index
+from data2vec.v1.image import relative_position_index
 
 VOCAB = 50265
 # Tensors without _ema, in _ema, numbers in all, by pretrained v2 file (spec/checkpoints.md section 3).

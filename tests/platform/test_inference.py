@@ -19,13 +19,13 @@ from d2v_platform.inference.outputs import own_results
 from d2v_platform.inference.subtitles import cues, subtitles
 from d2v_platform.inference.transcription import transcribe_command
 from data2vec.artifact import save_artifact
+from data2vec.audio_model import AudioModel
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import released_letters
 from data2vec.errors import Data2VecError, DataError
 from data2vec.language_model import NgramModel, lexicon_text
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.lm.transformer import TransformerLM
-from data2vec.speech_model import SpeechModel
 
 
 def test_every_utterance_is_decoded_and_the_files_are_the_references(
@@ -84,13 +84,13 @@ def test_words_of_a_language_model_stand_where_their_letters_are(
     emissions_TV = np.full((200, len(letters)), -20.0, dtype=np.float32)
     for frame in range(200):
         emissions_TV[frame, letters.index(said[frame]) if frame in said else 0] = -0.01
-    monkeypatch.setattr(SpeechModel, "emissions_each", lambda _, given, **__: (emissions_TV for _ in given))
+    monkeypatch.setattr(AudioModel, "emissions_each", lambda _, given, **__: (emissions_TV for _ in given))
     transcribe_command(tmp_path / "a.wav", str(ctc_model), tmp_path / "out", tmp_path / "lexicon",
                        tmp_path / "lm.arpa", beam=20)  # fmt: skip
     words = json.loads((tmp_path / "out" / "a.json").read_text())["words"]
     assert [word["text"] for word in words] == ["ONE", "TWO"]
     loaded = data2vec.load(ctc_model)
-    assert isinstance(loaded, SpeechModel)
+    assert isinstance(loaded, AudioModel)
     step = loaded.frame_s
     assert [word["start_s"] for word in words] == pytest.approx([50 * step, 150 * step], abs=2 * step)
     assert [word["end_s"] for word in words] == pytest.approx([55 * step, 155 * step], abs=2 * step)
@@ -279,9 +279,9 @@ def test_recordings_are_transcribed_and_broken_ones_reported(
     sf.write(str(folder / "silent.wav"), np.zeros(16_000), 16_000)
     blank = np.full((49, len(released_letters())), -20.0, dtype=np.float32)
     blank[:, 0] = 0.0
-    heard = SpeechModel.emissions_each
+    heard = AudioModel.emissions_each
     monkeypatch.setattr(
-        SpeechModel, "emissions_each",
+        AudioModel, "emissions_each",
         lambda *given, **more: (blank if len(found) == 49 else found for found in heard(*given, **more)),
     )  # fmt: skip
     with pytest.raises(SystemExit) as stopped:

@@ -10,7 +10,7 @@ import pytest
 
 from d2v_platform.home import d2v_home
 from d2v_platform.inference.transcription import output_stems
-from d2v_platform.preparation.audio import AudioOptions, prepare_manifests
+from d2v_platform.preparation.audio import ManifestOptions, prepare_manifests
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.local_data import with_local_data
 from d2v_platform.training.ray_session import _refuse_no_head
@@ -47,7 +47,7 @@ def test_names_of_recordings_may_hold_all_but_tabs_and_line_breaks(tmp_path: Pat
     (tmp_path / "wav").mkdir()
     for name in [*names, "tab\tx.wav", "break\nx.wav"]:
         soundfile.write(tmp_path / "wav" / name, np.full(400, 0.5), 16_000)
-    report = prepare_manifests(tmp_path / "wav", tmp_path / "m", AudioOptions(valid_percent=0, ext="wav"))
+    report = prepare_manifests(tmp_path / "wav", tmp_path / "m", ManifestOptions(valid_percent=0, ext="wav"))
     assert len(report.dropped) == 2
     manifest = read_manifest(tmp_path / "m" / "train.tsv")
     assert sorted(manifest.name(i) for i in range(len(manifest))) == sorted(names)

@@ -37,7 +37,7 @@ NAMES = {*CHOICES["task"], *get_args(Kind), *FAMILIES, *(word.upper() for word i
 CLASSES = {cls.__name__ for group in ("task", "model", "criterion") for cls in CHOICES[group].values()}
 CLASSES |= {cls.__name__ for cls in FAMILIES.values()}
 CLASSES |= {"AudioTask", "ImagePretraining", "ImageClassificationData", "ImageClassifierModel", "ModelConfig",
-            "AudioModel", "ImageModel", "LanguageModel", "SpeechModel", "TextModel", "TrunkOptions",
+            "AudioModel", "ImageModel", "LanguageModel", "TextModel", "TrunkOptions",
             "AudioModalityConfig", "ImageModalityConfig", "TextModalityConfig"}  # fmt: skip
 CLASSES.discard(ModelCriterion.__name__)  # of every task whose model has its own losses
 
@@ -118,7 +118,7 @@ def test_no_exception_is_left_over(file: str) -> None:
         'kinds = {"audio": 1}',
         "isinstance(recipe.task, AudioTask)",
         "isinstance(recipe.model, config.Data2VecMultiConfig | MaeConfig)",
-        "issubclass(cls, (int, SpeechModel))",
+        "issubclass(cls, (int, AudioModel))",
         "type(model) is Wav2VecCTC",
         "match modality:\n    case 'image':\n        pass",
     ],

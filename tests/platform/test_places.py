@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from d2v_platform.cli import run
 from d2v_platform.inference.image_rows import ImageRows, write_embeddings
-from d2v_platform.preparation.audio import AudioOptions, prepare_manifests
+from d2v_platform.preparation.audio import ManifestOptions, prepare_manifests
 from d2v_platform.preparation.images import BAD_NAME, ImageOptions, prepare_images, summary
 from d2v_platform.storage import local_places
 from d2v_platform.storage.local_places import file_to_write, folder_to_write, path_to_write
@@ -76,7 +76,7 @@ def test_recordings_of_other_encodings_are_left_out_and_named(tmp_path: Path) ->
     for name in ("good", LATIN):
         soundfile.write(tmp_path / "x.wav", np.zeros(16000, dtype=np.float32), 16000)
         (tmp_path / "x.wav").rename(tmp_path / f"{name}.wav")
-    report = prepare_manifests(tmp_path, tmp_path / "m", AudioOptions(ext="wav"))
+    report = prepare_manifests(tmp_path, tmp_path / "m", ManifestOptions(ext="wav"))
     assert [splits[0] for splits in report.splits.values()].count(1) == 1
     dropped = (tmp_path / "m" / "dropped.tsv").read_text(encoding="utf-8")
     assert dropped == f"{tmp_path}/caf\\xe9.wav\tthe path is not UTF-8\n"

@@ -36,7 +36,7 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import ConfigError
 from data2vec.interop.key_tables import Shapes, image_encoder
 from data2vec.interop.v1_vision import student_shapes
-from data2vec.v1.vision_config import Data2VecVisionConfig
+from data2vec.v1.image_config import Data2VecVisionConfig
 
 
 def planned(recipe: Recipe, **on: Any) -> Forecast:

@@ -10,7 +10,7 @@ import pytest
 import soundfile as sf
 from typer.testing import CliRunner
 
-from d2v_platform.preparation.audio import AudioOptions, prepare_manifests
+from d2v_platform.preparation.audio import ManifestOptions, prepare_manifests
 from d2v_platform.preparation.audio_labels import prepare_labels
 from d2v_platform.preparation.audio_subsets import prepare_subsets
 from d2v_platform.preparation.commands import app as prepare_app
@@ -43,7 +43,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def test_manifests_are_the_references(corpus: Path, tmp_path: Path) -> None:
-    report = prepare_manifests(corpus, tmp_path / "out", AudioOptions(valid_percent=0.5, seed=42))
+    report = prepare_manifests(corpus, tmp_path / "out", ManifestOptions(valid_percent=0.5, seed=42))
     names = ["10/7/10-7-0000.flac", "10/7/10-7-0001.flac", "2/7/2-7-0000.flac"]
     frames = dict(zip(names, (1600, 1700, 1600), strict=True))
     draw = random.Random(42)
@@ -53,7 +53,7 @@ def test_manifests_are_the_references(corpus: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out/train.tsv").read_text() == "".join(train)
     assert (tmp_path / "out/valid.tsv").read_text() == "".join(valid)
     assert sum(files for files, _ in report.splits.values()) == 3 and not report.dropped
-    prepare_manifests(corpus, tmp_path / "all", AudioOptions(valid_percent=0.0, path_must_contain="/2/"))
+    prepare_manifests(corpus, tmp_path / "all", ManifestOptions(valid_percent=0.0, path_must_contain="/2/"))
     assert (tmp_path / "all/train.tsv").read_text() == f"{corpus}\n2/7/2-7-0000.flac\t1600\n"
     assert not (tmp_path / "all/valid.tsv").exists()
 
@@ -63,14 +63,14 @@ def test_links_to_folders_are_followed_but_not_in_circles(corpus: Path, tmp_path
     write(root / "own.flac")
     (root / "theirs").symlink_to(corpus / "2")
     (root / "here").symlink_to(root)
-    prepare_manifests(root, tmp_path / "out", AudioOptions(valid_percent=0.0))
+    prepare_manifests(root, tmp_path / "out", ManifestOptions(valid_percent=0.0))
     lines = (tmp_path / "out/train.tsv").read_text().splitlines()
     assert lines == [str(root), "own.flac\t1600", "../corpus/2/7/2-7-0000.flac\t1600"]
     assert len(read_manifest(tmp_path / "out/train.tsv")) == 2
 
 
 def test_labels_are_the_references(corpus: Path, tmp_path: Path) -> None:
-    prepare_manifests(corpus, tmp_path, AudioOptions(valid_percent=0.0))
+    prepare_manifests(corpus, tmp_path, ManifestOptions(valid_percent=0.0))
     report = prepare_labels(tmp_path / "train.tsv", tmp_path, "train")
     assert (tmp_path / "train.ltr").read_text() == "A | M A N |\nH E ' S | H E R E |\nO N E |\n"
     assert (tmp_path / "train.wrd").read_text() == "A MAN\nHE'S HERE\nONE\n"
@@ -106,7 +106,7 @@ def test_an_n_gram_model_has_the_words_of_all_texts_in_its_lexicon(tmp_path: Pat
 
 
 def test_missing_transcripts_are_one_report(corpus: Path, tmp_path: Path) -> None:
-    prepare_manifests(corpus, tmp_path, AudioOptions(valid_percent=0.0))
+    prepare_manifests(corpus, tmp_path, ManifestOptions(valid_percent=0.0))
     (corpus / "2/7/2-7.trans.txt").unlink()
     (corpus / "10/7/10-7.trans.txt").write_text("10-7-0000 A MAN\n")
     with pytest.raises(DataError) as caught:
@@ -127,7 +127,7 @@ def test_files_that_cannot_be_used_are_named_and_left_out(tmp_path: Path) -> Non
     broken = root / "broken.flac"
     broken.write_bytes(write(root / "long.flac", samples=160_000).read_bytes()[:9000])
     (root / "long.flac").unlink()
-    options = AudioOptions(valid_percent=0.0, decode=True)
+    options = ManifestOptions(valid_percent=0.0, decode=True)
     report = prepare_manifests(root, tmp_path / "out", options)
     reasons = {entry.path.name: entry.problem for entry in report.dropped}
     assert set(reasons) == {"slow.flac", "silent.flac", "empty.flac", "text.flac", "broken.flac"}
@@ -136,43 +136,43 @@ def test_files_that_cannot_be_used_are_named_and_left_out(tmp_path: Path) -> Non
     assert [manifest.name(i) for i in range(len(manifest))] == ["stereo.flac", "sub dir/gut é.flac"]
     assert [entry.path.name for entry in report.remarks] == ["stereo.flac"]
     assert len((tmp_path / "out/dropped.tsv").read_text().splitlines()) == 5
-    quick = prepare_manifests(root, tmp_path / "quick", AudioOptions(valid_percent=0.0))
+    quick = prepare_manifests(root, tmp_path / "quick", ManifestOptions(valid_percent=0.0))
     assert "broken.flac" in {entry.path.name for entry in quick.dropped}, "its end cannot be decoded"
     with pytest.raises(DataError, match="5 files cannot be used"):
-        prepare_manifests(root, tmp_path / "strict", AudioOptions(decode=True, strict=True))
+        prepare_manifests(root, tmp_path / "strict", ManifestOptions(decode=True, strict=True))
     assert good.is_file()
 
 
 def test_official_layouts_and_impossible_options(corpus: Path, tmp_path: Path) -> None:
     for split in ("train-clean-100", "dev-other"):
         write(tmp_path / "LS" / split / "1" / "2" / "1-2-0000.flac")
-    report = prepare_manifests(tmp_path / "LS", tmp_path / "out", AudioOptions(layout="librispeech"))
+    report = prepare_manifests(tmp_path / "LS", tmp_path / "out", ManifestOptions(layout="librispeech"))
     assert set(report.splits) == {"train_100h", "dev_other"}, "960 h needs all of its parts"
     write(tmp_path / "LL" / "1h" / "3" / "clean" / "1" / "2" / "1-2-0000.flac")
-    report = prepare_manifests(tmp_path / "LL", tmp_path / "ll", AudioOptions(layout="librilight"))
+    report = prepare_manifests(tmp_path / "LL", tmp_path / "ll", ManifestOptions(layout="librilight"))
     assert set(report.splits) == {"train_10min_3", "train_1h"}
     with pytest.raises(DataError, match="no librilight folder"):
-        prepare_manifests(corpus, tmp_path / "x", AudioOptions(layout="librilight"))
+        prepare_manifests(corpus, tmp_path / "x", ManifestOptions(layout="librilight"))
     with pytest.raises(DataError, match="fraction"):
-        prepare_manifests(corpus, tmp_path / "x", AudioOptions(valid_percent=5))
+        prepare_manifests(corpus, tmp_path / "x", ManifestOptions(valid_percent=5))
     with pytest.raises(DataError, match=r"no \*\.wav files; there are files with \.flac"):
-        prepare_manifests(corpus, tmp_path / "x", AudioOptions(ext="wav"))
+        prepare_manifests(corpus, tmp_path / "x", ManifestOptions(ext="wav"))
 
 
 def test_no_manifest_is_lost_to_another_name(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--valid-percent 0"):
-        prepare_manifests(corpus, tmp_path / "out", AudioOptions(name="valid"))
-    prepare_manifests(corpus, tmp_path / "out", AudioOptions(name="valid", valid_percent=0.0))
+        prepare_manifests(corpus, tmp_path / "out", ManifestOptions(name="valid"))
+    prepare_manifests(corpus, tmp_path / "out", ManifestOptions(name="valid", valid_percent=0.0))
     assert len(read_manifest(tmp_path / "out" / "valid.tsv")) == 3
     with pytest.raises(DataError, match="leave out --name"):
-        prepare_manifests(corpus, tmp_path / "out", AudioOptions(layout="librispeech", name="dev"))
+        prepare_manifests(corpus, tmp_path / "out", ManifestOptions(layout="librispeech", name="dev"))
 
 
 def test_official_folders_may_be_links(corpus: Path, tmp_path: Path) -> None:
     root = tmp_path / "official"
     root.mkdir()
     (root / "dev-clean").symlink_to(corpus)
-    report = prepare_manifests(root, tmp_path / "out", AudioOptions(layout="librispeech"))
+    report = prepare_manifests(root, tmp_path / "out", ManifestOptions(layout="librispeech"))
     assert {name: files for name, (files, _) in report.splits.items()} == {"dev_clean": 3}
 
 
@@ -182,7 +182,7 @@ def test_converted_copies_stay_in_their_folder_and_are_no_sources(tmp_path: Path
     write(root / "short.flac", samples=100, rate=8000)
     write(tmp_path / "elsewhere" / "b.flac", samples=8000, rate=8000)
     (root / "b.flac").symlink_to(tmp_path / "elsewhere" / "b.flac")
-    options = AudioOptions(resample=root / "converted", valid_percent=0.0, min_samples=1000)
+    options = ManifestOptions(resample=root / "converted", valid_percent=0.0, min_samples=1000)
     for _ in range(2):
         report = prepare_manifests(root, tmp_path / "out", options)
         assert [entry.problem for entry in report.dropped] == ["200 samples, fewer than 1000"]
@@ -198,7 +198,7 @@ def test_samples_that_are_not_finite_are_named(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     sf.write(str(tmp_path / "in" / "nan.wav"), wave, 16_000, subtype="FLOAT")
     with pytest.raises(DataError, match=r"nan\.wav: has samples that are not finite"):
-        prepare_manifests(tmp_path / "in", tmp_path / "out", AudioOptions(ext="wav"))
+        prepare_manifests(tmp_path / "in", tmp_path / "out", ManifestOptions(ext="wav"))
     with pytest.raises(DataError, match=r"nan\.wav: has samples that are not finite"):
         read_audio(str(tmp_path / "in" / "nan.wav"), 16_000)
 
@@ -206,7 +206,7 @@ def test_samples_that_are_not_finite_are_named(tmp_path: Path) -> None:
 def test_minutes_of_a_manifest_lie_inside_each_other(tmp_path: Path) -> None:
     root = tmp_path / "all"
     names = [write(root / f"{i}.flac", samples=16_000 + 10 * i).name for i in range(30)]
-    prepare_manifests(root, root, AudioOptions(valid_percent=0.0))
+    prepare_manifests(root, root, ManifestOptions(valid_percent=0.0))
     listed = read_manifest(root / "train.tsv")
     order = [listed.name(i) for i in range(len(listed))]
     (root / "train.ltr").write_text("".join(f"{name} |\n" for name in order))
@@ -227,7 +227,7 @@ def test_minutes_of_a_manifest_lie_inside_each_other(tmp_path: Path) -> None:
     assert taken[0] < taken[1] < set(names)
     for number in range(2):
         write(tmp_path / "even" / f"{number}.flac", samples=48_000)
-    prepare_manifests(tmp_path / "even", tmp_path / "even", AudioOptions(valid_percent=0.0))
+    prepare_manifests(tmp_path / "even", tmp_path / "even", ManifestOptions(valid_percent=0.0))
     (whole,) = prepare_subsets(tmp_path / "even" / "train.tsv", tmp_path / "out", [0.1])
     assert whole.utterances == 2, "an amount that fits exactly is taken"
     with pytest.raises(DataError, match=r"--minutes 0, 1: .* has 0\.5 minutes"):

@@ -519,7 +519,7 @@ def test_every_task_opens_its_subsets_as_it_trains_on_them(
 ) -> None:
     for recipe, subset, kind in (
         (Recipe.from_dict(tiny_recipe), "train", "TextBlocksDataset"),
-        (ctc(utterances), "dev", "SpeechDataset"),
+        (ctc(utterances), "dev", "AudioDataset"),
         (events(utterances), "dev", "EventDataset"),
         (sentences(glue), "train", "SentenceDataset"),
         (Recipe.from_dict(image_runs.finetuning(pictures)), "val", "ImageDataset"),

@@ -31,9 +31,9 @@ from d2v_platform.tasks import (
 from d2v_platform.tasks import task as tasks
 from data2vec.artifact import Artifact
 from data2vec.config import Data2VecMultiConfig
+from data2vec.data.audio import AudioOptions
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import released_letters
-from data2vec.data.speech import SpeechOptions
 from data2vec.errors import CheckpointError, ConfigError, DataError
 from tests.platform.toy_task import toy_recipe
 
@@ -152,7 +152,7 @@ def speech(name: str, **task: Any) -> Recipe:
     return Recipe.from_dict(values)
 
 
-COMMON = SpeechOptions(
+COMMON = AudioOptions(
     sample_rate=8000, normalize=True, pad=True, max_sample_size=300, min_sample_size=30, num_batch_buckets=4,
     subsample=0.5, skip_broken=True, max_tokens=640, drop_longer=True,
 )  # fmt: skip
@@ -163,7 +163,7 @@ def test_clips_are_read_as_the_task_says(monkeypatch: pytest.MonkeyPatch) -> Non
 
     made = Keep()
     for module in (audio_pretraining, audio_finetuning):
-        monkeypatch.setattr(module, "SpeechDataset", made)
+        monkeypatch.setattr(module, "AudioDataset", made)
     monkeypatch.setattr(audio_classification, "EventDataset", made)
     monkeypatch.setattr(audio_pretraining, "conv_layers", lambda model: "layers")
     check = {"subsample": 1.0, "max_tokens": 320, "drop_longer": False}
@@ -231,7 +231,7 @@ class Labelled:
 
     def __init__(self, *lines: str) -> None:
         self.lines = lines
-        self.folder, self.split, self.options = Path("/d"), "learn", SpeechOptions(labels="ltr")
+        self.folder, self.split, self.options = Path("/d"), "learn", AudioOptions(labels="ltr")
 
     def __len__(self) -> int:
         return len(self.lines)

@@ -12,7 +12,7 @@ from d2v_platform.recipe.schema import Recipe
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import ConfigError
 from data2vec.mae_config import MaeConfig
-from data2vec.v1.vision_config import Data2VecVisionConfig
+from data2vec.v1.image_config import Data2VecVisionConfig
 
 
 def recipe_of(name: str, *overrides: str) -> Recipe:

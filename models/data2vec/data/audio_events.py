@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .audio import AudioBatch, AudioDataset, AudioOptions, AudioSample, hash_lines
 from .event_labels import read_event_labels
 from .manifest import Manifest
-from .speech import SpeechBatch, SpeechDataset, SpeechOptions, SpeechSample, hash_lines
 
 
-class EventSample(SpeechSample):
+class EventSample(AudioSample):
     """One clip, complete."""
 
     classes: tuple[int, ...]
 
 
-class EventBatch(SpeechBatch):
+class EventBatch(AudioBatch):
     """Clips of one length."""
 
     label: torch.Tensor  # (B, C) float32, 1 where the clip holds the class
@@ -44,20 +44,20 @@ class EventDataset:
         DataError: files are missing or malformed, or nothing is left after filtering.
     """
 
-    order = SpeechDataset.order
+    order = AudioDataset.order
 
     def __init__(
         self,
         folder: Path | str,
         split: str,
-        options: SpeechOptions,
+        options: AudioOptions,
         labels: str,
         classes: Sequence[str],
         *,
         seed: int = 1,
     ) -> None:
         assert options.pad and options.labels is None
-        self.audio = SpeechDataset(folder, split, options, seed=seed)
+        self.audio = AudioDataset(folder, split, options, seed=seed)
         self.classes = list(classes)
         path = Path(folder) / f"{split}.{labels}"
         self._labels = read_event_labels(path, self.audio.listed, len(self.classes))

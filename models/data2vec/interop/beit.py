@@ -114,7 +114,7 @@ def _config(checkpoint: FairseqCheckpoint, model: State) -> dict[str, Any]:
 
 def _with_index(tensors: State) -> State:
     """The index of relative positions follows from the grid: files without it get it."""
-    from ..v1.vision import relative_position_index
+    from ..v1.image import relative_position_index
 
     made = dict(tensors)
     for name, table in tensors.items():

@@ -13,8 +13,8 @@ from ..config import Data2VecMultiConfig, ImageHeadConfig
 from ..conv_spec import parse_conv_layers
 from ..errors import CheckpointError
 from ..v1.config import Data2VecAudioConfig
+from ..v1.image_config import Data2VecVisionConfig
 from ..v1.text_config import Data2VecTextConfig
-from ..v1.vision_config import Data2VecVisionConfig
 
 AUDIO, TEXT, VISION = "data2vec-audio", "data2vec-text", "data2vec-vision"
 PAD, BOS, EOS = 1, 0, 2

@@ -9,7 +9,7 @@ import re
 
 import torch
 
-from ..v1.vision import relative_position_index
+from ..v1.image import relative_position_index
 from .hf_tables import Row, translate
 from .imported import State
 

@@ -22,8 +22,8 @@ from ..families import modality_of
 from ..folders import written_folder
 from ..json_files import read_json
 from ..v1.config import Data2VecAudioConfig
+from ..v1.image_config import Data2VecVisionConfig
 from ..v1.text_config import Data2VecTextConfig
-from ..v1.vision_config import Data2VecVisionConfig
 from . import audio_tables, hf_config, hf_state, hf_tables, key_tables, v1_text, v1_vision
 from .fairseq_file import as_fp32
 from .hf_processor import (

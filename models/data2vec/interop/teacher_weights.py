@@ -8,8 +8,8 @@ from ..config import Data2VecMultiConfig
 from ..errors import CheckpointError
 from ..families import ModelConfig
 from ..v1.config import Data2VecAudioConfig
+from ..v1.image_config import Data2VecVisionConfig
 from ..v1.text_config import Data2VecTextConfig
-from ..v1.vision_config import Data2VecVisionConfig
 from .imported import ImportedModel
 
 

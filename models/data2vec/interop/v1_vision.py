@@ -7,7 +7,7 @@ import re
 from ..config import ImageHeadConfig
 from ..errors import CheckpointError, ConfigError
 from ..typed import build
-from ..v1.vision_config import Data2VecVisionConfig
+from ..v1.image_config import Data2VecVisionConfig
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting, State
 from .key_tables import Shapes, image_head

@@ -21,8 +21,8 @@ from ..lm.config import TransformerLMConfig
 from ..lm.flops import as_multi as _language
 from ..mae_config import MaeConfig
 from .config import Data2VecAudioConfig
+from .image_config import Data2VecVisionConfig
 from .text_config import Data2VecTextConfig
-from .vision_config import Data2VecVisionConfig
 
 
 def as_multi(config: object) -> Data2VecMultiConfig | None:

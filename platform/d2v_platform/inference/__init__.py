@@ -1,1 +1,1 @@
-"""Using speech models on data sets and recordings: decoding, error rates, transcripts."""
+"""Using models on data sets, recordings and images: transcripts, events, classes, embeddings, scores."""

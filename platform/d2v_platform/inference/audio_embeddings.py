@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
+from data2vec.audio_model import BATCH, AudioModel
 from data2vec.errors import DataError
 from data2vec.folders import printable, written_file
-from data2vec.speech_model import BATCH, SpeechModel
 
 from ..bars import Bars
 from .command_options import EmbedOptions
@@ -32,7 +32,7 @@ class Embedded:
 
 
 def embed_recordings(
-    model: SpeechModel,
+    model: AudioModel,
     files: Sequence[Path],
     dest: Path,
     *,
@@ -106,7 +106,7 @@ def _shown(files: Sequence[Path], console: Console | None) -> Iterator[Path]:
         yield from bars.track(files, description="embedding recordings")
 
 
-def embed_audio(model: SpeechModel, place: Path, options: EmbedOptions) -> None:
+def embed_audio(model: AudioModel, place: Path, options: EmbedOptions) -> None:
     """``d2v embed`` of recordings."""
     if options.pooling == "cls":
         raise DataError("--pooling cls is for images; recordings have mean and none")

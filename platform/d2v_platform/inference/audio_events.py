@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 import data2vec
+from data2vec.audio_model import SAMPLE_RATE, AudioModel
+from data2vec.data.audio import AudioDataset, AudioOptions
 from data2vec.data.audio_events import EventDataset
 from data2vec.data.batching import epoch_batches
 from data2vec.data.event_labels import read_classes
-from data2vec.data.speech import SpeechDataset, SpeechOptions
 from data2vec.errors import DataError
 from data2vec.folders import file_sha256
 from data2vec.metrics import event_metrics, event_scores_by_class
-from data2vec.speech_model import SAMPLE_RATE, SpeechModel
 
 from ..bars import Bars
 from ..figures import duration
@@ -54,7 +54,7 @@ def infer_events(
 
     note_unused(options, _USED, "audio events")
     loaded = data2vec.load(folder, device=options.platform.chosen_device())
-    assert isinstance(loaded, SpeechModel) and loaded.classifier is not None
+    assert isinstance(loaded, AudioModel) and loaded.classifier is not None
     data, subsets = Path(local_data(options.task.data)), options.subsets()
     opened = {subset: open_clips(loaded, data, subset, options) for subset in subsets}
     for dataset in opened.values():
@@ -81,10 +81,10 @@ def infer_events(
 
 
 def open_clips(
-    model: SpeechModel, data: Path, subset: str, options: InferOptions
-) -> EventDataset | SpeechDataset:
+    model: AudioModel, data: Path, subset: str, options: InferOptions
+) -> EventDataset | AudioDataset:
     """The clips of a subset, with events where it has a label file."""
-    speech = SpeechOptions(
+    audio = AudioOptions(
         sample_rate=SAMPLE_RATE,
         normalize=model.normalize,
         pad=True,
@@ -92,7 +92,7 @@ def open_clips(
         max_tokens=options.dataset.max_tokens,
     )
     if not (data / f"{subset}.{LABELS}").is_file():
-        return SpeechDataset(data, subset, speech)
+        return AudioDataset(data, subset, audio)
     path = data / DESCRIPTORS
     if path.is_file() and (names := read_classes(path)) != model.classes:
         pairs = zip(names, model.classes, strict=False)
@@ -101,12 +101,12 @@ def open_clips(
         if different is not None:
             what = f"{different[0]!r} where the model has {different[1]!r}"
         raise DataError(f"{path} has {what}; the label files belong to another model")
-    return EventDataset(data, subset, speech, LABELS, model.classes)
+    return EventDataset(data, subset, audio, LABELS, model.classes)
 
 
 def probabilities(
-    model: SpeechModel,
-    dataset: EventDataset | SpeechDataset,
+    model: AudioModel,
+    dataset: EventDataset | AudioDataset,
     options: InferOptions,
     console: Console | None = None,
 ) -> np.ndarray:
@@ -135,7 +135,7 @@ def probabilities(
 
 
 def write_events(
-    folder: Path, classes: Sequence[str], dataset: EventDataset | SpeechDataset, scores_NC: np.ndarray
+    folder: Path, classes: Sequence[str], dataset: EventDataset | AudioDataset, scores_NC: np.ndarray
 ) -> dict[str, float]:
     """``predictions.parquet`` and ``.csv``, ``per_class.csv`` where labels are known, ``summary.json``."""
     import pandas as pd

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 
 from data2vec.artifact import read_artifact
+from data2vec.audio_model import SAMPLE_RATE, AudioModel
 from data2vec.ctc_decoding import BeamOptions, LetterBeam, LexiconBeam
+from data2vec.data.audio import AudioDataset, AudioOptions
 from data2vec.data.batching import epoch_batches
 from data2vec.data.letters import greedy_ids, words_of_ids
 from data2vec.data.manifest import Manifest
-from data2vec.data.speech import SpeechDataset, SpeechOptions
 from data2vec.errors import CheckpointError, DataError
 from data2vec.lm.loaded import LanguageModel
 from data2vec.speech_metrics import word_errors
-from data2vec.speech_model import SAMPLE_RATE, SpeechModel
 
 from ..registry.model_folders import model_folder
 from ..tasks.audio_data import check_symbols
@@ -140,10 +140,10 @@ def make_search(decoding: DecodingOptions, device: str) -> Search:
     )
 
 
-def open_dataset(job: Job) -> SpeechDataset:
+def open_dataset(job: Job) -> AudioDataset:
     """The utterances, longest first in their batches; nothing is dropped but what the options say."""
     speech = load_acoustic(job.model)
-    options = SpeechOptions(
+    options = AudioOptions(
         sample_rate=SAMPLE_RATE,
         normalize=speech.normalize,
         pad=True,
@@ -151,7 +151,7 @@ def open_dataset(job: Job) -> SpeechDataset:
         labels=job.labels,
         max_tokens=job.max_tokens,
     )
-    return SpeechDataset(job.data, job.subset, options, dictionary=speech.letters)
+    return AudioDataset(job.data, job.subset, options, dictionary=speech.letters)
 
 
 def check_utterances(job: Job) -> None:
@@ -180,7 +180,7 @@ def refuse_longer(manifest: Manifest, limit: int | None) -> None:
         )
 
 
-def batches(dataset: SpeechDataset, job: Job) -> list[list[int]]:
+def batches(dataset: AudioDataset, job: Job) -> list[list[int]]:
     """Batches of similar lengths, the longest first."""
     found = epoch_batches(
         dataset.sizes,
@@ -195,7 +195,7 @@ def batches(dataset: SpeechDataset, job: Job) -> list[list[int]]:
     return [batch.tolist() for batch in found]
 
 
-def decode_batch(job: Job, dataset: SpeechDataset, indices: Sequence[int]) -> list[dict[str, Any]]:
+def decode_batch(job: Job, dataset: AudioDataset, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Results of a batch: one plain record an utterance."""
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -208,7 +208,7 @@ def decode_batch(job: Job, dataset: SpeechDataset, indices: Sequence[int]) -> li
 
 
 def compute_emissions(
-    job: Job, dataset: SpeechDataset, indices: Sequence[int]
+    job: Job, dataset: AudioDataset, indices: Sequence[int]
 ) -> tuple[np.ndarray, list[int], list[float]]:
     """Log-probabilities of a batch (B, T, V), with the frames and the model seconds of each utterance."""
     speech = load_acoustic(job.model)
@@ -229,7 +229,7 @@ def _moved(mask: torch.Tensor | None, device: str) -> torch.Tensor | None:
 
 
 def decode_one(
-    job: Job, dataset: SpeechDataset, index: int, emissions_TV: np.ndarray, search: Any, model_s: float
+    job: Job, dataset: AudioDataset, index: int, emissions_TV: np.ndarray, search: Any, model_s: float
 ) -> dict[str, Any]:
     """The record of one utterance."""
     speech = load_acoustic(job.model)
@@ -284,7 +284,7 @@ def all_records(job: Job, parts: Sequence[Sequence[int]]) -> Iterator[list[dict[
 
 
 @functools.lru_cache(maxsize=1)
-def load_acoustic(folder: str) -> SpeechModel:
+def load_acoustic(folder: str) -> AudioModel:
     """The acoustic model of a folder, kept while it is the same.
 
     Raises:
@@ -295,7 +295,7 @@ def load_acoustic(folder: str) -> SpeechModel:
         raise CheckpointError(
             f"{folder} holds a {artifact.kind} model; decoding needs one fine-tuned for CTC"
         )
-    model = SpeechModel(artifact)
+    model = AudioModel(artifact)
     if model.letters is None:
         raise CheckpointError(f"{folder} has no dictionary of letters; import it again with its dict.ltr.txt")
     return model

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 import data2vec
 from data2vec.data.image_sources import SUBSETS, ImageSource, open_images
-from data2vec.data.vision import ImageDataset, Oddities
+from data2vec.data.images import ImageDataset, Oddities
 from data2vec.errors import DataError
 from data2vec.folders import printable
 from data2vec.image_model import ImageModel, Pooling

@@ -15,7 +15,7 @@ from data2vec.data.manifest import read_manifest
 from data2vec.errors import DataError
 
 if TYPE_CHECKING:
-    from data2vec.speech_model import SpeechModel
+    from data2vec.audio_model import AudioModel
 
 OTHER_SUFFIXES = (
     ".aiff", ".aif", ".aifc", ".au", ".snd", ".mp3", ".opus", ".oga", ".caf", ".w64", ".rf64", ".voc",
@@ -58,14 +58,14 @@ class ReadRecordings:
         silent: those that were read and hold no sound.
     """
 
-    def __init__(self, model: SpeechModel, files: Iterable[Path]) -> None:
+    def __init__(self, model: AudioModel, files: Iterable[Path]) -> None:
         self._model, self._files = model, files
         self.done: list[tuple[Path, float]] = []
         self.failed: list[str] = []
         self.silent: set[Path] = set()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        from data2vec.speech_model import SAMPLE_RATE
+        from data2vec.audio_model import SAMPLE_RATE
 
         for path in self._files:
             try:

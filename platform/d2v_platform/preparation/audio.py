@@ -45,7 +45,7 @@ LAYOUTS = {"librispeech": LIBRISPEECH, "librilight": LIBRILIGHT}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioOptions:
+class ManifestOptions:
     """How a folder becomes manifests."""
 
     ext: str = "flac"  # extension without dot, case-sensitive
@@ -84,7 +84,7 @@ class ManifestReport:
 
 
 def prepare_manifests(
-    root: Path, dest: Path, options: AudioOptions | None = None, console: Console | None = None
+    root: Path, dest: Path, options: ManifestOptions | None = None, console: Console | None = None
 ) -> ManifestReport:
     """Write ``train.tsv`` and ``valid.tsv``, or the manifests of an official layout.
 
@@ -97,7 +97,7 @@ def prepare_manifests(
     Raises:
         DataError: options are impossible, nothing was found, or (strict) files had to be left out.
     """
-    options = options or AudioOptions()
+    options = options or ManifestOptions()
     if not 0.0 <= options.valid_percent <= 1.0:
         raise DataError(f"--valid-percent {options.valid_percent} must be a fraction, 0 to 1")
     if options.name == "valid" and options.layout is None and options.valid_percent not in (0.0, 1.0):
@@ -108,8 +108,8 @@ def prepare_manifests(
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     if options.layout is not None and (options.name, options.valid_percent) != (
-        AudioOptions.name,
-        AudioOptions.valid_percent,
+        ManifestOptions.name,
+        ManifestOptions.valid_percent,
     ):
         raise DataError("--layout decides what is in which manifest: leave out --name and --valid-percent")
     files = [path for path in _files(root, options.ext) if _wanted(path, options.path_must_contain)]
@@ -125,7 +125,7 @@ def prepare_manifests(
 
 
 def _prepare(
-    root: Path, dest: Path, files: list[Path], options: AudioOptions, console: Console
+    root: Path, dest: Path, files: list[Path], options: ManifestOptions, console: Console
 ) -> ManifestReport:
     report = ManifestReport(folder=dest)
     looked = list(_look_at_all(files, options, console))
@@ -176,7 +176,7 @@ def _wanted(path: Path, part: str | None) -> bool:
     return part is None or part in str(path)
 
 
-def _look_at_all(files: Sequence[Path], options: AudioOptions, console: Console) -> Iterable[Looked]:
+def _look_at_all(files: Sequence[Path], options: ManifestOptions, console: Console) -> Iterable[Looked]:
     workers = options.workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool, _progress(console) as progress:
         task = progress.add_task("reading", total=len(files))
@@ -185,7 +185,7 @@ def _look_at_all(files: Sequence[Path], options: AudioOptions, console: Console)
             yield looked
 
 
-def look_at(path: Path, options: AudioOptions) -> Looked:
+def look_at(path: Path, options: ManifestOptions) -> Looked:
     """Whether a file can be trained on; never raises for what is wrong with it."""
     if "\t" in str(path) or "\n" in str(path) or str(path).endswith("\r"):
         return Looked(path, 0, "a path with a tab or line break does not fit a manifest")
@@ -234,7 +234,7 @@ def _decoded_part(path: Path, frames: int, whole: bool) -> np.ndarray:
 
 
 def _converted(
-    root: Path, looked: list[Looked], options: AudioOptions, report: ManifestReport, console: Console
+    root: Path, looked: list[Looked], options: ManifestOptions, report: ManifestReport, console: Console
 ) -> list[Looked]:
     """Copies at the wanted rate of the files that have another one."""
     assert options.resample is not None
@@ -279,7 +279,7 @@ def _convert(job: tuple[Path, Path, int, int]) -> Looked:
     return Looked(Path(os.path.realpath(copy)), len(samples))
 
 
-def _splits(root: Path, usable: list[Looked], options: AudioOptions) -> Mapping[str, list[Looked]]:
+def _splits(root: Path, usable: list[Looked], options: ManifestOptions) -> Mapping[str, list[Looked]]:
     if options.layout is not None:
         return _official(root, usable, options.layout)
     draw = random.Random(options.seed)  # the reference's own generator and order of draws

@@ -42,12 +42,12 @@ def audio_manifest(
     workers: Annotated[int | None, typer.Option(min=1, help="Threads; default: all cores.")] = None,
 ) -> None:
     """A folder of audio to train.tsv and valid.tsv, as the reference's script writes them."""
-    from .audio import LAYOUTS, AudioOptions, prepare_manifests
+    from .audio import LAYOUTS, ManifestOptions, prepare_manifests
 
     if layout is not None and layout not in LAYOUTS:
         raise DataError(f"--layout {layout!r}: choose {' or '.join(LAYOUTS)}")
     console = Console(markup=False, soft_wrap=True)
-    options = AudioOptions(
+    options = ManifestOptions(
         ext=ext,
         valid_percent=valid_percent,
         seed=seed,

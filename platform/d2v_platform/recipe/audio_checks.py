@@ -1,4 +1,4 @@
-"""What must hold between the values of a speech recipe."""
+"""What must hold between the values of an audio recipe."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _EVENT_LOGS = ("_predictions", "_targets")  # what the reference's recipe lists;
 
 
 def audio_recipe_problems(recipe: Recipe) -> Iterator[Problem]:
-    """Problems of tasks, models and criteria of speech."""
+    """Problems of tasks, models and criteria of audio."""
     task = recipe.task
     assert isinstance(task, AudioTask)
     if task.sample_rate < 1:

@@ -14,8 +14,8 @@ from data2vec.errors import ConfigError, Problem
 from data2vec.lm.config import TransformerLMConfig
 from data2vec.mae_config import MaeConfig
 from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision_config import Data2VecVisionConfig
 
 from .audio_components import (
     AudioClassificationModel,

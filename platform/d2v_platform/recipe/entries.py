@@ -13,8 +13,8 @@ from data2vec.lm.config import TransformerLMConfig
 from data2vec.mae_config import MaeConfig
 from data2vec.metrics import EVENT_METRICS
 from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision_config import Data2VecVisionConfig
 
 from .audio_checks import CTC_METRICS, audio_recipe_problems, without_language_model
 from .audio_components import (

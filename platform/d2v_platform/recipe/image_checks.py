@@ -9,7 +9,7 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.data.image_transforms import finetuning_transform
 from data2vec.errors import Problem
 from data2vec.mae_config import MaeConfig
-from data2vec.v1.vision_config import Data2VecVisionConfig
+from data2vec.v1.image_config import Data2VecVisionConfig
 
 from .groups import split_names
 from .image_components import (

@@ -1,4 +1,4 @@
-"""What the registry needs to know about speech models: signature, and the inputs of the reload check."""
+"""What the registry needs to know about audio models: signature, and the inputs of the reload check."""
 
 from __future__ import annotations
 

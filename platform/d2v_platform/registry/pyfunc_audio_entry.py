@@ -1,4 +1,4 @@
-"""The code that MLflow runs when it loads a speech model version of ours (models-from-code, no pickle).
+"""The code that MLflow runs when it loads an audio model version of ours (models-from-code, no pickle).
 
 This file is copied into every version, beside a copy of the ``data2vec`` package and the model folder, so
 that a version keeps loading with the code it was registered with. It therefore imports nothing of the

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from data2vec.artifact import Artifact
+from data2vec.audio_model import SAMPLE_RATE
 from data2vec.audio_trunk import AudioConfig, TrunkOptions, trunk_config
+from data2vec.data.audio import AudioDataset, AudioOptions
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import WORD_END
-from data2vec.data.speech import SpeechDataset, SpeechOptions
 from data2vec.errors import DataError
-from data2vec.speech_model import SAMPLE_RATE
 
 from ..recipe.audio_components import AudioClassificationTask, AudioFinetuningTask, AudioPretrainingTask
 from ..recipe.schema import Recipe
@@ -24,7 +24,7 @@ class OnAudio(TrainingTask):
     speed_unit = ("s of audio", "audio_s", SAMPLE_RATE)
 
     @staticmethod
-    def size_in_words(recipe: Recipe, dataset: SpeechDataset) -> str:
+    def size_in_words(recipe: Recipe, dataset: AudioDataset) -> str:
         """Recordings and their length."""
         task = recipe.task
         assert isinstance(task, AudioPretrainingTask | AudioFinetuningTask | AudioClassificationTask)
@@ -43,7 +43,7 @@ class OnAudio(TrainingTask):
 
 def audio_options(
     recipe: Recipe, subset: str, *, pad: bool, drop_longer: bool, labels: str | None = None
-) -> SpeechOptions:
+) -> AudioOptions:
     """The recipe's options for one subset; validation takes all of it, in batches of its own size.
 
     Args:
@@ -56,7 +56,7 @@ def audio_options(
     task, settings = recipe.task, recipe.dataset
     assert isinstance(task, AudioPretrainingTask | AudioFinetuningTask | AudioClassificationTask)
     training = subset == settings.train_subset
-    return SpeechOptions(
+    return AudioOptions(
         sample_rate=task.sample_rate,
         normalize=task.normalize,
         pad=pad,
@@ -77,7 +77,7 @@ def audio_samples(batch: Mapping[str, Any]) -> int:
     return batch["source"].numel() - (0 if padding is None else int(padding.sum()))
 
 
-def check_symbols(dataset: SpeechDataset, letters: Dictionary, remedy: str) -> str | None:
+def check_symbols(dataset: AudioDataset, letters: Dictionary, remedy: str) -> str | None:
     """Labels of another alphabet must not turn into ``<unk>`` in silence.
 
     Args:

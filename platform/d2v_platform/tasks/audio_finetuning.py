@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from data2vec.artifact import load_strictly, read_artifact, save_artifact
+from data2vec.audio_model import conv_layers
 from data2vec.ctc import BLANK, CTCConfig, CTCModel
 from data2vec.ctc_decoding import BeamOptions, LexiconBeam
+from data2vec.data.audio import AudioDataset
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import greedy_ids, words_of_ids
-from data2vec.data.speech import SpeechDataset
 from data2vec.errors import ConfigError, Problem
 from data2vec.speech_metrics import ErrorCount, count_errors, total, word_errors
-from data2vec.speech_model import conv_layers
 from data2vec.v1.config import Data2VecAudioConfig
 
 from ..recipe.audio_checks import missing_files, word_error_model
@@ -49,7 +49,7 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
         self.parent = parent.config.get("origin", {})
         self.pretrained = check_parent(recipe, parent)
         self.letters = load_letters(self.task)
-        self._datasets: dict[str, SpeechDataset] = {}
+        self._datasets: dict[str, AudioDataset] = {}
         self.dataset(recipe.dataset.train_subset)
         names = CTCConfig.__dataclass_fields__
         options = CTCConfig(**{name: getattr(recipe.model, name) for name in names})
@@ -73,7 +73,7 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
         return block_lr_scales(self.model, "w2v_encoder.w2v_model.", decay)
 
     @staticmethod
-    def open_subset(recipe: Recipe, subset: str) -> SpeechDataset:
+    def open_subset(recipe: Recipe, subset: str) -> AudioDataset:
         """The data set of one subset; nothing is built."""
         assert isinstance(recipe.task, AudioFinetuningTask)
         return open_utterances(recipe, subset, load_letters(recipe.task), None)
@@ -96,7 +96,7 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
             if told and subset == recipe.dataset.train_subset:
                 logger.warning("%s", told)
 
-    def dataset(self, subset: str, epoch: int = 1) -> SpeechDataset:
+    def dataset(self, subset: str, epoch: int = 1) -> AudioDataset:
         """Utterances of one subset."""
         found = self._datasets.get(subset)
         if found is None:
@@ -286,12 +286,12 @@ def make_beam(criterion: CTCCriterion, letters: Dictionary) -> Any:
 
 def open_utterances(
     recipe: Recipe, subset: str, letters: Dictionary, layers: tuple[tuple[int, int, int], ...] | None
-) -> SpeechDataset:
+) -> AudioDataset:
     """The utterances of one subset; training leaves out what cannot be learned from, and says how many."""
     task = recipe.task
     assert isinstance(task, AudioFinetuningTask)
     options = audio_options(recipe, subset, pad=True, drop_longer=True, labels=task.labels)
-    return SpeechDataset(
+    return AudioDataset(
         task.data, subset, options, dictionary=letters, convolutions=layers, seed=recipe.common.seed
     )
 

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 
 from data2vec.audio_masking import block_masks_1d, mask_set
+from data2vec.audio_model import conv_layers
 from data2vec.config import Data2VecMultiConfig
 from data2vec.conv_spec import frame_count, parse_conv_layers
-from data2vec.data.speech import SpeechDataset
+from data2vec.data.audio import AudioDataset
 from data2vec.masking import MaskSet, clone_ids
 from data2vec.pretraining import Data2VecPretraining, PretrainOutput
 from data2vec.randomness import stable_key
-from data2vec.speech_model import conv_layers
+from data2vec.v1.audio import Data2VecAudioPretraining
 from data2vec.v1.config import Data2VecAudioConfig
-from data2vec.v1.speech import Data2VecAudioPretraining
 
 from ..recipe.audio_components import AudioPretrainingTask
 from ..recipe.schema import Recipe
@@ -34,7 +34,7 @@ class AudioPretraining(OnAudio, PretrainingTask):
         assert isinstance(recipe.task, AudioPretrainingTask)
         assert isinstance(recipe.model, Data2VecMultiConfig | Data2VecAudioConfig)
         self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
-        self._datasets: dict[str, SpeechDataset] = {}
+        self._datasets: dict[str, AudioDataset] = {}
         self.dataset(recipe.dataset.train_subset)
         self.model: Data2VecPretraining | Data2VecAudioPretraining
         if isinstance(self.config, Data2VecAudioConfig):
@@ -44,7 +44,7 @@ class AudioPretraining(OnAudio, PretrainingTask):
         self.prepare(self.config.embed_dim)
 
     @staticmethod
-    def open_subset(recipe: Recipe, subset: str) -> SpeechDataset:
+    def open_subset(recipe: Recipe, subset: str) -> AudioDataset:
         """The data set of one subset; nothing is built."""
         return open_recordings(recipe, subset)
 
@@ -54,7 +54,7 @@ class AudioPretraining(OnAudio, PretrainingTask):
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
             open_recordings(recipe, subset).verify()
 
-    def dataset(self, subset: str, epoch: int = 1) -> SpeechDataset:
+    def dataset(self, subset: str, epoch: int = 1) -> AudioDataset:
         """Clips of one subset, cropped elsewhere in every epoch."""
         dataset = self._datasets.get(subset) or open_recordings(self.recipe, subset)
         self._datasets[subset] = dataset.for_epoch(epoch)
@@ -134,10 +134,10 @@ _OF_THE_MODEL = ("feature_encoder_spec", "mask_prob", "mask_prob_adjust", "mask_
                  "mask_dropout")  # fmt: skip
 
 
-def open_recordings(recipe: Recipe, subset: str) -> SpeechDataset:
+def open_recordings(recipe: Recipe, subset: str) -> AudioDataset:
     """The clips of one subset as the recipe asks for them."""
     task = recipe.task
     assert isinstance(task, AudioPretrainingTask)
     options = audio_options(recipe, subset, pad=task.enable_padding, drop_longer=task.enable_padding)
     layers = conv_layers(recipe.model)
-    return SpeechDataset(task.data, subset, options, convolutions=layers, seed=recipe.common.seed)
+    return AudioDataset(task.data, subset, options, convolutions=layers, seed=recipe.common.seed)

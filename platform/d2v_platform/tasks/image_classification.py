@@ -13,7 +13,7 @@ from torch import nn
 
 from data2vec.artifact import Artifact, load_strictly, read_artifact, save_artifact
 from data2vec.config import ImageHeadConfig
-from data2vec.data.vision import ImageDataset, Oddities
+from data2vec.data.images import ImageDataset, Oddities
 from data2vec.errors import CheckpointError, ConfigError, DataError, Problem
 from data2vec.families import shape_of
 from data2vec.image_heads import (
@@ -26,7 +26,7 @@ from data2vec.image_heads import (
 )
 from data2vec.mae_config import MaeConfig
 from data2vec.randomness import seeded
-from data2vec.v1.vision_config import Data2VecVisionConfig
+from data2vec.v1.image_config import Data2VecVisionConfig
 
 from ..recipe.image_components import (
     Data2VecImageClassification,

@@ -15,7 +15,7 @@ from data2vec.data.image_transforms import (
     finetuning_transform,
     pretraining_transform,
 )
-from data2vec.data.vision import ImageDataset, Oddities
+from data2vec.data.images import ImageDataset, Oddities
 from data2vec.errors import DataError
 
 from ..recipe.image_components import (

@@ -20,8 +20,8 @@ from data2vec.image_masking import image_masks
 from data2vec.image_model import ImageModel
 from data2vec.mae_config import MaeConfig
 from data2vec.masking import clone_ids
-from data2vec.v1.vision_config import Data2VecVisionConfig
-from data2vec.v1.vision_masking import rectangle_masks
+from data2vec.v1.image_config import Data2VecVisionConfig
+from data2vec.v1.image_masking import rectangle_masks
 
 from ..recipe.image_components import ImagePretraining
 from ..recipe.local_data import with_local_data

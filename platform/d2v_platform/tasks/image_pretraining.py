@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from data2vec.config import Data2VecMultiConfig
-from data2vec.data.vision import ImageDataset, Oddities
+from data2vec.data.images import ImageDataset, Oddities
 from data2vec.image_model import pooled_features
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.probes import accuracy, knn_predict, linear_probe
-from data2vec.v1.vision import Data2VecVisionPretraining
-from data2vec.v1.vision_config import Data2VecVisionConfig
+from data2vec.v1.image import Data2VecVisionPretraining
+from data2vec.v1.image_config import Data2VecVisionConfig
 
 from ..recipe.image_checks import PROBE_METRICS
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe

@@ -16,7 +16,7 @@ from data2vec.collapse import STAGES, watched_channels
 from data2vec.config import Data2VecMultiConfig
 from data2vec.flops import StepCost, StepShape, pretraining_step
 from data2vec.pretraining import Moments, PretrainOutput
-from data2vec.v1.vision_config import Data2VecVisionConfig
+from data2vec.v1.image_config import Data2VecVisionConfig
 
 from ..recipe.components import ModelCriterion
 from ..recipe.schema import Recipe

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from data2vec.data.audio import AudioOptions
 from data2vec.data.audio_events import EventDataset
 from data2vec.data.event_labels import read_classes, read_event_labels
 from data2vec.data.manifest import manifest_text
-from data2vec.data.speech import SpeechOptions
 from data2vec.errors import DataError
 
 
@@ -57,7 +57,7 @@ def test_labels_stay_with_their_clips_when_short_ones_are_left_out(tmp_path: Pat
     entries = [(f"{index}.wav", length) for index, length in enumerate(lengths)]
     (tmp_path / "train.tsv").write_text(manifest_text(str(tmp_path), entries))
     (tmp_path / "train.lbl").write_text("0\t1\t0\n0\t1\t1\n0\t1\t1,2\n")
-    options = SpeechOptions(pad=True, min_sample_size=800)
+    options = AudioOptions(pad=True, min_sample_size=800)
     dataset = EventDataset(tmp_path, "train", options, "lbl", ["a", "b", "c"])
     assert [dataset.events(i) for i in range(2)] == [(0,), (1, 2)]
     batch = dataset.collate([dataset[0], dataset[1]])

@@ -30,12 +30,12 @@ from data2vec.interop.pickles import named_objects
 from data2vec.interop.teacher_weights import with_teacher_weights
 from data2vec.loading import load
 from data2vec.pretraining import Data2VecPretraining
+from data2vec.v1.audio import Data2VecAudioPretraining
 from data2vec.v1.config import Data2VecAudioConfig
-from data2vec.v1.speech import Data2VecAudioPretraining
+from data2vec.v1.image import Data2VecVisionPretraining
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.text import Data2VecTextPretraining
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision import Data2VecVisionPretraining
-from data2vec.v1.vision_config import Data2VecVisionConfig
 
 WORDS = ["the", " river", " mill", " old"]
 _DECODER = {"decoder_dim": 16, "decoder_groups": 1, "decoder_kernel": 3, "decoder_layers": 2}

@@ -11,9 +11,9 @@ from data2vec.config import Data2VecMultiConfig, ImageHeadConfig
 from data2vec.errors import CheckpointError
 from data2vec.interop import hf_config, hf_state
 from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.image import relative_position_index
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision import relative_position_index
-from data2vec.v1.vision_config import Data2VecVisionConfig
 
 AUDIO = Data2VecAudioConfig(
     extractor_mode="layer_norm",

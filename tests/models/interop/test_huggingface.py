@@ -19,12 +19,12 @@ from data2vec.errors import CheckpointError
 from data2vec.heads import SentenceClassifier, make_text_trunk
 from data2vec.image_heads import ImageClassifier
 from data2vec.interop.huggingface import export_folder, import_folder
+from data2vec.v1.audio import Data2VecAudio
 from data2vec.v1.config import Data2VecAudioConfig
-from data2vec.v1.speech import Data2VecAudio
+from data2vec.v1.image import Data2VecVision
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.text import Data2VecText
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision import Data2VecVision
-from data2vec.v1.vision_config import Data2VecVisionConfig
 
 transformers = pytest.importorskip("transformers")
 

@@ -22,8 +22,8 @@ from data2vec.interop.fairseq_file import FairseqCheckpoint, read_checkpoint
 from data2vec.interop.huggingface import import_folder
 from data2vec.interop.inspection import inspect
 from data2vec.v1.config import Data2VecAudioConfig
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision_config import Data2VecVisionConfig
 
 TEXT_2 = {
     "embed_dim": 8,

@@ -18,12 +18,12 @@ from data2vec.interop import audio_tables, beit, key_tables, v1_text, v1_vision
 from data2vec.interop.fairseq_file import FairseqCheckpoint
 from data2vec.interop.imported import Sorting
 from data2vec.student import Data2VecMulti
+from data2vec.v1.audio import Data2VecAudio
 from data2vec.v1.config import Data2VecAudioConfig
-from data2vec.v1.speech import Data2VecAudio
+from data2vec.v1.image import Data2VecVision
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.text import Data2VecText
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision import Data2VecVision
-from data2vec.v1.vision_config import Data2VecVisionConfig
 
 Shapes = dict[str, tuple[int, ...]]
 DECODER = {"decoder_dim": 12, "decoder_groups": 2, "decoder_kernel": 3, "decoder_layers": 2}

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from data2vec.v1.audio import Data2VecAudioPretraining
 from data2vec.v1.config import Data2VecAudioConfig
-from data2vec.v1.speech import Data2VecAudioPretraining
+from data2vec.v1.image import Data2VecVisionPretraining
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.text import Data2VecTextPretraining
 from data2vec.v1.text_config import Data2VecTextConfig
-from data2vec.v1.vision import Data2VecVisionPretraining
-from data2vec.v1.vision_config import Data2VecVisionConfig
 from tests.models.plain import agree, informative
 from tests.models.plain_v1 import PlainAudio, PlainText, PlainVision
 from tests.parity.intermediates import intermediates

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import data2vec
 from data2vec.alibi import alibi_slopes
 from data2vec.artifact import save_artifact
+from data2vec.audio import AudioEncoder
 from data2vec.audio_masking import block_masks_1d, mask_set, span_masks
 from data2vec.audio_trunk import TrainingMasks, trunk_config
 from data2vec.config import Data2VecMultiConfig
@@ -23,10 +24,9 @@ from data2vec.ctc import CTCConfig, CTCModel, frames_needed
 from data2vec.errors import ConfigError, Data2VecError
 from data2vec.masking import clone_ids
 from data2vec.pretraining import Data2VecPretraining
-from data2vec.speech import AudioEncoder
 from data2vec.student import Data2VecMulti
+from data2vec.v1.audio import Data2VecAudio, Data2VecAudioPretraining
 from data2vec.v1.config import Data2VecAudioConfig
-from data2vec.v1.speech import Data2VecAudio, Data2VecAudioPretraining
 from data2vec.waveform import strided_convolution
 
 SPEC = "[(16, 10, 5)] + [(16, 3, 2)] * 2"

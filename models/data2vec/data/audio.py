@@ -31,7 +31,7 @@ _VERIFIED = 2000  # files whose header is read before training; larger sets are 
 _NEIGHBOURS = 20  # unreadable files in a row that skipping gets over
 
 
-class SpeechSample(TypedDict):
+class AudioSample(TypedDict):
     """One utterance, complete."""
 
     id: int  # number of its line in the manifest, before any is left out
@@ -39,7 +39,7 @@ class SpeechSample(TypedDict):
     target: NotRequired[torch.Tensor]  # (U,) int64
 
 
-class SpeechBatch(TypedDict):
+class AudioBatch(TypedDict):
     """Utterances of one length."""
 
     id: torch.Tensor  # (B,) int64
@@ -51,7 +51,7 @@ class SpeechBatch(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeechOptions:
+class AudioOptions:
     """How utterances are read and put together."""
 
     sample_rate: int = 16_000  # samples a second that files must have
@@ -67,13 +67,13 @@ class SpeechOptions:
     drop_longer: bool = False  # leave out longer ones (training)
 
 
-class SpeechDataset:
+class AudioDataset:
     """The utterances of one split.
 
     Args:
         folder: has ``<split>.tsv`` and, for labels, ``<split>.<labels>``.
         split: name of the manifest without ``.tsv``.
-        options: see :class:`SpeechOptions`.
+        options: see :class:`AudioOptions`.
         dictionary: letters, needed with labels.
         convolutions: the model's, for leaving out utterances with fewer frames than labels need.
         seed: key of crops and of the subsample.
@@ -89,7 +89,7 @@ class SpeechDataset:
         self,
         folder: Path | str,
         split: str,
-        options: SpeechOptions,
+        options: AudioOptions,
         *,
         dictionary: Dictionary | None = None,
         convolutions: tuple[ConvLayer, ...] | None = None,
@@ -126,7 +126,7 @@ class SpeechDataset:
     def __len__(self) -> int:
         return len(self.manifest)
 
-    def __getitem__(self, index: int) -> SpeechSample:
+    def __getitem__(self, index: int) -> AudioSample:
         for step in range(_NEIGHBOURS):
             at = (index + step) % len(self)
             try:
@@ -139,7 +139,7 @@ class SpeechDataset:
                 logger.warning("skipped, its neighbour is used: %s", error)
                 continue
             source = torch.from_numpy(samples)
-            sample: SpeechSample = {
+            sample: AudioSample = {
                 "id": int(self.manifest.lines[at]),
                 "source": normalized(source) if self.options.normalize else source,
             }
@@ -162,7 +162,7 @@ class SpeechDataset:
         assert self._labels is not None
         return self._labels[int(self.manifest.lines[index])]
 
-    def collate(self, samples: Sequence[SpeechSample]) -> SpeechBatch:
+    def collate(self, samples: Sequence[AudioSample]) -> AudioBatch:
         """Crop to the shortest, or pad to the longest."""
         lengths = [len(sample["source"]) for sample in samples]
         limit = self.options.max_sample_size
@@ -176,7 +176,7 @@ class SpeechDataset:
             piece = self._piece(sample, length)
             source[row, : len(piece)] = piece
             padding[row, : len(piece)] = False
-        batch: SpeechBatch = {
+        batch: AudioBatch = {
             "id": torch.tensor([sample["id"] for sample in samples]),
             "source": source,
             "padding_mask": padding,
@@ -190,7 +190,7 @@ class SpeechDataset:
                 batch["target"][row, : len(target)] = target
         return batch
 
-    def _piece(self, sample: SpeechSample, length: int) -> torch.Tensor:
+    def _piece(self, sample: AudioSample, length: int) -> torch.Tensor:
         """At most ``length`` samples from a place that depends on (seed, epoch, utterance) alone."""
         extra = len(sample["source"]) - length
         if extra <= 0:
@@ -198,7 +198,7 @@ class SpeechDataset:
         start = stable_key("crop", self.seed, self.epoch, sample["id"]) % (extra + 1)
         return sample["source"][start : start + length]
 
-    def for_epoch(self, epoch: int) -> SpeechDataset:
+    def for_epoch(self, epoch: int) -> AudioDataset:
         """The data of another epoch: the same utterances, cropped elsewhere."""
         if epoch == self.epoch:
             return self
@@ -309,7 +309,7 @@ def hash_lines(lines: Sequence[str]) -> str:
     return f"{stable_key(*lines):016x}"
 
 
-def _check(options: SpeechOptions, dictionary: Dictionary | None) -> None:
+def _check(options: AudioOptions, dictionary: Dictionary | None) -> None:
     problems = []
     if options.labels is not None and dictionary is None:
         problems.append(Problem("task.labels", options.labels, "needs a dictionary of its symbols"))

@@ -18,7 +18,7 @@ from data2vec.data.image_files import UnreadableImageError, read_image
 from data2vec.data.image_shards import ShardSource
 from data2vec.data.image_sources import FolderSource, open_images
 from data2vec.data.image_transforms import evaluation_transform, finetuning_transform, pretraining_transform
-from data2vec.data.vision import ImageDataset, Oddities
+from data2vec.data.images import ImageDataset, Oddities
 from data2vec.errors import DataError
 
 

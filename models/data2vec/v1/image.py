@@ -24,9 +24,9 @@ from ..student import Features
 from ..targets import TargetAverage
 from ..teacher import Teacher
 from ..transformer import TransformerBlock, drop_path_rates, kept_blocks
+from .image_config import Data2VecVisionConfig
+from .image_masking import rectangle_masks
 from .objective import masked_positions, regression_output
-from .vision_config import Data2VecVisionConfig
-from .vision_masking import rectangle_masks
 
 EachLayer = Callable[[int, torch.Tensor, torch.Tensor], None]
 INIT_STD = 0.02
@@ -121,7 +121,7 @@ class BiasedAttention(nn.Module):
         return out_BTD if scale_D is None else out_BTD * scale_D
 
 
-class VisionBlock(TransformerBlock):
+class ImageBlock(TransformerBlock):
     """Pre-LN block with a learned scale of each branch."""
 
     def __init__(self, config: Data2VecVisionConfig, drop_path: float) -> None:
@@ -147,7 +147,7 @@ class VisionBlock(TransformerBlock):
         return kept.add(x, f), f
 
 
-class VisionTransformer(nn.Module):
+class ImageTransformer(nn.Module):
     """Relative positions, blocks and (for pretraining) a final norm."""
 
     def __init__(self, config: Data2VecVisionConfig, final_norm: bool) -> None:
@@ -155,7 +155,7 @@ class VisionTransformer(nn.Module):
         shared = config.shared_rel_pos_bias
         self.rel_pos_bias = RelativePositionBias(config.grid, config.num_heads) if shared else None
         rates = drop_path_rates(0.0, config.drop_path, config.depth)
-        self.blocks = nn.ModuleList(VisionBlock(config, rate) for rate in rates)
+        self.blocks = nn.ModuleList(ImageBlock(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps) if final_norm else None
 
     def forward(self, x_BTD: torch.Tensor, each: EachLayer | None = None) -> torch.Tensor:
@@ -185,7 +185,7 @@ class Data2VecVision(nn.Module):
         self.patch_embed = PatchConvolution(config.in_channels, config.patch_size, dim)
         self.cls_emb = nn.Parameter(torch.zeros(1, 1, dim))
         self.mask_emb = nn.Parameter(torch.zeros(1, 1, dim)) if pretraining else None
-        self.encoder = VisionTransformer(config, final_norm=pretraining)
+        self.encoder = ImageTransformer(config, final_norm=pretraining)
         self.final_proj = nn.Linear(dim, dim) if pretraining else None
         initialise(self, seed)
 
@@ -344,7 +344,7 @@ def initialise(model: Data2VecVision, seed: int) -> None:
         if bias is not None:
             bias.zero_()
     for index, block in enumerate(model.encoder.blocks, start=1):
-        assert isinstance(block, VisionBlock)
+        assert isinstance(block, ImageBlock)
         last = block.mlp[2]
         assert isinstance(last, nn.Linear)
         block.attn.proj.weight.div_((2.0 * index) ** 0.5)

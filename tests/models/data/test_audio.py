@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data2vec.data.audio import AudioDataset, AudioOptions
 from data2vec.data.audio_files import decode_bytes, normalized, read_audio, read_header, to_model_rate
 from data2vec.data.batching import epoch_batches
 from data2vec.data.dictionary import Dictionary
@@ -25,7 +26,6 @@ from data2vec.data.letters import (
     words_of_ids,
 )
 from data2vec.data.manifest import manifest_text, read_manifest
-from data2vec.data.speech import SpeechDataset, SpeechOptions
 from data2vec.errors import ConfigError, DataError
 
 LAYERS = ((8, 10, 5), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 3, 2), (8, 2, 2), (8, 2, 2))
@@ -88,8 +88,8 @@ def test_malformed_manifests_are_reported_whole(tmp_path: Path) -> None:
 
 
 def test_crop_batches_take_the_shortest_and_move_with_the_epoch(folder: Path) -> None:
-    options = SpeechOptions(normalize=True, min_sample_size=10_000, max_sample_size=20_000)
-    dataset = SpeechDataset(folder, "train", options)
+    options = AudioOptions(normalize=True, min_sample_size=10_000, max_sample_size=20_000)
+    dataset = AudioDataset(folder, "train", options)
     assert dataset.dropped == {"shorter than min_sample_size 10000": 1}
     assert dataset.sizes.tolist() == [20_000, 16_000, 20_000]
     batch = dataset.collate([dataset[i] for i in range(3)])
@@ -110,8 +110,8 @@ def test_normalisation_is_over_the_whole_utterance() -> None:
 
 
 def test_padded_batches_carry_labels(folder: Path) -> None:
-    options = SpeechOptions(pad=True, labels="ltr")
-    dataset = SpeechDataset(folder, "train", options, dictionary=released_letters())
+    options = AudioOptions(pad=True, labels="ltr")
+    dataset = AudioDataset(folder, "train", options, dictionary=released_letters())
     batch = dataset.collate([dataset[0], dataset[1]])
     assert batch["source"].shape == (2, 32_000)
     assert batch["padding_mask"].sum(1).tolist() == [24_000, 0]
@@ -122,15 +122,15 @@ def test_padded_batches_carry_labels(folder: Path) -> None:
 
 def test_utterances_too_short_for_their_labels_are_left_out_and_counted(folder: Path) -> None:
     (folder / "train.ltr").write_text("L L L L L L L L L L L L L |\nA |\nA |\nA |\n")
-    options = SpeechOptions(pad=True, labels="ltr", drop_longer=True, max_tokens=100_000)
-    dataset = SpeechDataset(folder, "train", options, dictionary=released_letters(), convolutions=LAYERS)
+    options = AudioOptions(pad=True, labels="ltr", drop_longer=True, max_tokens=100_000)
+    dataset = AudioDataset(folder, "train", options, dictionary=released_letters(), convolutions=LAYERS)
     assert dataset.dropped == {"fewer frames than labels need": 1} and len(dataset) == 3
 
 
 def test_label_files_must_fit_line_by_line(folder: Path) -> None:
     (folder / "train.ltr").write_text("A |\nB |\nC |\n")
     with pytest.raises(DataError, match="3 lines, but the manifest lists 4"):
-        SpeechDataset(folder, "train", SpeechOptions(pad=True, labels="ltr"), dictionary=released_letters())
+        AudioDataset(folder, "train", AudioOptions(pad=True, labels="ltr"), dictionary=released_letters())
     (folder / "train.ltr").write_text("A |\n\nC |\nD |\n")
     with pytest.raises(DataError, match="1 empty lines"):
         read_label_lines(folder / "train.ltr", 4)
@@ -140,14 +140,14 @@ def test_moved_files_and_lying_lengths_are_one_report(folder: Path) -> None:
     (folder / "audio" / "a.flac").unlink()
     (folder / "audio" / "c.wav").write_text("this is no sound")
     sf.write(str(folder / "audio" / "d.flac"), tone(1.0), 16_000)
-    dataset = SpeechDataset(folder, "train", SpeechOptions())
+    dataset = AudioDataset(folder, "train", AudioOptions())
     with pytest.raises(DataError) as caught:
         dataset.verify()
     text = str(caught.value)
     assert "3 of 4" in text and "no such file" in text and "c.wav" in text and "listed with 24000" in text
     with pytest.raises(DataError, match="line 2 of"):
         dataset[0]
-    skipping = SpeechDataset(folder, "train", SpeechOptions(skip_broken=True))
+    skipping = AudioDataset(folder, "train", AudioOptions(skip_broken=True))
     skipping.verify()
     assert skipping[0]["id"] == 1, "its neighbour stands in"
 
@@ -209,21 +209,21 @@ def test_batches_keep_every_utterance_longest_first() -> None:
 
 
 def test_buckets_and_subsamples(folder: Path) -> None:
-    options = SpeechOptions(pad=True, num_batch_buckets=2)
-    dataset = SpeechDataset(folder, "train", options)
+    options = AudioOptions(pad=True, num_batch_buckets=2)
+    dataset = AudioDataset(folder, "train", options)
     assert set(dataset.sizes.tolist()) <= {16_000, 32_000}
     assert dataset.collate([dataset[0]])["source"].shape[1] == 16_000
-    half = SpeechDataset(folder, "train", SpeechOptions(subsample=0.5))
-    assert len(half) == 2 and len(SpeechDataset(folder, "train", SpeechOptions(subsample=0.5))) == 2
+    half = AudioDataset(folder, "train", AudioOptions(subsample=0.5))
+    assert len(half) == 2 and len(AudioDataset(folder, "train", AudioOptions(subsample=0.5))) == 2
     with pytest.raises(ConfigError, match="needs padding"):
-        SpeechDataset(folder, "train", SpeechOptions(num_batch_buckets=2))
+        AudioDataset(folder, "train", AudioOptions(num_batch_buckets=2))
     with pytest.raises(ConfigError, match="needs a dictionary"):
-        SpeechDataset(folder, "train", SpeechOptions(labels="ltr"))
+        AudioDataset(folder, "train", AudioOptions(labels="ltr"))
 
 
 def test_dictionary_is_what_labels_are_read_with(folder: Path) -> None:
     small = Dictionary(["|", "A"], [1, 1])
-    dataset = SpeechDataset(folder, "train", SpeechOptions(pad=True, labels="ltr"), dictionary=small)
+    dataset = AudioDataset(folder, "train", AudioOptions(pad=True, labels="ltr"), dictionary=small)
     assert dataset.target(0).tolist() == [5, 4, Dictionary.unk, 5, Dictionary.unk, 4]
 
 
@@ -241,9 +241,7 @@ def noise(folder: Path) -> list[np.ndarray]:
 @pytest.mark.parametrize("normalize", [False, True])
 def test_samples_are_normalised_as_asked_and_cut_where_the_key_says(folder: Path, normalize: bool) -> None:
     clips = noise(folder)
-    dataset = SpeechDataset(
-        folder, "train", SpeechOptions(normalize=normalize, max_sample_size=9_000), seed=5
-    )
+    dataset = AudioDataset(folder, "train", AudioOptions(normalize=normalize, max_sample_size=9_000), seed=5)
     batch = dataset.collate([dataset[i] for i in (3, 1)])
     assert batch["source"].shape == (2, 9_000) and batch["id"].tolist() == [3, 1]
     starts = set()
@@ -257,14 +255,14 @@ def test_samples_are_normalised_as_asked_and_cut_where_the_key_says(folder: Path
         assert len(where) == 1
         starts.add(where[0])
         for seed, epoch in ((5, 2), (6, 1)):
-            other = SpeechDataset(folder, "train", dataset.options, seed=seed, epoch=epoch)
+            other = AudioDataset(folder, "train", dataset.options, seed=seed, epoch=epoch)
             assert not torch.equal(other.collate([other[number]])["source"][0], batch["source"][row])
     assert len(starts) == 2, "each utterance is cut at a place of its own"
 
 
 def test_a_crop_can_begin_at_the_first_sample_and_end_at_the_last(folder: Path) -> None:
     clips = noise(folder)
-    dataset = SpeechDataset(folder, "train", SpeechOptions(max_sample_size=7_998))
+    dataset = AudioDataset(folder, "train", AudioOptions(max_sample_size=7_998))
     begins = set[int]()
     for epoch in range(1, 40):
         crop = dataset.for_epoch(epoch).collate([dataset[0]])["source"][0]
@@ -274,11 +272,11 @@ def test_a_crop_can_begin_at_the_first_sample_and_end_at_the_last(folder: Path) 
 
 def test_longer_utterances_are_left_out_only_in_training(folder: Path) -> None:
     for drop, kept in ((True, [0, 2, 3]), (False, [0, 1, 2, 3])):
-        options = SpeechOptions(pad=True, max_tokens=24_000, drop_longer=drop)
-        dataset = SpeechDataset(folder, "train", options)
+        options = AudioOptions(pad=True, max_tokens=24_000, drop_longer=drop)
+        dataset = AudioDataset(folder, "train", options)
         assert dataset.manifest.lines.tolist() == kept
         assert dataset.sizes.max() == 24_000, "what does not fit a batch counts as a whole one"
-    lengths = SpeechDataset(folder, "train", SpeechOptions(min_sample_size=16_000)).manifest.frames
+    lengths = AudioDataset(folder, "train", AudioOptions(min_sample_size=16_000)).manifest.frames
     assert lengths.tolist() == [32_000, 16_000, 24_000], "a clip of exactly the least length stays"
 
 
@@ -286,47 +284,47 @@ def test_repeated_letters_need_a_frame_between_them(folder: Path) -> None:
     # 8000 samples are 24 frames of LAYERS; "A B A B ..." of 24 letters fits, with one repeat it does not.
     for line, dropped in (("A B " * 12, 0), ("A B " * 11 + "A A ", 1)):
         (folder / "train.ltr").write_text(f"{line.strip()}\nA |\nA |\nA |\n")
-        options = SpeechOptions(pad=True, labels="ltr", drop_longer=True)
-        dataset = SpeechDataset(folder, "train", options, dictionary=released_letters(), convolutions=LAYERS)
+        options = AudioOptions(pad=True, labels="ltr", drop_longer=True)
+        dataset = AudioDataset(folder, "train", options, dictionary=released_letters(), convolutions=LAYERS)
         assert 4 - len(dataset) == dropped
 
 
 def test_a_subsample_is_a_share_of_what_is_left_rounded_up_and_keyed_by_the_seed(folder: Path) -> None:
     chosen = set()
     for seed in range(12):
-        options = SpeechOptions(subsample=0.5, min_sample_size=10_000)
-        dataset = SpeechDataset(folder, "train", options, seed=seed)
+        options = AudioOptions(subsample=0.5, min_sample_size=10_000)
+        dataset = AudioDataset(folder, "train", options, seed=seed)
         assert len(dataset) == 2 and dataset.dropped["beyond task.subsample 0.5"] == 1
         chosen.add(tuple(dataset.manifest.lines.tolist()))
     assert chosen == {(1, 2), (1, 3), (2, 3)}
 
 
 def test_buckets_pad_to_their_edges(folder: Path) -> None:
-    options = SpeechOptions(pad=True, num_batch_buckets=2)
-    dataset = SpeechDataset(folder, "train", options)
+    options = AudioOptions(pad=True, num_batch_buckets=2)
+    dataset = AudioDataset(folder, "train", options)
     assert dataset.sizes.tolist() == [16_000, 32_000, 16_000, 32_000]
     assert dataset.collate([dataset[0]])["source"].shape == (1, 16_000)
     assert dataset.collate([dataset[0], dataset[3]])["source"].shape == (2, 32_000)
     with pytest.raises(ConfigError, match="needs padding"):
-        SpeechDataset(folder, "train", SpeechOptions(num_batch_buckets=2))
+        AudioDataset(folder, "train", AudioOptions(num_batch_buckets=2))
 
 
 def test_a_broken_file_is_replaced_by_the_next_with_its_own_label(folder: Path) -> None:
     (folder / "audio" / "a.flac").write_bytes(b"fLaC")
-    options = SpeechOptions(pad=True, labels="ltr", skip_broken=True)
-    dataset = SpeechDataset(folder, "train", options, dictionary=released_letters())
+    options = AudioOptions(pad=True, labels="ltr", skip_broken=True)
+    dataset = AudioDataset(folder, "train", options, dictionary=released_letters())
     sample = dataset[0]
     assert sample["id"] == 1 and len(sample["source"]) == 32_000
     assert "target" in sample and sample["target"].tolist() == dataset.target(1).tolist()
-    strict = SpeechDataset(folder, "train", SpeechOptions())
+    strict = AudioDataset(folder, "train", AudioOptions())
     with pytest.raises(DataError, match=r"line 2 of .*train\.tsv"):
         _ = strict[0]
 
 
 def test_the_fingerprint_knows_names_lengths_and_labels_but_not_the_root(folder: Path) -> None:
     def fingerprint() -> str:
-        options = SpeechOptions(pad=True, labels="ltr")
-        return SpeechDataset(folder, "train", options, dictionary=released_letters()).fingerprint()
+        options = AudioOptions(pad=True, labels="ltr")
+        return AudioDataset(folder, "train", options, dictionary=released_letters()).fingerprint()
 
     first, manifest = fingerprint(), folder / "train.tsv"
     text, labels = manifest.read_text(encoding="utf-8"), (folder / "train.ltr").read_text()

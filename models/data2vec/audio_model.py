@@ -1,4 +1,4 @@
-"""A speech model in use: embeddings, transcripts and events of audio of any length and rate.
+"""An audio model in use: embeddings, transcripts and events of audio of any length and rate.
 
 T frames, D width, V symbols, C classes.
 """
@@ -24,8 +24,8 @@ from .data.letters import WORD_END, words_of_ids
 from .errors import CheckpointError, DataError
 from .in_use import ModelInUse, items_of
 from .student import Data2VecMulti
+from .v1.audio import Data2VecAudio
 from .v1.config import Data2VecAudioConfig
-from .v1.speech import Data2VecAudio
 
 SAMPLE_RATE = 16_000
 CHUNK_S, OVERLAP_S = 30.0, 4.0  # of long audio, in seconds; half of the overlap is dropped at each seam
@@ -67,7 +67,7 @@ class Transcript:
     score: float
 
 
-class SpeechModel(ModelInUse):
+class AudioModel(ModelInUse):
     """An audio model in evaluation mode."""
 
     def __init__(self, artifact: Artifact) -> None:
@@ -402,3 +402,6 @@ def conv_layers(config: object) -> tuple[ConvLayer, ...]:
     if audio is None:
         raise CheckpointError("this is no audio model")
     return parse_conv_layers(audio.feature_encoder_spec)
+
+
+SpeechModel = AudioModel  # the earlier name

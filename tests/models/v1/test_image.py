@@ -10,9 +10,9 @@ import torch
 from data2vec.artifact import read_artifact, save_artifact
 from data2vec.errors import ConfigError
 from data2vec.interop.v1_vision import encoder_shapes, from_beit_names, student_shapes
+from data2vec.v1.image import Data2VecVision, Data2VecVisionPretraining, relative_position_index
+from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.positions import interpolate_bias_table
-from data2vec.v1.vision import Data2VecVision, Data2VecVisionPretraining, relative_position_index
-from data2vec.v1.vision_config import Data2VecVisionConfig
 from tests.parity.intermediates import intermediates
 
 
