@@ -22,7 +22,7 @@ from d2v_platform.tasks.task import batches_of
 from data2vec.data.arrays import ArrayDataset
 from data2vec.errors import DataError
 from data2vec.pretraining import Data2VecPretraining
-from data2vec.probes import accuracy, knn_predict
+from data2vec.probes import knn_predict, top1
 
 from . import series_model
 
@@ -77,7 +77,7 @@ class SeriesPretraining(PretrainingTask):
         features, queries = self._features(bank), self._features(asked)
         options: Any = self.task
         votes = knn_predict(features, bank.y, queries, options.neighbours, int(bank.y.max()) + 1)
-        return super().score(subset, results) | {"knn": accuracy(votes, asked.y)}
+        return super().score(subset, results) | {"knn": top1(votes, asked.y)}
 
     def floor(self, subset: str, metric: str) -> Floor:
         """kNN of the network before training."""

@@ -21,7 +21,7 @@ from .audio_trunk import (
     TrainingMasks,
     TrunkOptions,
     freeze_matching,
-    make_trunk,
+    make_audio_trunk,
     masked_features,
 )
 from .dropout import Dropout
@@ -121,7 +121,7 @@ class AudioEventModel(nn.Module):
     def __init__(self, pretrained: AudioConfig, options: AudioEventConfig, *, seed: int = 1) -> None:
         super().__init__()
         self.pretrained_config, self.options = pretrained, options
-        trunk, dim = make_trunk(pretrained, options, seed)
+        trunk, dim = make_audio_trunk(pretrained, options, seed)
         self.d2v_model = trunk
         self.final_dropout = Dropout(options.final_dropout)
         self.proj, self.proj2 = _projection(options, dim)

@@ -138,7 +138,7 @@ class TrainingMasks:
     fill_ND: torch.Tensor | None = None
 
 
-def make_trunk(pretrained: AudioConfig, options: TrunkOptions, seed: int) -> tuple[AudioTrunk, int]:
+def make_audio_trunk(pretrained: AudioConfig, options: TrunkOptions, seed: int) -> tuple[AudioTrunk, int]:
     """The trunk without its pretraining parts, and its width.
 
     Args:
@@ -176,7 +176,7 @@ def masked_features(
     """Features of every frame; nothing of the trunk is recorded for the gradient while it is frozen.
 
     Args:
-        trunk: of :func:`make_trunk`.
+        trunk: of :func:`make_audio_trunk`.
         options: fine-tuning options.
         source: (B, S) samples at 16 kHz, normalised as the trunk expects.
         padding_mask: (B, S) bool, true where padded.

@@ -21,7 +21,7 @@ from .audio_trunk import (
     TrainingMasks,
     TrunkOptions,
     freeze_matching,
-    make_trunk,
+    make_audio_trunk,
     masked_features,
 )
 from .dropout import Dropout
@@ -94,7 +94,7 @@ class CTCModel(nn.Module):
     ) -> None:
         super().__init__()
         self.pretrained_config, self.options = pretrained, options
-        trunk, dim = make_trunk(pretrained, options, seed)
+        trunk, dim = make_audio_trunk(pretrained, options, seed)
         projection = nn.Linear(dim, num_symbols)
         self.final_dropout = Dropout(options.final_dropout)
         self.w2v_encoder = nn.ModuleDict({"w2v_model": trunk, "proj": projection})

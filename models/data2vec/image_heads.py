@@ -128,7 +128,7 @@ class ImageClassifier(nn.Module):
     def __init__(self, config: ImageConfig, head: ImageHeadConfig, *, seed: int = 1) -> None:
         super().__init__()
         self.head_config = head
-        self.model = make_trunk(config, seed)
+        self.model = make_image_trunk(config, seed)
         dim = config.embed_dim
         self.fc_norm = nn.LayerNorm(dim, eps=head.fc_norm_eps) if head.use_fc_norm else None
         self.head = nn.Linear(dim, head.num_classes)
@@ -192,7 +192,7 @@ def linear_softmax(x_BTD: torch.Tensor) -> torch.Tensor:
     return torch.nan_to_num(logit, nan=0.0, posinf=0.0, neginf=0.0).to(x_BTD.dtype)
 
 
-def make_trunk(config: ImageConfig, seed: int) -> Data2VecMulti | Data2VecVision:
+def make_image_trunk(config: ImageConfig, seed: int) -> Data2VecMulti | Data2VecVision:
     """The network of either generation without its pretraining parts."""
     if isinstance(config, Data2VecVisionConfig):
         return Data2VecVision(config, pretraining=False, seed=seed)

@@ -20,7 +20,7 @@ from .data.image_files import UnreadableImageError, read_image, upright
 from .data.image_transforms import evaluation_transform
 from .errors import CheckpointError, DataError
 from .families import generation_of
-from .image_heads import ImageClassifier, TrunkRegularisation, finetuning_config, make_trunk
+from .image_heads import ImageClassifier, TrunkRegularisation, finetuning_config, make_image_trunk
 from .in_use import ModelInUse, items_of
 from .mae_config import MaeConfig
 from .student import Data2VecMulti, Features
@@ -57,7 +57,7 @@ class ImageModel(ModelInUse):
             self.network = self.classifier.model
         else:
             trunk = finetuning_config(config, TrunkRegularisation())  # pyright: ignore[reportArgumentType]
-            self.network = make_trunk(trunk, seed=1)
+            self.network = make_image_trunk(trunk, seed=1)
             load_strictly(self.network, artifact.trunk_state, artifact.folder)
         self._module = (self.classifier or self.network).eval()
         self.classes = [str(x) for x in task.get("labels", [])]
@@ -79,7 +79,7 @@ class ImageModel(ModelInUse):
         """
         other = copy.copy(self)
         other.classifier = None
-        other.network = other._module = make_trunk(self.network.config, seed).eval().to(self.device)
+        other.network = other._module = make_image_trunk(self.network.config, seed).eval().to(self.device)
         return other
 
     @overload

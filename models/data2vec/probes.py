@@ -93,6 +93,6 @@ def _fit(
     return weight.detach(), bias.detach()
 
 
-def accuracy(scores_QC: torch.Tensor, labels_Q: torch.Tensor) -> float:
+def top1(scores_QC: torch.Tensor, labels_Q: torch.Tensor) -> float:
     """Percent of queries whose largest score is the label's."""
     return 100.0 * float((scores_QC.argmax(1) == labels_Q).double().mean()) if len(labels_Q) else 0.0

@@ -171,20 +171,22 @@ def _options(
     """Options of ``d2v`` itself."""
 
 
-@app.command(context_settings=_PASS_ON, help="Train a recipe: pretraining or fine-tuning.")
-def train(words: RecipeWords = None) -> None:
+@app.command("train", context_settings=_PASS_ON, help="Train a recipe: pretraining or fine-tuning.")
+def train_verb(words: RecipeWords = None) -> None:
     """As ``experiments/train.py``."""
     train_command(words or [], "d2v train")
 
 
-@app.command(context_settings=_PASS_ON, help="Run a sweep: many trainings, one table, the best registered.")
-def sweep(words: SweepWords = None) -> None:
+@app.command(
+    "sweep", context_settings=_PASS_ON, help="Run a sweep: many trainings, one table, the best registered."
+)
+def sweep_verb(words: SweepWords = None) -> None:
     """As ``experiments/glue_sweep.py``."""
     sweep_command(words or [], "d2v sweep")
 
 
-@app.command(context_settings=_PASS_ON, help="Decode or classify subsets with a model.")
-def infer(words: Words = None) -> None:
+@app.command("infer", context_settings=_PASS_ON, help="Decode or classify subsets with a model.")
+def infer_verb(words: Words = None) -> None:
     """As ``experiments/infer.py``."""
     infer_command(words or [], "d2v infer")
 
@@ -279,9 +281,9 @@ def infer_command(arguments: Sequence[str], prog: str) -> None:
     from .recipe.command_line import INFER, parse
 
     parse(arguments, prog, INFER)  # --help and misspelt options are answered before torch is imported
-    from .inference.command import infer_command as decode
+    from .inference.command import infer_each
 
-    decode(arguments, prog)
+    infer_each(arguments, prog)
 
 
 def run(command: Callable[[], object]) -> None:

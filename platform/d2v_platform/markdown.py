@@ -20,7 +20,7 @@ _MARKUP = re.compile(
 )
 
 
-def plain(text: object) -> str:
+def literal(text: object) -> str:
     """A text on one line that every renderer of Markdown and HTML shows as it is."""
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", _one_line(text))
 

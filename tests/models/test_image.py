@@ -19,7 +19,7 @@ from data2vec.image_heads import (
     finetuning_lr_scales,
     fit_positions,
     linear_softmax,
-    make_trunk,
+    make_image_trunk,
 )
 from data2vec.interop import key_tables
 from data2vec.pretraining import Data2VecPretraining
@@ -280,7 +280,7 @@ def test_another_input_size_stretches_relative_positions_shared_or_of_each_block
         min_mask_patches_per_block=4, max_mask_patches_per_block=9, average_top_k_layers=2,
         shared_rel_pos_bias=shared,
     )  # fmt: skip
-    trunk = make_trunk(config, seed=1)
+    trunk = make_image_trunk(config, seed=1)
     for name, parameter in trunk.named_parameters():
         if name.endswith("relative_position_bias_table"):
             torch.nn.init.normal_(parameter)

@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from data2vec.errors import DataError
-from data2vec.probes import accuracy, knn_predict, linear_probe
+from data2vec.probes import knn_predict, linear_probe, top1
 
 
 def clusters(seed: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,20 +21,20 @@ def clusters(seed: int, spread: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_separable_features_are_found() -> None:
     (bank, labels), (queries, wanted) = clusters(1, 0.5), clusters(2, 0.5)
-    assert accuracy(knn_predict(bank, labels, queries, 10, 4), wanted) == 100.0
-    assert accuracy(linear_probe(bank, labels, queries, 4), wanted) == 100.0
+    assert top1(knn_predict(bank, labels, queries, 10, 4), wanted) == 100.0
+    assert top1(linear_probe(bank, labels, queries, 4), wanted) == 100.0
 
 
 def test_noise_is_not() -> None:
     draw = torch.Generator().manual_seed(5)
     x, labels = torch.randn(300, 12, generator=draw), torch.randint(0, 4, (300,), generator=draw)
-    assert accuracy(knn_predict(x[:200], labels[:200], x[200:], 10, 4), labels[200:]) < 45
-    assert accuracy(linear_probe(x[:200], labels[:200], x[200:], 4), labels[200:]) < 45
+    assert top1(knn_predict(x[:200], labels[:200], x[200:], 10, 4), labels[200:]) < 45
+    assert top1(linear_probe(x[:200], labels[:200], x[200:], 4), labels[200:]) < 45
 
 
 def test_the_linear_probe_agrees_with_scikit_learn() -> None:
     (bank, labels), (queries, wanted) = clusters(1, 2.5), clusters(2, 2.5)
-    ours = accuracy(linear_probe(bank, labels, queries, 4), wanted)
+    ours = top1(linear_probe(bank, labels, queries, 4), wanted)
     mean, deviation = bank.mean(0), bank.std(0)
     other = LogisticRegression(C=1.0).fit(((bank - mean) / deviation).numpy(), labels.numpy())
     theirs = 100 * other.score(((queries - mean) / deviation).numpy(), wanted.numpy())
@@ -83,6 +83,6 @@ def test_the_linear_probe_is_the_regression_of_its_strength_on_everything(
 def test_a_channel_that_does_not_vary_does_no_harm() -> None:
     (bank, labels), (queries, wanted) = clusters(1, 0.5), clusters(2, 0.5)
     bank, queries = (torch.cat([part, torch.full((200, 1), 3.0)], dim=1) for part in (bank, queries))
-    assert accuracy(linear_probe(bank, labels, queries, 4), wanted) == 100.0
-    assert accuracy(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)) == 0.0
-    assert accuracy(torch.eye(4), torch.tensor([0, 1, 0, 0])) == 50.0
+    assert top1(linear_probe(bank, labels, queries, 4), wanted) == 100.0
+    assert top1(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)) == 0.0
+    assert top1(torch.eye(4), torch.tensor([0, 1, 0, 0])) == 50.0

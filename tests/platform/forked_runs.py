@@ -65,14 +65,14 @@ def in_backward(update: int) -> None:
 
 def in_write(update: int) -> None:
     """While a checkpoint is written: its tensors are on disk, its manifest is not."""
-    honest = checkpoint.describe
+    honest = checkpoint.manifest_entry
 
     def described(path: Path) -> dict[str, Any]:
         if path.parent.name.startswith(f".update_{update:08d}"):
             die()
         return honest(path)
 
-    checkpoint.describe = described
+    checkpoint.manifest_entry = described
 
 
 def before_publish(update: int) -> None:

@@ -183,7 +183,7 @@ def test_the_registry_serves_scores(trained: Path, clips: Path) -> None:
     assert output == "scores" and np.array(expected).shape == (2, 3)
     signature = audio_signature(model.config)
     assert [c.name for c in signature.outputs] == ["label", "score", "score_high", "score_low", "score_mid"]
-    entry = importlib.import_module("d2v_platform.registry.pyfunc_audio_entry").AudioModel()
+    entry = importlib.import_module("d2v_platform.registry.pyfunc_audio_entry").AudioPyfunc()
     entry.load_context(SimpleNamespace(artifacts={"model": str(trained)}))
     table = pd.DataFrame({"audio": [np.array(x) for x in check_recordings()], "rate": [16_000, 16_000]})
     served = entry.predict(None, table)

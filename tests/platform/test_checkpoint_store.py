@@ -12,11 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from d2v_platform.recipe.groups import Checkpoint as Rules
+from d2v_platform.recipe.groups import CheckpointOptions as Rules
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.storage.locations import Location, StorageAwayError, StorageError, open_location
 from d2v_platform.training import remote_checkpoints, run_storage
-from d2v_platform.training.checkpoint import CheckpointStore, Merit, Retention, describe, update_of, verify
+from d2v_platform.training.checkpoint import (
+    CheckpointStore,
+    Merit,
+    Retention,
+    manifest_entry,
+    update_of,
+    verify,
+)
 from d2v_platform.training.checkpoint_writer import Checkpoints, Uploader
 from d2v_platform.training.remote_checkpoints import RemoteCheckpoints, copy_folder, fetch_model, upload_model
 from data2vec.errors import CheckpointError, ConfigError
@@ -278,7 +285,7 @@ def test_a_model_is_not_there_while_it_is_being_replaced(
     (model / "deep").mkdir(parents=True)
     (model / "deep" / "dict.txt").write_text("a 1")
     upload_model(model, run)
-    wanted = {"files": {"deep/dict.txt": describe(model / "deep" / "dict.txt")}}
+    wanted = {"files": {"deep/dict.txt": manifest_entry(model / "deep" / "dict.txt")}}
     assert json.loads(run.child("model").read("manifest.json")) == wanted
 
     def away(*_: Any) -> None:

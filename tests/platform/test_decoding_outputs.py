@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from d2v_platform.inference import spread
-from d2v_platform.inference.decoding import Job, Search
+from d2v_platform.inference.decoding import DecodingJob, Search
 from d2v_platform.inference.outputs import write_outputs
 from d2v_platform.training.ray_session import ClusterInfo
 from data2vec.errors import DataError
@@ -137,7 +137,7 @@ class FakeRay(ModuleType):
     def remote(self, **resources: Any) -> Any:
         self.asked.append(resources)
 
-        def made(kind: Any, job: Job) -> Any:
+        def made(kind: Any, job: DecodingJob) -> Any:
             self.workers.append(kind(job))
             decode = self.workers[-1].decode
             return SimpleNamespace(decode=SimpleNamespace(remote=lambda part: Answer(decode(part))))
@@ -157,7 +157,7 @@ class Pool:
 
 
 @pytest.fixture
-def job(monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(monkeypatch: pytest.MonkeyPatch) -> DecodingJob:
     """Seven utterances in batches of two, whose records are their ids."""
     batches = [[6, 5], [4, 3], [2, 1], [0]]
     monkeypatch.setattr(spread, "open_dataset", lambda job: range(7))
@@ -165,13 +165,13 @@ def job(monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setattr(spread, "decode_batch", lambda job, dataset, part: [{"id": i} for i in part])
     monkeypatch.setattr(spread, "all_records", lambda job, parts: ([{"id": i} for i in p] for p in parts))
     search = Search(kind="viterbi", unit=False, lexicon=None, language_model=None, beam=())
-    return Job(model="/m", data="/d", subset="dev", labels=None, max_tokens=1, batch_size=None,
+    return DecodingJob(model="/m", data="/d", subset="dev", labels=None, max_tokens=1, batch_size=None,
                max_sample_size=None, min_sample_size=None, search=search, threads=4)  # fmt: skip
 
 
 @pytest.mark.parametrize(("wanted", "made"), [(0, 0), (3, 3), (9, 4)])
 def test_every_utterance_once_and_in_order_whoever_decodes_it(
-    job: Job, wanted: int, made: int, monkeypatch: pytest.MonkeyPatch
+    job: DecodingJob, wanted: int, made: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -197,7 +197,7 @@ def test_every_utterance_once_and_in_order_whoever_decodes_it(
     [([0, 1, 2], "3 of 7 utterances"), ([*range(7), 3], "8 of 7"), ([0, *range(6)], "decoded, 6 different")],
 )
 def test_lost_and_doubled_utterances_are_no_result(
-    job: Job, ids: list[int], told: str, monkeypatch: pytest.MonkeyPatch
+    job: DecodingJob, ids: list[int], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spread, "all_records", lambda job, parts: [[{"id": i} for i in ids]])
     with pytest.raises(DataError, match=told):

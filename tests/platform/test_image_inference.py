@@ -171,7 +171,7 @@ def test_plain_folders_are_classified_without_labels(
 
 
 def test_the_served_model_names_the_row_that_is_wrong(pictures: Path, classifier: Path) -> None:
-    entry = importlib.import_module("d2v_platform.registry.pyfunc_image_entry").ImageModel()
+    entry = importlib.import_module("d2v_platform.registry.pyfunc_image_entry").ImagePyfunc()
     entry.load_context(SimpleNamespace(artifacts={"model": str(classifier)}))
     good = next((pictures / "val" / "red").glob("*.png")).read_bytes()
     assert len(entry.predict(None, pd.DataFrame({"file": [good, good]}))) == 2
@@ -182,7 +182,7 @@ def test_the_served_model_names_the_row_that_is_wrong(pictures: Path, classifier
 
 
 def test_a_served_table_of_pixels_is_checked_and_agrees_with_the_file(classifier: Path) -> None:
-    entry = importlib.import_module("d2v_platform.registry.pyfunc_image_entry").ImageModel()
+    entry = importlib.import_module("d2v_platform.registry.pyfunc_image_entry").ImagePyfunc()
     entry.load_context(SimpleNamespace(artifacts={"model": str(classifier)}))
     pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3))
     buffer = io.BytesIO()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from d2v_platform.inference.command import infer_command
+from d2v_platform.inference.command import infer_each
 from d2v_platform.inference.options import DecodingOptions, read_options, read_runs
 from d2v_platform.inference.spread import pool_size
 from d2v_platform.training.ray_session import ClusterInfo
@@ -178,21 +178,21 @@ def test_m_with_commas_runs_each(
         "d2v_platform.inference.command.infer",
         lambda options, _: done.append((options.decoding.beam, options.common_eval.results_path)),
     )
-    infer_command(["-m", *NEEDED, "decoding.beam=5,10", f"common_eval.results_path={tmp_path}"], "infer")
+    infer_each(["-m", *NEEDED, "decoding.beam=5,10", f"common_eval.results_path={tmp_path}"], "infer")
     assert done == [(5, f"{tmp_path}/0"), (10, f"{tmp_path}/1")]
     done.clear()
     with caplog.at_level(logging.INFO):
-        infer_command(["-m", *NEEDED, "decoding.beam=5,10", "common.user_dir=/x"], "infer")
+        infer_each(["-m", *NEEDED, "decoding.beam=5,10", "common.user_dir=/x"], "infer")
     assert "common.user_dir: no effect here" in caplog.text
     (_, first), (_, second) = done
     assert first and second and Path(first).parent == Path(second).parent, "one folder for both"
-    infer_command([*NEEDED, "decoding.beam=7", f"common_eval.results_path={tmp_path}"], "infer")
+    infer_each([*NEEDED, "decoding.beam=7", f"common_eval.results_path={tmp_path}"], "infer")
     assert done[-1] == (7, str(tmp_path))
 
 
 def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        infer_command(["--help"], "python experiments/infer.py")
+        infer_each(["--help"], "python experiments/infer.py")
     assert caught.value.code == 0
     shown = capsys.readouterr().out
     assert "python experiments/infer.py task.data=/manifests" in shown and "--plan" not in shown

@@ -11,7 +11,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from d2v_platform.inference.images import _draw_confusion
-from d2v_platform.markdown import code, plain, table
+from d2v_platform.markdown import code, literal, table
 from d2v_platform.registry import card_pictures
 from d2v_platform.registry.model_card import CardFacts, model_card
 from d2v_platform.reports.drawing import plain_text, png, svg
@@ -32,21 +32,21 @@ def rendered(text: str) -> str:
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_is_shown_and_never_read(name: str) -> None:
     shown = " ".join(name.encode("utf-8", "backslashreplace").decode().splitlines())
-    for text in (plain(name), f"a {plain(name)} b"):
+    for text in (literal(name), f"a {literal(name)} b"):
         assert "\n" not in text and html.unescape(text).strip("a b") == shown.strip("a b")
         found = rendered(f"x {text}")
         assert found.count("<") == 2, found  # the paragraph alone
         assert html.unescape(found) == f"<p>x {html.unescape(text).rstrip()}</p>\n"
     found = rendered(f"x {code(name)} y")
     assert html.unescape(found) == f"<p>x <code>{shown}</code> y</p>\n"
-    cells = rendered(table(("a", "b"), [(plain(name), code(name))]))
+    cells = rendered(table(("a", "b"), [(literal(name), code(name))]))
     assert cells.count("<tr>") == 2 and cells.count("<td>") == 2 and "<img" not in cells and "<a" not in cells
 
 
 def test_ordinary_names_stay_readable() -> None:
     for name in ("not_entailment", "v2/base_text_only_task", "models:/a-b.c/3", "a@champion", "lr=[1e-05]",
                  "a & b", "val/accuracy (5 %)", "1 > 0", "Ä, é: x"):  # fmt: skip
-        assert plain(name) == name
+        assert literal(name) == name
     assert code("a_b") == "`a_b`" and code("a`b") == "``a`b``" and code("`a") == "`` `a ``"
 
 
@@ -58,7 +58,7 @@ def test_nothing_that_becomes_a_link_by_itself_is_left() -> None:
         "a@evil.example",
         "mailto:a",
     ):
-        assert not any(mark in plain(name) for mark in ("://", "www.", "@", "mailto:a"))
+        assert not any(mark in literal(name) for mark in ("://", "www.", "@", "mailto:a"))
 
 
 @pytest.mark.parametrize("name", HOSTILE)

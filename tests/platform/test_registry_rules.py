@@ -13,7 +13,7 @@ import pytest
 
 from d2v_platform.registry import promotion, reload_check
 from d2v_platform.registry.alias_history import history, notice_outside_moves
-from d2v_platform.registry.from_run import RunCheckpoint, _as_composed, _choose, _stated, find_run
+from d2v_platform.registry.from_run import RunCheckpoint, _as_composed, _choose, _stated, run_exactly_named
 from d2v_platform.registry.model_versions import (
     KIND_TAG,
     LINEAGE_TAGS,
@@ -317,8 +317,8 @@ def test_a_run_is_found_by_id_or_name() -> None:
     experiments = [SimpleNamespace(experiment_id=n, name=f"exp{n}") for n in ("1", "2")]
     client = SimpleNamespace(get_run=get_run, search_runs=search, search_experiments=lambda: experiments)
     tracker: Any = SimpleNamespace(client=client)
-    assert find_run(tracker, "a" * 32) == "by id" and asked == []
-    assert find_run(tracker, "small") is runs[0]
+    assert run_exactly_named(tracker, "a" * 32) == "by id" and asked == []
+    assert run_exactly_named(tracker, "small") is runs[0]
     assert asked[0][0] == ["1", "2"]
     for wanted, told in (
         ("b" * 32, "no run has the id"),
@@ -327,9 +327,9 @@ def test_a_run_is_found_by_id_or_name() -> None:
         ("a'b", "neither the name nor the id"),
     ):  # fmt: skip
         with pytest.raises(Data2VecError, match=told):
-            find_run(tracker, wanted)
+            run_exactly_named(tracker, wanted)
     with pytest.raises(ConnectionError):
-        find_run(tracker, "e" * 32)
+        run_exactly_named(tracker, "e" * 32)
 
 
 def test_the_named_recipe_is_put_together_from_what_the_run_recorded() -> None:

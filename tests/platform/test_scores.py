@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from d2v_platform.cli import app
-from d2v_platform.inference.command import infer, infer_command
+from d2v_platform.inference.command import infer, infer_each
 from d2v_platform.inference.decoding import Search, make_search
 from d2v_platform.inference.decoding_scores import decoding_facts
 from d2v_platform.inference.options import read_options, read_runs
@@ -174,7 +174,7 @@ def test_infer_scores_a_registered_model_and_its_run(
     words = [f"task.data={utterances}", f"common_eval.path={version}", "dataset.gen_subset=dev,test",
              f"common_eval.results_path={tmp_path}/out", "platform.device=cpu"]  # fmt: skip
     for _ in range(2):
-        infer_command(words, "d2v infer")
+        infer_each(words, "d2v infer")
     rate = float((tmp_path / "out/dev/wer").read_text().split()[1])
     assert points(tracker, run_id)["test/dev/wer"] == [(0, rate)], (
         "once, and nothing of the unlabelled subset"
@@ -188,7 +188,7 @@ def test_infer_scores_a_registered_model_and_its_run(
     assert "recorded in run train-1: test/dev/wer" in said and "recorded in models:/speech/1" in said
     assert "1 of 1 scores are there already" in said
     (utterances / "dev.ltr").write_text((utterances / "dev.ltr").read_text().replace("T W O", "T O O", 1))
-    infer_command(words, "d2v infer")
+    infer_each(words, "d2v infer")
     assert len(points(tracker, run_id)) == 3, "other labels are another score"
     app_says(["registry", "show", "speech"], capsys, f"dev/wer {rate:.4g}")
     app_says(["registry", "show", "speech", "--version", "1"], capsys, "d2v.score.")

@@ -32,7 +32,7 @@ def text_model() -> Any:
         return ["no", "yes"], np.array([[0.25, 0.75]] * len(inputs))
 
     config = {"kind": "sentence_classifier", "task": {}}
-    return entry("pyfunc_entry", "TextModel", SimpleNamespace(config=config, classify=classify))
+    return entry("pyfunc_entry", "TextPyfunc", SimpleNamespace(config=config, classify=classify))
 
 
 def refusal(call: Callable[[], Any]) -> str:
@@ -62,7 +62,7 @@ def test_texts_that_are_none_are_refused_by_row_and_column(text_model: Any) -> N
 
 def test_sentences_of_a_language_model_are_checked() -> None:
     model = SimpleNamespace(token_scores=lambda texts: [np.array([-1.0])] * len(texts))
-    served_model = entry("pyfunc_language_entry", "LanguageModel", model)
+    served_model = entry("pyfunc_language_entry", "LanguagePyfunc", model)
     assert len(served_model.predict(None, pd.DataFrame({"text": ["a", ""]}))) == 2
     table = pd.DataFrame({"text": ["a", None]}, dtype=object)
     assert refusal(lambda: served_model.predict(None, table)) == "row 1: text = null must be text"
@@ -89,7 +89,7 @@ def test_sentences_of_a_language_model_are_checked() -> None:
 )
 def test_recordings_are_checked(row: dict[str, Any], told: str) -> None:
     model = SimpleNamespace(config={"kind": "pretrained"}, embed=lambda items, **_: [np.ones(2)] * len(items))
-    audio = entry("pyfunc_audio_entry", "AudioModel", model)
+    audio = entry("pyfunc_audio_entry", "AudioPyfunc", model)
     good = {"audio": np.zeros(3), "rate": float("nan")}
     assert len(audio.predict(None, pd.DataFrame([good, {"file": b"x"}]))) == 2
     said = refusal(lambda: audio.predict(None, pd.DataFrame([good, row])))
@@ -103,7 +103,7 @@ def test_images_of_anything_but_whole_numbers_are_refused(pixel: Any) -> None:
         return ["a"], np.ones((len(images), 1))
 
     images = entry(
-        "pyfunc_image_entry", "ImageModel", SimpleNamespace(classifier=object(), classify=classify)
+        "pyfunc_image_entry", "ImagePyfunc", SimpleNamespace(classifier=object(), classify=classify)
     )
     nested = np.empty(1, dtype=object)  # as MLflow hands lists of lists on
     nested[0] = np.array([[1, 2, 3], [4, 5, 6]])

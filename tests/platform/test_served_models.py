@@ -19,7 +19,7 @@ def serving(entry: Any, model: Any) -> Any:
 
 
 def test_texts_and_pairs_are_classified_in_the_order_of_their_rows() -> None:
-    from d2v_platform.registry.pyfunc_entry import TextModel
+    from d2v_platform.registry.pyfunc_entry import TextPyfunc
 
     asked: list[list[Any]] = []
 
@@ -32,7 +32,7 @@ def test_texts_and_pairs_are_classified_in_the_order_of_their_rows() -> None:
 
     task: dict[str, Any] = {}
     config = {"kind": "sentence_classifier", "task": task}
-    predict = serving(TextModel(), SimpleNamespace(config=config, classify=classify, embed=embed))
+    predict = serving(TextPyfunc(), SimpleNamespace(config=config, classify=classify, embed=embed))
     table = pd.DataFrame(
         {"text": ["a", "b", "c", "d"], "text_pair": ["x", "", None, float("nan")]}, index=[7, 5, 3, 1]
     )
@@ -55,7 +55,7 @@ def test_texts_and_pairs_are_classified_in_the_order_of_their_rows() -> None:
 
 
 def test_recordings_have_their_own_rates_and_a_default() -> None:
-    from d2v_platform.registry.pyfunc_audio_entry import AudioModel
+    from d2v_platform.registry.pyfunc_audio_entry import AudioPyfunc
 
     asked: list[Any] = []
     word = SimpleNamespace(text="HI", start_s=0.0, end_s=0.5)
@@ -70,7 +70,7 @@ def test_recordings_have_their_own_rates_and_a_default() -> None:
         classify=lambda rows: (["cat", "dog"], np.array([[0.3, 0.6], [0.7, 0.1], [0.0, 0.2]])),
         embed=lambda rows, pooling, layer: [np.full(1, layer)] * len(rows),
     )  # fmt: skip
-    predict = serving(AudioModel(), model)
+    predict = serving(AudioPyfunc(), model)
     table = pd.DataFrame({"audio": [[0.0, 0.5], [1.0], None], "rate": [8000, float("nan"), 8000],
                           "file": [None, None, b"flac"]}, index=[9, 8, 7])  # fmt: skip
     found = predict(table)
@@ -97,11 +97,11 @@ def test_recordings_have_their_own_rates_and_a_default() -> None:
 
 
 def test_a_language_model_gives_the_perplexity_of_a_token() -> None:
-    from d2v_platform.registry.pyfunc_language_entry import LanguageModel
+    from d2v_platform.registry.pyfunc_language_entry import LanguagePyfunc
 
     rows = {"A B": [-1.0, -2.0, -3.0], "C": [-0.5]}
     model = SimpleNamespace(token_scores=lambda texts: [np.array(rows[text]) for text in texts])
-    predict = serving(LanguageModel(), model)
+    predict = serving(LanguagePyfunc(), model)
     found = predict(pd.DataFrame({"text": ["C", "A B"]}, index=[4, 2]))
     assert list(found["log_prob"]) == [-0.5, -6.0] and list(found["tokens"]) == [1, 3]
     assert list(found["perplexity"]) == pytest.approx([math.exp(0.5), math.exp(2.0)])

@@ -18,7 +18,7 @@ from d2v_platform.recipe.sweep_definition import Evaluate, Register, Select, Swe
 from d2v_platform.registry.registration import Trained
 from d2v_platform.sweeps import ctc_decoding, winners
 from d2v_platform.sweeps.ctc_decoding import searches
-from d2v_platform.sweeps.results import ChildRun, Record, StoredTrial, TrialResult, task_of, write_json
+from d2v_platform.sweeps.results import ChildRun, Record, StoredTrial, TrialResult, replace_json, task_name
 from d2v_platform.sweeps.schedule import SweepProgress, ideal_seconds
 from d2v_platform.sweeps.selection import choose_winner, grid_points, score
 from d2v_platform.sweeps.table import protocol, result_table, trials_csv
@@ -84,14 +84,14 @@ def test_a_trial_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert found == stored
     assert (found.name, found.task, found.lr, found.seed) == ("cola_lr=1e-05_seed=7", "cola", 1e-5, 7)
     assert found.trial.group == {"task": "cola", "lr": 1e-5}
-    assert task_of(replace(stored.trial, values={"lr": 1.0}, named_recipe="v2/base_text")) == "base_text"
+    assert task_name(replace(stored.trial, values={"lr": 1.0}, named_recipe="v2/base_text")) == "base_text"
 
 
 def test_a_write_replaces_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    write_json(path, {"a": 1})
+    replace_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
+        replace_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": 1}
 
 

@@ -23,7 +23,7 @@ from d2v_platform.recipe.compose import compose_loaded, load_file
 from d2v_platform.recipe.locate import config_root, find_recipe, recipe_names
 from d2v_platform.recipe.reading import field_type, fill_defaults
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.recipe.translation import translate
+from d2v_platform.recipe.translation import take_foreign_keys
 from d2v_platform.recipe.without_effect import WITHOUT_EFFECT
 from data2vec.errors import Problem
 from data2vec.typed import flatten
@@ -132,7 +132,7 @@ def _as_a_recipe(given: Mapping[str, Any]) -> Recipe:
         return "." in key and field_type(tree, key) is not None
 
     problems: list[Problem] = []
-    translate(tree, fill_defaults(tree), is_field, problems)
+    take_foreign_keys(tree, fill_defaults(tree), is_field, problems)
     assert not problems, problems
     return Recipe.from_dict(tree)
 

@@ -14,7 +14,7 @@ from d2v_platform.recipe.audio_components import (
     Wav2VecCTC,
 )
 from d2v_platform.recipe.checks import problems
-from d2v_platform.recipe.components import Adam, Composite, CosineSchedule, TriStageSchedule
+from d2v_platform.recipe.components import AdamOptions, Composite, CosineSchedule, TriStageSchedule
 from d2v_platform.recipe.compose import compose, compose_loaded, load_file
 from d2v_platform.recipe.locate import find_recipe, recipe_names
 from d2v_platform.recipe.schema import Recipe
@@ -104,7 +104,7 @@ def test_ctc_numbers(
 ) -> None:  # fmt: skip
     made = recipe(f"wav2vec/finetuning/{name}")
     model = made.model
-    assert isinstance(model, Wav2VecCTC) and isinstance(made.optimizer, Adam)
+    assert isinstance(model, Wav2VecCTC) and isinstance(made.optimizer, AdamOptions)
     assert (made.world_size(), made.update_freq_for_epoch(1), made.optimization.max_update) == (
         world,
         freq,

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import pytest
 
 from d2v_platform.recipe.checks import metrics
-from d2v_platform.recipe.components import Adam, Composite, CosineSchedule, PolynomialSchedule, component_name
+from d2v_platform.recipe.components import (
+    AdamOptions,
+    Composite,
+    CosineSchedule,
+    PolynomialSchedule,
+    component_name,
+)
 from d2v_platform.recipe.compose import Composed, LoadedFile, compose_loaded, load_file
 from d2v_platform.recipe.locate import config_root, find_recipe, recipe_names
 from d2v_platform.recipe.schema import Recipe
@@ -121,7 +127,7 @@ def test_pretraining_numbers(name: str) -> None:
     assert tuple(groups) == want.groups
     for group in groups.values():
         assert group.peaks == (want.lr,)
-        assert group.optimizer == Adam(adam_betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.01)
+        assert group.optimizer == AdamOptions(adam_betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.01)
         assert group.lr_scheduler == CosineSchedule(warmup_updates=4000, max_update=want.updates)
 
     assert (model.depth, model.embed_dim, model.num_heads) == (want.depth, want.width, want.heads)
@@ -191,7 +197,7 @@ def test_glue_numbers(name: str) -> None:
     assert recipe.optimization.clip_norm == 0.0
     group = recipe.parameter_groups()["default"]
     assert group.peaks == (want.lr,)
-    assert group.optimizer == Adam(adam_betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.1)
+    assert group.optimizer == AdamOptions(adam_betas=(0.9, 0.98), adam_eps=1e-6, weight_decay=0.1)
     assert group.lr_scheduler == PolynomialSchedule(warmup_updates=want.warmup, total_num_update=want.updates)
     assert recipe.checkpoint.best_checkpoint_metric == want.metric
     assert metrics(recipe)[want.metric]

@@ -15,7 +15,7 @@ from .transformer import TransformerLM
 BAND_SHARE = 0.1  # assumed share of the tokens in each band after the first; text decides the real one
 
 
-def as_multi(config: TransformerLMConfig) -> Data2VecMultiConfig:
+def decoder_as_multi(config: TransformerLMConfig) -> Data2VecMultiConfig:
     """A network of equal width, depth and dropouts, whose blocks cost the same."""
     front = TextModalityConfig(
         prenet_depth=0,
@@ -63,7 +63,7 @@ def language_model_step(
         workers: how many share the model (1: each holds all of it).
     """
     storage = storage or Storage()
-    network = as_multi(config)
+    network = decoder_as_multi(config)
     shape = dataclasses.replace(shape, kept=shape.positions, clones=1)
     rows, length = shape.samples, shape.positions
     block = block_stage(network, rows, length, storage, checkpoint_activations, False)

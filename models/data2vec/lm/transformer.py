@@ -23,7 +23,7 @@ from .config import TransformerLMConfig
 _FIRST_POSITION = PAD + 1  # positions count from here; 1 belongs to padding
 
 
-class Decoder(nn.Module):
+class CausalDecoder(nn.Module):
     """Embeddings, causal layers and softmax."""
 
     def __init__(self, config: TransformerLMConfig, vocab_size: int) -> None:
@@ -129,7 +129,7 @@ class TransformerLM(nn.Module):
     def __init__(self, config: TransformerLMConfig, vocab_size: int, seed: int | None = 1) -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
-        self.decoder = Decoder(config, vocab_size)
+        self.decoder = CausalDecoder(config, vocab_size)
         if seed is not None:
             self._initialise(seed)
 

@@ -187,7 +187,7 @@ class Data2VecVision(nn.Module):
         self.mask_emb = nn.Parameter(torch.zeros(1, 1, dim)) if pretraining else None
         self.encoder = ImageTransformer(config, final_norm=pretraining)
         self.final_proj = nn.Linear(dim, dim) if pretraining else None
-        initialise(self, seed)
+        initialise_images(self, seed)
 
     def local_features(self, image_BCSS: torch.Tensor) -> torch.Tensor:
         """(B, C, S, S) to (B, T, D)."""
@@ -313,7 +313,7 @@ class Data2VecVisionPretraining(nn.Module):
 
 
 @torch.no_grad()
-def initialise(model: Data2VecVision, seed: int) -> None:
+def initialise_images(model: Data2VecVision, seed: int) -> None:
     """Initial weights: as the reference's class, or as the BEiT-based code where ``beit_init`` asks for it.
 
     Linear layers of the blocks are N(0, 0.02) with zero biases, and the last one of each branch is divided by

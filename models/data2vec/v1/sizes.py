@@ -18,7 +18,7 @@ from ..config import (
     TextModalityConfig,
 )
 from ..lm.config import TransformerLMConfig
-from ..lm.flops import as_multi as _language
+from ..lm.flops import decoder_as_multi
 from ..mae_config import MaeConfig
 from .config import Data2VecAudioConfig
 from .image_config import Data2VecVisionConfig
@@ -130,7 +130,7 @@ def _vision(config: Data2VecVisionConfig) -> Data2VecMultiConfig:
 _FAMILIES: dict[type[Any], Callable[[Any], Data2VecMultiConfig]] = {
     Data2VecMultiConfig: lambda config: config,
     MaeConfig: MaeConfig.encoder,
-    TransformerLMConfig: _language,
+    TransformerLMConfig: decoder_as_multi,
     Data2VecTextConfig: _text,
     Data2VecAudioConfig: _audio,
     Data2VecVisionConfig: _vision,

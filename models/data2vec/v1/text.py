@@ -120,7 +120,7 @@ class _Encoder(nn.Module):
     def __init__(self, config: Data2VecTextConfig, vocab_size: int, with_head: bool) -> None:
         super().__init__()
         self.sentence_encoder = SentenceEncoder(config, vocab_size)
-        self.regression_head = regression_head(config) if with_head else None
+        self.regression_head = make_regression_head(config) if with_head else None
 
 
 class Data2VecText(nn.Module):
@@ -174,7 +174,7 @@ class Data2VecText(nn.Module):
         return Features(self.sentence_encoder(source, *key, each=keep), tuple(layers))
 
 
-def regression_head(config: Data2VecTextConfig) -> nn.Sequential:
+def make_regression_head(config: Data2VecTextConfig) -> nn.Sequential:
     """``head_layers`` linear layers with exact GELUs between them; hidden ones are twice as wide."""
     dim = config.embed_dim
     layers: list[nn.Module] = []

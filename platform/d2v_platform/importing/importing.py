@@ -26,7 +26,7 @@ from data2vec.interop.published import PublishedFile, candidates, recipe_of
 from data2vec.interop.teacher_weights import with_teacher_weights
 
 from ..home import home_folder
-from ..markdown import code, plain
+from ..markdown import code, literal
 from ..registry.model_card import CardFacts, model_card
 from ..registry.model_versions import PRETRAINED, NewVersion
 from ..registry.register import record_check, register
@@ -283,8 +283,8 @@ def import_card_facts(
     source = origin["imported.address"] or "a file given by the user"
     body = (
         f"- file: {code(origin['imported.file'])}\n- sha256: {code(origin['imported.sha256'])}\n"
-        f"- from: {code(source)}\n- recognised as: {plain(origin['imported.family'])}\n"
-        f"- weights: {plain(origin['weights'])}"
+        f"- from: {code(source)}\n- recognised as: {literal(origin['imported.family'])}\n"
+        f"- weights: {literal(origin['weights'])}"
     )
     modality = modality_of(imported.model_config).lower()
     count = 0 if imported.regression else getattr(imported.head_config, "num_classes", 0)

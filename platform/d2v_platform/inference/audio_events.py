@@ -33,7 +33,7 @@ from ..storage.cache import local_data
 from ..tracking.scores import Score
 from .decoding import refuse_longer
 from .options import InferOptions, note_unused
-from .recording import update_of
+from .recording import updates_seen
 
 logger = logging.getLogger(__name__)
 LABELS = "lbl"
@@ -70,7 +70,7 @@ def infer_events(
         found.append(
             Score(subset=subset, metrics={k: summary[k] for k in ("mAP", "mAUC", "top1") if k in summary},
                   data=dataset.fingerprint(), weights=weights, samples=len(dataset),
-                  update=update_of(loaded.config))
+                  update=updates_seen(loaded.config))
         )  # fmt: skip
         shown = [f"{summary[key]:.2f}" if key in summary else "-" for key in ("mAP", "mAUC", "top1")]
         table.add_row(subset, f"{len(dataset):,}", duration(3600 * summary["hours"]), *shown)

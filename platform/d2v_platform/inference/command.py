@@ -24,7 +24,7 @@ from .recording import owner_of, record
 logger = logging.getLogger(__name__)
 
 
-def infer_command(arguments: Sequence[str], prog: str) -> None:
+def infer_each(arguments: Sequence[str], prog: str) -> None:
     """Decode, write the results and show the table, for each of the inferences that are asked for."""
     runs, notes = read_runs(arguments, prog)
     show_notes(notes)

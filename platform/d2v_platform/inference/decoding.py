@@ -56,7 +56,7 @@ class Search:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class DecodingJob:
     """What a worker needs to decode a part of a subset; plain values.
 
     Attributes:
@@ -86,7 +86,7 @@ class Job:
     threads: int | None = None
 
 
-def make_job(options: InferOptions, model: Path, data: str, subset: str, search: Search) -> Job:
+def make_job(options: InferOptions, model: Path, data: str, subset: str, search: Search) -> DecodingJob:
     """The job of one subset; labels are read where the subset has them."""
     labels = options.task.labels
     if labels is not None and not (Path(data) / f"{subset}.{labels}").is_file():
@@ -100,7 +100,7 @@ def make_job(options: InferOptions, model: Path, data: str, subset: str, search:
             )
         logger.info("note: %s has no %s.%s: no error rates", data, subset, labels)
         labels = None
-    return Job(
+    return DecodingJob(
         model=str(model),
         data=data,
         subset=subset,
@@ -140,7 +140,7 @@ def make_search(decoding: DecodingOptions, device: str) -> Search:
     )
 
 
-def open_dataset(job: Job) -> AudioDataset:
+def open_dataset(job: DecodingJob) -> AudioDataset:
     """The utterances, longest first in their batches; nothing is dropped but what the options say."""
     speech = load_acoustic(job.model)
     options = AudioOptions(
@@ -154,7 +154,7 @@ def open_dataset(job: Job) -> AudioDataset:
     return AudioDataset(job.data, job.subset, options, dictionary=speech.letters)
 
 
-def check_utterances(job: Job) -> None:
+def check_utterances(job: DecodingJob) -> None:
     """What is wrong with the utterances of a subset, before any of them is decoded.
 
     Raises:
@@ -180,7 +180,7 @@ def refuse_longer(manifest: Manifest, limit: int | None) -> None:
         )
 
 
-def batches(dataset: AudioDataset, job: Job) -> list[list[int]]:
+def batches(dataset: AudioDataset, job: DecodingJob) -> list[list[int]]:
     """Batches of similar lengths, the longest first."""
     found = epoch_batches(
         dataset.sizes,
@@ -195,7 +195,7 @@ def batches(dataset: AudioDataset, job: Job) -> list[list[int]]:
     return [batch.tolist() for batch in found]
 
 
-def decode_batch(job: Job, dataset: AudioDataset, indices: Sequence[int]) -> list[dict[str, Any]]:
+def decode_batch(job: DecodingJob, dataset: AudioDataset, indices: Sequence[int]) -> list[dict[str, Any]]:
     """Results of a batch: one plain record an utterance."""
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -208,7 +208,7 @@ def decode_batch(job: Job, dataset: AudioDataset, indices: Sequence[int]) -> lis
 
 
 def compute_emissions(
-    job: Job, dataset: AudioDataset, indices: Sequence[int]
+    job: DecodingJob, dataset: AudioDataset, indices: Sequence[int]
 ) -> tuple[np.ndarray, list[int], list[float]]:
     """Log-probabilities of a batch (B, T, V), with the frames and the model seconds of each utterance."""
     speech = load_acoustic(job.model)
@@ -229,7 +229,7 @@ def _moved(mask: torch.Tensor | None, device: str) -> torch.Tensor | None:
 
 
 def decode_one(
-    job: Job, dataset: AudioDataset, index: int, emissions_TV: np.ndarray, search: Any, model_s: float
+    job: DecodingJob, dataset: AudioDataset, index: int, emissions_TV: np.ndarray, search: Any, model_s: float
 ) -> dict[str, Any]:
     """The record of one utterance."""
     speech = load_acoustic(job.model)
@@ -276,7 +276,7 @@ def decode_one(
     return record
 
 
-def all_records(job: Job, parts: Sequence[Sequence[int]]) -> Iterator[list[dict[str, Any]]]:
+def all_records(job: DecodingJob, parts: Sequence[Sequence[int]]) -> Iterator[list[dict[str, Any]]]:
     """The records of batch after batch, in this process."""
     dataset = open_dataset(job)
     for indices in parts:

@@ -19,7 +19,7 @@ from ..tracking.scores import Score
 from .decoding import Search, check_utterances, load_search, make_job, make_search, open_dataset
 from .options import InferOptions
 from .outputs import errors_of, write_outputs
-from .recording import update_of
+from .recording import updates_seen
 from .spread import decode_subset
 
 
@@ -41,7 +41,7 @@ def infer_transcripts(
     scores: list[Score] = []
     facts = {
         "weights": file_sha256(folder / "model.safetensors"),
-        "update": update_of(read_artifact(folder).config),
+        "update": updates_seen(read_artifact(folder).config),
         "decoding": decoding_facts(options, search),
     }
     for subset, job in jobs.items():

@@ -27,7 +27,7 @@ from data2vec.folders import file_sha256, written_folder
 
 from ..bars import Bars
 from ..home import home_folder
-from .decoding import Job, batches, compute_emissions, load_acoustic, open_dataset
+from .decoding import DecodingJob, batches, compute_emissions, load_acoustic, open_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class StoredEmissions:
         return np.asarray(self._array[utterance.start : utterance.start + utterance.frames])
 
 
-def stored_emissions(job: Job, console: Console | None = None) -> tuple[StoredEmissions, bool]:
+def stored_emissions(job: DecodingJob, console: Console | None = None) -> tuple[StoredEmissions, bool]:
     """The emissions of a subset, computed now unless they are there.
 
     Returns:
@@ -87,7 +87,7 @@ def stored_emissions(job: Job, console: Console | None = None) -> tuple[StoredEm
     return StoredEmissions(folder), False
 
 
-def emission_folder(job: Job) -> Path:
+def emission_folder(job: DecodingJob) -> Path:
     """Where the emissions of this model and this data belong; nothing is computed."""
     if job.labels is None:
         raise DataError(
@@ -100,7 +100,7 @@ def emission_folder(job: Job) -> Path:
     return home_folder("cache") / "emissions" / key
 
 
-def _compute(job: Job, folder: Path, console: Console) -> None:
+def _compute(job: DecodingJob, folder: Path, console: Console) -> None:
     letters = load_acoustic(job.model).letters
     assert letters is not None
     found: dict[int, tuple[dict[str, Any], np.ndarray]] = {}
@@ -132,7 +132,7 @@ def _compute(job: Job, folder: Path, console: Console) -> None:
         (beside / "utterances.json").write_text(json.dumps(content), encoding="utf-8")
 
 
-def _all(job: Job, dataset: Any) -> Iterator[tuple[int, np.ndarray]]:
+def _all(job: DecodingJob, dataset: Any) -> Iterator[tuple[int, np.ndarray]]:
     for indices in batches(dataset, job):
         emissions, frames, _ = compute_emissions(job, dataset, indices)
         for row, index in enumerate(indices):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from data2vec.errors import DataError
-from data2vec.probes import accuracy, knn_predict, linear_probe
+from data2vec.probes import knn_predict, linear_probe, top1
 
 from .image_rows import ImageRows
 
@@ -18,6 +18,6 @@ def probe(bank: ImageRows, queries: ImageRows, neighbours: int, seed: int = 1) -
     test, wanted = torch.from_numpy(queries.values), torch.from_numpy(queries.labels)
     classes = len(bank.classes)
     return {
-        "knn": accuracy(knn_predict(train, labels, test, neighbours, classes), wanted),
-        "linear_probe": accuracy(linear_probe(train, labels, test, classes, seed=seed), wanted),
+        "knn": top1(knn_predict(train, labels, test, neighbours, classes), wanted),
+        "linear_probe": top1(linear_probe(train, labels, test, classes, seed=seed), wanted),
     }

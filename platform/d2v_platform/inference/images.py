@@ -25,7 +25,7 @@ from ..storage.cache import local_data
 from ..tracking.scores import Score
 from .image_rows import BATCH, load_image_model, open_any, run_model
 from .options import InferOptions, note_unused
-from .recording import update_of
+from .recording import updates_seen
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,7 +194,8 @@ def infer_images(
         count = int(summary["images"])
         found.append(
             Score(subset=subset, metrics={k: summary[k] for k in ("top1", "top5") if k in summary},
-                  data=source.fingerprint(), weights=weights, samples=count, update=update_of(loaded.config))
+                  data=source.fingerprint(), weights=weights, samples=count,
+                  update=updates_seen(loaded.config))
         )  # fmt: skip
         shown = [f"{summary[key]:.2f}" if key in summary else "-" for key in ("top1", "top5")]
         counts = [f"{int(summary[key]):,}" for key in ("images", "unreadable")]

@@ -25,7 +25,7 @@ from ..recipe.locate import config_root, find_recipe
 from ..recipe.overrides import Override, apply
 from ..recipe.reading import lay_over
 from ..recipe.schema import split_names
-from ..recipe.translation import Tables, translate
+from ..recipe.translation import Tables, take_foreign_keys
 from ..recipe.tree import make_absolute, read_overrides, read_tree, resolve_references, unique
 from ..storage.local_places import folder_to_write
 
@@ -266,7 +266,7 @@ def _options(
     given = resolve_references(
         changed, lay_over(asdict(InferOptions()), changed), _TABLES.is_ignored, problems
     )
-    notes += translate(given, given, lambda dotted: _hint(dotted) is not None, problems, _TABLES)
+    notes += take_foreign_keys(given, given, lambda dotted: _hint(dotted) is not None, problems, _TABLES)
     given = {group: values for group, values in given.items() if values != {}}
     make_absolute(given)
     options = build(InferOptions, coerce(InferOptions, given), problems=problems)

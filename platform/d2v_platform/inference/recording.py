@@ -32,7 +32,7 @@ class Owner:
     version: tuple[str, int] | None = None
 
 
-def update_of(config: Mapping[str, Any]) -> int:
+def updates_seen(config: Mapping[str, Any]) -> int:
     """Updates that a model's weights have seen, by its ``config.json``; 0 where it does not say."""
     update = (config.get("origin") or {}).get("update")
     return update if isinstance(update, int) and update >= 0 else 0

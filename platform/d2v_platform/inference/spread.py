@@ -15,14 +15,14 @@ from data2vec.errors import DataError
 
 from ..bars import Bars
 from ..training.ray_session import ClusterInfo, connected
-from .decoding import Job, all_records, batches, decode_batch, open_dataset
+from .decoding import DecodingJob, all_records, batches, decode_batch, open_dataset
 
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
 
-def decode_subset(job: Job, num_workers: int, console: Console | None = None) -> list[Record]:
+def decode_subset(job: DecodingJob, num_workers: int, console: Console | None = None) -> list[Record]:
     """All records of a subset, by id.
 
     Args:
@@ -59,7 +59,7 @@ def decode_subset(job: Job, num_workers: int, console: Console | None = None) ->
 class DecodingWorker:
     """One Ray worker: keeps data, model and decoder of a subset."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: DecodingJob) -> None:
         self.job, self.dataset = job, open_dataset(job)
 
     def decode(self, indices: list[int]) -> list[Record]:
@@ -67,7 +67,7 @@ class DecodingWorker:
         return decode_batch(self.job, self.dataset, indices)
 
 
-def _over_ray(job: Job, parts: Sequence[Sequence[int]], num_workers: int) -> Iterator[list[Record]]:
+def _over_ray(job: DecodingJob, parts: Sequence[Sequence[int]], num_workers: int) -> Iterator[list[Record]]:
 
     with connected() as cluster:
         import ray  # after the connection has set what Ray reads when it is imported

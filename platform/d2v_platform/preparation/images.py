@@ -48,7 +48,7 @@ class ImageOptions:
 
 
 @dataclass
-class SplitReport:
+class SubsetReport:
     """What became of one subset."""
 
     images: int = 0
@@ -71,7 +71,7 @@ class _Job:
 
 def prepare_images(
     root: Path, dest: Path, splits: Sequence[str], options: ImageOptions, console: Console
-) -> dict[str, SplitReport]:
+) -> dict[str, SubsetReport]:
     """Write ``<dest>/<split>/<split>-000000.tar`` ... and ``<dest>/index.json``.
 
     Args:
@@ -149,7 +149,7 @@ def _bad_of_others(dest: Path, names: Sequence[str]) -> str:
 
 def _split(
     folder: Path, name: str, source: FolderSource, dest: Path, options: ImageOptions, console: Console
-) -> SplitReport:
+) -> SubsetReport:
     place = dest / name
     place.mkdir(parents=True, exist_ok=True)
     order = permutation(len(source), "shards", options.seed).tolist()
@@ -163,7 +163,7 @@ def _split(
         left.unlink()  # of a run that was killed while it wrote
     for stale in set(place.glob(f"{name}-*.tar")) - {Path(job.path) for job in jobs}:
         stale.unlink()  # of an earlier run with other settings: it would be read as data
-    report = SplitReport(shards=len(jobs), notes=source.notes)
+    report = SubsetReport(shards=len(jobs), notes=source.notes)
     report.bad += [(path, "the path is not UTF-8") for path in source.not_utf8]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     workers = min(options.workers or os.cpu_count() or 1, len(jobs))
@@ -251,7 +251,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def summary(reports: Mapping[str, SplitReport], dest: Path) -> list[str]:
+def summary(reports: Mapping[str, SubsetReport], dest: Path) -> list[str]:
     """Lines for the terminal."""
     lines = []
     for name, report in reports.items():

@@ -12,7 +12,7 @@ from ..redaction import SECRET_IN_NAME, redact_text
 from ..tracking.mlflow_access import ALIAS, ALIAS_RULE, REGISTRY_NAME, REGISTRY_NAME_RULE
 from .components import (
     NAMES,
-    Adam,
+    AdamOptions,
     Composite,
     CosineSchedule,
     FixedSchedule,
@@ -117,7 +117,7 @@ def _optimizer(recipe: Recipe) -> Iterator[Problem]:
         yield Problem("optimization.lr", lr, "needs at least one rate, all > 0")
         return
     scheduler = component_name(recipe.lr_scheduler)
-    if isinstance(recipe.optimizer, Adam):
+    if isinstance(recipe.optimizer, AdamOptions):
         if isinstance(recipe.lr_scheduler, PassThrough):
             rule = "is for optimizer composite; choose cosine, tri_stage, polynomial_decay or fixed"
             yield Problem("lr_scheduler._name", scheduler, rule)
@@ -156,7 +156,7 @@ def _composite(recipe: Recipe, optimizer: Composite) -> Iterator[Problem]:
         yield from _schedule(recipe, group.lr_scheduler, peaks, f"{path}.lr_scheduler", f"{path}.lr")
 
 
-def _adam(adam: Adam, path: str) -> Iterator[Problem]:
+def _adam(adam: AdamOptions, path: str) -> Iterator[Problem]:
     if len(adam.adam_betas) != 2 or any(not 0 <= beta < 1 for beta in adam.adam_betas):
         yield Problem(f"{path}.adam_betas", adam.adam_betas, "needs two numbers in 0 <= beta < 1")
     if adam.adam_eps <= 0:

@@ -60,7 +60,7 @@ class ModelCriterion:
 
 
 @dataclass(kw_only=True)
-class Adam:
+class AdamOptions:
     """Adam with decoupled weight decay, as the reference computes it."""
 
     adam_betas: tuple[float, ...] = (0.9, 0.999)  # decay of the two moments
@@ -125,7 +125,7 @@ class OptimizerGroup:
 
     lr: list[float] | None = None  # peak rate by epoch; null = optimization.lr
     lr_float: float | None = None  # peak rate; wins over lr
-    optimizer: Adam = field(default_factory=Adam)  # adam
+    optimizer: AdamOptions = field(default_factory=AdamOptions)  # adam
     lr_scheduler: Schedule = field(
         default_factory=FixedSchedule
     )  # cosine, tri_stage, polynomial_decay or fixed
@@ -152,7 +152,7 @@ Model = (
     | AudioClassificationModel | Data2VecVisionConfig | MaeConfig | ImageClassifierModel | TransformerLMConfig
 )  # fmt: skip
 Criterion = ModelCriterion | SentencePredictionCriterion | CTCCriterion | LanguageCriterion
-Optimizer = Adam | Composite
+Optimizer = AdamOptions | Composite
 LRScheduler = Schedule | PassThrough
 
 CHOICES: dict[str, dict[str, type[Any]]] = {
@@ -189,7 +189,7 @@ CHOICES: dict[str, dict[str, type[Any]]] = {
         "cross_entropy": CrossEntropyCriterion,
         "adaptive_loss": AdaptiveLossCriterion,
     },
-    "optimizer": {"adam": Adam, "composite": Composite},
+    "optimizer": {"adam": AdamOptions, "composite": Composite},
     "lr_scheduler": {
         "cosine": CosineSchedule,
         "tri_stage": TriStageSchedule,

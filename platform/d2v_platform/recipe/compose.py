@@ -23,7 +23,7 @@ from .locate import RecipeFile, find_recipe
 from .overrides import Override, apply
 from .reading import expand_names, field_type, fill_defaults, resolve_inherited
 from .schema import Recipe
-from .translation import TRAINING, remove, translate
+from .translation import TRAINING, remove, take_foreign_keys
 from .tree import make_absolute, read_overrides, read_tree, resolve_references, unique
 
 _REFERRED = re.compile(r"\$\{([\w.]+)")
@@ -231,7 +231,7 @@ def _recipe(tree: dict[str, Any], problems: list[Problem], notes: list[str]) -> 
         lambda name: name == user_code.FIELD or (TRAINING.is_ignored(name) and not _is_field(tree, name)),
         unresolved,
     )
-    notes += translate(given, fill_defaults(given), lambda name: _is_field(tree, name), problems)
+    notes += take_foreign_keys(given, fill_defaults(given), lambda name: _is_field(tree, name), problems)
     given = {key: value for key, value in given.items() if value != {} or key in GROUPS or key in CHOICES}
     filled = fill_defaults(given)
     full = resolve_inherited(filled)

@@ -77,7 +77,7 @@ class Optimization:
 
 
 @dataclass(kw_only=True)
-class Checkpoint:
+class CheckpointOptions:
     """When to save, what to keep, which result is best, where to start from."""
 
     restore_file: str = "checkpoint_last.pt"  # model whose weights a new run starts from; default: none
@@ -175,7 +175,7 @@ GROUPS: dict[str, type[Any]] = {
     "common": Common,
     "dataset": Dataset,
     "optimization": Optimization,
-    "checkpoint": Checkpoint,
+    "checkpoint": CheckpointOptions,
     "distributed_training": DistributedTraining,
     "common_eval": CommonEval,
     "platform": Platform,

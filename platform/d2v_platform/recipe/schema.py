@@ -12,7 +12,7 @@ from data2vec.typed import to_dict
 
 from . import user_code
 from .components import (
-    Adam,
+    AdamOptions,
     Composite,
     Criterion,
     LRScheduler,
@@ -26,7 +26,7 @@ from .components import (
 from .entries import entry_of
 from .groups import (
     GROUPS,
-    Checkpoint,
+    CheckpointOptions,
     Common,
     CommonEval,
     Dataset,
@@ -39,12 +39,12 @@ from .reading import fill_defaults, read_nodes, resolve_inherited
 
 
 @dataclass(kw_only=True, frozen=True)
-class ParameterGroup:
+class GroupOptions:
     """Optimizer, schedule and peak rates of one group of parameters, flat and composite optimizers alike."""
 
     name: str
     peaks: tuple[float, ...]  # by epoch, the last one repeated
-    optimizer: Adam
+    optimizer: AdamOptions
     lr_scheduler: Schedule
 
 
@@ -60,7 +60,7 @@ class Recipe:
     common: Common = field(default_factory=Common)
     dataset: Dataset = field(default_factory=Dataset)
     optimization: Optimization = field(default_factory=Optimization)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     distributed_training: DistributedTraining = field(default_factory=DistributedTraining)
     common_eval: CommonEval = field(default_factory=CommonEval)
     platform: Platform = field(default_factory=Platform)
@@ -121,12 +121,12 @@ class Recipe:
         """The validation subsets; the first one decides which checkpoint is best. Empty if disabled."""
         return [] if self.dataset.disable_validation else split_names(self.dataset.valid_subset)
 
-    def parameter_groups(self) -> dict[str, ParameterGroup]:
+    def parameter_groups(self) -> dict[str, GroupOptions]:
         """What each group of parameters is trained with; a flat optimizer is the one group ``default``."""
         shared = tuple(self.optimization.lr)
         if isinstance(self.optimizer, Composite):
             return {
-                name: ParameterGroup(
+                name: GroupOptions(
                     name=name,
                     peaks=(g.lr_float,) if g.lr_float is not None else tuple(g.lr or shared),
                     optimizer=g.optimizer,
@@ -138,7 +138,7 @@ class Recipe:
             raise ConfigError(
                 [Problem("lr_scheduler._name", "pass_through", "needs the composite optimizer")]
             )
-        group = ParameterGroup(
+        group = GroupOptions(
             name="default", peaks=shared, optimizer=self.optimizer, lr_scheduler=self.lr_scheduler
         )
         return {"default": group}

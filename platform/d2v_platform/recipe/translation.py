@@ -29,7 +29,7 @@ class Tables:
 TRAINING = Tables(ignored=IGNORED, only=ONLY, same_as=SAME_AS, aliases=ALIASES)
 
 
-def translate(
+def take_foreign_keys(
     values: dict[str, Any],
     full: Mapping[str, Any],
     is_field: Callable[[str], bool],

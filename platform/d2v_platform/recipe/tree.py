@@ -29,7 +29,7 @@ from data2vec.errors import Data2VecError, Problem
 from . import compat
 from .components import CHOICES
 from .expansion import check_yaml, reference_problems
-from .groups import MISSING, Checkpoint
+from .groups import MISSING, CheckpointOptions
 from .locate import RecipeFile, config_root
 from .overrides import LAUNCHER_KEYS, Override, assignment_text, parse_overrides
 from .reading import expand_names
@@ -215,7 +215,7 @@ def _make_absolute(full: dict[str, Any], dotted: str) -> None:
     if not isinstance(node, dict):
         return
     value = node.get(name)
-    if not isinstance(value, str) or value in ("", MISSING, Checkpoint.restore_file) or _is_uri(value):
+    if not isinstance(value, str) or value in ("", MISSING, CheckpointOptions.restore_file) or _is_uri(value):
         return
     parts = value.split(":") if dotted == "task.data" else [value]
     node[name] = ":".join(os.path.abspath(os.path.expanduser(part)) for part in parts)

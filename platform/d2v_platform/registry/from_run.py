@@ -113,7 +113,7 @@ def export_from_run(tracker: Tracker, wanted: RunCheckpoint, folder: Path | None
         CheckpointError: the checkpoint is damaged.
     """
 
-    run = find_run(tracker, wanted.run)
+    run = run_exactly_named(tracker, wanted.run)
     run_id, tags = run.info.run_id, dict(run.data.tags)
     storage = _stated(run.data.params.get("platform.storage"))
     root, remote = run_root(storage) / run_id, remote_folder(storage, run_id)
@@ -207,7 +207,7 @@ def add_from_run(
     return register(tracker, new)
 
 
-def find_run(tracker: Tracker, wanted: str) -> Run:
+def run_exactly_named(tracker: Tracker, wanted: str) -> Run:
     """A run by its id or its name, in whichever experiment it is.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..markdown import code, plain
+from ..markdown import code, literal
 from ..markdown import table as markdown_table
 from ..recipe.difference import recipe_section
 from ..redaction import redact, redact_text
@@ -167,7 +167,7 @@ def _limits(facts: CardFacts) -> list[str]:
 
 def _told(text: str) -> str:
     """A text from outside: without secrets first, as they are found in addresses, which this takes apart."""
-    return plain(redact_text(text))
+    return literal(redact_text(text))
 
 
 def _short(value: str, limit: int = 120) -> str:

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
-class ArrayModel(PythonModel):
+class ArrayPyfunc(PythonModel):
     """A column ``input`` of nested lists to a column ``embedding`` of lists."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -46,4 +46,4 @@ class ArrayModel(PythonModel):
             return pd.DataFrame({"embedding": rows}, index=model_input.index)
 
 
-mlflow.models.set_model(ArrayModel())
+mlflow.models.set_model(ArrayPyfunc())

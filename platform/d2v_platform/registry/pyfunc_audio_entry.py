@@ -23,7 +23,7 @@ _OUTPUTS = {
 }
 
 
-class AudioModel(PythonModel):
+class AudioPyfunc(PythonModel):
     """Transcripts, emissions, event scores or embeddings of a table of recordings.
 
     Input: a column ``audio`` (arrays of samples) with an optional column ``rate`` (16000 where absent), or a
@@ -100,4 +100,4 @@ def _recording(number: int, row: dict[Any, Any]) -> Any:
     return array.astype(np.float32), int(rate)
 
 
-mlflow.models.set_model(AudioModel())
+mlflow.models.set_model(AudioPyfunc())

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
-class TextModel(PythonModel):
+class TextPyfunc(PythonModel):
     """Class scores or embeddings of a table of texts.
 
     Input: a column ``text``, and ``text_pair`` for tasks on pairs of sentences (empty: a single sentence).
@@ -85,4 +85,4 @@ class TextModel(PythonModel):
         return pd.DataFrame(columns, index=model_input.index)
 
 
-mlflow.models.set_model(TextModel())
+mlflow.models.set_model(TextPyfunc())

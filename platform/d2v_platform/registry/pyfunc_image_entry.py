@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
-class ImageModel(PythonModel):
+class ImagePyfunc(PythonModel):
     """Class scores or embeddings of a table of images.
 
     Input: a column ``file`` (content of an image file) or ``image`` ((height, width, 3) values 0 ... 255).
@@ -111,4 +111,4 @@ def _naming_the_row(images: list[Any]) -> Iterator[None]:
         raise
 
 
-mlflow.models.set_model(ImageModel())
+mlflow.models.set_model(ImagePyfunc())

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
-class LanguageModel(PythonModel):
+class LanguagePyfunc(PythonModel):
     """Probabilities of a table of sentences.
 
     Input: a column ``text``. Output: ``log_prob`` (natural logarithm, the end of the sentence included),
@@ -51,4 +51,4 @@ class LanguageModel(PythonModel):
         return pd.DataFrame(columns, index=model_input.index)
 
 
-mlflow.models.set_model(LanguageModel())
+mlflow.models.set_model(LanguagePyfunc())

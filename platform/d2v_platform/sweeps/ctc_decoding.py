@@ -18,7 +18,7 @@ from ..inference.options import (
     TaskOptions,
     WorkerOptions,
 )
-from ..markdown import plain, table
+from ..markdown import literal, table
 from ..recipe.audio_components import AudioFinetuningTask
 from ..recipe.sweep_definition import Evaluate, SweepDefinition
 from ..tracking.scores import RecordScores
@@ -120,5 +120,5 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = _columns(rows)
-    cells = [["-" if row.get(c) is None else plain(row[c]) for c in columns] for row in rows]
-    return "\n".join(["WER in percent, lower is better.", "", table([*map(plain, columns)], cells), ""])
+    cells = [["-" if row.get(c) is None else literal(row[c]) for c in columns] for row in rows]
+    return "\n".join(["WER in percent, lower is better.", "", table([*map(literal, columns)], cells), ""])

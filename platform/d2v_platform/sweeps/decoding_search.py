@@ -24,7 +24,7 @@ from data2vec.folders import write_text
 from data2vec.speech_metrics import ErrorCount, total, word_errors
 
 from ..figures import clock
-from ..inference.decoding import Job, Search, load_search, open_dataset
+from ..inference.decoding import DecodingJob, Search, load_search, open_dataset
 from ..inference.emissions import StoredEmissions, Utterance, emission_folder, stored_emissions
 from ..training import ray_session
 from .decoding_sweep import NAME, TUNED, DecodingSweep, infer_command_of, read_sweep, transcribe_command_of
@@ -76,7 +76,7 @@ def decoding_sweep_main(words: Sequence[str], config: Path, plan_only: bool) -> 
     """
     sweep = read_sweep(words, config)
     if plan_only:
-        for line in plan_lines(sweep):
+        for line in tuning_lines(sweep):
             logger.info("%s", line)
         return
     sweep.root.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def decoding_sweep_main(words: Sequence[str], config: Path, plan_only: bool) -> 
         run_search(sweep, emissions.folder)
 
 
-def plan_lines(sweep: DecodingSweep) -> list[str]:
+def tuning_lines(sweep: DecodingSweep) -> list[str]:
     """What a run of it would do."""
     done = len(read_trials(sweep.root))
     there = (emission_folder(sweep.job) / "utterances.json").is_file()
@@ -282,7 +282,7 @@ def weight_trial(config: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
     torch.set_num_threads(1)
     plain = dict(spec["job"])
     beam = tuple((str(name), value) for name, value in plain["search"]["beam"])
-    job = Job(**{**plain, "search": Search(**{**plain["search"], "beam": beam})})
+    job = DecodingJob(**{**plain, "search": Search(**{**plain["search"], "beam": beam})})
     weights = {**spec["fixed"], **{name: config[name] for name in TUNED if name in config}}
     begin = time.perf_counter()
     count = decode_with(job, Path(spec["emissions"]), weights, spec["utterances"], spec["seed"])
@@ -295,7 +295,7 @@ def weight_trial(config: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
 
 
 def decode_with(
-    job: Job, emissions: Path, weights: Mapping[str, float], utterances: int | None, seed: int
+    job: DecodingJob, emissions: Path, weights: Mapping[str, float], utterances: int | None, seed: int
 ) -> ErrorCount:
     """Errors of the stored subset with these weights; lexicon and language model are loaded once a process.
 

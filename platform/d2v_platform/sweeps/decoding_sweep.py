@@ -20,7 +20,7 @@ from data2vec.typed import build
 
 from ..home import home_folder
 from ..inference.command import show_notes
-from ..inference.decoding import Job, make_job, make_search, open_dataset
+from ..inference.decoding import DecodingJob, make_job, make_search, open_dataset
 from ..inference.emissions import emission_folder
 from ..inference.options import InferOptions, read_options
 from ..recipe.expansion import check_yaml
@@ -94,7 +94,7 @@ class DecodingSweep:
     fresh: bool
     search: SearchOptions
     infer: InferOptions
-    job: Job
+    job: DecodingJob
     model: str
     overrides: tuple[str, ...]
 

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from ..figures import clock, data_size
 from ..launch import open_tracker, refuse_node_local
-from ..markdown import code, plain
+from ..markdown import code, literal
 from ..recipe.sweep_definition import Sweep
 from ..storage.locations import is_uri
 from ..tracking.tracker import FinalStatus, MetricPoint, NewRun, now_ms
@@ -31,7 +31,7 @@ from ..training import ray_session
 from ..training.run_description import NOTE_TAG, code_version, source_tags
 from .capacity import Capacity, capacity
 from .preparation import prepare_trials
-from .results import ChildRun, Record, StoredTrial, task_of
+from .results import ChildRun, Record, StoredTrial, task_name
 from .schedule import ideal_seconds
 from .selection import GridPoint, by_task, choose_winner, floors, grid_points
 from .sweep_folder import SweepFolder, folder_bytes, identity, refuse_changes, sweep_root
@@ -396,7 +396,7 @@ def _open_parent(tracker: RemoteTracker, sweep: Sweep, name: str, ready: Sequenc
                 **source_tags(f"d2v sweep {sweep.name}", code_version()),
                 NOTE_TAG: _description(sweep, ready),
                 "grid": json.dumps(definition["grid"]),
-                "tasks": ", ".join(dict.fromkeys(task_of(stored.trial) for stored in ready)),
+                "tasks": ", ".join(dict.fromkeys(task_name(stored.trial) for stored in ready)),
             }
             | dict(platform.extra_tags),
             resume_key=name,
@@ -415,7 +415,7 @@ def _open_parent(tracker: RemoteTracker, sweep: Sweep, name: str, ready: Sequenc
 def _description(sweep: Sweep, ready: Sequence[StoredTrial]) -> str:
     trial = ready[0].trial
     grid = "\n".join(
-        f"- {code(key)}: {plain(', '.join(map(str, v)))}" for key, v in sweep.definition.grid.items()
+        f"- {code(key)}: {literal(', '.join(map(str, v)))}" for key, v in sweep.definition.grid.items()
     )
     return f"{len(ready)} trials of {code(trial.named_recipe)} on {code(trial.recipe.task.data)}:\n\n{grid}"
 

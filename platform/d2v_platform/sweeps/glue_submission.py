@@ -19,7 +19,7 @@ from data2vec.folders import file_sha256
 from data2vec.loading import load
 from data2vec.metrics import sentence_metrics
 
-from ..inference.recording import update_of
+from ..inference.recording import updates_seen
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import SweepDefinition
 from ..recipe.text_components import SentencePredictionCriterion, SentencePredictionTask
@@ -174,7 +174,7 @@ def _score(choice: Choice, split: str, found: Predictions) -> Score:
         data=found.data,
         weights=file_sha256(folder / "model.safetensors"),
         samples=len(found.values),
-        update=update_of(read_artifact(folder).config),
+        update=updates_seen(read_artifact(folder).config),
     )
 
 

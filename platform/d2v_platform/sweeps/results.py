@@ -50,7 +50,7 @@ class StoredTrial:
     @property
     def task(self) -> str:
         """The grid's task, or the recipe's own name."""
-        return task_of(self.trial)
+        return task_name(self.trial)
 
     @property
     def lr(self) -> float:
@@ -67,7 +67,7 @@ class StoredTrial:
         folder.mkdir(parents=True, exist_ok=True)
         plain = {key: value for key, value in self.__dict__.items() if key != "trial"}
         plain["trial"] = {**self.trial.__dict__, "recipe": self.trial.recipe.to_dict()}
-        write_json(folder / "trial.json", plain)
+        replace_json(folder / "trial.json", plain)
 
     @staticmethod
     def read(folder: Path) -> StoredTrial:
@@ -105,7 +105,7 @@ class TrialResult:
 
     def write(self, folder: Path) -> None:
         """Complete or not at all."""
-        write_json(folder / "result.json", asdict(self))
+        replace_json(folder / "result.json", asdict(self))
 
     @staticmethod
     def read(folder: Path) -> TrialResult | None:
@@ -148,7 +148,7 @@ class Record:
         return (self.model_folder / "model.safetensors").is_file()
 
 
-def task_of(trial: Trial) -> str:
+def task_name(trial: Trial) -> str:
     """The grid's task, or the recipe's own name."""
     return str(trial.values.get("task") or trial.named_recipe.rpartition("/")[2])
 
@@ -167,7 +167,7 @@ class ChildRun:
 
     def write(self, folder: Path) -> None:
         """Into the trial's folder."""
-        write_json(folder / "run.json", asdict(self))
+        replace_json(folder / "run.json", asdict(self))
 
     @staticmethod
     def read(folder: Path) -> ChildRun | None:
@@ -176,6 +176,6 @@ class ChildRun:
         return ChildRun(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def replace_json(path: Path, values: Mapping[str, Any]) -> None:
     """Replace a file in one step: a kill leaves the old one or the new one."""
     write_text(path, json.dumps(values, indent=1), durable=True)

@@ -108,13 +108,13 @@ class ResultTable:
     def markdown(self, title: str) -> str:
         """The whole table as Markdown."""
         header, body = self._cells()
-        plain = markdown.plain
-        rows = [[plain(cell) for cell in row] for row in body]
-        lines = [f"# {plain(title)}", "", markdown.table([*map(plain, header)], rows)]
-        lines += ["", *(f"- {plain(line)}" for line in self.summary_lines()), "", "## Protocol", ""]
-        lines += [f"- {plain(line)}" for line in self.protocol]
+        literal = markdown.literal
+        rows = [[literal(cell) for cell in row] for row in body]
+        lines = [f"# {literal(title)}", "", markdown.table([*map(literal, header)], rows)]
+        lines += ["", *(f"- {literal(line)}" for line in self.summary_lines()), "", "## Protocol", ""]
+        lines += [f"- {literal(line)}" for line in self.protocol]
         if self.missing:
-            missing = (f"- {plain(name)}: {plain(why)}" for name, why in self.missing.items())
+            missing = (f"- {literal(name)}: {literal(why)}" for name, why in self.missing.items())
             lines += ["", "## Without a result", "", *missing]
         return "\n".join(lines) + "\n"
 

@@ -14,7 +14,7 @@ from data2vec.config import Data2VecMultiConfig
 from data2vec.data.images import ImageDataset, Oddities
 from data2vec.image_model import pooled_features
 from data2vec.pretraining import Data2VecPretraining
-from data2vec.probes import accuracy, knn_predict, linear_probe
+from data2vec.probes import knn_predict, linear_probe, top1
 from data2vec.v1.image import Data2VecVisionPretraining
 from data2vec.v1.image_config import Data2VecVisionConfig
 
@@ -144,7 +144,7 @@ class ImagePretraining(OnImages, PretrainingTask):
         classes = int(max(int(train_labels.max()), int(labels.max()))) + 1
         votes = knn_predict(train, train_labels, queries, self.task.probe_neighbours, classes)
         logits = linear_probe(train, train_labels, queries, classes, seed=self.recipe.common.seed)
-        return scores | {"knn": accuracy(votes, labels), "linear_probe": accuracy(logits, labels)}
+        return scores | {"knn": top1(votes, labels), "linear_probe": top1(logits, labels)}
 
     def kept(self) -> dict[str, Any]:
         """How images are read."""

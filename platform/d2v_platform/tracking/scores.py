@@ -19,7 +19,7 @@ import filelock
 from data2vec.errors import Data2VecError
 
 from ..home import home_folder
-from ..markdown import code, plain, table
+from ..markdown import code, literal, table
 from ..redaction import redact, redact_text
 from .metric_queue import MetricPoint
 from .mlflow_access import error_code
@@ -209,7 +209,7 @@ def with_scores(card: str, scores: Sequence[StoredScore]) -> str:
             f"{value:.4g}",
             str(score.samples),
             code(score.data[:12]),
-            plain(redact_text(score.decoded)),
+            literal(redact_text(score.decoded)),
         )
         for score in scores
         for name, value in score.metrics.items()

@@ -36,7 +36,7 @@ from safetensors.torch import load_file, save_file
 from data2vec.errors import CheckpointError
 from data2vec.folders import file_sha256, take_place, usual_permissions, write_text
 
-from ..recipe.groups import Checkpoint as CheckpointRules
+from ..recipe.groups import CheckpointOptions
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Retention:
     maximize: bool = False
 
     @classmethod
-    def of(cls, rules: CheckpointRules) -> Retention:
+    def of(cls, rules: CheckpointOptions) -> Retention:
         """What a recipe's ``checkpoint`` group asks for."""
         epochs = 0 if rules.no_epoch_checkpoints else rules.keep_last_epochs
         return cls(
@@ -176,7 +176,7 @@ class CheckpointStore:
                     {k: v.detach().contiguous() for k, v in group.items()}, beside / f"{name}.safetensors"
                 )
             (beside / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-            files = {path.name: describe(path) for path in sorted(beside.iterdir())}
+            files = {path.name: manifest_entry(path) for path in sorted(beside.iterdir())}
             manifest = {
                 "update": update,
                 "epoch_end": merit.epoch_end,
@@ -324,11 +324,11 @@ def verify(folder: Path) -> None:
             raise CheckpointError(
                 f"{path} has {path.stat().st_size} bytes, the manifest says {wanted['size']}"
             )
-        if describe(path) != wanted:
+        if manifest_entry(path) != wanted:
             raise CheckpointError(f"{path} does not match its sha256 in the manifest")
 
 
-def describe(path: Path) -> dict[str, Any]:
+def manifest_entry(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file, which is forced to disk."""
     digest = file_sha256(path)
     _sync(path)

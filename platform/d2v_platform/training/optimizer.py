@@ -14,7 +14,7 @@ from data2vec.optim import GroupSettings, ScheduledAdam, parameter_groups
 from data2vec.schedules import Cosine, Fixed, PolynomialDecay, Schedule, TriStage
 
 from ..recipe.components import (
-    Adam,
+    AdamOptions,
     Composite,
     CosineSchedule,
     FixedSchedule,
@@ -101,7 +101,7 @@ def make_schedule(schedule: ScheduleRecipe, peak: float, max_update: int) -> Sch
     return Fixed(peak=peak, warmup_updates=schedule.warmup_updates)
 
 
-def _settings(adam: Adam) -> GroupSettings:
+def _settings(adam: AdamOptions) -> GroupSettings:
     first, second = adam.adam_betas
     return GroupSettings(betas=(first, second), eps=adam.adam_eps, weight_decay=adam.weight_decay)
 

@@ -27,7 +27,7 @@ from data2vec.errors import CheckpointError, DataError
 from data2vec.folders import inside, written_folder
 
 from ..storage.locations import Location, Patience, StorageError
-from .checkpoint import BEST, MANIFEST, CheckpointStore, describe, folder_name, update_of, verify
+from .checkpoint import BEST, MANIFEST, CheckpointStore, folder_name, manifest_entry, update_of, verify
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def upload_model(folder: Path, run: Location, patience: Patience | None = None) 
     target.delete(MANIFEST, patience=patience)  # from here on the old one is not there
     for name in names:
         target.upload(folder / name, name, patience)
-    manifest = {"files": {name: describe(folder / name) for name in names}}
+    manifest = {"files": {name: manifest_entry(folder / name) for name in names}}
     target.write(MANIFEST, json.dumps(manifest, indent=1).encode(), patience)
 
 

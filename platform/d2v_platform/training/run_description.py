@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..markdown import code, plain
+from ..markdown import code, literal
 from ..recipe.compose import Composed
 from ..recipe.difference import difference, digest, recipe_section
 from ..recipe.schema import Recipe
@@ -98,8 +98,8 @@ def description(composed: Composed, parent_uri: str | None, data: str | None = N
     changed = {key: (c.before, c.after) for key, c in difference(recipe, composed.base).items()}
     lines = [
         f"- data: {code(recipe.task.data)}, subset {code(recipe.dataset.train_subset)}"
-        + (f", {plain(data)}" if data else ""),
-        f"- starts from: {plain(redact_text(parent_uri or 'random weights'))}",
+        + (f", {literal(data)}" if data else ""),
+        f"- starts from: {literal(redact_text(parent_uri or 'random weights'))}",
     ]
     return redact_text("\n".join(lines) + "\n\n" + recipe_section(composed.named_recipe, changed))
 
