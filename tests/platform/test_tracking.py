@@ -222,6 +222,7 @@ def test_experiment_creation_survives_a_race(mlflow_home: Path, tracker: Tracker
     with ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(make, range(8)))
     assert len(set(ids)) == 1
+    assert real.get_experiment(ids[0]).tags == {"mlflow.experimentKind": "custom_model_development"}
 
 
 def test_a_deleted_experiment_is_named_with_the_fix(tracker: Tracker) -> None:

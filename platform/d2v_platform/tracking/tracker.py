@@ -62,6 +62,8 @@ log = logging.getLogger(__name__)
 RESUME_TAG = "d2v.resume_key"
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 _MAX_TAG = 8000  # characters; MLflow's limit
+# Without it MLflow's pages guess from the first runs, and may show an experiment as one of language agents.
+_TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
 _NAME = re.compile(r"[\w.\-+=,@:/ ]{1,200}")
 _OPEN_HERE: set[str] = set()  # runs that a tracker of this process has open
 
@@ -461,7 +463,7 @@ class Tracker:
         if found is None:
             try:
                 return self.client.create_experiment(
-                    name, artifact_location=artifact_location(self.tracking_uri)
+                    name, artifact_location=artifact_location(self.tracking_uri), tags=_TRAINING_PAGES
                 )
             except Exception as error:
                 if error_code(error) != "RESOURCE_ALREADY_EXISTS":
