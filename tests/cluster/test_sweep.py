@@ -50,6 +50,7 @@ def sweep(glue: Any, *more: str) -> SweepResult:
     return run_sweep(load_sweep("glue", given), name=NAME, quiet=True)
 
 
+@pytest.mark.slow  # a killed worker of a Ray run is among the others
 @pytest.mark.timeout(600)  # some 40 s on a free machine: about eight processes are started
 def test_a_killed_trial_goes_on_and_an_extended_sweep_repeats_nothing(
     ray_cluster: Any, tiny_glue: Any

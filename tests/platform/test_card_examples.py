@@ -121,6 +121,7 @@ def folder_of(name: str, place: Path) -> Path:
     return save_artifact(place / name, kind=kind, model_config=made, state=network.state_dict(), **given)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)  # seven registrations and a fresh process: 15 s on two free cores
 def test_the_code_on_every_kind_of_card_runs(tracker: Tracker, tmp_path: Path) -> None:
     run = tracker.open_run(NewRun(experiment="e", name="trained", params={})).run_id

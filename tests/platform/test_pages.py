@@ -22,7 +22,7 @@ from d2v_platform.registry.register import promote, show
 from d2v_platform.reports.report import write_report
 from d2v_platform.tracking.tracker import MetricPoint, NewRun, Tracker
 
-pytestmark = pytest.mark.timeout(900)  # a browser and a server start; slow beside other work
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a browser and a server start
 
 _NO_NETWORK = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
                "--disable-background-networking", "--disable-component-update")  # fmt: skip

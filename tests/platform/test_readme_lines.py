@@ -98,8 +98,8 @@ def execute(line: str, capsys: pytest.CaptureFixture[str]) -> str:
     ("modality", "make", "written"),
     [
         ("Text", text, "score_1"),
-        ("Speech", speech, "transcripts/talk.txt"),
-        ("Images", images, "photos.parquet"),
+        pytest.param("Speech", speech, "transcripts/talk.txt", marks=pytest.mark.slow),
+        pytest.param("Images", images, "photos.parquet", marks=pytest.mark.slow),
     ],
 )
 def test_from_raw_data_to_a_prediction(
