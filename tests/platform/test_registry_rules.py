@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from d2v_platform.registry import promotion, reload_check
+from d2v_platform.registry import alias_turns, promotion, reload_check
 from d2v_platform.registry.alias_history import history, notice_outside_moves
+from d2v_platform.registry.alias_turns import AliasBusyError, Turn, turn
 from d2v_platform.registry.from_run import RunCheckpoint, _as_composed, _choose, _stated, run_exactly_named
 from d2v_platform.registry.model_versions import (
     KIND_TAG,
@@ -29,6 +32,7 @@ from d2v_platform.registry.model_versions import (
 from d2v_platform.registry.promotion import GateRefusedError, gate_reasons, promote, rollback
 from d2v_platform.registry.register import _already_there, _check_request, _fitting_tag
 from d2v_platform.registry.reload_check import reload_problem
+from d2v_platform.tracking.run_liveness import Heartbeat
 from d2v_platform.tracking.scores import fitting_card
 from data2vec.errors import ConfigError, Data2VecError
 
@@ -86,6 +90,9 @@ class Registry:
             raise ConnectionError("away")
         self.tags[key] = text
 
+    def delete_registered_model_tag(self, name: str, key: str) -> None:
+        self.tags.pop(key, None)
+
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         if "alias" in self.failing:
             raise ConnectionError("away")
@@ -112,12 +119,160 @@ def test_the_entry_of_a_move_is_written_before_the_alias(registry: Registry, tra
     registry.failing = {"alias"}
     with pytest.raises(ConnectionError):
         promote(tracker, name="tiny", version=1, alias="best", by="me")
-    (entry,) = history(tracker, "tiny")  # an entry without a move, never a move without one
-    assert (entry.number, entry.from_version, entry.to_version, entry.by) == (1, None, 1, "me")
+    (text,) = registry.tags.values()  # an entry without a move, never a move without one; and no turn is left
+    entry = json.loads(text)
+    assert (entry["from_version"], entry["to_version"], entry["by"]) == (None, 1, "me")
     registry.failing, registry.tags = {"tag"}, {}
     with pytest.raises(ConnectionError):
         promote(tracker, name="tiny", version=1, alias="best")
     assert registry.aliases == {}
+
+
+def test_an_interrupted_promotion_held_nothing(registry: Registry, tracker: Any) -> None:
+    for version in (1, 2):
+        promote(tracker, name="tiny", version=version, alias="best")
+    registry.failing = {"alias"}  # killed between the entry and the alias
+    with pytest.raises(ConnectionError):
+        promote(tracker, name="tiny", version=3, alias="best")
+    assert [move.to_version for move in history(tracker, "tiny")] == [1, 2]
+    notice_outside_moves(tracker, "tiny")
+    registry.failing = set()
+    assert rollback(tracker, name="tiny", alias="best").to_version == 1
+    assert [(m.number, m.to_version) for m in history(tracker, "tiny")] == [(1, 1), (2, 2), (3, 1)]
+
+
+def test_a_promotion_killed_after_the_alias_is_on_the_record(
+    registry: Registry, tracker: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    promote(tracker, name="tiny", version=1, alias="best")
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion, "confirm_entry", killed)
+        with pytest.raises(KeyboardInterrupt):
+            promote(tracker, name="tiny", version=2, alias="best")
+    assert [move.to_version for move in history(tracker, "tiny")] == [1, 2]
+    promote(tracker, name="tiny", version=3, alias="best")
+    assert [(m.to_version, m.outside, m.pending) for m in history(tracker, "tiny")] == [
+        (1, False, False), (2, False, False), (3, False, False),
+    ]  # fmt: skip
+    assert rollback(tracker, name="tiny", alias="best").to_version == 2 and not caplog.records
+
+
+# ---- turns ------------------------------------------------------------------------------------------------
+
+
+def hosts(registry: Registry, tmp_path: Path, count: int) -> list[Any]:
+    """Trackers with homes of their own: no file is shared."""
+    return [SimpleNamespace(client=registry, home=tmp_path / str(number)) for number in range(count)]
+
+
+def test_of_hosts_that_promote_at_once_each_sees_what_the_one_before_left(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(hosts(registry, tmp_path, 1)[0], name="tiny", version=4, alias="best")
+    honest = promotion.gate_reasons
+
+    def slowly(*given: Any, **more: Any) -> list[str]:
+        time.sleep(0.1)
+        return honest(*given, **more)
+
+    monkeypatch.setattr(promotion, "gate_reasons", slowly)
+    monkeypatch.setattr(alias_turns, "_LOOK_S", 0.002)
+
+    def try_to(number: int, tracker: Any) -> bool:
+        try:
+            return promote(tracker, name="tiny", version=number, alias="best") is not None
+        except GateRefusedError:
+            return False
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = dict(enumerate(pool.map(try_to, [1, 2, 3, 5], hosts(registry, tmp_path, 4))))
+    moves = history(SimpleNamespace(client=registry), "tiny")
+    assert registry.aliases == {"best": "5"} and taken[3]
+    assert [move.from_version for move in moves] == [None, *(move.to_version for move in moves[:-1])]
+    assert len(moves) == 1 + sum(taken.values())
+    assert not [key for key in registry.tags if "turn" in key]
+
+
+class Elsewhere(Turn):
+    """A process of another machine: whether it lives is not to be seen here."""
+
+    def _write(self) -> None:
+        honest = Heartbeat.now()
+        key = f"{alias_turns._TAG}{self._token}"
+        owner = replace(honest, host="elsewhere").to_tag()
+        text = json.dumps({"number": self._number, "owner": owner})
+        self._client.set_registered_model_tag(self._name, key, text)
+
+
+def test_who_comes_later_or_draws_waits(registry: Registry, tracker: Any) -> None:
+    drawing = Elsewhere(registry, "tiny")
+    drawing._write()
+    for _ in range(2):  # nobody knows yet who is first; then it is the other
+        with pytest.raises(AliasBusyError, match=r"are being moved by process \d+ on elsewhere"):
+            turn(tracker, "tiny", 0.0).__enter__()
+        drawing.draw()
+    drawing.come(0.0)
+    with drawing.kept():
+        drawing.check()
+    drawing.leave()
+    with turn(tracker, "tiny", 0.0) as mine:
+        late = Elsewhere(registry, "tiny")
+        late.draw()
+        with pytest.raises(AliasBusyError):
+            late.come(0.0)
+        mine.check()
+        late.leave()
+
+
+def test_who_is_silent_for_a_minute_loses_its_turn(
+    registry: Registry, tracker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(alias_turns.time, "monotonic", lambda: clock[0])
+    dead = Elsewhere(registry, "tiny")
+    dead.draw()
+    dead.come(0.0)
+    slept = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock[0] += 7.0
+        if len(slept) == 5:
+            dead._write()  # still there after all
+
+    monkeypatch.setattr(alias_turns.time, "sleep", sleep)
+    with turn(tracker, "tiny", 600.0) as mine:
+        assert 5 + 60 / 7 < len(slept) < 5 + 60 / 7 + 3, "from its last sign of life"
+        with pytest.raises(AliasBusyError, match="silent for more than 60 s"):
+            dead.check()
+        mine.check()
+
+
+def test_a_dead_process_of_this_machine_is_not_waited_for(registry: Registry, tracker: Any) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    owner = replace(Heartbeat.now(), pid=gone.pid).to_tag()
+    registry.tags[f"{alias_turns._TAG}x"] = json.dumps({"number": 1, "owner": owner})
+    with turn(tracker, "tiny", 0.0):
+        assert len(registry.tags) == 1
+
+
+def test_a_lost_turn_moves_nothing(registry: Registry, tracker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = promotion.write_entry
+
+    def written(*given: Any) -> Any:
+        for key in [key for key in registry.tags if "turn" in key]:
+            del registry.tags[key]  # others took this process for dead
+        return honest(*given)
+
+    monkeypatch.setattr(promotion, "write_entry", written)
+    with pytest.raises(AliasBusyError, match="nothing was changed"):
+        promote(tracker, name="tiny", version=1, alias="best")
+    assert registry.aliases == {} and history(tracker, "tiny") == []
 
 
 def test_moves_are_numbered_and_told(registry: Registry, tracker: Any) -> None:

@@ -14,10 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import filelock
-
-from ..home import home_folder
 from ..tracking.mlflow_access import short_reason
+from .alias_turns import AliasBusyError, turn
 from .model_versions import ModelVersion, RegisteredModel, show
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 _HISTORY = "mlflow.d2v.history."
 _HISTORY_BEFORE = "history."  # of versions of ours until 2026
-_WAIT_S = 600.0  # a gate may reload a model while it holds the lock
 _OUTSIDE = "moved outside d2v (in MLflow's pages, or by another program): no gate has judged it"
 
 
@@ -44,18 +41,20 @@ class AliasMove:
     reason: str
     rollback: bool = False
     outside: bool = False
+    pending: bool = False  # written down, and the alias not yet moved
 
 
 def history(tracker: Tracker, name: str) -> list[AliasMove]:
-    """All alias moves of a model, oldest first."""
-    show(tracker, name)  # a clear message for an unknown name
+    """All alias moves of a model, oldest first; one that was interrupted before the alias moved is none."""
+    aliases = show(tracker, name).aliases  # a clear message for an unknown name
     tags = tracker.client.get_registered_model(name).tags
     moves = [
         AliasMove(**json.loads(text))
         for key, text in tags.items()
         if key.startswith((_HISTORY, _HISTORY_BEFORE))
     ]
-    return sorted(moves, key=lambda move: move.number)
+    made = [move for move in moves if not move.pending or aliases.get(move.alias) == move.to_version]
+    return sorted(made, key=lambda move: move.number)
 
 
 def holders(moves: list[AliasMove], alias: str) -> list[int]:
@@ -77,9 +76,20 @@ def write_entry(tracker: Tracker, name: str, move: AliasMove) -> AliasMove:
     moves = history(tracker, name)
     number = moves[-1].number + 1 if moves else 1
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    move = replace(move, number=number, time=now, by=move.by or _this_user())
-    text = json.dumps(asdict(move), sort_keys=True)
-    tracker.client.set_registered_model_tag(name, f"{_HISTORY}{number:04d}", text)
+    return _write(tracker, name, replace(move, number=number, time=now, by=move.by or _this_user()))
+
+
+def confirm_entry(tracker: Tracker, name: str, move: AliasMove) -> AliasMove:
+    """The alias of a pending entry has moved."""
+    return _write(tracker, name, replace(move, pending=False))
+
+
+def _write(tracker: Tracker, name: str, move: AliasMove) -> AliasMove:
+    content = asdict(move)
+    if not move.pending:
+        del content["pending"]  # versions of ours until 2026 read what is left
+    text = json.dumps(content, sort_keys=True)
+    tracker.client.set_registered_model_tag(name, f"{_HISTORY}{move.number:04d}", text)
     return move
 
 
@@ -89,14 +99,12 @@ def show_score(tracker: Tracker, alias: str, version: ModelVersion) -> None:
     tracker.client.set_registered_model_tag(version.name, alias, words)
 
 
-def moving(tracker: Tracker, wait_s: float = _WAIT_S) -> filelock.FileLock:
-    """Aliases are moved by one process of this machine at a time."""
-    return filelock.FileLock(home_folder("queue", tracker.home) / "aliases.lock", timeout=wait_s)
-
-
 def note_outside_moves(tracker: Tracker, name: str) -> list[AliasMove]:
-    """Write moves that went past the gate into the history, and say so; the caller holds :func:`moving`."""
+    """Write moves that went past the gate into the history, and say so; the caller has its :func:`turn`."""
     model, moves = show(tracker, name), history(tracker, name)
+    for move in moves:
+        if move.pending:  # its process died between the alias and this
+            confirm_entry(tracker, name, move)
     noted = []
     for alias, known, found in _outside(model, moves):
         _say(name, alias, known, found)
@@ -111,14 +119,18 @@ def note_outside_moves(tracker: Tracker, name: str) -> list[AliasMove]:
 
 def notice_outside_moves(tracker: Tracker, name: str) -> None:
     """The same for somebody who merely uses the model: nothing about it stops them."""
+    found = []
     try:
-        if not any(_outside(show(tracker, name), history(tracker, name))):
+        found = _outside(show(tracker, name), history(tracker, name))
+        if not found:
             return
-        with moving(tracker, 5.0):
+        with turn(tracker, name, 5.0):
             note_outside_moves(tracker, name)
-    except filelock.Timeout:  # somebody moves an alias at this moment
+    except AliasBusyError:  # somebody moves an alias at this moment
         return
     except Exception as error:  # a registry that one may only read
+        for move in found:
+            _say(name, *move)
         logger.warning("the history of %s cannot be written: %s", name, short_reason(error))
 
 

@@ -9,12 +9,22 @@ with who and why; ``rollback`` goes back to what held the alias before.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from data2vec.errors import Data2VecError
 
 from ..tracking.mlflow_access import ALIAS, ALIAS_RULE
-from .alias_history import AliasMove, history, holders, moving, note_outside_moves, show_score, write_entry
+from .alias_history import (
+    AliasMove,
+    confirm_entry,
+    history,
+    holders,
+    note_outside_moves,
+    show_score,
+    write_entry,
+)
+from .alias_turns import Turn, turn
 from .model_source import resolve
 from .model_versions import PRETRAINED, ModelVersion, get_version, show
 from .reload_check import CHECK_FILE, reload_problem
@@ -182,7 +192,8 @@ def promote(
     _check_alias(alias)
     if force is not None and not force.strip():
         raise Data2VecError("--force needs a reason, which is kept in the alias's history")
-    with moving(tracker):
+    show(tracker, name)  # a clear message for an unknown name
+    with turn(tracker, name) as mine:
         note_outside_moves(tracker, name)
         candidate = get_version(tracker, name, version)
         model = show(tracker, name)
@@ -200,7 +211,7 @@ def promote(
         move = AliasMove(
             alias=alias, from_version=held, to_version=candidate.version, by=by or "", reason=why
         )
-        return _move(tracker, candidate, move)
+        return _move(tracker, candidate, move, mine)
 
 
 def rollback(tracker: Tracker, *, name: str, alias: str, by: str | None = None) -> AliasMove:
@@ -209,7 +220,8 @@ def rollback(tracker: Tracker, *, name: str, alias: str, by: str | None = None) 
     Raises:
         Data2VecError: nothing to go back to, or that version was deleted.
     """
-    with moving(tracker):
+    show(tracker, name)  # a clear message for an unknown name
+    with turn(tracker, name) as mine:
         note_outside_moves(tracker, name)
         model = show(tracker, name)
         held = model.aliases.get(alias)
@@ -231,13 +243,16 @@ def rollback(tracker: Tracker, *, name: str, alias: str, by: str | None = None) 
         move = AliasMove(
             alias=alias, from_version=held, to_version=target, by=by or "", reason=why, rollback=True
         )
-        return _move(tracker, version, move)
+        return _move(tracker, version, move, mine)
 
 
-def _move(tracker: Tracker, version: ModelVersion, move: AliasMove) -> AliasMove:
-    # First the entry: a process killed in between leaves an entry without a move, never a move without one.
-    written = write_entry(tracker, version.name, move)
+def _move(tracker: Tracker, version: ModelVersion, move: AliasMove, mine: Turn) -> AliasMove:
+    # First the entry: a process killed in between leaves one that is pending and no move, or a move that it
+    # explains, never a move without an entry.
+    written = write_entry(tracker, version.name, replace(move, pending=True))
+    mine.check()
     tracker.client.set_registered_model_alias(version.name, move.alias, str(version.version))
+    written = confirm_entry(tracker, version.name, written)
     show_score(tracker, move.alias, version)
     return written
 

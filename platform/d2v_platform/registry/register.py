@@ -22,7 +22,8 @@ from ..recipe import user_code
 from ..redaction import redact, redact_text
 from ..tracking.mlflow_access import error_code, is_server
 from ..tracking.scores import fitting_card, stored_scores, take_scores, with_scores
-from .alias_history import AliasMove, history, moving, note_outside_moves, show_score
+from .alias_history import AliasMove, history, note_outside_moves, show_score
+from .alias_turns import turn
 from .card_pictures import PICTURE_FOLDER, draw_curves, with_pictures
 from .model_package import LINEAGE_FILE, package_model
 from .model_source import ResolvedModel, resolve
@@ -156,7 +157,7 @@ def _register_new(tracker: Tracker, new: NewVersion, config: Mapping[str, Any]) 
     tracker.set_tags(run_id, {f"registered.{name}": str(created.version)})
     version = get_version(tracker, name, created.version)
     show_score(tracker, "newest", version)
-    with moving(tracker):
+    with turn(tracker, name):
         note_outside_moves(tracker, name)
     return version
 
