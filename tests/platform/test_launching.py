@@ -328,6 +328,21 @@ def test_what_workers_return_becomes_an_error_of_its_kind(
     assert "(worker 0: ValueError; worker 1: no disk)" in told
 
 
+def test_a_run_gets_its_end_though_what_was_sent_before_failed() -> None:
+    ended: list[tuple[Any, ...]] = []
+
+    def fails() -> None:
+        raise Data2VecError("the disk of the queue is full")
+
+    tracker: Any = SimpleNamespace(wait_for_sent=fails, finish=lambda *given: ended.append(given))
+    with (
+        pytest.raises(Data2VecError, match="is full"),
+        launching._finishing(tracker, "r", "again") as outcome,
+    ):
+        outcome.status = "FINISHED"
+    assert ended == [("r", "FINISHED")]
+
+
 class FakeTracker:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []

@@ -23,6 +23,7 @@ from d2v_platform.sweeps.sweep_folder import SweepFolder
 from d2v_platform.sweeps.table import result_table
 from d2v_platform.tracking.tracker import NewRun
 from d2v_platform.training.loop_state import Summary
+from data2vec.errors import Data2VecError
 
 ROOM = Capacity(slots=2, workers=1, cpus=1, gpus=0, threads=1, loaders=0)
 
@@ -318,6 +319,20 @@ def test_the_parent_run_ends_as_the_sweep_did(
         if error is not None:
             raise error
     assert driver.tracker.sent == [("finish", "parent", status)] and driver.tracker.settled == 1
+
+
+def test_the_parent_run_ends_though_what_was_sent_before_failed(
+    folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = driver_of(folder)
+
+    def fails() -> None:
+        raise Data2VecError("the disk of the queue is full")
+
+    monkeypatch.setattr(driver.tracker, "wait_for_sent", fails)
+    with pytest.raises(Data2VecError, match="is full"), driver.finishing():
+        pass
+    assert driver.tracker.sent == [("finish", "parent", "FINISHED")]
 
 
 def test_a_sweep_ends_as_it_was_asked_to() -> None:

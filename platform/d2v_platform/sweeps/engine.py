@@ -377,8 +377,10 @@ class _Driver:
             )
             raise
         finally:
-            self.tracker.wait_for_sent()
-            self.tracker.finish(self.parent, status)
+            try:
+                self.tracker.wait_for_sent()
+            finally:
+                self.tracker.finish(self.parent, status)
 
 
 def _open_parent(tracker: RemoteTracker, sweep: Sweep, name: str, ready: Sequence[StoredTrial]) -> str:
