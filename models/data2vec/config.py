@@ -7,7 +7,7 @@ The names and values are those of the reference's ``data2vec_multi`` model confi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .audio_checks import audio_problems
 from .conv_spec import frame_count, parse_conv_layers
@@ -68,6 +68,11 @@ class ModalityConfig:
     learned_alibi_scale_per_head: bool = False  # one scale a head
     learned_alibi_scale_per_layer: bool = False  # one scale a layer
     decoder: DecoderConfig | None = field(default_factory=DecoderConfig)  # null: no decoder
+
+    @property
+    def sample_shape(self) -> tuple[int, ...] | None:
+        """The shape that every sample has; ``None`` where they differ."""
+        return None
 
     def positions(self, length: int) -> int:
         """Positions of the sequence that a sample of this length becomes."""
@@ -156,6 +161,9 @@ class ModalitiesConfig:
 class Data2VecMultiConfig(ModelConfig):
     """data2vec 2.0: shared transformer blocks, masking, teacher, targets and losses."""
 
+    #: field of the front end's configuration, of a family that has one of its own beside ``modalities``
+    own_modality: ClassVar[str | None] = None
+
     loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
     loss_scale: float | None = None  # factor of the loss; null = 1 / sqrt(embed_dim)
     depth: int = 8  # shared transformer blocks
@@ -207,7 +215,9 @@ class Data2VecMultiConfig(ModelConfig):
 
     @property
     def modality_name(self) -> str:
-        """The modality that is built: ``supported_modality``, else the only one configured."""
+        """The modality that is built: a family's own, ``supported_modality``, or the only one configured."""
+        if self.own_modality is not None:
+            return self.own_modality.upper()
         if self.supported_modality is not None:
             return self.supported_modality
         modalities = self.modalities
@@ -221,8 +231,9 @@ class Data2VecMultiConfig(ModelConfig):
         return (f"{self.modality_name}_regression", *more)
 
     def front_end(self) -> ModalityConfig | None:
-        """Configuration of the front end; a family with one of its own says here where it stands."""
-        return getattr(self.modalities, self.modality_name.lower(), None)
+        """Configuration of the front end."""
+        holder = self.modalities if self.own_modality is None else self
+        return getattr(holder, self.modality_name.lower(), None)
 
     @property
     def modality(self) -> ModalityConfig:
@@ -268,7 +279,7 @@ class Data2VecMultiConfig(ModelConfig):
         if front is None:
             rule("supported_modality", False, f"modalities.{name.lower()} is missing")
         else:
-            inside = "modalities." if hasattr(self.modalities, name.lower()) else ""
+            inside = "modalities." if self.own_modality is None else ""
             dropped = ["prenet_layerdrop", "prenet_dropout", "start_drop_path_rate", "end_drop_path_rate"]
             dropped += ["dropout"] if name == "TEXT" else []
             dropped += ["decoder.input_dropout"] if front.decoder is not None else []

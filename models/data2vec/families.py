@@ -47,7 +47,9 @@ _IN_USE: dict[str, str] = {
 }
 
 
-def register_family(name: str, config: type[ModelConfig], modality: str, in_use: str) -> None:
+def register_family(
+    name: str, config: type[ModelConfig], modality: str, in_use: str = "data2vec.array_model:ArrayModel"
+) -> None:
     """Let model folders hold models of a family of your own.
 
     Args:

@@ -29,13 +29,14 @@ from d2v_platform.tasks import (
     text_blocks,
 )
 from d2v_platform.tasks import task as tasks
+from d2v_platform.tasks.task import OneModelTask, TrainingTask
 from data2vec.artifact import Artifact
 from data2vec.config import Data2VecMultiConfig
 from data2vec.data.audio import AudioOptions
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.letters import released_letters
 from data2vec.errors import CheckpointError, ConfigError, DataError
-from tests.platform.toy_task import toy_recipe
+from tests.platform.toy_task import ToyTask, toy_recipe
 
 
 class Keep:
@@ -72,16 +73,54 @@ def test_batches_follow_the_dataset_group(monkeypatch: pytest.MonkeyPatch) -> No
     assert made.named["rebuild"] is False
 
 
+@pytest.mark.parametrize("refilled", [True, False])
+def test_a_subset_is_opened_once_and_follows_the_epoch(
+    refilled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Task(ToyTask):
+        dataset, batches = TrainingTask.dataset, TrainingTask.batches  # type: ignore[assignment]
+
+        @staticmethod
+        def open_subset(recipe: Recipe, subset: str) -> Any:
+            opened.append(subset)
+            return Epoch(subset, 1)
+
+    class Epoch:
+        def __init__(self, subset: str, number: int) -> None:
+            self.name = (subset, number)
+
+        def for_epoch(self, number: int) -> Epoch:
+            return Epoch(self.name[0], number)
+
+    opened: list[str] = []
+    made = Keep()
+    monkeypatch.setattr(tasks, "batches_of", made)
+    task = Task(Recipe.from_dict(toy_recipe()))
+    task.refilled = refilled  # type: ignore[misc]
+    for epoch in (1, 2, 2):
+        assert task.dataset("learn", epoch).name == ("learn", epoch)
+    task.batches("check", 3, True)
+    assert opened == ["learn", "check"]
+    data, *rest = made.given
+    assert (
+        data.name == ("check", 3) and rest == [task.recipe, 3, True] and made.named == {"rebuild": refilled}
+    )
+    Task.check_data(Recipe.from_dict(toy_recipe(dataset=DATA | {"disable_validation": False})), None)
+    assert opened[2:] == ["learn", "check"]
+
+
 def test_facts_of_data_and_parents() -> None:
     recipe = Recipe.from_dict(toy_recipe(dataset={"valid_subset": "check,other", "train_subset": "learn",
                                                   "disable_validation": False}))  # fmt: skip
-    assert tasks.data_facts(recipe, str.upper) == {
-        "data.fingerprint": "CHECK", "data.train_fingerprint": "LEARN", "dictionary.hash": "none",
-    }  # fmt: skip
+    task = ToyTask(recipe)
+    task.dataset = lambda subset: SimpleNamespace(fingerprint=subset.upper)  # type: ignore[method-assign]
+    data = {"data.fingerprint": "CHECK", "data.train_fingerprint": "LEARN", "dictionary.hash": "none"}
+    assert tasks.data_facts(task) == data
+    assert OneModelTask.facts(task) == data | {"parent.run": "none", "parent.update": "none"}
+    task.parent = {"run_id": "r", "update": 7}
+    assert OneModelTask.facts(task) == data | {"parent.run": "r", "parent.update": "7"}
     recipe.dataset.disable_validation = True
-    assert tasks.data_facts(recipe, str.upper)["data.fingerprint"] == "LEARN"
-    assert tasks.parent_facts({"run_id": "r", "update": 7}) == {"parent.run": "r", "parent.update": "7"}
-    assert tasks.parent_facts({}) == {"parent.run": "none", "parent.update": "none"}
+    assert tasks.data_facts(task)["data.fingerprint"] == "LEARN"
     parts = tasks.part_of({"student.a": torch.ones(1), "teacher.student.b": torch.ones(2)}, "student.")
     assert list(parts) == ["a"]
 

@@ -146,6 +146,6 @@ except Exception as error:
 print("embeddings", len(rows), len(rows[0]), float(np.abs(rows[0]).max()))
 """
     *_, refusal, line = run("-c", served).splitlines()
-    assert "row 1: input: a series of (1, 1); the model takes (8, 8)" in refusal
+    assert "row 1: input: an array of the shape (1, 1); the model takes (8, 8)" in refusal
     words = line.split()
     assert words[:3] == ["embeddings", "2", "64"] and np.isfinite(float(words[3])) and float(words[3]) > 0

@@ -18,13 +18,18 @@ from ..errors import DataError
 class ArrayDataset:
     """``FOLDER/SUBSET.npz`` with ``x`` (samples first) and ``y`` (their classes), held in memory.
 
+    Args:
+        folder: of the files.
+        subset: which.
+        shape: that every sample must have.
+
     Raises:
         DataError: the file is missing or damaged, holds other arrays, or has values that are not finite.
     """
 
     order = "size"
 
-    def __init__(self, folder: Path | str, subset: str) -> None:
+    def __init__(self, folder: Path | str, subset: str, shape: tuple[int, ...] | None = None) -> None:
         file = Path(folder) / f"{subset}.npz"
         if not file.is_file():
             raise DataError(f"{file} does not exist; it should hold the arrays x and y")
@@ -35,6 +40,8 @@ class ArrayDataset:
             raise DataError(f"{file} does not hold the arrays x and y: {error}") from error
         if x.ndim < 2 or y.shape != x.shape[:1] or not len(x):
             raise DataError(f"{file}: x has the shape {x.shape}, y {y.shape}; one class a sample of x")
+        if shape is not None and x.shape[1:] != shape:
+            raise DataError(f"{file}: x has samples of the shape {x.shape[1:]}; the model takes {shape}")
         if not np.isfinite(x).all():
             raise DataError(f"{file}: x has values that are no finite numbers")
         self.x, self.y = torch.from_numpy(x), torch.from_numpy(y)
@@ -49,6 +56,10 @@ class ArrayDataset:
     def collate(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """``id`` (B,), ``source`` (B, ...) and ``target`` (B,)."""
         return {"id": torch.tensor(rows), "source": self.x[list(rows)], "target": self.y[list(rows)]}
+
+    def for_epoch(self, epoch: int) -> ArrayDataset:
+        """The same in every epoch."""
+        return self
 
     def fingerprint(self) -> str:
         """SHA-256 of shape and content."""

@@ -105,6 +105,8 @@ class ImageDataset:
 
     def for_epoch(self, epoch: int) -> ImageDataset:
         """The same images with other crops."""
+        if epoch == self.epoch:
+            return self
         return ImageDataset(
             self.source,
             self.transform,

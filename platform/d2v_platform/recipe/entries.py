@@ -37,6 +37,7 @@ from .image_components import (
 )
 from .language_checks import PERPLEXITY, language_problems
 from .language_components import AdaptiveLossCriterion, CrossEntropyCriterion, LanguageModelingTask
+from .pretraining_checks import pretraining_problems
 from .text_checks import masked_lm_problems, reported_sentence_metrics, sentence_problems
 from .text_components import (
     MaskedLMTask,
@@ -74,11 +75,11 @@ class TaskEntry:
 
     Attributes:
         models: components that ``model`` may be.
-        criteria: components that ``criterion`` may be.
         room: its ``TrainingTask``, or ``package.module:Class`` of it, imported when a run needs it.
         rooms: those of models that need another one.
         data: what ``task.data`` is, for a message that it is not there.
         modality: what it reads, in small letters; names its MLflow experiment.
+        criteria: components that ``criterion`` may be.
         problems: what is impossible about a recipe of this task; model and criterion may be of other tasks.
         metrics: what validation reports besides the loss, with whether larger is better.
         unused: options that have no effect beside others: problems of those that the command line gives,
@@ -90,11 +91,11 @@ class TaskEntry:
     """
 
     models: tuple[type[Any], ...]
-    criteria: tuple[type[Any], ...]
     room: str | type[Any]
     data: str
     modality: str
-    problems: Callable[[Recipe], Iterable[Any]]
+    criteria: tuple[type[Any], ...] = (ModelCriterion,)
+    problems: Callable[[Recipe], Iterable[Any]] = pretraining_problems
     metrics: Callable[[Recipe], Mapping[str, bool]] = _no_metrics
     rooms: Mapping[type[Any], str] = field(default_factory=dict)
     unused: Callable[[Recipe, Sequence[Override], list[str]], list[Problem]] = _none_unused
@@ -118,14 +119,12 @@ _images = functools.partial(
     TaskEntry,
     modality="image",
     data=_IMAGES,
-    criteria=(ModelCriterion,),
     problems=image_problems,
     words=("image", "vision", "mae", "beit"),
 )
 _ENTRIES: dict[type[Any], TaskEntry] = {
     MaskedLMTask: _text(
         models=(Data2VecMultiConfig, Data2VecTextConfig),
-        criteria=(ModelCriterion,),
         room=_ours("text_pretraining", "TextPretraining"),
         data=_TOKENS,
         problems=masked_lm_problems,
@@ -150,7 +149,6 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
     ),
     AudioPretrainingTask: _audio(
         models=(Data2VecMultiConfig, Data2VecAudioConfig),
-        criteria=(ModelCriterion,),
         room=_ours("audio_pretraining", "AudioPretraining"),
         data="the folder that d2v prepare audio-manifest wrote (train.tsv)",
     ),
@@ -165,7 +163,6 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
     ),
     AudioClassificationTask: _audio(
         models=(AudioClassificationModel,),
-        criteria=(ModelCriterion,),
         room=_ours("audio_classification", "AudioClassification"),
         data="the folder that d2v prepare audio-manifest and audio-events wrote",
         metrics=_always(EVENT_METRICS, True),

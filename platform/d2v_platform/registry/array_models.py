@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 
-def serve_arrays(modality: str, shape: Callable[[Any], tuple[int, ...]], code: str) -> None:
+def serve_arrays(modality: str, code: str) -> None:
     """Serve models of a modality by a column ``input`` of arrays.
 
     Args:
-        modality: in capitals.
-        shape: of one input, from the model that ``data2vec.load`` gives.
+        modality: in capitals; its front end's configuration has a ``sample_shape``.
         code: file that registers the family in the library; a copy goes into each version, so it imports
             ``data2vec`` and what its requirements have, nothing of the platform.
     """
 
     def check(model: Any) -> dict[str, Any]:
-        waves = [np.sin(np.arange(np.prod(shape(model))) * step).reshape(shape(model)) for step in (0.7, 1.9)]
+        shape = model.model_config.modality.sample_shape
+        waves = [np.sin(np.arange(np.prod(shape)) * step).reshape(shape) for step in (0.7, 1.9)]
         expected = [model.embed(wave).astype(float).tolist() for wave in waves]
         return {
             "output": "embedding",

@@ -26,7 +26,7 @@ from .audio_data import OnAudio, audio_options, audio_samples
 from .audio_parent import block_lr_scales, check_parent
 from .floor import Floor, event_floor
 from .statistics import Layout, Sums
-from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
+from .task import MicroBatch, OneModelTask
 
 
 class AudioClassification(OnAudio, OneModelTask[AudioEventModel]):
@@ -42,7 +42,6 @@ class AudioClassification(OnAudio, OneModelTask[AudioEventModel]):
         self.parent = parent.config.get("origin", {})
         self.pretrained = check_parent(recipe, parent)
         self.classes = load_classes(self.task)
-        self._datasets: dict[str, EventDataset] = {}
         self.dataset(recipe.dataset.train_subset)
         given = {name: getattr(recipe.model, name) for name in AudioEventOptions.__dataclass_fields__}
         head = AudioEventConfig(**given, num_classes=len(self.classes))
@@ -65,8 +64,8 @@ class AudioClassification(OnAudio, OneModelTask[AudioEventModel]):
         assert isinstance(recipe.task, AudioClassificationTask)
         return open_labelled_clips(recipe, subset, load_classes(recipe.task))
 
-    @staticmethod
-    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+    @classmethod
+    def check_data(cls, recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare data and model."""
         assert isinstance(recipe.task, AudioClassificationTask)
         if model_folder is not None:
@@ -74,16 +73,6 @@ class AudioClassification(OnAudio, OneModelTask[AudioEventModel]):
         classes = load_classes(recipe.task)
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
             open_labelled_clips(recipe, subset, classes).verify()
-
-    def dataset(self, subset: str, epoch: int = 1) -> EventDataset:
-        """Clips of one subset."""
-        found = self._datasets.get(subset) or open_labelled_clips(self.recipe, subset, self.classes)
-        self._datasets[subset] = found.for_epoch(epoch)
-        return self._datasets[subset]
-
-    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
-        """Batches of similar lengths, filled anew every epoch; validation keeps every clip."""
-        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=True)
 
     def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
         """Summed loss of one micro-batch, its clips mixed by a key of its own."""
@@ -107,10 +96,6 @@ class AudioClassification(OnAudio, OneModelTask[AudioEventModel]):
     def _weight(self) -> float:
         criterion = self.recipe.criterion
         return criterion.loss_weights.get("main", 1.0) if isinstance(criterion, ModelCriterion) else 1.0
-
-    def initialise_from(self, folder: Path) -> None:
-        """Trunk and projection of a fine-tuned model."""
-        load_strictly(self.model, read_artifact(folder).state, folder)
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Loss per positive label, which is what gradients are divided by."""
@@ -168,13 +153,6 @@ class AudioClassification(OnAudio, OneModelTask[AudioEventModel]):
         for row in range(len(labels_NC)):
             labels_NC[row, list(data.events(row))] = 1
         return event_floor(labels_NC, metric)
-
-    def facts(self) -> dict[str, str]:
-        """Fingerprints of what it was judged and trained on, and the parent's run."""
-        return {
-            **data_facts(self.recipe, lambda subset: self.dataset(subset).fingerprint()),
-            **parent_facts(self.parent),
-        }
 
 
 def load_classes(task: AudioClassificationTask) -> list[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from data2vec.artifact import load_strictly, read_artifact, save_artifact
@@ -29,7 +28,7 @@ from .audio_data import OnAudio, audio_options, audio_samples, check_symbols
 from .audio_parent import block_lr_scales, check_parent
 from .floor import Floor, transcript_floor
 from .statistics import Layout, Sums
-from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
+from .task import MicroBatch, OneModelTask
 
 logger = logging.getLogger(__name__)
 ONLY_BLANKS_AFTER = 500  # updates after which output that is all blank deserves a hint
@@ -49,7 +48,6 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
         self.parent = parent.config.get("origin", {})
         self.pretrained = check_parent(recipe, parent)
         self.letters = load_letters(self.task)
-        self._datasets: dict[str, AudioDataset] = {}
         self.dataset(recipe.dataset.train_subset)
         names = CTCConfig.__dataclass_fields__
         options = CTCConfig(**{name: getattr(recipe.model, name) for name in names})
@@ -78,8 +76,8 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
         assert isinstance(recipe.task, AudioFinetuningTask)
         return open_utterances(recipe, subset, load_letters(recipe.task), None)
 
-    @staticmethod
-    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+    @classmethod
+    def check_data(cls, recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare data and model."""
         assert isinstance(recipe.task, AudioFinetuningTask)
         layers = None
@@ -96,17 +94,9 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
             if told and subset == recipe.dataset.train_subset:
                 logger.warning("%s", told)
 
-    def dataset(self, subset: str, epoch: int = 1) -> AudioDataset:
-        """Utterances of one subset."""
-        found = self._datasets.get(subset)
-        if found is None:
-            found = open_utterances(self.recipe, subset, self.letters, conv_layers(self.pretrained))
-        self._datasets[subset] = found.for_epoch(epoch)
-        return self._datasets[subset]
-
-    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
-        """Batches of similar lengths, filled anew every epoch; validation keeps every utterance."""
-        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=True)
+    def opened(self, subset: str) -> AudioDataset:
+        """Utterances of one subset that the model can learn from."""
+        return open_utterances(self.recipe, subset, self.letters, conv_layers(self.pretrained))
 
     def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
         """Summed loss of one micro-batch; utterances with too few frames are counted and left out."""
@@ -130,10 +120,6 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
             "blanks": blanks,
         }
         return MicroBatch(sums.loss, sums.sentences, scalars)
-
-    def initialise_from(self, folder: Path) -> None:
-        """Trunk and projection of a fine-tuned model."""
-        load_strictly(self.model, read_artifact(folder).state, folder)
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Loss per utterance in bits, as the reference logs it, and the share of blank frames."""
@@ -245,12 +231,8 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
         return transcript_floor(metric)
 
     def facts(self) -> dict[str, str]:
-        """Fingerprints of what it was judged and trained on, hash of the letters, the parent's run."""
-        return {
-            **data_facts(self.recipe, lambda subset: self.dataset(subset).fingerprint()),
-            "dictionary.hash": self.letters.digest(),
-            **parent_facts(self.parent),
-        }
+        """Fingerprints, the parent's run, and the hash of the letters."""
+        return super().facts() | {"dictionary.hash": self.letters.digest()}
 
 
 def load_letters(task: AudioFinetuningTask) -> Dictionary:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from data2vec.audio_masking import block_masks_1d, mask_set
@@ -24,7 +23,6 @@ from ..recipe.audio_components import AudioPretrainingTask
 from ..recipe.schema import Recipe
 from .audio_data import OnAudio, audio_options
 from .pretraining import PretrainingTask
-from .task import batches_of
 
 
 class AudioPretraining(OnAudio, PretrainingTask):
@@ -34,7 +32,6 @@ class AudioPretraining(OnAudio, PretrainingTask):
         assert isinstance(recipe.task, AudioPretrainingTask)
         assert isinstance(recipe.model, Data2VecMultiConfig | Data2VecAudioConfig)
         self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
-        self._datasets: dict[str, AudioDataset] = {}
         self.dataset(recipe.dataset.train_subset)
         self.model: Data2VecPretraining | Data2VecAudioPretraining
         if isinstance(self.config, Data2VecAudioConfig):
@@ -48,21 +45,11 @@ class AudioPretraining(OnAudio, PretrainingTask):
         """The data set of one subset; nothing is built."""
         return open_recordings(recipe, subset)
 
-    @staticmethod
-    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+    @classmethod
+    def check_data(cls, recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and read the headers of its files."""
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
             open_recordings(recipe, subset).verify()
-
-    def dataset(self, subset: str, epoch: int = 1) -> AudioDataset:
-        """Clips of one subset, cropped elsewhere in every epoch."""
-        dataset = self._datasets.get(subset) or open_recordings(self.recipe, subset)
-        self._datasets[subset] = dataset.for_epoch(epoch)
-        return self._datasets[subset]
-
-    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
-        """Batches of similar lengths, filled anew every epoch."""
-        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=True)
 
     def compute(self, batch: Mapping[str, torch.Tensor], update: int) -> PretrainOutput:
         """Losses of one micro-batch; masks are functions of (seed, update, clip, clone)."""

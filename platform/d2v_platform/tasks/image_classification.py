@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from data2vec.artifact import Artifact, load_strictly, read_artifact, save_artifact
 from data2vec.config import ImageHeadConfig
-from data2vec.data.images import ImageDataset, Oddities
+from data2vec.data.images import Oddities
 from data2vec.errors import CheckpointError, ConfigError, DataError, Problem
 from data2vec.families import shape_of
 from data2vec.image_heads import (
@@ -36,10 +35,10 @@ from ..recipe.image_components import (
 )
 from ..recipe.schema import Recipe
 from .floor import Floor, image_floor
-from .image_data import OnImages, check_subsets, never_empty, normalisation, open_task_images, report_oddities
+from .image_data import OnImages, check_subsets, never_empty, normalisation
 from .reduction import rank_and_size
 from .statistics import Layout, Sums
-from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
+from .task import MicroBatch, OneModelTask
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,6 @@ class ImageClassification(OnImages, OneModelTask[ImageClassifier]):
         self.parent = parent.config.get("origin", {})
         _check_fit(recipe, parent)
         self.parent_is_mae = isinstance(parent.model_config, MaeConfig)
-        self._datasets: dict[str, ImageDataset] = {}
         self.oddities = Oddities(speaks=rank_and_size()[0] == 0)
         self.classes = self.dataset(recipe.dataset.train_subset).source.classes
         trunk = image_trunk(recipe, parent)
@@ -84,20 +82,14 @@ class ImageClassification(OnImages, OneModelTask[ImageClassifier]):
         return finetuning_lr_scales(self.model, self.settings.layer_decay, front_end=self.parent_is_mae)
 
     @staticmethod
-    def open_subset(recipe: Recipe, subset: str) -> ImageDataset:
-        """The data set of one subset; nothing is built."""
-        training = subset == recipe.dataset.train_subset
-        return open_task_images(recipe, subset, training=training, augmented=False)
-
-    @staticmethod
     def network(recipe: Recipe, parent: Artifact | None) -> object:
         """The pretrained network for images of the task's size."""
         if parent is None or parent.modality != "IMAGE":
             return OneModelTask.network(recipe, parent)
         return image_trunk(recipe, parent)
 
-    @staticmethod
-    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+    @classmethod
+    def check_data(cls, recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare classes and model."""
         assert isinstance(recipe.model, ImageClassifierModel)
         train = recipe.dataset.train_subset
@@ -110,21 +102,6 @@ class ImageClassification(OnImages, OneModelTask[ImageClassifier]):
             )
         if model_folder is not None:
             _check_fit(recipe, read_artifact(model_folder))
-
-    def dataset(self, subset: str, epoch: int = 1) -> ImageDataset:
-        """Images of one subset, augmented in training."""
-        training = subset == self.recipe.dataset.train_subset
-        if subset not in self._datasets:
-            self._datasets[subset] = open_task_images(
-                self.recipe, subset, training=training, augmented=training
-            )
-        if self._datasets[subset].epoch != epoch:
-            self._datasets[subset] = self._datasets[subset].for_epoch(epoch)
-        return self._datasets[subset]
-
-    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
-        """Batches rebuilt and shuffled every epoch; validation keeps every image."""
-        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=True)
 
     def forward(self, batch: Mapping[str, Any], update: int) -> MicroBatch:
         """Summed loss of one micro-batch, mixed by a key of its own."""
@@ -166,10 +143,6 @@ class ImageClassification(OnImages, OneModelTask[ImageClassifier]):
             mixed.append(images[even:])
             targets.append(soft * (1.0 - smoothing) + smoothing / classes)
         return torch.cat(mixed), torch.cat(targets)
-
-    def initialise_from(self, folder: Path) -> None:
-        """Network and head of a fine-tuned model."""
-        load_strictly(self.model, read_artifact(folder).state, folder)
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Loss per image; accuracy in percent where no batch was mixed."""
@@ -236,17 +209,6 @@ class ImageClassification(OnImages, OneModelTask[ImageClassifier]):
         from .image_pictures import draw_verdicts
 
         return [draw_verdicts(recipe, model_folder, folder / "verdicts.png")]
-
-    def close(self) -> None:
-        """Say what was odd about images, whichever worker met them."""
-        report_oddities(self.oddities)
-
-    def facts(self) -> dict[str, str]:
-        """Fingerprints of what it was judged and trained on, and the parent's run."""
-        return {
-            **data_facts(self.recipe, lambda subset: self.dataset(subset).source.fingerprint()),
-            **parent_facts(self.parent),
-        }
 
 
 def image_trunk(recipe: Recipe, parent: Artifact) -> ImageConfig:

@@ -36,6 +36,7 @@ class OnImages(TrainingTask):
     """What all tasks on images have."""
 
     speed_unit = ("images", "images", 1)
+    oddities: Oddities
 
     @staticmethod
     def size_in_words(recipe: Recipe, dataset: Any) -> str:
@@ -46,6 +47,21 @@ class OnImages(TrainingTask):
     def longest(recipe: Recipe) -> int:
         """All images are one long."""
         return 1
+
+    @staticmethod
+    def open_subset(recipe: Recipe, subset: str) -> ImageDataset:
+        """The data set of one subset; nothing is built."""
+        training = subset == recipe.dataset.train_subset
+        return open_task_images(recipe, subset, training=training, augmented=False)
+
+    def opened(self, subset: str) -> ImageDataset:
+        """Images of one subset, augmented in training."""
+        training = subset == self.recipe.dataset.train_subset
+        return open_task_images(self.recipe, subset, training=training, augmented=training)
+
+    def close(self) -> None:
+        """Say what was odd about images, whichever worker met them."""
+        report_oddities(self.oddities)
 
 
 def generation(recipe: Recipe) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data2vec.config import Data2VecMultiConfig
-from data2vec.data.images import ImageDataset, Oddities
+from data2vec.data.images import Oddities
 from data2vec.image_model import pooled_features
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.probes import knn_predict, linear_probe, top1
@@ -22,12 +22,12 @@ from ..recipe.image_checks import PROBE_METRICS
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.schema import Recipe
 from .floor import Floor
-from .image_data import OnImages, check_subsets, never_empty, normalisation, open_task_images, report_oddities
+from .image_data import OnImages, check_subsets, never_empty, normalisation, open_task_images
 from .pretraining import PretrainingTask
 from .reduction import gather_objects, rank_and_size
 from .share import Share, to_device
 from .statistics import Layout, Sums
-from .task import MicroBatch, batches_of
+from .task import MicroBatch
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ class ImagePretraining(OnImages, PretrainingTask):
     def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
         assert isinstance(recipe.task, ImagePretrainingRecipe)
         self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
-        self._datasets: dict[tuple[str, bool], ImageDataset] = {}
         self.oddities = Oddities(speaks=rank_and_size()[0] == 0)
         self.build(recipe.common.seed)
         self.layout = Layout((*self.layout.scalars, "unreadable", *self._loss_names()), self.layout.moments)
@@ -53,34 +52,14 @@ class ImagePretraining(OnImages, PretrainingTask):
         )
         self.prepare(config.embed_dim)
 
-    @staticmethod
-    def open_subset(recipe: Recipe, subset: str) -> ImageDataset:
-        """The data set of one subset; nothing is built."""
-        training = subset == recipe.dataset.train_subset
-        return open_task_images(recipe, subset, training=training, augmented=False)
-
-    @staticmethod
-    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+    @classmethod
+    def check_data(cls, recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use."""
         assert isinstance(recipe.task, ImagePretrainingRecipe)
         bank = [recipe.task.probe_bank] if recipe.task.probe_bank else []
         check_subsets(
             recipe, list(dict.fromkeys([recipe.dataset.train_subset, *recipe.valid_subsets(), *bank]))
         )
-
-    def dataset(self, subset: str, epoch: int = 1) -> ImageDataset:
-        """Images of one subset: randomly cropped, elsewhere in every epoch, or (validation) resized."""
-        training = subset == self.recipe.dataset.train_subset
-        key = (subset, training)
-        if key not in self._datasets:
-            self._datasets[key] = open_task_images(self.recipe, subset, training=training, augmented=training)
-        if self._datasets[key].epoch != epoch:
-            self._datasets[key] = self._datasets[key].for_epoch(epoch)
-        return self._datasets[key]
-
-    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
-        """Batches filled anew every epoch."""
-        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=True)
 
     def forward(self, batch: Mapping[str, Any], update: int) -> MicroBatch:
         """Weighted losses of one micro-batch, and each loss by itself where there are several."""
@@ -157,10 +136,6 @@ class ImagePretraining(OnImages, PretrainingTask):
 
         return [draw_masks(recipe, folder / "masks.png")]
 
-    def close(self) -> None:
-        """Say what was odd about images, whichever worker met them."""
-        report_oddities(self.oddities)
-
     def floor(self, subset: str, metric: str) -> Floor | None:
         """Where the recipe probes features: those of the network before training."""
         if self.task.probe_bank is None:
@@ -178,11 +153,6 @@ class ImagePretraining(OnImages, PretrainingTask):
             ]
         value = start.score(subset, sorted(rows, key=lambda row: row["id"]))[metric]
         return Floor(metric, value, "the network before training", data.source.fingerprint())
-
-    def facts(self) -> dict[str, str]:
-        """Data fingerprint."""
-        train = self.dataset(self.recipe.dataset.train_subset).source
-        return {"data.fingerprint": train.fingerprint(), "dictionary.hash": "none"}
 
     def _loss_names(self) -> tuple[str, ...]:
         """Sums of the single losses, where there are several."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,19 @@ from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
 from .floor import Floor, token_floor
 from .statistics import Layout, Sums
-from .task import MicroBatch, OneModelTask, batches_of, data_facts
+from .task import MicroBatch, OneModelTask, data_facts
 from .text_blocks import check_blocks, open_blocks, vocabulary_size
 
 
 class LanguageModeling(OneModelTask[TransformerLM]):
     """The ``language_modeling`` task with the ``transformer_lm`` model."""
 
+    refilled = False
+
     def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
         assert isinstance(recipe.model, TransformerLMConfig)
         assert isinstance(recipe.task, LanguageModelingTask)
         self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
-        self._datasets: dict[str, NextTokenDataset] = {}
         self.dictionary = self.dataset(recipe.dataset.train_subset).dictionary
         _check_vocabulary(recipe, self.dictionary)
         self.model = TransformerLM(recipe.model, len(self.dictionary), seed=recipe.common.seed)
@@ -79,20 +80,10 @@ class LanguageModeling(OneModelTask[TransformerLM]):
         assert isinstance(recipe.model, TransformerLMConfig)
         return language_model_step(recipe.model, shape, **settings)
 
-    @staticmethod
-    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+    @classmethod
+    def check_data(cls, recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare dictionaries and bands."""
         _check_vocabulary(recipe, check_blocks(NextTokenDataset, recipe).dictionary)
-
-    def dataset(self, subset: str, epoch: int = 1) -> NextTokenDataset:
-        """Token blocks; with several folders in ``task.data`` each epoch takes the next one."""
-        found = self._datasets.get(subset) or open_blocks(NextTokenDataset, self.recipe, subset)
-        self._datasets[subset] = found.for_epoch(epoch)
-        return self._datasets[subset]
-
-    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
-        """Fixed batches in an order that is a function of (seed, epoch)."""
-        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=False)
 
     def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
         """Summed negative log probability of a micro-batch's tokens, in nats."""
@@ -163,10 +154,7 @@ class LanguageModeling(OneModelTask[TransformerLM]):
 
     def facts(self) -> dict[str, str]:
         """Fingerprints of what it was judged and trained on, and the dictionary's hash."""
-        return {
-            **data_facts(self.recipe, lambda subset: self.dataset(subset).fingerprint()),
-            "dictionary.hash": self.dictionary.digest(),
-        }
+        return data_facts(self) | {"dictionary.hash": self.dictionary.digest()}
 
 
 def _check_vocabulary(recipe: Recipe, dictionary: Dictionary) -> None:

@@ -15,7 +15,7 @@ from data2vec.clone_chunks import CloneChunk, clone_chunks
 from data2vec.collapse import STAGES, watched_channels
 from data2vec.config import Data2VecMultiConfig
 from data2vec.flops import StepCost, StepShape, pretraining_step
-from data2vec.pretraining import Moments, PretrainOutput
+from data2vec.pretraining import Data2VecPretraining, Moments, PretrainOutput
 from data2vec.v1.image_config import Data2VecVisionConfig
 
 from ..recipe.components import ModelCriterion
@@ -29,15 +29,22 @@ COLLAPSE_GUARD_AFTER = 5000  # updates before the collapse guards apply, as in t
 class PretrainingTask(TrainingTask):
     """A model that computes its own losses against its teacher.
 
-    A subclass sets ``recipe``, ``config`` and ``model`` (with ``student`` and ``teacher``), calls
-    :meth:`prepare`, and says how a batch becomes a :class:`~data2vec.pretraining.PretrainOutput`.
+    By itself it is data2vec 2.0 with the front end of the recipe's model. A subclass with another model sets
+    ``recipe``, ``config``, ``task`` and ``model`` (with ``student`` and ``teacher``), calls :meth:`prepare`,
+    and says how a batch becomes a :class:`~data2vec.pretraining.PretrainOutput`.
     """
 
     config: Any
     model: Any
+    task: Any
     chunk: CloneChunk | None = None  # the clones that are being computed, where not all are at once
     exports_best = False  # targets grow with the teacher: a lower loss is not a better model
     pretraining = True
+
+    def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
+        self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
+        self.model = Data2VecPretraining(self.config, seed=recipe.common.seed)
+        self.prepare(self.config.embed_dim)
 
     def prepare(self, dim: int) -> None:
         """Sums and loss weights; ``dim`` is the model's width."""

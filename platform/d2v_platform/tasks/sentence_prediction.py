@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from ..recipe.text_components import (
 )
 from .floor import Floor, sentence_floor
 from .statistics import Layout, Sums
-from .task import MicroBatch, OneModelTask, batches_of, data_facts, parent_facts
+from .task import MicroBatch, OneModelTask
 
 
 class SentencePrediction(OneModelTask[SentenceClassifier]):
@@ -43,7 +43,6 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
         assert isinstance(recipe.criterion, SentencePredictionCriterion)
         self.recipe, self.task, self.criterion = recipe, recipe.task, recipe.criterion
         self.regression = self.criterion.regression_target
-        self._datasets: dict[str, SentenceDataset] = {}
         train = self.dataset(recipe.dataset.train_subset)
         self.dictionary = train.dictionary
         if model_folder is None:
@@ -89,24 +88,14 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
             return 0
         return parent.vocab_size
 
-    @staticmethod
-    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+    @classmethod
+    def check_data(cls, recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use, and compare the data with the model."""
         train = open_sentences(recipe, recipe.dataset.train_subset)
         if model_folder is not None:
             _check_fit(recipe, read_artifact(model_folder), train)
         for subset in recipe.valid_subsets():
             open_sentences(recipe, subset)
-
-    def dataset(self, subset: str, epoch: int = 1) -> SentenceDataset:
-        """Sentences of one subset; over-long ones are dropped in training and refused in validation."""
-        dataset = self._datasets.get(subset) or open_sentences(self.recipe, subset)
-        self._datasets[subset] = dataset if dataset.epoch == epoch else dataset.for_epoch(epoch)
-        return self._datasets[subset]
-
-    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
-        """Batches rebuilt and shuffled every epoch; validation keeps every sentence."""
-        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=True)
 
     def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
         """Summed loss of one micro-batch."""
@@ -123,10 +112,6 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
             "correct": correct,
         }
         return MicroBatch(output.loss, len(batch["id"]), scalars)
-
-    def initialise_from(self, folder: Path) -> None:
-        """Network and head of a fine-tuned model."""
-        load_strictly(self.model, read_artifact(folder).state, folder)
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Loss per sentence (base 2 for classification, as in the reference) and accuracy in percent."""
@@ -183,12 +168,8 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
         )
 
     def facts(self) -> dict[str, str]:
-        """Fingerprints of what it was judged and trained on, dictionary hash, the parent's run."""
-        return {
-            **data_facts(self.recipe, lambda subset: self.dataset(subset).fingerprint()),
-            "dictionary.hash": self.dictionary.digest(),
-            **parent_facts(self.parent),
-        }
+        """Fingerprints, the parent's run, and the dictionary's hash."""
+        return super().facts() | {"dictionary.hash": self.dictionary.digest()}
 
     def floor(self, subset: str, metric: str) -> Floor | None:
         """The best constant answer."""

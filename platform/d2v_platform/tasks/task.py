@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from data2vec.artifact import Artifact
+from data2vec.artifact import Artifact, load_strictly, read_artifact
 from data2vec.collapse import Scatter
 from data2vec.config import Data2VecMultiConfig
 from data2vec.data.batching import epoch_batches
@@ -24,6 +26,7 @@ from .floor import Floor
 from .statistics import Layout, Sums
 
 Network = TypeVar("Network", bound=nn.Module)
+_PARENT = {"run": "run_id", "update": "update"}  # tag -> key of a model's origin
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class TrainingTask(ABC):
         watching: the loop asks for the sums of the collapse watch.
         exports_best: the model that a run leaves is the best one by validation, not the last one.
         deterministic: CUDA is known to have a deterministic kernel for everything that it does.
+        refilled: every epoch fills its batches anew; otherwise they are the same ones in another order.
         pretraining: it leaves an encoder, which features judge and not a metric of its own; while it trains
             there are clones, a decoder and a teacher beside it.
         speed_unit: what its speed counts: the name in the line and in MLflow, and how many of ``ntokens`` are
@@ -67,6 +71,7 @@ class TrainingTask(ABC):
     watching: bool = False
     exports_best: bool = True
     deterministic: bool = False
+    refilled: ClassVar[bool] = True
     pretraining: ClassVar[bool] = False
     speed_unit: ClassVar[tuple[str, str, int]] = ("tokens", "tokens", 1)
 
@@ -150,22 +155,37 @@ class TrainingTask(ABC):
         more = {"vocab_size": vocab_size, "num_classes": num_classes, "branch_scales": branch_scales}
         return finetuning_step(config, shape, **more, **settings)
 
-    @staticmethod
-    @abstractmethod
-    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+    @classmethod
+    def check_data(cls, recipe: Recipe, model_folder: Path | None) -> None:
         """Open a recipe's data sets and compare them with the pretrained model, without building a model.
 
         Raises:
             Data2VecError: naming the file or field that does not fit.
         """
+        for subset in dict.fromkeys((recipe.dataset.train_subset, *recipe.valid_subsets())):
+            cls.open_subset(recipe, subset)
 
-    @abstractmethod
+    def opened(self, subset: str) -> Any:
+        """A subset as the loop reads it, which asks once: a map-style data set.
+
+        It has ``sizes``, ``order``, ``collate``, items by index, and ``for_epoch``.
+        """
+        return self.open_subset(self.recipe, subset)
+
+    @functools.cached_property
+    def _datasets(self) -> dict[str, Any]:
+        return {}
+
     def dataset(self, subset: str, epoch: int = 1) -> Any:
-        """A map-style data set with ``sizes``, ``collate`` and items by index."""
+        """A subset as it is in an epoch."""
+        if subset not in self._datasets:
+            self._datasets[subset] = self.opened(subset)
+        self._datasets[subset] = self._datasets[subset].for_epoch(epoch)
+        return self._datasets[subset]
 
-    @abstractmethod
     def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
-        """All micro-batches of an epoch, the same list on every worker."""
+        """All micro-batches of an epoch, the same list on every worker; validation loses no sample."""
+        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=self.refilled)
 
     @abstractmethod
     def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
@@ -250,6 +270,8 @@ class OneModelTask(TrainingTask, Generic[Network]):
     """A task whose ``model`` is at once what checkpoints hold and what the optimizer steps: no teacher."""
 
     model: Network
+    parent: Mapping[str, Any] = MappingProxyType({})
+    """Where the pretrained model came from."""
 
     @property
     def module(self) -> nn.Module:
@@ -260,6 +282,15 @@ class OneModelTask(TrainingTask, Generic[Network]):
     def trained(self) -> nn.Module:
         """The model."""
         return self.model
+
+    def initialise_from(self, folder: Path) -> None:
+        """The weights of a model of this task."""
+        load_strictly(self.model, read_artifact(folder).state, folder)
+
+    def facts(self) -> dict[str, str]:
+        """Fingerprints of what it was judged and trained on, and the parent's run."""
+        parent = {f"parent.{key}": str(self.parent.get(name, "none")) for key, name in _PARENT.items()}
+        return data_facts(self) | parent
 
 
 def floor_facts(task: TrainingTask) -> dict[str, str]:
@@ -276,25 +307,16 @@ def size_facts(task: TrainingTask) -> dict[str, str]:
     return {"data.size": task.size_in_words(recipe, task.dataset(recipe.dataset.train_subset))}
 
 
-def data_facts(recipe: Recipe, fingerprint: Callable[[str], str]) -> dict[str, str]:
-    """Fingerprints of the subset that judges a model and of the one that it is trained on.
+def data_facts(task: TrainingTask) -> dict[str, str]:
+    """Fingerprints of the data that judges a model and of the data that it is trained on.
 
-    Args:
-        recipe: names the subsets; without a validation subset the training subset judges.
-        fingerprint: of a subset's data.
+    Without a validation subset the training subset judges.
     """
-    train = recipe.dataset.train_subset
-    judged_on = (recipe.valid_subsets() or [train])[0]
-    found = {"data.fingerprint": fingerprint(judged_on), "data.train_fingerprint": fingerprint(train)}
-    return found | {"dictionary.hash": "none"}  # tasks with a dictionary say otherwise
-
-
-def parent_facts(origin: Mapping[str, Any]) -> dict[str, str]:
-    """The run and the update that a pretrained model, of this origin, came from."""
-    return {
-        "parent.run": str(origin.get("run_id", "none")),
-        "parent.update": str(origin.get("update", "none")),
-    }
+    train = task.recipe.dataset.train_subset
+    judging = (task.recipe.valid_subsets() or [train])[0]
+    found = {"data.fingerprint": judging, "data.train_fingerprint": train}
+    known = {key: task.dataset(subset).fingerprint() for key, subset in found.items()}
+    return known | {"dictionary.hash": "none"}  # tasks with a dictionary say otherwise
 
 
 def part_of(weights: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

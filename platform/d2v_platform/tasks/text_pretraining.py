@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from data2vec.artifact import Artifact
 from data2vec.config import Data2VecMultiConfig
@@ -21,19 +18,19 @@ from ..recipe.components import ModelCriterion
 from ..recipe.schema import Recipe
 from ..recipe.text_components import MaskedLMTask
 from .pretraining import PretrainingTask
-from .task import batches_of
 from .text_blocks import check_blocks, open_blocks, vocabulary_size
 
 
 class TextPretraining(PretrainingTask):
     """The ``masked_lm`` task with the ``data2vec_multi`` or ``data2vec_text`` model."""
 
+    refilled = False
+
     def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
         assert isinstance(recipe.model, Data2VecMultiConfig | Data2VecTextConfig)
         assert isinstance(recipe.task, MaskedLMTask)
         assert isinstance(recipe.criterion, ModelCriterion)
         self.recipe, self.config, self.task = recipe, recipe.model, recipe.task
-        self._datasets: dict[str, TextBlocksDataset] = {}
         train = self.dataset(recipe.dataset.train_subset)
         self.dictionary = train.dictionary
         self.model = self._build(recipe.model, recipe.task)
@@ -63,20 +60,10 @@ class TextPretraining(PretrainingTask):
         """Of the data's dictionary."""
         return vocabulary_size(recipe, dataset)
 
-    @staticmethod
-    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
+    @classmethod
+    def check_data(cls, recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use."""
         check_blocks(TextBlocksDataset, recipe)
-
-    def dataset(self, subset: str, epoch: int = 1) -> TextBlocksDataset:
-        """Token blocks; with several folders in ``task.data`` each epoch takes the next one."""
-        dataset = self._datasets.get(subset) or open_blocks(TextBlocksDataset, self.recipe, subset)
-        self._datasets[subset] = dataset if dataset.epoch == epoch else dataset.for_epoch(epoch)
-        return self._datasets[subset]
-
-    def batches(self, subset: str, epoch: int, training: bool) -> Sequence[np.ndarray]:
-        """Fixed batches in an order that is a function of (seed, epoch)."""
-        return batches_of(self.dataset(subset, epoch), self.recipe, epoch, training, rebuild=False)
 
     def kept(self) -> dict[str, Any]:
         """The longest text, and the tokenizer."""

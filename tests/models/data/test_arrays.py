@@ -49,3 +49,11 @@ def test_what_does_not_fit_is_told(tmp_path: Path, arrays: dict[str, Any], said:
         ArrayDataset(tmp_path, "train")
     with pytest.raises(DataError, match=r"valid\.npz does not exist"):
         ArrayDataset(tmp_path, "valid")
+
+
+def test_samples_must_have_the_shape_that_the_model_takes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "train.npz", x=X, y=Y)
+    data = ArrayDataset(tmp_path, "train", (2, 3))
+    assert len(data) == 4 and data.for_epoch(2) is data
+    with pytest.raises(DataError, match=r"samples of the shape \(2, 3\); the model takes \(3, 2\)"):
+        ArrayDataset(tmp_path, "train", (3, 2))
