@@ -1,4 +1,4 @@
-"""A family of a user's own in use: the example of ``experiments/plugin`` from its configuration to a vector."""
+"""A family of a user's own in use: the example of ``experiments/plugin``, from its fields to a vector."""
 
 from __future__ import annotations
 
