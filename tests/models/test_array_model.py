@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,21 @@ SMALL = {"depth": 2, "embed_dim": 16, "num_heads": 2, "average_top_k_layers": 1,
 
 
 @pytest.fixture
-def config(monkeypatch: pytest.MonkeyPatch) -> type[Any]:
+def config(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Any]]:
     """The example's configuration, registered for one test."""
-    for module, name in ((families, "FAMILIES"), (families, "_MODALITIES"), (families, "_IN_USE"),
-                         (student, "_FRONT_ENDS")):  # fmt: skip
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    tables: list[dict[Any, Any]] = [
+        families.FAMILIES, families._MODALITIES, families._IN_USE, student._FRONT_ENDS
+    ]  # fmt: skip
+    before = [dict(table) for table in tables]
     spec = importlib.util.spec_from_file_location("series_model_of_a_test", PLACE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(__import__("sys").modules, spec.name, module)
+    monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    return module.Data2VecSeriesConfig
+    yield module.Data2VecSeriesConfig
+    for table, known in zip(tables, before, strict=True):
+        table.clear()
+        table.update(known)
 
 
 def test_a_family_names_its_front_end_and_is_checked(config: type[Any]) -> None:

@@ -87,10 +87,6 @@ class ToyTask(OneModelTask[Network]):
     def open_subset(recipe: Recipe, subset: str) -> Any:
         raise NotImplementedError
 
-    @staticmethod
-    def check_data(recipe: Recipe, model_folder: Path | None) -> None:
-        raise NotImplementedError
-
     def __init__(
         self, recipe: Recipe, split: int = 1, spoil: Callable[[int], bool | str] | None = None
     ) -> None:
