@@ -24,8 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## The main job, small: pretrain, sweep, register, predict (DATA=<GLUE folder> for real tasks, KILL=1 kills a worker)
 	@$(PY) experiments/quickstart.py $(if $(DATA),--data '$(DATA)') $(if $(filter-out 0,$(KILL)),--kill)
 
-JOBS ?= 2
-test: setup ## All tests but the slow ones, in two processes (JOBS=…; ARGS=… goes to pytest)
+JOBS ?= 3
+test: setup ## All tests but the slow ones, in three processes: some only wait (JOBS=…; ARGS=… goes to pytest)
 	@$(PY) -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup ## The tests that take minutes each

@@ -60,6 +60,7 @@ def kill_a_worker(home: Path, after_update: int, killed: list[int]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.timeout(900)  # some 60 s on a free machine
 def test_a_killed_worker_costs_no_step_and_no_metric(
     ray_cluster: Any, home: Path, tmp_path: Path, tiny_recipe: dict[str, Any]
 ) -> None:
