@@ -193,6 +193,21 @@ def test_a_dictionary_is_built_from_the_training_text(tmp_path: Path) -> None:
     assert partly.dictionary == report.dictionary
 
 
+def test_a_dictionary_is_counted_over_all_training_files(tmp_path: Path) -> None:
+    sources = {
+        "train": text_file(tmp_path / "a.txt", ["b b b b a a"]),
+        "train1": text_file(tmp_path / "b.txt", ["a"]),
+        "valid": text_file(tmp_path / "c.txt", ["b"]),
+    }
+    first = run(tmp_path / "data", **sources, build_dict=True)
+    text_file(sources["train1"], ["a", "a"])  # the order of the words stays
+    second = run(tmp_path / "data", **sources, build_dict=True)
+    assert not any(split.skipped for split in second.splits.values()), "each depends on all counts"
+    assert second.dictionary == first.dictionary
+    counts = Dictionary.load(tmp_path / "data" / "dict.txt").counts
+    assert sum(counts[4:]) == 8
+
+
 def test_a_given_dictionary_is_used(tmp_path: Path) -> None:
     words = Dictionary.from_counts({"15496": 9, "995": 3})
     words.save(tmp_path / "dict.txt")
