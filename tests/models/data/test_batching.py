@@ -117,6 +117,7 @@ def test_size_order_is_by_length_with_random_ties() -> None:
     found = ordered_indices(sizes, seed=1)
     assert sizes[found].tolist() == sorted(sizes.tolist())
     assert found.tolist() != np.argsort(sizes, kind="stable").tolist()
+    assert sizes[ordered_indices(sizes, seed=1, order="longest")].tolist() == sorted(sizes, reverse=True)
     assert ordered_indices(sizes, seed=1, order="file").tolist() == list(range(9))
 
 

@@ -84,8 +84,9 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         GPT2BPE.load(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         GPT2BPE.load(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="both paths or neither"):
-        GPT2BPE(encoder_json=tmp_path / "encoder.json")
+    for half in ({"encoder_json": tmp_path / "encoder.json"}, {"vocab_bpe": tmp_path / "vocab.bpe"}):
+        with pytest.raises(DataError, match="both paths or neither"):
+            GPT2BPE(**half)
 
 
 def test_a_bpe_id_outside_the_vocabulary_is_refused() -> None:
