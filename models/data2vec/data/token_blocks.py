@@ -88,10 +88,7 @@ def _pack(
     if not len(firsts):
         return np.zeros(0, np.int64), np.zeros(0, np.int32)
     block_starts = starts[firsts]
-    block_sizes = ends[lasts - 1] - block_starts
-    if by_document:
-        kept = block_sizes > 1
-        block_starts, block_sizes = block_starts[kept], block_sizes[kept]
+    block_sizes = ends[lasts - 1] - block_starts  # more than 1 by document: a line of 1 is a separator
     return block_starts, block_sizes.astype(np.int32)
 
 
