@@ -260,6 +260,13 @@ def test_half_precision_is_exact_for_models_that_were_half(saved: Any, tmp_path:
     assert all(torch.equal(again[name], t) for name, t in stored.items() if name != "_ema")
 
 
+def test_half_precision_leaves_whole_numbers_whole(saved: Any, tmp_path: Path) -> None:
+    export_fairseq(read_artifact(saved("image 1")), tmp_path / "half.pt", half=True)
+    stored = torch.load(tmp_path / "half.pt", weights_only=True)["model"]
+    kinds = {name.rpartition(".")[2]: t.dtype for name, t in stored.items() if name != "_ema"}
+    assert (kinds["relative_position_index"], kinds["weight"]) == (torch.int64, torch.float16)
+
+
 @pytest.mark.parametrize(
     "name", ["text 2", "image 2", "audio 2", "text 1", "image 1", "image 1 whole", "audio 1"]
 )

@@ -93,6 +93,15 @@ def test_speech_dictionary_and_meters(tmp_path: Path, foreign: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arch", "name"), [("roberta_large", "roberta"), ("roberta", "roberta"), ("wav2vec_ctc", "wav2vec_ctc")]
+)
+def test_older_files_name_their_network_and_its_size_in_one(tmp_path: Path, arch: str, name: str) -> None:
+    torch.save({"model": {}, "args": argparse.Namespace(arch=arch, dropout=0.3)}, tmp_path / "a.pt")
+    model = read_checkpoint(tmp_path / "a.pt").section("model")
+    assert (model["_name"], model["dropout"]) == (name, 0.3)
+
+
+@pytest.mark.parametrize(
     ("content", "updates"),
     [
         (
