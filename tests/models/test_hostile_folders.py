@@ -232,6 +232,7 @@ def test_all_problems_are_told_at_once(folders: Any, tmp_path: Path) -> None:
         "model.encoder_layers", "model.dropout", "model.encoder_attention_heads", "task.num_symbols"
     ]  # fmt: skip
     assert "= 1000000000   " in lines[1] and "is impossible: the weights are 56 tensors in all" in lines[1]
+    assert "is impossible: the weights are 56 tensors in all" in told(encoder_layers=57)[1]
     assert "must be a finite number" in told(loss_beta=math.inf)[1]
     lines = told(encoder_layers="many", dropout=math.nan, wrong={})
     assert lines[0].endswith("3 problems"), "types first: the rules read the fields"
@@ -242,6 +243,11 @@ def test_all_problems_are_told_at_once(folders: Any, tmp_path: Path) -> None:
     [
         ("audio 1", {"kind": "language_model"}, "is impossible for a model of the family data2vec_audio"),
         ("words", {"kind": "pretrained"}, "is impossible for a model of the family transformer_lm"),
+        (
+            "image 1",
+            {"kind": "ctc", "head": {}, "task": {"num_symbols": 6}},
+            r"is impossible for a model of the family data2vec_vision \(IMAGE\)",
+        ),
         ("image 1", {"kind": "ctc"}, "head = None   is required for the kind ctc"),
         ("image 1", {"head": {"num_classes": 3}}, "must be null: the kind pretrained has no head"),
         ("classes 1", {"task": {"labels": ["a"]}}, "must be as many as head.num_classes 3"),

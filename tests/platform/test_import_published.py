@@ -205,7 +205,8 @@ def test_files_of_the_vision_repository_are_recognised(file: PublishedFile) -> N
             if not name.startswith(("mask_emb", "final_proj"))
         }
     else:
-        assert imported.head_config.drop_first_patch is False
+        assert imported.head_config.drop_first_patch is False and imported.head_config.fc_norm_eps == 1e-6
+        assert imported.pixel_norm == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @pytest.mark.parametrize(

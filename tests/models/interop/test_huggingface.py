@@ -18,7 +18,9 @@ from data2vec.data.dictionary import Dictionary
 from data2vec.errors import CheckpointError
 from data2vec.heads import SentenceClassifier, make_text_trunk
 from data2vec.image_heads import ImageClassifier
+from data2vec.image_model import ImageModel
 from data2vec.interop.huggingface import export_folder, import_folder
+from data2vec.loading import load
 from data2vec.v1.audio import Data2VecAudio
 from data2vec.v1.config import Data2VecAudioConfig
 from data2vec.v1.image import Data2VecVision
@@ -242,6 +244,14 @@ def test_image_layers_agree_also_with_masked_patches(shared: bool, artifact: Any
             theirs(images, bool_masked_pos=mask).last_hidden_state,
         )
     same_state(tmp_path, mine, ("final_proj.",))
+
+
+def test_a_folder_of_theirs_loads_as_ours_does(artifact: Any, tmp_path: Path) -> None:
+    config = vision()
+    made = artifact(Data2VecVision(config), config)
+    export_folder(made, tmp_path / "theirs")
+    for folder in (made.folder, tmp_path / "theirs"):
+        assert isinstance(load(folder), ImageModel)
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["shared positions", "positions a block"])
