@@ -164,7 +164,7 @@ def test_commands_move_the_model(
 @pytest.mark.parametrize("kind", ["", "_audio", "_image", "_language"])
 def test_a_served_model_takes_the_best_device(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = importlib.import_module(f"d2v_platform.registry.pyfunc{kind}_entry")
-    (name,) = (n for n, c in vars(entry).items() if n.endswith("Model") and c.__module__ == entry.__name__)
+    (name,) = (n for n, c in vars(entry).items() if n.endswith("Pyfunc") and c.__module__ == entry.__name__)
     asked: list[Any] = []
     monkeypatch.setattr(data2vec, "load", lambda folder, **options: asked.append((folder, options)))
     getattr(entry, name)().load_context(SimpleNamespace(artifacts={"model": "folder"}))
