@@ -6,7 +6,6 @@ every field alike, those of :func:`data2vec.rules.bounds`. All problems of a fol
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,6 @@ from .lm.config import TransformerLMConfig
 from .mae_config import MaeConfig
 from .rules import impossible
 from .typed import build
-from .v1.image_config import Data2VecVisionConfig
 
 FORMAT = 1
 Kind = Literal[
@@ -129,10 +127,6 @@ class Checked:
         config = self.model
         if modality_of(config) not in get_args(ModalityKind):
             return {}  # a user's family: its own model compares when it loads
-        if isinstance(config, Data2VecVisionConfig):  # its index of positions is made in memory
-            stored = sum(math.prod(tensor.shape) for tensor in self.tensors.values())
-            if (config.grid**2 + 1) ** 2 > stored:
-                raise ValueError(f"{config.grid} x {config.grid} patches do not fit {stored} stored numbers")
         symbols = self.task.num_symbols or 0
         return weight_shapes(config, self.head, vocab_size=vocab_size, num_symbols=symbols)
 

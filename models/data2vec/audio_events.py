@@ -257,18 +257,6 @@ def _projection(options: AudioEventConfig, dim: int) -> tuple[nn.Module, nn.Line
     return nn.Sequential(_OverTime(), nn.Conv1d(dim, classes, kernel, stride), _OverTime()), None
 
 
-def projection_shapes(options: AudioEventConfig, dim: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors from features to classes; nothing is allocated."""
-    with torch.device("meta"):
-        layers = zip(("proj", "proj2"), _projection(options, dim), strict=True)
-        return {
-            f"{name}.{inner}": tuple(tensor.shape)
-            for name, layer in layers
-            if layer is not None
-            for inner, tensor in layer.state_dict().items()
-        }
-
-
 @torch.no_grad()
 def _initialise(layer: nn.Linear | nn.Conv1d, seed: int, name: str, index: int) -> None:
     """PyTorch's own initialisation, from our keys."""

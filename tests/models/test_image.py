@@ -21,11 +21,11 @@ from data2vec.image_heads import (
     linear_softmax,
     make_image_trunk,
 )
-from data2vec.interop import key_tables
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.student import Data2VecMulti
 from data2vec.v1.image_config import Data2VecVisionConfig
 from data2vec.v1.positions import interpolate_bias_table
+from data2vec.weight_shapes import pretraining_shapes, weight_shapes
 from tests.parity.intermediates import intermediates
 
 
@@ -97,24 +97,9 @@ def test_parameter_counts_of_the_recipes(
          "decoder": {"decoder_dim": width, "decoder_groups": 16, "decoder_kernel": kernel,
                      "decoder_layers": layers}},
     )  # fmt: skip
-    count = {
-        part: sum(math.prod(shape) for shape in shapes.values())
-        for part, shapes in (
-            ("encoder", key_tables.image_encoder(config)),
-            ("decoder", key_tables.image_decoder(config)),
-        )
-    }
-    assert count["encoder"] == without and sum(count.values()) == total
-
-
-@pytest.mark.parametrize("patch_width", [32, 20])
-def test_tables_are_what_our_models_hold(patch_width: int) -> None:
-    config = image_config(image={"embed_dim": patch_width})
-    model = Data2VecPretraining(config)
-    shapes = {name: tuple(t.shape) for name, t in model.student.state_dict().items()}
-    assert shapes == key_tables.image_encoder(config) | key_tables.image_decoder(config)
-    teacher = {name: tuple(t.shape) for name, t in model.teacher.module.state_dict().items()}
-    assert teacher == key_tables.image_teacher(config)
+    student, _ = pretraining_shapes(config)
+    assert sum(map(math.prod, weight_shapes(config).values())) == without
+    assert sum(map(math.prod, student.values())) == total
 
 
 def test_the_student_never_sees_masked_pixels() -> None:

@@ -21,18 +21,16 @@ from d2v_platform.preparation.glue import prepare_glue
 from d2v_platform.recipe.compose import compose
 from d2v_platform.registry.register import get_version
 from d2v_platform.tracking.tracker import Tracker
-from data2vec.config import Data2VecMultiConfig
 from data2vec.data.letters import released_letters
 from data2vec.data.manifest import manifest_text
 from data2vec.errors import CheckpointError
 from data2vec.families import describe
-from data2vec.interop import audio_tables, key_tables, v1_text, v1_vision
 from data2vec.interop.fairseq import import_checkpoint
 from data2vec.interop.fairseq_file import FairseqCheckpoint
 from data2vec.interop.published import BEIT_FILES, PUBLISHED, PublishedFile, candidates, recipe_of
 from data2vec.v1.image import relative_position_index
+from tests.models.interop import reference_names as names
 
-VOCAB = 50265
 # Tensors without _ema, in _ema, numbers in all, by pretrained v2 file (spec/checkpoints.md section 3).
 COUNTS = {
     "data2vec2/base_imagenet.pt": (164, 150, 88_383_744),
@@ -57,8 +55,14 @@ def d2v(*words: object) -> str:
     return result.output
 
 
-def meta(shapes: key_tables.Shapes, prefix: str = "") -> dict[str, torch.Tensor]:
-    return {prefix + name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+# By modality and generation: the trunk, what only pretraining has, the teacher.
+NAMES: dict[tuple[str, int], tuple[str, str, str]] = {
+    ("IMAGE", 2): (names.IMAGE_2, names.IMAGE_2_DECODER, names.IMAGE_2),
+    ("AUDIO", 2): (names.AUDIO_2, names.AUDIO_2_DECODER, names.AUDIO_2_TEACHER),
+    ("TEXT", 2): (names.TEXT_2, names.TEXT_2_DECODER, names.TEXT_2_TEACHER),
+    ("AUDIO", 1): (names.AUDIO_1, names.AUDIO_1_HEAD, names.AUDIO_1_TEACHER),
+    ("TEXT", 1): (names.TEXT_1, names.TEXT_1_HEAD, names.TEXT_1_TEACHER),
+}
 
 
 def pretraining_config(file: PublishedFile) -> Any:
@@ -73,54 +77,28 @@ def checkpoint_like(file: PublishedFile) -> FairseqCheckpoint:
     inner = {"_name": {2: "data2vec_multi"}.get(file.generation, f"data2vec_{file.modality.lower()}")}
     inner |= config.to_dict()
     cfg: dict[str, Any] = {"model": inner, "task": {"normalize": True, "data": "/checkpoint/somebody"}}
-    teacher, extra = None, dict[str, torch.Tensor]()
-    if file.modality == "IMAGE":
-        trunk, decoder, teacher = key_tables.image_encoder(config), key_tables.image_decoder(config), None
-        if file.finetuning is None:
-            model, teacher = meta(trunk | decoder), meta(key_tables.image_teacher(config))
-        else:
-            model = meta(trunk, "model.") | meta(key_tables.image_head(config.embed_dim, 1000, True))
-            cfg["model"] = {"_name": "mae_image_classification", "pretrained_model_args": dict(cfg)}
-    elif file.modality == "TEXT" and file.generation == 2:
-        model = meta(key_tables.text_encoder(config, VOCAB) | key_tables.text_decoder(config))
-        teacher = meta(key_tables.text_teacher(config))
-    elif file.modality == "TEXT":
-        model = meta(v1_text.sentence_encoder(config, VOCAB) | v1_text.regression_head(config))
-        teacher = meta(v1_text.sentence_encoder(config, VOCAB, ""))
+    listed, decoder, averaged = NAMES[file.modality, file.generation]
+    sizes = names.SIZES[file.modality, file.generation, file.size]
+    wanted, teacher = names.shapes(listed + decoder, **sizes), None
+    if file.finetuning is None:
+        teacher = names.unfilled(names.shapes(averaged, **sizes))
+    elif file.modality == "IMAGE":
+        wanted = names.shapes(listed, "model.", **sizes) | names.shapes(names.IMAGE_HEAD, Y=1000, **sizes)
+        cfg["model"] = {"_name": "mae_image_classification", "pretrained_model_args": dict(cfg)}
     else:
-        v2 = isinstance(config, Data2VecMultiConfig)
-        trunk = audio_tables.v2_audio_encoder(config) if v2 else audio_tables.v1_audio(config)
-        if file.finetuning is None:
-            head = audio_tables.v2_audio_decoder(config) if v2 else audio_tables.v1_head(config)
-            model = meta(trunk | head)
-            teacher = meta(
-                audio_tables.v2_audio_encoder(config, local=False)
-                if v2
-                else audio_tables.v1_transformer(config)
-            )
-        else:
-            model = meta(trunk, audio_tables.CTC_PREFIX) | meta(
-                audio_tables.ctc_projection(config.embed_dim, 32)
-            )
-            if v2:  # the reference leaves the decoder in its fine-tuned files
-                extra = meta(audio_tables.v2_audio_decoder(config), audio_tables.CTC_PREFIX)
-            tuned = file.recipe or "wav2vec/finetuning/vox_960h_2"
-            recipe = compose(tuned, ["task.data=/none", "model.w2v_path=/none"], check=False).recipe
-            options = {k: v for k, v in vars(recipe.model).items() if not dataclasses.is_dataclass(v)}
-            cfg = {
-                "model": {**options, "_name": "wav2vec_ctc", "w2v_args": dict(cfg)},
-                "task": {"normalize": True, "labels": "ltr"},
-                "optimization": {"max_update": recipe.optimization.max_update},
-            }
-    return FairseqCheckpoint(
-        path=Path(file.name),
-        cfg=cfg,
-        model=model | extra,
-        teacher=teacher,
-        task_state={},
-        num_updates=1,
-        symbols=None,
-    )
+        # The reference leaves the decoder of the second generation in its fine-tuned files.
+        kept = listed + decoder if file.generation == 2 else listed
+        wanted = names.shapes(kept, names.CTC_TRUNK, **sizes) | names.shapes(names.CTC_HEAD, Y=32, **sizes)
+        tuned = file.recipe or "wav2vec/finetuning/vox_960h_2"
+        recipe = compose(tuned, ["task.data=/none", "model.w2v_path=/none"], check=False).recipe
+        options = {k: v for k, v in vars(recipe.model).items() if not dataclasses.is_dataclass(v)}
+        cfg = {
+            "model": {**options, "_name": "wav2vec_ctc", "w2v_args": dict(cfg)},
+            "task": {"normalize": True, "labels": "ltr"},
+            "optimization": {"max_update": recipe.optimization.max_update},
+        }
+    model = names.unfilled(wanted)
+    return names.checkpoint_of({}, model, path=Path(file.name), cfg=cfg, teacher=teacher, num_updates=1)
 
 
 def test_the_twenty_files_are_listed() -> None:
@@ -157,36 +135,11 @@ def test_a_file_of_its_shapes_is_recognised_and_complete(file: PublishedFile) ->
 
 def beit_checkpoint(file: PublishedFile) -> FairseqCheckpoint:
     """BEiT's names, no configuration; fine-tuned ones have a table of positions in every block."""
-    dim, tuned = file.width, file.finetuning is not None
-    names: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, dim), "patch_embed.proj.bias": (dim,)}
-    names["patch_embed.proj.weight"] = (dim, 3, 16, 16)
-    table = {"relative_position_bias_table": (732, dim // 64), "relative_position_index": (197, 197)}
-    for i in range(file.depth):
-        block: dict[str, tuple[int, ...]] = {
-            "attn.qkv.weight": (3 * dim, dim), "attn.q_bias": (dim,), "attn.v_bias": (dim,),
-            "attn.proj.weight": (dim, dim), "attn.proj.bias": (dim,), "gamma_1": (dim,), "gamma_2": (dim,),
-            "mlp.fc1.weight": (4 * dim, dim), "mlp.fc1.bias": (4 * dim,), "mlp.fc2.weight": (dim, 4 * dim),
-            "mlp.fc2.bias": (dim,),
-        }  # fmt: skip
-        block |= {f"norm{n}.{kind}": (dim,) for n in (1, 2) for kind in ("weight", "bias")}
-        block |= {f"attn.{name}": shape for name, shape in table.items()} if tuned else {}
-        names |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    if tuned:
-        names |= {
-            "fc_norm.weight": (dim,),
-            "fc_norm.bias": (dim,),
-            "head.weight": (1000, dim),
-            "head.bias": (1000,),
-        }
-    else:
-        names |= {f"rel_pos_bias.{name}": shape for name, shape in table.items()}
-        names |= {"mask_token": (1, 1, dim), "norm.weight": (dim,), "norm.bias": (dim,),
-                  "lm_head.weight": (dim, dim), "lm_head.bias": (dim,)}  # fmt: skip
-    return FairseqCheckpoint(
-        path=Path(file.name), cfg={"args": {"layer_scale_init_value": 1e-5, "num_mask_patches": 120}},
-        model=meta(names), teacher=None if tuned else meta(names), task_state={}, num_updates=None,
-        symbols=None,
-    )  # fmt: skip
+    lines = names.BEIT_FINETUNED if file.finetuning else names.BEIT
+    tensors = names.unfilled(names.shapes(lines, Y=1000, **names.SIZES["IMAGE", 1, file.size]))
+    args = {"layer_scale_init_value": 1e-5, "num_mask_patches": 120}
+    teacher = None if file.finetuning else tensors
+    return names.checkpoint_of({}, tensors, path=Path(file.name), cfg={"args": args}, teacher=teacher)
 
 
 @pytest.mark.parametrize("file", BEIT_FILES, ids=lambda file: file.name)
@@ -199,10 +152,11 @@ def test_files_of_the_vision_repository_are_recognised(file: PublishedFile) -> N
     config: Any = imported.model_config
     assert config.shared_rel_pos_bias is not tuned and config.norm_eps == 1e-6
     if not tuned:
-        assert imported.teacher is not None and imported.teacher.keys() == {
-            name
-            for name in v1_vision.student_shapes(config, True)
-            if not name.startswith(("mask_emb", "final_proj"))
+        assert imported.teacher is not None
+        assert imported.state.keys() - imported.teacher.keys() == {
+            "mask_emb",
+            "final_proj.weight",
+            "final_proj.bias",
         }
     else:
         assert imported.head_config.drop_first_patch is False and imported.head_config.fc_norm_eps == 1e-6

@@ -34,9 +34,8 @@ from d2v_platform.training.workload import make_workload
 from data2vec.artifact import save_artifact
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import ConfigError
-from data2vec.interop.key_tables import Shapes, image_encoder
-from data2vec.interop.v1_vision import student_shapes
 from data2vec.v1.image_config import Data2VecVisionConfig
+from data2vec.weight_shapes import Shapes, pretraining_shapes
 
 
 def planned(recipe: Recipe, **on: Any) -> Forecast:
@@ -234,8 +233,7 @@ def test_every_finetuning_recipe_on_images_has_a_plan(name: str, parent: str, tm
     config = compose(parent, ["task.data=/not/there"]).recipe.model
     assert isinstance(config, Data2VecMultiConfig | Data2VecVisionConfig)
     folder = save_artifact(tmp_path / "model", kind="pretrained", model_config=config, state={})
-    v1 = isinstance(config, Data2VecVisionConfig)
-    _sparse(folder, student_shapes(config, True) if v1 else image_encoder(config))  # pyright: ignore
+    _sparse(folder, pretraining_shapes(config)[0])
     given = ["task.data=/not/there", f"model.model_path={folder}"]
     recipe = compose(f"vision/finetuning/{name}", given).recipe
     workload = make_workload(recipe, folder)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any, TypeVar
 
-from ..audio_events import AudioEventConfig, projection_shapes
-from ..audio_trunk import AudioConfig, TrunkOptions, trunk_config
-from ..config import Data2VecMultiConfig
+from ..audio_events import AudioEventConfig
+from ..audio_trunk import AudioConfig, TrunkOptions
 from ..ctc import CTCConfig
 from ..data.dictionary import NUM_SPECIALS, SPECIALS, Dictionary
 from ..errors import CheckpointError, ConfigError
@@ -15,13 +14,13 @@ from ..families import generation_of
 from ..rules import impossible
 from ..typed import build
 from ..v1.config import Data2VecAudioConfig
-from . import audio_tables as tables
+from ..weight_shapes import pretraining_shapes, weight_shapes
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting, State
-from .v2_config import broken_config, compare_depth, decoder_in_file, multi_config, without_names
+from .v2_config import broken_config, compare_depth, multi_config, without_absent_decoder, without_names
 
 V1, CTC, EVENTS = "data2vec_audio", "wav2vec_ctc", "audio_classification"
-EVENT_TRUNK = "d2v_model."
+CTC_TRUNK, EVENT_TRUNK = "w2v_encoder.w2v_model.", "d2v_model."
 _PRETRAINING_ONLY = "pretraining only"
 Options = TypeVar("Options", bound=TrunkOptions)
 
@@ -51,15 +50,16 @@ def _v2_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
     config, ignored = multi_config(checkpoint, "AUDIO", "model")
     compare_depth(checkpoint, config, "", sorting)
     model = _five_dimensional(checkpoint.model)
-    decoder = decoder_in_file(config, tables.v2_audio_decoder(config), model, sorting)
+    student, averaged = pretraining_shapes(config)
+    student = without_absent_decoder(config, student, model, sorting)
     sorting.drop(r"modality_encoders\.(?!AUDIO\.)", "another modality")
     sorting.drop(
         r"modality_encoders\.AUDIO\.encoder_mask$|shared_decoder\.|recon_proj\.", "not used by audio"
     )
-    state = sorting.take(model, tables.v2_audio_encoder(config) | decoder)
+    state = sorting.take(model, student)
     sorting.drop(r"modality_encoders\.AUDIO\.decoder\.", "not part of the teacher")
     found = checkpoint.teacher and _five_dimensional(checkpoint.teacher)
-    teacher = sorting.take_teacher(found, tables.v2_audio_encoder(config, local=False))
+    teacher = sorting.take_teacher(found, averaged)
     sorting.finish()
     return ImportedModel(
         kind="pretrained",
@@ -76,8 +76,11 @@ def _v2_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
 def _v1_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
     sorting = Sorting(checkpoint.path)
     config, ignored = _v1_config(checkpoint, "model")
-    state = sorting.take(checkpoint.model, tables.v1_audio(config) | tables.v1_head(config))
-    teacher = sorting.take_teacher(checkpoint.teacher, tables.v1_transformer(config))
+    student, averaged = pretraining_shapes(config)
+    # The released files' head is a sequence of one layer.
+    model = {name.replace("final_proj.0.", "final_proj."): t for name, t in checkpoint.model.items()}
+    state = sorting.take(model, student)
+    teacher = sorting.take_teacher(checkpoint.teacher, averaged)
     sorting.finish()
     return ImportedModel(
         kind="pretrained",
@@ -93,13 +96,12 @@ def _v1_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
 
 def _ctc(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
     sorting = Sorting(checkpoint.path)
-    config, ignored = _trunk(checkpoint, "w2v_args", tables.CTC_PREFIX, sorting)
+    config, ignored = _trunk(checkpoint, "w2v_args", CTC_TRUNK, sorting)
     options = _build_options(checkpoint, CTCConfig)
     projection = checkpoint.model.get("w2v_encoder.proj.weight")
     if projection is None or projection.ndim != 2:
         raise CheckpointError(f"checkpoint {checkpoint.path} has no projection (w2v_encoder.proj.weight)")
-    wanted = trunk_shapes(config, options, tables.CTC_PREFIX)
-    wanted |= tables.ctc_projection(config.embed_dim, projection.shape[0])
+    wanted = weight_shapes(config, options, num_symbols=len(projection))
     state = sorting.take(_five_dimensional(checkpoint.model), wanted)
     if checkpoint.teacher is not None:
         sorting.dropped["_ema"] = _PRETRAINING_ONLY
@@ -129,8 +131,7 @@ def _events(checkpoint: FairseqCheckpoint) -> ImportedModel:
     if last is None:
         raise CheckpointError(f"checkpoint {checkpoint.path} has no projection onto classes (proj.weight)")
     options.num_classes = checkpoint.model[last].shape[0]
-    wanted = trunk_shapes(config, options, EVENT_TRUNK) | projection_shapes(options, config.embed_dim)
-    state = sorting.take(_five_dimensional(checkpoint.model), wanted)
+    state = sorting.take(_five_dimensional(checkpoint.model), weight_shapes(config, options))
     if checkpoint.teacher is not None:
         sorting.dropped["_ema"] = _PRETRAINING_ONLY
     sorting.finish()
@@ -161,13 +162,6 @@ def _trunk(
         compare_depth(checkpoint, config, prefix, sorting)
         return config, ignored
     return _v1_config(checkpoint, *where)
-
-
-def trunk_shapes(config: AudioConfig, options: TrunkOptions, prefix: str) -> dict[str, tuple[int, ...]]:
-    """What a fine-tuned model holds below its prefix."""
-    trunk = trunk_config(config, options)
-    of_trunk = tables.v2_audio_encoder if isinstance(trunk, Data2VecMultiConfig) else tables.v1_audio
-    return {prefix + name: shape for name, shape in of_trunk(trunk).items()}  # pyright: ignore
 
 
 def _v1_config(checkpoint: FairseqCheckpoint, *where: str) -> tuple[Data2VecAudioConfig, dict[str, str]]:

@@ -93,7 +93,9 @@ def import_checkpoint(checkpoint: FairseqCheckpoint, dictionary: Dictionary | No
         raise CheckpointError(f"checkpoint {checkpoint.path} {what}; families that can be imported: {known}")
     try:
         return importer(checkpoint, dictionary)
-    except (ArithmeticError, RuntimeError) as error:
+    except CheckpointError:
+        raise
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: no model can be built of its configuration: {text}"

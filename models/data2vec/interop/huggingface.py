@@ -21,10 +21,13 @@ from ..errors import CheckpointError, ConfigError
 from ..families import modality_of
 from ..folders import written_folder
 from ..json_files import read_json
+from ..text import PAD
 from ..v1.config import Data2VecAudioConfig
 from ..v1.image_config import Data2VecVisionConfig
 from ..v1.text_config import Data2VecTextConfig
-from . import audio_tables, hf_config, hf_state, hf_tables, key_tables, v1_text, v1_vision
+from ..weight_shapes import Shapes, pretraining_shapes, weight_shapes
+from . import hf_config, hf_state, hf_tables, v1_text
+from .audio import CTC_TRUNK
 from .fairseq_file import as_fp32
 from .hf_processor import (
     label_fields,
@@ -35,6 +38,7 @@ from .hf_processor import (
 )
 from .imported import ImportedModel, Sorting, State
 from .pickles import load_inert
+from .v2_text import SENTENCE_HEAD
 
 _CLASSES = {
     (hf_config.AUDIO, "pretrained"): "Data2VecAudioModel",
@@ -98,7 +102,7 @@ def to_huggingface(artifact: Artifact) -> tuple[dict[str, Any], State, list[str]
     if isinstance(config, Data2VecAudioConfig):
         symbols = None if bare else int(artifact.config["task"]["num_symbols"])
         theirs = hf_config.audio_config(config, symbols)
-        prefix, own = ("", "") if bare else (_PREFIXES[hf_config.AUDIO], audio_tables.CTC_PREFIX)
+        prefix, own = ("", "") if bare else (_PREFIXES[hf_config.AUDIO], CTC_TRUNK)
         made, left = hf_state.to_theirs(state, hf_tables.AUDIO, prefix, own)
         heads = hf_tables.CTC_HEAD
     elif modality_of(config) == "TEXT":
@@ -157,7 +161,7 @@ def import_folder(folder: Path | str) -> ImportedModel:
         return reader(folder, theirs, _read_state(folder))
     except ConfigError as error:
         raise CheckpointError(str(ConfigError(error.problems, f"{folder}/config.json"))) from None
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+    except (ArithmeticError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
@@ -170,21 +174,20 @@ def _audio(folder: Path, theirs: Mapping[str, Any], state: State) -> ImportedMod
     config.check(len(state))
     ctc = "lm_head.weight" in state
     prefix = _found_prefix(state, hf_config.AUDIO)
-    own = audio_tables.CTC_PREFIX if ctc else ""
+    own = CTC_TRUNK if ctc else ""
     made, left = hf_state.to_ours(state, hf_tables.AUDIO, prefix, own)
     head, symbols = None, None
-    wanted = {own + name: shape for name, shape in audio_tables.v1_audio(config).items()}
     if f"{own}mask_emb" not in made:
         made[f"{own}mask_emb"] = _zeros(config.encoder_embed_dim)[0]
     if ctc:
         tops, left = hf_state.to_ours({n: state[n] for n in left}, hf_tables.CTC_HEAD, "", "")
         made |= tops
-        symbols = state["lm_head.weight"].shape[0]
-        wanted |= audio_tables.ctc_projection(config.encoder_embed_dim, symbols)
+        symbols = len(state["lm_head.weight"])
         head = CTCConfig(apply_mask=True, mask_prob=config.mask_prob, mask_length=config.mask_length)
         head.final_dropout = float(theirs.get("final_dropout", 0.0))
         head.dropout, head.attention_dropout = config.dropout, config.attention_dropout
         head.activation_dropout, head.layerdrop = config.activation_dropout, config.encoder_layerdrop
+    wanted = weight_shapes(config, head, num_symbols=symbols or 0)
     return _checked(
         folder, config, made, left, wanted, "v1 audio", head, symbols, read_letters(folder, symbols)
     )
@@ -205,12 +208,11 @@ def _text(folder: Path, theirs: Mapping[str, Any], state: State) -> ImportedMode
             made[table][2:] += types[0]
     made[f"{v1_text.ENCODER}version"] = _zeros(1)[0] + 3.0
     rows = made.get(v1_text.EMBEDDING)
-    vocabulary = 0 if rows is None else rows.shape[0]
-    wanted, head = v1_text.sentence_encoder(config, vocabulary), None
+    vocabulary, head = 0 if rows is None else len(rows), None
     if tops:
-        out = tops.get(f"{key_tables.SENTENCE_HEAD}out_proj.weight")
-        head = SentenceHeadConfig(num_classes=0 if out is None else out.shape[0])
-        wanted |= key_tables.sentence_head(config.embed_dim, head.num_classes)
+        out = tops.get(f"{SENTENCE_HEAD}out_proj.weight")
+        head = SentenceHeadConfig(num_classes=1 if out is None else len(out))
+    wanted = weight_shapes(config, head, vocab_size=max(vocabulary, PAD + 1))
     return _checked(
         folder, config, made, left, wanted, "v1 text", head, vocabulary, read_dictionary(folder, vocabulary)
     )
@@ -226,16 +228,15 @@ def _vision(folder: Path, theirs: Mapping[str, Any], state: State) -> ImportedMo
     joined, used = hf_state.join_vision(state, prefix, own, config.depth)
     made = hf_state.with_relative_index(made | joined, config.grid)
     left = [name for name in left if name not in used]
-    wanted, head = v1_vision.student_shapes(config, pretraining=not finetuned), None
-    wanted = {own + name: shape for name, shape in wanted.items()}
+    head = None
     if finetuned:
         tops, left = hf_state.to_ours({n: state[n] for n in left}, hf_tables.VISION_HEAD, "", "")
         made |= tops
-        classes = state["classifier.weight"].shape[0]
-        head = ImageHeadConfig(num_classes=classes, fc_norm_eps=config.norm_eps)
-        wanted |= key_tables.image_head(config.embed_dim, classes, True)
+        head = ImageHeadConfig(num_classes=len(state["classifier.weight"]), fc_norm_eps=config.norm_eps)
+        wanted = weight_shapes(config, head)
     else:
-        wanted = {n: shape for n, shape in wanted.items() if not n.startswith("final_proj.")}
+        student, _ = pretraining_shapes(config)
+        wanted = {n: shape for n, shape in student.items() if not n.startswith("final_proj.")}
         if "mask_emb" not in made:
             made["mask_emb"] = _zeros(config.embed_dim)[None]
     return _checked(folder, config, made, left, wanted, "v1 images", head, None, None)
@@ -246,7 +247,7 @@ def _checked(
     config: Any,
     made: State,
     left: list[str],
-    wanted: key_tables.Shapes,
+    wanted: Shapes,
     family: str,
     head: Any,
     symbols: int | None,

@@ -14,7 +14,7 @@ from ..artifact import LETTERS, WORDS, HeadConfig, Kind
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError
 from ..families import ModelConfig
-from .key_tables import Shapes
+from ..weight_shapes import Shapes
 
 State = dict[str, torch.Tensor]
 _SHOWN = 6  # names in a message; the rest is counted

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..config import Data2VecMultiConfig
 from ..errors import CheckpointError
-from ..families import ModelConfig
-from ..v1.config import Data2VecAudioConfig
-from ..v1.image_config import Data2VecVisionConfig
-from ..v1.text_config import Data2VecTextConfig
 from .imported import ImportedModel
+
+_PREFIXES = (
+    "",
+    "blocks.",
+    "encoder.",
+    "encoder.sentence_encoder.",
+)  # of what teachers average, in the student
 
 
 def with_teacher_weights(imported: ImportedModel) -> ImportedModel:
@@ -21,21 +23,9 @@ def with_teacher_weights(imported: ImportedModel) -> ImportedModel:
     """
     if imported.teacher is None:
         raise CheckpointError("the file holds no teacher (_ema), so weights=teacher is not possible")
-    prefix = teacher_prefix(imported.model_config)
-    teacher = {f"{prefix}{name}": tensor for name, tensor in imported.teacher.items()}
-    assert teacher.keys() <= imported.state.keys(), "the importer checked both against one configuration"
+    found = imported.teacher
+    prefix = next(p for p in _PREFIXES if all(p + name in imported.state for name in found))
+    teacher = {prefix + name: tensor for name, tensor in found.items()}
     notes = [*imported.report.notes, f"{len(teacher)} tensors are the teacher's"]
     report = dataclasses.replace(imported.report, notes=notes)
     return dataclasses.replace(imported, state={**imported.state, **teacher}, report=report)
-
-
-def teacher_prefix(config: ModelConfig) -> str:
-    """What stands before the teacher's names in the student."""
-    if isinstance(config, Data2VecMultiConfig):
-        return "blocks." if config.ema_encoder_only else ""
-    if isinstance(config, Data2VecAudioConfig):
-        return "encoder."
-    if isinstance(config, Data2VecTextConfig):
-        return "encoder.sentence_encoder."
-    assert isinstance(config, Data2VecVisionConfig), "language models have no teacher"
-    return "encoder." if config.ema_transformer_only else ""

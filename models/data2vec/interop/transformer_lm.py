@@ -14,10 +14,9 @@ import torch
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError, ConfigError
 from ..lm.config import TransformerLMConfig
-from ..lm.transformer import TransformerLM
+from ..weight_shapes import weight_shapes
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting, State
-from .key_tables import Shapes
 from .v2_config import broken_config, without_names
 
 NAME = "transformer_lm"
@@ -69,7 +68,7 @@ def import_transformer_lm(
         sorting.dropped[name] = f"the same as {source}"
     for pattern in _MARKERS:
         sorting.drop(pattern, "a marker without content")
-    state = sorting.take(model, shapes(config, vocab_size))
+    state = sorting.take(model, weight_shapes(config, vocab_size=vocab_size))
     sorting.finish()
     if dictionary is None:
         sorting.notes.append(f"no dictionary given: the vocabulary of {vocab_size} symbols is not checked")
@@ -89,13 +88,6 @@ def import_transformer_lm(
         num_updates=checkpoint.num_updates,
         report=sorting.report("transformer language model", ignored),
     )
-
-
-def shapes(config: TransformerLMConfig, vocab_size: int) -> Shapes:
-    """What a model of this configuration holds."""
-    with torch.device("meta"):
-        state = TransformerLM(config, vocab_size, seed=None).state_dict()
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 def tied_names(config: TransformerLMConfig) -> dict[str, str]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ..config import SentenceHeadConfig
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError, ConfigError
-from ..typed import build
+from ..text import PAD
 from ..v1.text_config import Data2VecTextConfig
-from . import key_tables
+from ..weight_shapes import pretraining_shapes, weight_shapes
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting, State
-from .key_tables import Shapes
 from .v2_config import broken_config, without_names
-from .v2_text import fitting_dictionary
+from .v2_text import fitting_dictionary, sentence_head_config
 
 PRETRAINED = "data2vec_text"
 FINETUNED = "roberta"
@@ -46,38 +44,6 @@ def import_v1_text(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None 
     return (_finetuned if checkpoint.family == FINETUNED else _pretrained)(checkpoint, dictionary)
 
 
-def sentence_encoder(config: Data2VecTextConfig, vocab_size: int, prefix: str = ENCODER) -> Shapes:
-    """What the sentence encoder (and the teacher) holds."""
-    options, sizes = config.transformer, config.transformer.encoder
-    dim, hidden = sizes.embed_dim, sizes.ffn_embed_dim
-    affine = key_tables.affine
-    shapes: Shapes = {f"{prefix}version": (1,), f"{prefix}embed_tokens.weight": (vocab_size, dim)}
-    if not options.no_token_positional_embeddings:
-        # Row 0 is unused and row 1 belongs to padding: positions start at 2.
-        shapes[f"{prefix}embed_positions.weight"] = (options.max_source_positions + 2, dim)
-    if options.layernorm_embedding:
-        shapes |= affine(f"{prefix}layernorm_embedding", (dim,))
-    for index in range(sizes.layers):
-        layer = f"{prefix}layers.{index}."
-        for name in ("k_proj", "v_proj", "q_proj", "out_proj"):
-            shapes |= affine(f"{layer}self_attn.{name}", (dim, dim))
-        shapes |= affine(f"{layer}self_attn_layer_norm", (dim,)) | affine(f"{layer}final_layer_norm", (dim,))
-        shapes |= affine(f"{layer}fc1", (hidden, dim)) | affine(f"{layer}fc2", (dim, hidden))
-    if sizes.normalize_before:
-        shapes |= affine(f"{prefix}layer_norm", (dim,))
-    return shapes
-
-
-def regression_head(config: Data2VecTextConfig) -> Shapes:
-    """The regression head of pretraining."""
-    dim, width = config.embed_dim, config.embed_dim
-    shapes: Shapes = {}
-    for index in range(config.head_layers - 1):
-        shapes |= key_tables.affine(f"{HEAD}{2 * index}", (2 * dim, width))
-        width = 2 * dim
-    return shapes | key_tables.affine(f"{HEAD}{2 * (config.head_layers - 1)}", (dim, width))
-
-
 def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
     sorting = Sorting(checkpoint.path)
     model = renamed(checkpoint.model, of_pretraining=True)
@@ -85,9 +51,10 @@ def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) ->
     config, ignored = _config(checkpoint, model)
     _compare_depth(model, config, sorting)
     sorting.drop(r"classification_heads\.", "a head that the pretraining configuration does not name")
-    state = sorting.take(model, sentence_encoder(config, vocab_size) | regression_head(config))
+    student, averaged = pretraining_shapes(config, vocab_size=vocab_size)
+    state = sorting.take(model, student)
     found = checkpoint.teacher and renamed(checkpoint.teacher, of_pretraining=True)
-    teacher = sorting.take_teacher(found, sentence_encoder(config, vocab_size, ""))
+    teacher = sorting.take_teacher(found, averaged)
     sorting.finish()
     return ImportedModel(
         kind="pretrained",
@@ -108,12 +75,10 @@ def _finetuned(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> 
     vocab_size = _vocab_size(checkpoint, model)
     config, ignored = _config(checkpoint, model, sorting)
     _compare_depth(model, config, sorting)
-    head_config = _head_config(checkpoint)
+    head_config = sentence_head_config(checkpoint)
     sorting.drop(r"encoder\.lm_head\.", "not used by the sentence head")
     sorting.drop(r"encoder\.(regression_head|_ema)", "pretraining only")
-    wanted = sentence_encoder(config, vocab_size)
-    wanted |= key_tables.sentence_head(config.embed_dim, head_config.num_classes)
-    state = sorting.take(model, wanted)
+    state = sorting.take(model, weight_shapes(config, head_config, vocab_size=vocab_size))
     if checkpoint.teacher is not None:
         sorting.dropped["_ema"] = "pretraining only"
     sorting.finish()
@@ -209,23 +174,8 @@ def _compare_depth(model: State, config: Data2VecTextConfig, sorting: Sorting) -
 
 def _vocab_size(checkpoint: FairseqCheckpoint, model: State) -> int:
     embedding = model.get(EMBEDDING)
-    if embedding is None or embedding.ndim != 2:
+    if embedding is None or embedding.ndim != 2 or len(embedding) <= PAD:
         raise CheckpointError(
             f"checkpoint {checkpoint.path} is no v1 text model: {EMBEDDING} is missing or no table"
         )
     return embedding.shape[0]
-
-
-def _head_config(checkpoint: FairseqCheckpoint) -> SentenceHeadConfig:
-    out_proj = checkpoint.model.get(f"{key_tables.SENTENCE_HEAD}out_proj.weight")
-    if out_proj is None or out_proj.ndim != 2:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} has no sentence head ({key_tables.SENTENCE_HEAD}*)"
-        )
-    model = checkpoint.section("model")
-    names = ("pooler_activation_fn", "pooler_dropout")
-    given = {name: model[name] for name in names if model.get(name) is not None}
-    try:
-        return build(SentenceHeadConfig, {**given, "num_classes": out_proj.shape[0]})
-    except ConfigError as error:
-        raise broken_config(checkpoint, "cfg.model", error) from None

@@ -8,9 +8,9 @@ from ..config import ImageHeadConfig
 from ..errors import CheckpointError, ConfigError
 from ..typed import build
 from ..v1.image_config import Data2VecVisionConfig
+from ..weight_shapes import pretraining_shapes, weight_shapes
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting, State
-from .key_tables import Shapes, image_head
 from .v2_config import broken_config, without_names
 
 V1, FINETUNED = "data2vec_vision", "data2vec_image_classification"
@@ -48,58 +48,14 @@ def from_beit_names(tensors: State) -> State:
     return renamed
 
 
-def encoder_shapes(config: Data2VecVisionConfig, final_norm: bool) -> Shapes:
-    """The transformer, named as in the teacher; the student puts ``encoder.`` before."""
-    dim, hidden, heads = config.embed_dim, config.embed_dim * config.mlp_ratio, config.num_heads
-    tokens = config.grid**2 + 1
-    table = ((2 * config.grid - 1) ** 2 + 3, heads)
-    bias = {"relative_position_bias_table": table, "relative_position_index": (tokens, tokens)}
-    shapes: Shapes = {}
-    if config.shared_rel_pos_bias:
-        shapes |= {f"rel_pos_bias.{name}": shape for name, shape in bias.items()}
-    for i in range(config.depth):
-        block: Shapes = {
-            "norm1.weight": (dim,),
-            "norm1.bias": (dim,),
-            "norm2.weight": (dim,),
-            "norm2.bias": (dim,),
-        }
-        block |= {"attn.qkv.weight": (3 * dim, dim), "attn.q_bias": (dim,), "attn.v_bias": (dim,)}
-        block |= {"attn.proj.weight": (dim, dim), "attn.proj.bias": (dim,)}
-        block |= {"mlp.0.weight": (hidden, dim), "mlp.0.bias": (hidden,)}
-        block |= {"mlp.2.weight": (dim, hidden), "mlp.2.bias": (dim,)}
-        if not config.shared_rel_pos_bias:
-            block |= {f"attn.{name}": shape for name, shape in bias.items()}
-        if config.layer_scale_init_value > 0:
-            block |= {"gamma_1": (dim,), "gamma_2": (dim,)}
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    return shapes | ({"norm.weight": (dim,), "norm.bias": (dim,)} if final_norm else {})
-
-
-def student_shapes(config: Data2VecVisionConfig, pretraining: bool) -> Shapes:
-    """Patches, tokens, transformer and (for pretraining) mask vector, final norm and head."""
-    dim, patch = config.embed_dim, config.patch_size
-    shapes: Shapes = {"cls_emb": (1, 1, dim)}
-    shapes |= {
-        "patch_embed.conv.weight": (dim, config.in_channels, patch, patch),
-        "patch_embed.conv.bias": (dim,),
-    }
-    shapes |= {f"encoder.{name}": shape for name, shape in encoder_shapes(config, pretraining).items()}
-    if pretraining:
-        shapes |= {"mask_emb": (1, 1, dim), "final_proj.weight": (dim, dim), "final_proj.bias": (dim,)}
-    return shapes
-
-
 def _pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
     sorting = Sorting(checkpoint.path)
     config, ignored = _config(checkpoint, "model")
-    state = sorting.take(from_beit_names(checkpoint.model), student_shapes(config, pretraining=True))
-    wanted = encoder_shapes(config, final_norm=True)
+    student, averaged = pretraining_shapes(config)
+    state = sorting.take(from_beit_names(checkpoint.model), student)
     if not config.ema_transformer_only:
-        left_out = ("mask_emb", "final_proj.")
-        wanted = {k: v for k, v in student_shapes(config, True).items() if not k.startswith(left_out)}
         sorting.drop(r"mask_emb|final_proj\.", "not part of the teacher")
-    teacher = sorting.take_teacher(checkpoint.teacher, wanted)
+    teacher = sorting.take_teacher(checkpoint.teacher, averaged)
     sorting.finish()
     return ImportedModel(
         kind="pretrained",
@@ -127,8 +83,7 @@ def _finetuned(checkpoint: FairseqCheckpoint) -> ImportedModel:
     except ConfigError as error:
         raise broken_config(checkpoint, "cfg.model", error) from None
     sorting.drop(r"(model\.)?(_ema|mask_emb|final_proj\.|encoder\.norm\.)", _PRETRAINING_ONLY)
-    trunk = {f"model.{name}": shape for name, shape in student_shapes(config, pretraining=False).items()}
-    state = sorting.take(checkpoint.model, trunk | image_head(config.embed_dim, head.shape[0], True))
+    state = sorting.take(checkpoint.model, weight_shapes(config, head_config))
     sorting.finish()
     return ImportedModel(
         kind="image_classifier",

@@ -7,9 +7,9 @@ from typing import Any
 
 from ..config import Data2VecMultiConfig
 from ..errors import CheckpointError, ConfigError
+from ..weight_shapes import Shapes
 from .fairseq_file import FairseqCheckpoint
 from .imported import Sorting, State
-from .key_tables import Shapes
 
 
 def modalities_in(checkpoint: FairseqCheckpoint, prefix: str = "") -> list[str]:
@@ -18,22 +18,25 @@ def modalities_in(checkpoint: FairseqCheckpoint, prefix: str = "") -> list[str]:
     return sorted({match.group(1) for name in checkpoint.model if (match := pattern.match(name))})
 
 
-def decoder_in_file(config: Data2VecMultiConfig, wanted: Shapes, tensors: State, sorting: Sorting) -> Shapes:
-    """The decoder's tensors to take; none, and a configuration without decoder, where the file has none.
+def without_absent_decoder(
+    config: Data2VecMultiConfig, wanted: Shapes, tensors: State, sorting: Sorting
+) -> Shapes:
+    """What to take of a pretrained model: all, or all but the decoder where the file has none.
 
     Args:
         config: loses its decoder if the file has none.
-        wanted: the decoder that the configuration describes.
+        wanted: all that the configuration describes.
         tensors: the student's, by name.
         sorting: notes what is missing.
     """
     prefix = f"modality_encoders.{config.modality_name}.decoder."
-    if not wanted or any(name.startswith(prefix) for name in tensors):
+    decoder = [name for name in wanted if name.startswith(prefix)]
+    if not decoder or any(name.startswith(prefix) for name in tensors):
         return wanted
-    sorting.missing += wanted
+    sorting.missing += decoder
     sorting.notes.append("without decoder: the model can be fine-tuned, but not pretrained further")
     config.modality.decoder = None
-    return {}
+    return {name: shape for name, shape in wanted.items() if name not in decoder}
 
 
 def multi_config(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from ..config import ImageHeadConfig
 from ..errors import CheckpointError, ConfigError
 from ..typed import build
-from . import key_tables
+from ..weight_shapes import pretraining_shapes, weight_shapes
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting, State
-from .v2_config import broken_config, compare_depth, decoder_in_file, modalities_in, multi_config
+from .v2_config import broken_config, compare_depth, modalities_in, multi_config, without_absent_decoder
 
 FINETUNED = "mae_image_classification"
 
@@ -34,18 +34,15 @@ def _pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
     config, ignored = multi_config(checkpoint, "IMAGE", "model")
     compare_depth(checkpoint, config, "", sorting)
     model = _renamed(checkpoint.model, "")
-    decoder = decoder_in_file(config, key_tables.image_decoder(config), model, sorting)
+    student, averaged = pretraining_shapes(config)
+    student = without_absent_decoder(config, student, model, sorting)
     sorting.drop(r"modality_encoders\.(?!IMAGE\.)", "another modality")
     sorting.drop(r"modality_encoders\.IMAGE\.encoder_mask$|shared_decoder\.", "not used by images")
-    if config.recon_loss > 0:
-        dim = config.embed_dim
-        decoder |= {"recon_proj.weight": (dim, dim), "recon_proj.bias": (dim,)}
-    else:
-        sorting.drop(r"recon_proj\.", "without a reconstruction loss")
-    state = sorting.take(model, key_tables.image_encoder(config) | decoder)
+    sorting.drop(r"recon_proj\.", "without a reconstruction loss")
+    state = sorting.take(model, student)
     sorting.drop(r"modality_encoders\.IMAGE\.decoder\.|decoder\.", "not part of the teacher")
     found = checkpoint.teacher and _renamed(checkpoint.teacher, "")
-    teacher = sorting.take_teacher(found, key_tables.image_teacher(config))
+    teacher = sorting.take_teacher(found, averaged)
     sorting.finish()
     return ImportedModel(
         kind="pretrained",
@@ -75,9 +72,7 @@ def _finetuned(checkpoint: FairseqCheckpoint) -> ImportedModel:
     sorting.drop(r"(model\.)?(_ema|shared_decoder|recon_proj)", "pretraining only")
     sorting.drop(r"model\.modality_encoders\.IMAGE\.(decoder\.|encoder_mask$)", "pretraining only")
     sorting.drop(r"model\.modality_encoders\.(?!IMAGE\.)", "another modality")
-    trunk = {f"model.{name}": shape for name, shape in key_tables.image_encoder(config).items()}
-    head = key_tables.image_head(config.embed_dim, head_config.num_classes, head_config.use_fc_norm)
-    state = sorting.take(_renamed(checkpoint.model, "model."), trunk | head)
+    state = sorting.take(_renamed(checkpoint.model, "model."), weight_shapes(config, head_config))
     if checkpoint.teacher is not None:
         sorting.dropped["_ema"] = "pretraining only"
     sorting.finish()
@@ -102,7 +97,7 @@ def _check_modality(checkpoint: FairseqCheckpoint, prefix: str) -> None:
 def _renamed(tensors: State, prefix: str) -> State:
     """Positions under the names of older files, under today's."""
     old = f"{prefix}modality_encoders.IMAGE.positional_encoder."
-    today = f"{prefix}{key_tables.IMAGE_POSITIONS}"
+    today = f"{prefix}modality_encoders.IMAGE.fixed_positional_encoder.positions"
     return {
         (today if name in (f"{old}pos_embed", f"{old}positions") else name): t for name, t in tensors.items()
     }

@@ -7,17 +7,20 @@ pretraining needs may be left out, and anything else is refused.
 
 from __future__ import annotations
 
+from ..artifact import EMBEDDING_KEY
 from ..config import SentenceHeadConfig
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError, ConfigError
+from ..text import PAD
 from ..typed import build
-from . import key_tables
+from ..weight_shapes import pretraining_shapes, weight_shapes
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting
-from .v2_config import broken_config, compare_depth, decoder_in_file, modalities_in, multi_config
+from .v2_config import broken_config, compare_depth, modalities_in, multi_config, without_absent_decoder
 
 PRETRAINED = "data2vec_multi"
 FINETUNED = "data2vec_text_classification"
+SENTENCE_HEAD = "classification_heads.sentence_classification_head."
 
 
 def import_v2_text(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None = None) -> ImportedModel:
@@ -39,11 +42,12 @@ def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) ->
     vocab_size = _vocab_size(checkpoint, "")
     config, ignored = multi_config(checkpoint, "TEXT", "model")
     compare_depth(checkpoint, config, "", sorting)
-    decoder = decoder_in_file(config, key_tables.text_decoder(config), checkpoint.model, sorting)
+    student, averaged = pretraining_shapes(config, vocab_size=vocab_size)
+    student = without_absent_decoder(config, student, checkpoint.model, sorting)
     sorting.drop(r"modality_encoders\.(?!TEXT\.)", "another modality")
     sorting.drop(r"modality_encoders\.TEXT\.encoder_mask$|shared_decoder\.|recon_proj\.", "not used by text")
-    state = sorting.take(checkpoint.model, key_tables.text_encoder(config, vocab_size) | decoder)
-    teacher = sorting.take_teacher(checkpoint.teacher, key_tables.text_teacher(config))
+    state = sorting.take(checkpoint.model, student)
+    teacher = sorting.take_teacher(checkpoint.teacher, averaged)
     sorting.finish()
     return ImportedModel(
         kind="pretrained",
@@ -64,14 +68,12 @@ def _finetuned(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> 
     vocab_size = _vocab_size(checkpoint, "model.")
     config, ignored = multi_config(checkpoint, "TEXT", "model", "pretrained_model_args", "model")
     compare_depth(checkpoint, config, "model.", sorting)
-    head_config = _head_config(checkpoint)
+    head_config = sentence_head_config(checkpoint)
     sorting.drop(
         r"(model\.)?_ema|(model\.)?shared_decoder|model\.modality_encoders\.TEXT\.decoder", "pretraining only"
     )
     sorting.drop(r"model\.modality_encoders\.(?!TEXT\.)", "another modality")
-    trunk = {f"model.{name}": shape for name, shape in key_tables.text_encoder(config, vocab_size).items()}
-    head = key_tables.sentence_head(config.embed_dim, head_config.num_classes)
-    state = sorting.take(checkpoint.model, trunk | head)
+    state = sorting.take(checkpoint.model, weight_shapes(config, head_config, vocab_size=vocab_size))
     if checkpoint.teacher is not None:
         sorting.dropped["_ema"] = "pretraining only"
     sorting.finish()
@@ -91,23 +93,22 @@ def _finetuned(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> 
 
 def _vocab_size(checkpoint: FairseqCheckpoint, prefix: str) -> int:
     """Rows of the token embedding, which only a v2 text model has under this name."""
-    embedding = checkpoint.model.get(prefix + key_tables.TEXT_EMBEDDING)
-    if embedding is None or embedding.ndim != 2:
+    embedding = checkpoint.model.get(prefix + EMBEDDING_KEY)
+    if embedding is None or embedding.ndim != 2 or len(embedding) <= PAD:
         found = modalities_in(checkpoint, prefix)
         what = f"is a v2 model of {', '.join(found)}" if found else "has no text encoder"
         raise CheckpointError(
-            f"checkpoint {checkpoint.path} {what}: {prefix}{key_tables.TEXT_EMBEDDING} is missing; "
+            f"checkpoint {checkpoint.path} {what}: {prefix}{EMBEDDING_KEY} is missing; "
             "give a v2 text checkpoint"
         )
     return embedding.shape[0]
 
 
-def _head_config(checkpoint: FairseqCheckpoint) -> SentenceHeadConfig:
-    out_proj = checkpoint.model.get(f"{key_tables.SENTENCE_HEAD}out_proj.weight")
+def sentence_head_config(checkpoint: FairseqCheckpoint) -> SentenceHeadConfig:
+    """The head of a model fine-tuned for sentences, of either generation."""
+    out_proj = checkpoint.model.get(f"{SENTENCE_HEAD}out_proj.weight")
     if out_proj is None or out_proj.ndim != 2:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} has no sentence head ({key_tables.SENTENCE_HEAD}*)"
-        )
+        raise CheckpointError(f"checkpoint {checkpoint.path} has no sentence head ({SENTENCE_HEAD}*)")
     model = checkpoint.section("model")
     given = {
         name: model[name]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
-
 from ..config import Data2VecMultiConfig, ModalitiesConfig, TextModalityConfig
 from ..flops import StepCost
 from ..step_stages import FLAG, FLOAT, Part, StepShape, Storage, block_stage
+from ..weight_shapes import without_memory
 from .config import TransformerLMConfig
 from .transformer import TransformerLM
 
@@ -69,7 +68,7 @@ def language_model_step(
     block = block_stage(network, rows, length, storage, checkpoint_activations, False)
     blocks = [block] * network.depth
     tokens, width = shape.samples * shape.positions, config.decoder_embed_dim
-    with torch.device("meta"):
+    with without_memory():
         model = TransformerLM(config, vocab_size, seed=None)
     everything = sum(p.numel() for p in model.parameters())
     softmax, logits = _softmax(config, vocab_size)

@@ -79,10 +79,12 @@ def relative_position_index(grid: int) -> torch.Tensor:
     Returns:
         (1 + T, 1 + T) int64.
     """
+    index = torch.empty(grid * grid + 1, grid * grid + 1, dtype=torch.int64)
+    if index.is_meta:  # its shape is all that is asked for
+        return index
     span = 2 * grid - 1
-    cell = torch.arange(grid * grid, device="cpu")
+    cell = torch.arange(grid * grid)
     y, x = cell // grid, cell % grid
-    index = torch.empty(grid * grid + 1, grid * grid + 1, dtype=torch.int64, device="cpu")
     dy, dx = y[:, None] - y[None, :], x[:, None] - x[None, :]
     index[1:, 1:] = (dy + grid - 1) * span + dx + grid - 1
     index[0, :], index[:, 0], index[0, 0] = span**2, span**2 + 1, span**2 + 2

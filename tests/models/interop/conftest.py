@@ -14,9 +14,10 @@ import torch
 
 from data2vec.config import Data2VecMultiConfig
 from data2vec.data.dictionary import Dictionary
-from data2vec.interop import key_tables
+from tests.models.interop import reference_names as names
 
 VOCAB = 20  # 4 specials, 15 symbols, <mask>
+SIZES = {"D": 8, "depth": 2, "V": VOCAB, "P": 10, "W": 6, "G": 1, "K": 9, "J": 2}  # of ``config``
 
 
 @pytest.fixture
@@ -44,27 +45,12 @@ def dictionary() -> Dictionary:
 
 
 @pytest.fixture
-def random_state() -> Callable[[key_tables.Shapes], dict[str, torch.Tensor]]:
-    """Random fp16-representable values in the given shapes."""
-
-    def make(shapes: key_tables.Shapes) -> dict[str, torch.Tensor]:
-        draw = torch.Generator().manual_seed(7)
-        return {name: torch.randn(shape, generator=draw).half().float() for name, shape in shapes.items()}
-
-    return make
-
-
-@pytest.fixture
-def pretrained_file(
-    tmp_path: Path, config: Data2VecMultiConfig, random_state: Callable[..., dict[str, torch.Tensor]]
-) -> Callable[..., Path]:
+def pretrained_file(tmp_path: Path, config: Data2VecMultiConfig) -> Callable[..., Path]:
     """Writes a v2 text pretraining checkpoint; keyword arguments replace entries of the file."""
 
     def write(name: str = "nlp_base.pt", **entries: Any) -> Path:
-        model: dict[str, Any] = dict(
-            random_state(key_tables.text_encoder(config, VOCAB) | key_tables.text_decoder(config))
-        )
-        model["_ema"] = random_state(key_tables.text_teacher(config))
+        model: dict[str, Any] = {**names.filled(names.shapes(names.TEXT_2 + names.TEXT_2_DECODER, **SIZES))}
+        model["_ema"] = names.filled(names.shapes(names.TEXT_2_TEACHER, **SIZES))
         content = {
             "args": None,
             "cfg": {
@@ -86,15 +72,12 @@ def pretrained_file(
 
 
 @pytest.fixture
-def finetuned_file(
-    tmp_path: Path, config: Data2VecMultiConfig, random_state: Callable[..., dict[str, torch.Tensor]]
-) -> Callable[..., Path]:
+def finetuned_file(tmp_path: Path, config: Data2VecMultiConfig) -> Callable[..., Path]:
     """Writes a fine-tuned v2 text checkpoint with three classes."""
 
     def write(extra: dict[str, torch.Tensor] | None = None, **entries: Any) -> Path:
-        trunk = random_state(key_tables.text_encoder(config, VOCAB))
-        model = {f"model.{name}": value for name, value in trunk.items()}
-        model |= random_state(key_tables.sentence_head(config.embed_dim, 3)) | (extra or {})
+        wanted = names.shapes(names.TEXT_2, "model.", **SIZES) | names.shapes(names.SENTENCE_HEAD, D=8, Y=3)
+        model = names.filled(wanted) | (extra or {})
         pretraining = {
             "model": {"_name": "data2vec_multi", **config.to_dict()},
             "task": {"_name": "masked_lm"},

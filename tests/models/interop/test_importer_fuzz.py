@@ -14,75 +14,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import CheckpointError, Data2VecError
-from data2vec.interop import audio_tables, key_tables, v1_text, v1_vision
 from data2vec.interop.fairseq import FAMILIES, import_checkpoint
-from data2vec.interop.fairseq_file import FairseqCheckpoint, read_checkpoint
+from data2vec.interop.fairseq_file import read_checkpoint
 from data2vec.interop.huggingface import import_folder
 from data2vec.interop.inspection import inspect
-from data2vec.v1.config import Data2VecAudioConfig
-from data2vec.v1.image_config import Data2VecVisionConfig
-from data2vec.v1.text_config import Data2VecTextConfig
-
-TEXT_2 = {
-    "embed_dim": 8,
-    "depth": 1,
-    "num_heads": 2,
-    "average_top_k_layers": 1,
-    "supported_modality": "TEXT",
-    "modalities": {"text": {"prenet_depth": 0, "mask_length": 1, "max_source_positions": 9}},
-}
-TEXT_1 = {
-    "average_top_k_layers": 1,
-    "transformer": {
-        "activation_fn": "gelu",
-        "encoder": {
-            "embed_dim": 8,
-            "ffn_embed_dim": 8,
-            "layers": 1,
-            "attention_heads": 2,
-            "learned_pos": True,
-        },
-    },
-}
-AUDIO_1 = {
-    "extractor_mode": "layer_norm",
-    "encoder_layers": 1,
-    "encoder_embed_dim": 8,
-    "encoder_ffn_embed_dim": 8,
-    "encoder_attention_heads": 2,
-    "pos_conv_depth": 2,
-    "conv_pos": 6,
-    "conv_pos_groups": 2,
-    "average_top_k_layers": 1,
-    "conv_feature_layers": "[(8, 10, 5)] + [(8, 3, 2)] * 2",
-}
-IMAGE_1 = {
-    "image_size": 8,
-    "patch_size": 4,
-    "depth": 1,
-    "embed_dim": 8,
-    "num_heads": 2,
-    "num_mask_patches": 2,
-    "min_mask_patches_per_block": 1,
-    "average_top_k_layers": 1,
-}
-
-
-def whole(family: str) -> tuple[dict[str, Any], key_tables.Shapes]:
-    """A complete configuration and its tensors."""
-    if family == "data2vec_multi":
-        config = Data2VecMultiConfig.from_dict(TEXT_2)
-        return TEXT_2, key_tables.text_encoder(config, 12) | key_tables.text_decoder(config)
-    if family == "data2vec_text":
-        made = Data2VecTextConfig.from_dict(TEXT_1)
-        return TEXT_1, v1_text.sentence_encoder(made, 12) | v1_text.regression_head(made)
-    if family == "data2vec_audio":
-        audio = Data2VecAudioConfig.from_dict(AUDIO_1)
-        return AUDIO_1, audio_tables.v1_audio(audio) | audio_tables.v1_head(audio)
-    return IMAGE_1, v1_vision.student_shapes(Data2VecVisionConfig.from_dict(IMAGE_1), True)
-
+from tests.models.interop import reference_names as names
 
 JUNK = st.one_of(
     st.none(),
@@ -106,12 +43,9 @@ def paths(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> list[tuple[st
 
 
 @settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    data=st.data(),
-    family=st.sampled_from(["data2vec_multi", "data2vec_text", "data2vec_audio", "data2vec_vision"]),
-)
-def test_a_changed_configuration_or_tensor_never_crashes_the_importer(data: Any, family: str) -> None:
-    values, shapes = whole(family)
+@given(data=st.data(), kind=st.sampled_from(sorted(names.WHOLE)))
+def test_a_changed_configuration_or_tensor_never_crashes_the_importer(data: Any, kind: str) -> None:
+    family, values, lines = names.WHOLE[kind]
     values = copy.deepcopy(values)
     for _ in range(data.draw(st.integers(0, 3))):
         *outer, last = data.draw(st.sampled_from(paths(values) or [("depth",)]))
@@ -120,7 +54,7 @@ def test_a_changed_configuration_or_tensor_never_crashes_the_importer(data: Any,
             node = node.get(part) if isinstance(node, dict) else None
         if isinstance(node, dict):
             node[last] = data.draw(JUNK)
-    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    tensors = names.filled(names.shapes(lines, **names.SMALL))
     for _ in range(data.draw(st.integers(0, 2))):
         name = data.draw(st.sampled_from(sorted(tensors)))
         shape = data.draw(st.lists(st.integers(0, 4), max_size=4))
@@ -137,15 +71,8 @@ def test_a_changed_configuration_or_tensor_never_crashes_the_importer(data: Any,
             break
     named = data.draw(st.sampled_from([family, family, family, *FAMILIES, "", None]))
     teacher = data.draw(st.sampled_from([None, {}, {"x": torch.zeros(1)}]))
-    checkpoint = FairseqCheckpoint(
-        path=Path("file.pt"),
-        cfg={"model": {"_name": named, **values}, "task": data.draw(JUNK)},
-        model=tensors,
-        teacher=teacher,
-        task_state={},
-        num_updates=None,
-        symbols=None,
-    )
+    cfg = {"model": {"_name": named, **values}, "task": data.draw(JUNK)}
+    checkpoint = names.checkpoint_of({}, tensors, cfg=cfg, teacher=teacher)
     with contextlib.suppress(CheckpointError):  # anything else is a crash
         import_checkpoint(checkpoint).model_config.check()  # what comes in is a model that can be built
 
@@ -233,32 +160,29 @@ def test_looking_inside_a_hostile_file_names_what_it_would_run(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("family", "field"),
+    ("kind", "field"),
     [
-        ("data2vec_multi", "depth"),
-        ("data2vec_multi", "modalities.text.prenet_depth"),
-        ("data2vec_multi", "modalities.text.decoder.decoder_layers"),
-        ("data2vec_multi", "modalities.text.decoder.projection_layers"),
-        ("data2vec_text", "transformer.encoder.layers"),
-        ("data2vec_text", "head_layers"),
-        ("data2vec_audio", "encoder_layers"),
-        ("data2vec_audio", "pos_conv_depth"),
-        ("data2vec_vision", "depth"),
+        ("text 2", "depth"),
+        ("text 2", "modalities.text.prenet_depth"),
+        ("text 2", "modalities.text.decoder.decoder_layers"),
+        ("text 2", "modalities.text.decoder.projection_layers"),
+        ("text 1", "transformer.encoder.layers"),
+        ("text 1", "head_layers"),
+        ("audio 1", "encoder_layers"),
+        ("audio 1", "pos_conv_depth"),
+        ("image 1", "depth"),
     ],
 )
-def test_more_layers_than_tensors_are_refused_by_name(family: str, field: str) -> None:
-    values, shapes = whole(family)
+def test_more_layers_than_tensors_are_refused_by_name(kind: str, field: str) -> None:
+    family, values, lines = names.WHOLE[kind]
     values = copy.deepcopy(values)
     node: Any = values
     *outer, last = field.split(".")
     for part in outer:
         node = node.setdefault(part, {})
     node[last] = 10**9
-    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    cfg = {"model": {"_name": family, **values}}
-    checkpoint = FairseqCheckpoint(
-        path=Path("x.pt"), cfg=cfg, model=tensors, teacher=None, task_state={}, num_updates=1, symbols=None
-    )
+    tensors = names.filled(names.shapes(lines, **names.SMALL))
+    checkpoint = names.checkpoint_of({"_name": family, **values}, tensors)
     rule = rf"model\.{field} = 1000000000 +is impossible: the weights are {len(tensors)} tensors in all"
     with pytest.raises(CheckpointError, match=rule):
         import_checkpoint(checkpoint)
@@ -273,7 +197,8 @@ def test_more_layers_than_tensors_are_refused_by_name(family: str, field: str) -
         ("text", {"hidden_dropout_prob": 3.0}, r"model\.transformer\.dropout = 3\.0 +must lie in"),
         ("text", {"hidden_size": 2**70}, "must be a finite number of at most 9.22337e"),
         ("vision", {"num_hidden_layers": 10**9}, r"model\.depth = 1000000000 +is impossible"),
-        ("vision", {"image_size": 16 * 10**9}, "missing: .*relative_position_index"),
+        ("vision", {"image_size": 16 * 10**9}, "Storage size calculation overflowed"),
+        ("vision", {"image_size": 16 * 20000}, "missing: .*relative_position_index"),  # 10^18 bytes
         ("vision", {"image_size": 16 * 63}, "missing: .*relative_position_index"),
     ],
 )

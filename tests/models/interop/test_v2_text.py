@@ -9,23 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from data2vec.config import Data2VecMultiConfig, DecoderConfig, SentenceHeadConfig
+from data2vec.config import Data2VecMultiConfig, SentenceHeadConfig
 from data2vec.data.dictionary import Dictionary
 from data2vec.errors import CheckpointError
 from data2vec.heads import SentenceClassifier
-from data2vec.interop import import_checkpoint, key_tables, load_pretrained_text, read_checkpoint
+from data2vec.interop import import_checkpoint, load_pretrained_text, read_checkpoint
 from data2vec.student import Data2VecMulti
 
 VOCAB = 20
 Write = Callable[..., Path]
-
-
-def shapes_of(state: dict[str, torch.Tensor]) -> key_tables.Shapes:
-    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -34,72 +28,6 @@ def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     change(content)
     torch.save(content, path)
     return path
-
-
-# --- the tables -------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    depth=st.integers(1, 3),
-    prenet=st.integers(0, 2),
-    affine=st.booleans(),
-    positions=st.booleans(),
-    layernorm=st.booleans(),
-    ratio=st.sampled_from([2.0, 4.0]),
-    projections=st.integers(1, 3),
-    groups=st.sampled_from([1, 2]),
-    kernel=st.sampled_from([4, 9]),
-)
-def test_tables_are_what_our_models_hold(
-    depth: int,
-    prenet: int,
-    affine: bool,
-    positions: bool,
-    layernorm: bool,
-    ratio: float,
-    projections: int,
-    groups: int,
-    kernel: int,
-) -> None:
-    config = Data2VecMultiConfig(
-        embed_dim=8, num_heads=2, depth=depth, average_top_k_layers=1, mlp_ratio=ratio
-    )
-    config.norm_affine = affine
-    text = config.modalities.text
-    assert text is not None
-    text.prenet_depth, text.mask_length, text.max_source_positions = prenet, 1, 12
-    text.no_token_positional_embeddings, text.layernorm_embedding = not positions, layernorm
-    text.decoder = DecoderConfig(
-        decoder_dim=6, decoder_groups=groups, decoder_kernel=kernel, decoder_layers=2
-    )
-    text.decoder.projection_layers = projections
-    encoder, decoder = key_tables.text_encoder(config, 30), key_tables.text_decoder(config)
-    student = Data2VecMulti(config, vocab_size=30)
-    assert shapes_of(student.state_dict()) == encoder | decoder
-    assert shapes_of(student.blocks.state_dict()) == key_tables.text_teacher(config)
-    classifier = SentenceClassifier(config, SentenceHeadConfig(num_classes=3), vocab_size=30)
-    head = key_tables.sentence_head(8, 3)
-    assert shapes_of(classifier.state_dict()) == {f"model.{name}": s for name, s in encoder.items()} | head
-
-
-@pytest.mark.parametrize(
-    ("dim", "depth", "keys", "teacher_keys", "parameters"),
-    [(768, 12, 162, 144, 152_961_792), (1024, 24, 306, 288, 385_379_584)],
-    ids=["base", "large"],
-)
-def test_published_sizes(dim: int, depth: int, keys: int, teacher_keys: int, parameters: int) -> None:
-    config = Data2VecMultiConfig(embed_dim=dim, depth=depth, num_heads=dim // 64)
-    text = config.modalities.text
-    assert text is not None
-    text.prenet_depth = 0
-    text.decoder = DecoderConfig(
-        decoder_dim=768, decoder_groups=1, decoder_kernel=9, decoder_layers=5, projection_layers=2
-    )
-    shapes = key_tables.text_encoder(config, 50265) | key_tables.text_decoder(config)
-    assert len(shapes) == keys
-    assert len(key_tables.text_teacher(config)) == teacher_keys
-    assert sum(torch.Size(shape).numel() for shape in shapes.values()) == parameters
 
 
 # --- pretrained -------------------------------------------------------------------------------------------
