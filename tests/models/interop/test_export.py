@@ -25,7 +25,7 @@ from data2vec.heads import SentenceClassifier
 from data2vec.image_heads import ImageClassifier
 from data2vec.interop.export import export_fairseq, export_safetensors, meaning
 from data2vec.interop.huggingface import export_folder
-from data2vec.interop.model_folder import import_file, save_imported
+from data2vec.interop.model_folder import foreign_artifact, import_file, save_imported
 from data2vec.interop.pickles import named_objects
 from data2vec.interop.teacher_weights import with_teacher_weights
 from data2vec.loading import load
@@ -229,6 +229,19 @@ def test_fairseq_out_and_in_is_bit_equal(name: str, saved: Any, tmp_path: Path) 
         assert again.model_config == before.model_config
     if before.head_config is not None and before.kind != "image_classifier":
         assert again.head_config == before.head_config
+
+
+@pytest.mark.parametrize("name", ["text 2", "audio 2, letters"])
+def test_the_dictionary_beside_a_file_is_found(name: str, saved: Any, tmp_path: Path) -> None:
+    before = read_artifact(saved(name))
+    export_fairseq(before, tmp_path / "out" / "model.pt")
+    found = foreign_artifact(tmp_path / "out" / "model.pt")
+    for artifact in (before, found):
+        words = artifact.letters if artifact.tokenizer is None else artifact.tokenizer.dictionary
+        assert (
+            words is not None
+            and words.digest() == Dictionary.load(next((tmp_path / "out").glob("dict*.txt"))).digest()
+        )
 
 
 @pytest.mark.parametrize(
