@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sqlite3
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from d2v_platform.storage.local_places import on_local_disk
 from d2v_platform.tracking.metric_queue import MetricPoint, MetricQueue
 from data2vec.errors import Data2VecError
 
@@ -113,6 +118,58 @@ def test_a_damaged_file_is_named_with_the_fix(tmp_path: Path) -> None:
     path.write_bytes(b"this is no database, but long enough to look like one" * 100)
     with pytest.raises(Data2VecError, match=r"q\.db.*not a database; move the file away"):
         MetricQueue(path)
+
+
+def mounted(monkeypatch: pytest.MonkeyPatch, folder: Path, kind: str) -> None:
+    """A file system of this kind holds a folder, on a disk of this machine."""
+    mounts = [
+        SimpleNamespace(mountpoint="/", fstype="ext4"),
+        SimpleNamespace(mountpoint=str(folder), fstype=kind),
+    ]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: mounts)
+
+
+def test_on_a_network_file_system_locks_and_fsync_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "queue" / "q.db"
+    queue = MetricQueue(path)
+    assert queue.rows("PRAGMA journal_mode") == [("wal",)]
+    queue.close()
+    mounted(monkeypatch, tmp_path, "nfs4")  # the folder was moved
+    queue = MetricQueue(path)
+    queue.put("r", [point(1)])
+    assert queue.rows("PRAGMA journal_mode") == [("truncate",)] and queue.rows("PRAGMA synchronous") == [(2,)]
+    names = {file.name for file in path.parent.iterdir()}
+    assert names <= {"q.db", "q.db-journal", "q.db.lock"}, "no memory is shared through a file"
+    mounted(monkeypatch, tmp_path / "queues", "nfs4")
+    assert on_local_disk(path), "the mount that holds it, not one of a like name"
+    mounted(monkeypatch, tmp_path, "fuse.sshfs")
+    assert not on_local_disk(path)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "nfs4"])
+def test_a_writer_killed_inside_a_transaction_leaves_what_was_there_before(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounted(monkeypatch, tmp_path, kind)
+    queue = MetricQueue(tmp_path / "q.db")
+    queue.put("r", [point(1)])
+    queue.close()
+    child = os.fork()
+    if not child:
+        own = MetricQueue(tmp_path / "q.db")
+        own._db.execute("PRAGMA cache_size=2")  # pages reach the file before the commit
+        own._db.execute("BEGIN IMMEDIATE")
+        rows = [("r", "k" * 200, step, 0.0, 0) for step in range(2, 2000)]
+        own._db.executemany(
+            "INSERT INTO points (run_id, key, step, value, timestamp_ms) VALUES (?, ?, ?, ?, ?)", rows
+        )
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    journal = tmp_path / ("q.db-wal" if kind == "ext4" else "q.db-journal")
+    assert journal.stat().st_size > 0, "the next opener has something to undo"
+    assert [p.point.step for p in MetricQueue(tmp_path / "q.db").pending()] == [1]
 
 
 def test_threads_and_processes_may_put_the_same_points(tmp_path: Path) -> None:

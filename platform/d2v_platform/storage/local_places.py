@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+import psutil
+
 from data2vec.errors import DataError
 
 
@@ -56,6 +58,16 @@ def path_to_write(text: str) -> Path:
         raise OSError(closed, os.strerror(closed), str(place))
     return path
 
+
+def on_local_disk(path: Path) -> bool:
+    """Whether a place is on a disk of this machine; a file system that is not known counts as a network's."""
+    kinds = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+    whole = path.resolve()
+    mount = next((place for place in (whole, *whole.parents) if place in kinds), None)
+    return mount is not None and kinds[mount] in _LOCAL
+
+
+_LOCAL = frozenset("apfs bcachefs btrfs ext2 ext3 ext4 f2fs hfs jfs overlay ramfs tmpfs xfs zfs".split())
 
 _destination: list[Path] = []  # of this command; a write that fails for want of space does not name its file
 
