@@ -67,7 +67,10 @@ def on_local_disk(path: Path) -> bool:
     return mount is not None and kinds[mount] in _LOCAL
 
 
-_LOCAL = frozenset("apfs bcachefs btrfs ext2 ext3 ext4 f2fs hfs jfs overlay ramfs tmpfs xfs zfs".split())
+_LOCAL = (
+    *("apfs", "bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "jfs"),
+    *("overlay", "ramfs", "tmpfs", "xfs", "zfs"),
+)
 
 _destination: list[Path] = []  # of this command; a write that fails for want of space does not name its file
 
