@@ -18,7 +18,7 @@ from .recipe.compose import Composed
 from .recipe.difference import digest
 from .recipe.local_data import with_local_data
 from .recipe.schema import Recipe
-from .registry.model_folders import on_this_node, resolve_models
+from .registry.model_folders import models_on_this_node, resolve_models
 from .registry.model_versions import PARENT_TAG
 from .registry.registration import Trained, register_summary
 from .storage.locations import is_uri
@@ -291,7 +291,7 @@ def train_on_ray(
 
 def run_on_node(told: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs: its part of the training, with the models as this node has them."""
-    return run_worker(told, on_this_node)
+    return run_worker(told, models_on_this_node)
 
 
 def open_tracker(tracking_uri: str | None, local: bool) -> RunTracker:

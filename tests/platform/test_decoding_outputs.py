@@ -15,11 +15,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from d2v_platform.inference import spread
+from d2v_platform.inference import decoding, spread
 from d2v_platform.inference.decoding import DecodingJob, Search
 from d2v_platform.inference.outputs import write_outputs
 from d2v_platform.training.ray_session import ClusterInfo
-from data2vec.errors import DataError
+from data2vec.errors import Data2VecError, DataError
 from data2vec.speech_metrics import word_errors
 
 
@@ -124,6 +124,14 @@ class Answer:
         self.value = value
 
 
+class TaskError(Exception):
+    """What a worker's exception arrives as."""
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__("a trace of many lines")
+        self.cause = cause
+
+
 class FakeRay(ModuleType):
     """As much of Ray as dealing batches takes; the newest answer is the first to come."""
 
@@ -131,6 +139,8 @@ class FakeRay(ModuleType):
         super().__init__("ray")
         self.workers: list[Any] = []
         self.asked: list[dict[str, Any]] = []
+        self.exceptions = ModuleType("ray.exceptions")
+        self.exceptions.RayTaskError = TaskError  # type: ignore[attr-defined]
         self.util = ModuleType("ray.util")
         self.util.ActorPool = Pool  # type: ignore[attr-defined]
 
@@ -169,13 +179,20 @@ def job(monkeypatch: pytest.MonkeyPatch) -> DecodingJob:
                max_sample_size=None, min_sample_size=None, search=search, threads=4)  # fmt: skip
 
 
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    """In the place of Ray."""
+    found = FakeRay()
+    for name, module in (("", found), (".util", found.util), (".exceptions", found.exceptions)):
+        monkeypatch.setitem(sys.modules, f"ray{name}", module)
+    return found
+
+
 @pytest.mark.parametrize(("wanted", "made"), [(0, 0), (3, 3), (9, 4)])
 def test_every_utterance_once_and_in_order_whoever_decodes_it(
-    job: DecodingJob, wanted: int, made: int, monkeypatch: pytest.MonkeyPatch
+    job: DecodingJob, wanted: int, made: int, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray = FakeRay()
-    monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setitem(sys.modules, "ray.util", ray.util)
+    monkeypatch.setattr(spread, "job_on_this_node", lambda job: job)
     cluster = ClusterInfo(8, 3, 1)
     monkeypatch.setattr(spread, "connected", lambda: contextlib.nullcontext(cluster))
     assert spread.decode_subset(job, wanted) == [{"id": i} for i in range(7)]
@@ -190,6 +207,53 @@ def test_every_utterance_once_and_in_order_whoever_decodes_it(
             spread.decode_subset(replace(job, device="cuda"), wanted)
         spread.decode_subset(job, wanted)
         assert len(ray.workers) == 2 * made + 2, "and no more than the cluster holds"
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [(Data2VecError("task.data is not on the node b"), "is not on the node b"), (ValueError(), "a trace")],
+)
+def test_a_mistake_that_a_worker_meets_is_told_in_its_own_words(
+    job: DecodingJob, cause: Exception, told: str, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def met(job: DecodingJob) -> DecodingJob:
+        raise TaskError(cause)
+
+    monkeypatch.setattr(spread, "job_on_this_node", met)
+    monkeypatch.setattr(spread, "connected", lambda: contextlib.nullcontext(ClusterInfo(8, 0, 2)))
+    with pytest.raises(type(cause) if told != "a trace" else TaskError, match=told):
+        spread.decode_subset(job, 2)
+
+
+def test_a_worker_brings_what_its_node_lacks_by_its_name(
+    job: DecodingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, words = tmp_path / "here", tmp_path / "words.txt"
+    here.mkdir()
+    words.touch()
+    asked: list[str] = []
+
+    def bring(name: str) -> Any:
+        asked.append(name)
+        return str(here)
+
+    monkeypatch.setattr(decoding, "model_folder", lambda name: (bring(name), name))
+    monkeypatch.setattr(decoding, "local_data", bring)
+    search = replace(job.search, kind="fairseqlm", language_model="/driver/lm", lexicon=str(words))
+    search = replace(search, language_model_name="models:/lm/2")
+    named = replace(job, search=search, model_name="models:/ctc/1", data_name="s3://b/speech")
+    found = decoding.job_on_this_node(named)
+    assert (found.model, found.data, found.search.language_model) == (str(here),) * 3
+    assert sorted(asked) == ["models:/ctc/1", "models:/lm/2", "s3://b/speech"]
+    there = replace(found, search=replace(found.search, language_model=str(words)))
+    assert decoding.job_on_this_node(there) == there and len(asked) == 3, "what is there is taken"
+    ngrams = replace(there.search, kind="kenlm", language_model="/driver/lm.arpa", language_model_name=None)
+    for field, wrong in (
+        ("decoding.lmpath", replace(there, search=ngrams)),
+        ("decoding.lexicon", replace(there, search=replace(there.search, lexicon="/driver/words"))),
+    ):
+        with pytest.raises(Data2VecError, match=rf"{field} = '/driver/.*' is not on the node"):
+            decoding.job_on_this_node(wrong)
 
 
 @pytest.mark.parametrize(

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile as sf
 
 import data2vec
-from d2v_platform.inference import decoding
+from d2v_platform.inference import decoding, spread
 from d2v_platform.inference.command import infer
-from d2v_platform.inference.options import DecodingOptions, InferOptions, read_options
+from d2v_platform.inference.options import DecodingOptions, InferOptions, TaskOptions, read_options
 from d2v_platform.inference.outputs import own_results
 from d2v_platform.inference.subtitles import cues, subtitles
 from d2v_platform.inference.transcription import transcribe_command
+from d2v_platform.storage.cache import local_data
 from data2vec.artifact import save_artifact
 from data2vec.audio_model import AudioModel
 from data2vec.data.dictionary import Dictionary
@@ -163,6 +166,35 @@ def test_a_batch_changes_no_utterance_and_shares_its_time(ctc_model: Path, utter
     decoding.refuse_longer(dataset.manifest, 19_000)
     with pytest.raises(Data2VecError, match=r"1 of 11 recordings are longer.*first dev10\.wav"):
         decoding.refuse_longer(dataset.manifest, 18_999)
+
+
+def test_a_node_with_a_home_of_its_own_brings_what_the_driver_has_and_decodes_the_same(
+    ctc_model: Path, utterances: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = fsspec.filesystem("memory")
+    for name, folder in (("speech", utterances), ("model", ctc_model)):
+        for file in folder.rglob("*.*"):
+            if file.suffix != ".wav":  # which the manifest names where they are
+                places.put_file(str(file), f"/{name}/{file.relative_to(folder)}")
+    monkeypatch.setenv("D2V_HOME", str(tmp_path / "driver"))
+    options = InferOptions(task=TaskOptions(data="memory://speech"))
+    model, uri = decoding.model_folder("memory://model")
+    search = decoding.make_search(DecodingOptions(), "cpu")
+    job = decoding.make_job(options, model, local_data(options.task.data), "dev", search, uri)
+    assert decoding.job_on_this_node(job) == job
+    records = spread.decode_subset(job, 0)
+    (tmp_path / "driver").rename(tmp_path / "gone")
+    monkeypatch.setenv("D2V_HOME", str(tmp_path / "node"))
+    here = decoding.job_on_this_node(job)
+    for place in (here.model, here.data):
+        assert Path(place).is_relative_to(tmp_path / "node" / "cache" / "data")
+    told = ("hypothesis", "reference", "units", "score", "words")
+    assert [[r[key] for key in told] for r in spread.decode_subset(here, 0)] == [
+        [r[key] for key in told] for r in records
+    ]
+    nameless = dataclasses.replace(job, data_name="")
+    with pytest.raises(Data2VecError, match=r"task.data = '.*/driver/.*' is not on the node"):
+        decoding.job_on_this_node(nameless)
 
 
 def language_model(folder: Path, symbols: list[str]) -> Path:

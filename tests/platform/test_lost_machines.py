@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -417,7 +419,8 @@ def test_a_model_that_the_driver_resolved_is_brought_to_every_node(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen, here = tmp_path / "seen", tmp_path / "cache"
-    monkeypatch.setattr(model_folders, "is_artifact", lambda folder: folder == seen)
+    for folder in (seen, here):
+        folder.mkdir()
     asked: list[tuple[str, str]] = []
 
     def fetch(name: str, data: str) -> tuple[Path, str]:
@@ -427,15 +430,35 @@ def test_a_model_that_the_driver_resolved_is_brought_to_every_node(
         return here, name
 
     monkeypatch.setattr(model_folders, "model_folder", fetch)
-    recipe = Recipe.from_dict(toy_recipe(task={"data": "/books"}))
+    data = f"{seen}:{here}"
+    recipe = Recipe.from_dict(toy_recipe(task={"data": data}))
     both = ResolvedModels(seen, "models:/m/3", seen, "s3://b/m")
-    assert model_folders.on_this_node(both, recipe) == both and asked == []
-    assert model_folders.on_this_node(ResolvedModels(), recipe) == ResolvedModels()
+    assert model_folders.models_on_this_node(both, recipe) == both and asked == []
+    assert model_folders.models_on_this_node(ResolvedModels(), recipe) == ResolvedModels()
     gone = ResolvedModels(tmp_path / "driver", "models:/m/3", tmp_path / "driver2", "s3://b/m")
-    assert model_folders.on_this_node(gone, recipe) == ResolvedModels(here, "models:/m/3", here, "s3://b/m")
-    assert asked == [("models:/m/3", "/books"), ("s3://b/m", "/books")]
-    with pytest.raises(Data2VecError, match=r"the model /m is not on the node .*models:/NAME@ALIAS"):
-        model_folders.on_this_node(ResolvedModels(tmp_path / "m", "/m"), recipe)
+    assert model_folders.models_on_this_node(gone, recipe) == ResolvedModels(
+        here, "models:/m/3", here, "s3://b/m"
+    )
+    assert asked == [("models:/m/3", data), ("s3://b/m", data)]
+    node = re.escape(socket.gethostname())
+    told = rf"checkpoint.restore_file = '/m' is not on the node {node}: .*no such file.*models:/NAME@ALIAS"
+    with pytest.raises(Data2VecError, match=told):
+        model_folders.models_on_this_node(ResolvedModels(tmp_path / "m", "/m"), recipe)
+    told = rf"checkpoint.restore_file = '{tmp_path}/m2' is not on the node {node}"
+    with pytest.raises(Data2VecError, match=told):  # a trial of an earlier version knows no name of it
+        model_folders.models_on_this_node(ResolvedModels(initial=tmp_path / "m2"), recipe)
+
+
+def test_data_of_the_drivers_node_alone_is_named_with_the_node(tmp_path: Path) -> None:
+    def see(data: str) -> None:
+        recipe = Recipe.from_dict(toy_recipe(task={"data": data}))
+        model_folders.models_on_this_node(ResolvedModels(), recipe)
+
+    see(f"{tmp_path}:{tmp_path}")
+    see("s3://bucket/books")  # each node fetches it
+    told = rf"task.data = '{tmp_path}:/no' is not on the node {re.escape(socket.gethostname())}: /no: no such"
+    with pytest.raises(Data2VecError, match=told):
+        see(f"{tmp_path}:/no")
 
 
 # ---- who holds the cluster --------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +14,11 @@ from typing import Any
 import pytest
 
 from d2v_platform.cli import app
+from d2v_platform.inference import spread
 from d2v_platform.inference.command import infer, infer_each
 from d2v_platform.inference.decoding import Search, make_search
 from d2v_platform.inference.decoding_scores import decoding_facts
-from d2v_platform.inference.options import read_options, read_runs
+from d2v_platform.inference.options import InferOptions, WorkerOptions, read_options, read_runs
 from d2v_platform.inference.recording import owner_of
 from d2v_platform.preparation.glue import prepare_glue
 from d2v_platform.recipe.audio_components import AudioFinetuningTask
@@ -27,12 +30,15 @@ from d2v_platform.reports.page import run_page, sweep_page
 from d2v_platform.reports.panels import run_panels
 from d2v_platform.reports.run_history import find_run, load_run
 from d2v_platform.reports.sweep_history import load_sweep_history
+from d2v_platform.sweeps import ctc_decoding
+from d2v_platform.sweeps.capacity import Capacity
 from d2v_platform.sweeps.ctc_decoding import decode_winners
 from d2v_platform.sweeps.glue_submission import predict_split
 from d2v_platform.sweeps.winners import Winner, record_winner_scores
 from d2v_platform.tracking.scores import SCORE_TAG, Score, record_scores, stored_scores, with_scores
 from d2v_platform.tracking.tracker import MetricPoint, NewRun, Tracker, now_ms
 from d2v_platform.tracking.tracker_actor import TrackerService
+from d2v_platform.training.ray_session import ClusterInfo, NodeRoom
 from data2vec.artifact import read_artifact, save_artifact
 from data2vec.config import SentenceHeadConfig
 from data2vec.data.indexed import IndexedTokensWriter
@@ -325,6 +331,64 @@ def test_decoded_winners_hand_their_scores_on(ctc_model: Path, utterances: Path,
     ((task_name, subset, metrics),) = seen
     assert (task_name, subset) == ("t", "dev")
     assert f",{round(metrics['wer'], 2)}" in paths["decoding.csv"].read_text()
+
+
+@pytest.mark.slow  # a killed worker of Ray is among the others
+def test_winners_are_decoded_by_the_cluster_as_here_though_a_worker_is_killed(
+    ray_cluster: Any, ctc_model: Path, utterances: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = AudioFinetuningTask(data=str(utterances), labels="ltr")
+    recipe = SimpleNamespace(task=task, valid_subsets=lambda: ["dev"])
+    stored = SimpleNamespace(trial=SimpleNamespace(recipe=recipe), name="x", lr=1.0)
+    choices: Any = {"t": SimpleNamespace(record=SimpleNamespace(stored=stored, model_folder=ctc_model))}
+    monkeypatch.setattr(spread, "batches", lambda dataset, job: [[0, 5], [1], [2, 7, 10], [3, 4, 6], [8, 9]])
+    noted = tmp_path / "processes"
+    noted.mkdir()
+
+    class Watched(spread.DecodingWorker):
+        def decode(self, indices: list[int]) -> list[dict[str, Any]]:
+            first = not any(noted.iterdir())
+            (noted / str(os.getpid())).touch()
+            if first:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().decode(indices)
+
+    monkeypatch.setattr(spread, "DecodingWorker", Watched)
+    room = Capacity(slots=1, workers=1, cpus=1, gpus=0, threads=1, loaders=0)
+    texts: list[dict[str, str]] = []
+    for place, on_cluster in (("here", False), ("cluster", True)):
+        monkeypatch.setattr(ctc_decoding.ray_session, "on_cluster", lambda found=on_cluster: found)
+        decode_winners(SweepDefinition(), choices, tmp_path / place, room)
+        files = [f for f in (tmp_path / place).rglob("*") if f.suffix == ".csv" or "hypo" in f.name]
+        texts.append({str(f.relative_to(tmp_path / place)): f.read_text() for f in files})
+        assert on_cluster == any(noted.iterdir())
+    assert texts[0] == texts[1] and len(texts[0]) > 1
+    assert len(list(noted.iterdir())) >= 2 and not (noted / str(os.getpid())).exists()
+
+
+@pytest.mark.parametrize(
+    ("on_cluster", "gpus", "workers", "device"),
+    [(False, 8, 0, "auto"), (True, 8, 8, "cuda"), (True, 0, 6, "cpu")],
+)
+def test_winners_are_decoded_where_the_trials_were_trained(
+    on_cluster: bool, gpus: int, workers: int, device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cluster = ClusterInfo(14, gpus, 2, rooms=(NodeRoom(7, gpus), NodeRoom(7, 0)))
+    monkeypatch.setattr(ctc_decoding.ray_session, "on_cluster", lambda: on_cluster)
+    monkeypatch.setattr(ctc_decoding.ray_session, "cluster_info", lambda: cluster)
+    recipe = SimpleNamespace(task=AudioFinetuningTask(data="/d", labels="ltr"), valid_subsets=lambda: ["dev"])
+    stored = SimpleNamespace(trial=SimpleNamespace(recipe=recipe), name="x", lr=1.0)
+    choices: Any = {"t": SimpleNamespace(record=SimpleNamespace(stored=stored, model_folder=tmp_path))}
+    asked: list[WorkerOptions] = []
+
+    def scored(options: InferOptions) -> list[Score]:
+        asked.append(options.platform)
+        return []
+
+    monkeypatch.setattr(ctc_decoding, "score_subsets", scored)
+    room = Capacity(slots=1, workers=2, cpus=4, gpus=0, threads=1, loaders=0)
+    decode_winners(SweepDefinition(), choices, tmp_path, room)
+    assert [(place.num_workers, place.device) for place in asked] == [(workers, device)]
 
 
 def test_a_sweeps_winner_and_its_version_are_scored(

@@ -65,7 +65,7 @@ def ended(
 
 
 def test_raw_glue_is_prepared_once_with_the_models_dictionary(
-    tiny_glue: Any, home: Path, caplog: Any
+    tiny_glue: Any, home: Path, tmp_path: Path, caplog: Any
 ) -> None:
     caplog.set_level("INFO", "d2v_platform")
     first = prepared(sweep_on(tiny_glue))
@@ -78,6 +78,9 @@ def test_raw_glue_is_prepared_once_with_the_models_dictionary(
     assert all(path.is_relative_to(home / "cache" / "glue") for path in data.values())
     assert [s.data for s in again] == [s.data for s in first]
     assert all(set(stored.data) == {"train", "valid"} and stored.model_sha256 for stored in first)
+    (shared,) = prepared(sweep_on(tiny_glue, f"platform.storage={tmp_path}/shared", "grid.task=[cola]"))[:1]
+    assert shared.data == first[0].data, "the same, where every node of the sweep sees it"
+    assert Path(shared.trial.recipe.task.data).is_relative_to(tmp_path / "shared" / "glue")
 
 
 def test_every_task_without_data_is_reported_at_once(tiny_glue: Any, home: Path) -> None:

@@ -9,7 +9,7 @@ import functools
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from data2vec.lm.loaded import LanguageModel
 from data2vec.speech_metrics import word_errors
 
 from ..registry.model_folders import model_folder
+from ..storage.cache import local_data, on_this_node
 from ..tasks.audio_data import check_symbols
 from .options import DecodingOptions, InferOptions, TaskOptions
 
@@ -45,6 +46,7 @@ class Search:
         language_model: ARPA or KenLM file, or the model folder of a transformer.
         beam: fields of :class:`BeamOptions`.
         device: of a transformer language model.
+        language_model_name: by which a node that lacks it brings it.
     """
 
     kind: str
@@ -53,6 +55,7 @@ class Search:
     language_model: str | None
     beam: tuple[tuple[str, Any], ...]
     device: str = "cpu"
+    language_model_name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,8 @@ class DecodingJob:
         search: how words are found.
         device: of the acoustic model.
         threads: of PyTorch.
+        model_name: by which a node that lacks the folder brings it.
+        data_name: the same of the data.
     """
 
     model: str
@@ -84,9 +89,38 @@ class DecodingJob:
     search: Search
     device: str = "cpu"
     threads: int | None = None
+    model_name: str = ""
+    data_name: str = ""
 
 
-def make_job(options: InferOptions, model: Path, data: str, subset: str, search: Search) -> DecodingJob:
+def job_on_this_node(job: DecodingJob) -> DecodingJob:
+    """The driver's job with folders and files as this node has them.
+
+    Raises:
+        Data2VecError: one of them is on the driver's node alone.
+    """
+
+    def model(name: str) -> str:
+        return str(model_folder(name)[0])
+
+    search, of_letters = job.search, job.search.kind != "fairseqlm"
+    if search.lexicon is not None:
+        on_this_node("decoding.lexicon", search.lexicon, search.lexicon)
+    if search.language_model is not None:
+        name, bring = search.language_model_name or search.language_model, str if of_letters else model
+        found = on_this_node("decoding.lmpath", search.language_model, name, bring)
+        search = replace(search, language_model=found)
+    return replace(
+        job,
+        model=on_this_node("common_eval.path", job.model, job.model_name or job.model, model),
+        data=on_this_node("task.data", job.data, job.data_name or job.data, local_data),
+        search=search,
+    )
+
+
+def make_job(
+    options: InferOptions, model: Path, data: str, subset: str, search: Search, model_name: str = ""
+) -> DecodingJob:
     """The job of one subset; labels are read where the subset has them."""
     labels = options.task.labels
     if labels is not None and not (Path(data) / f"{subset}.{labels}").is_file():
@@ -111,6 +145,8 @@ def make_job(options: InferOptions, model: Path, data: str, subset: str, search:
         min_sample_size=options.task.min_sample_size,
         search=search,
         device=search.device,
+        model_name=model_name,
+        data_name=options.task.data,
     )
 
 
@@ -120,10 +156,10 @@ def make_search(decoding: DecodingOptions, device: str) -> Search:
     Raises:
         Data2VecError: the language model's name is unknown, or it is none.
     """
-    path = decoding.lmpath
+    path, name = decoding.lmpath, decoding.lmpath
     if decoding.type == "fairseqlm":
         assert path is not None
-        folder, _ = model_folder(path)
+        folder, name = model_folder(path)
         kind = read_artifact(folder).kind
         if kind != "language_model":
             raise CheckpointError(
@@ -137,6 +173,7 @@ def make_search(decoding: DecodingOptions, device: str) -> Search:
         language_model=path,
         beam=tuple(asdict(decoding.beam_options()).items()),
         device=device,
+        language_model_name=name,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,11 @@ def infer_transcripts(
     """
     data = local_data(options.task.data)
     search = make_search(options.decoding, options.platform.chosen_device())
-    jobs = {subset: make_job(options, folder, data, subset, search) for subset in options.subsets()}
+    jobs = {subset: make_job(options, folder, data, subset, search, model) for subset in options.subsets()}
     for job in jobs.values():
         check_utterances(job)  # all subsets before the first one is decoded
-    load_search(str(folder), search)  # what is wrong with lexicon and language model is said here, once
+    # What is wrong with lexicon and language model is said here, once; workers' GPUs are not this machine's.
+    load_search(str(folder), replace(search, device="cpu") if options.platform.num_workers else search)
     table = Table("subset", "utterances", "length", "WER %", "S", "D", "I", "real-time factor")
     scores: list[Score] = []
     facts = {

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -81,10 +82,12 @@ def stored_emissions(job: DecodingJob, console: Console | None = None) -> tuple[
         DataError: the subset has no labels.
     """
     folder = emission_folder(job)
-    if (folder / "utterances.json").is_file():
-        return StoredEmissions(folder), True
-    _compute(job, folder, console or Console(quiet=True))
-    return StoredEmissions(folder), False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock"):  # trials on a node without them come all at once
+        there = (folder / "utterances.json").is_file()
+        if not there:
+            _compute(job, folder, console or Console(quiet=True))
+    return StoredEmissions(folder), there
 
 
 def emission_folder(job: DecodingJob) -> Path:

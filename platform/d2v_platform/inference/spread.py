@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-from data2vec.errors import DataError
+from data2vec.errors import Data2VecError, DataError
 
 from ..bars import Bars
 from ..training.ray_session import ClusterInfo, connected
-from .decoding import DecodingJob, all_records, batches, decode_batch, open_dataset
+from .decoding import DecodingJob, all_records, batches, decode_batch, job_on_this_node, open_dataset
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,18 @@ class DecodingWorker:
     """One Ray worker: keeps data, model and decoder of a subset."""
 
     def __init__(self, job: DecodingJob) -> None:
-        self.job, self.dataset = job, open_dataset(job)
+        self.job, self.dataset = job, None
 
     def decode(self, indices: list[int]) -> list[Record]:
-        """Records of a batch."""
+        """Records of a batch.
+
+        Raises:
+            Data2VecError: model or data is not on this node. Said here: an actor that fails in its beginning
+                dies without the words.
+        """
+        if self.dataset is None:
+            self.job = job_on_this_node(self.job)
+            self.dataset = open_dataset(self.job)
         return decode_batch(self.job, self.dataset, indices)
 
 
@@ -71,6 +79,7 @@ def _over_ray(job: DecodingJob, parts: Sequence[Sequence[int]], num_workers: int
 
     with connected() as cluster:
         import ray  # after the connection has set what Ray reads when it is imported
+        import ray.exceptions
         from ray.util import ActorPool
 
         size, gpus = pool_size(cluster, num_workers, job.device)
@@ -82,7 +91,12 @@ def _over_ray(job: DecodingJob, parts: Sequence[Sequence[int]], num_workers: int
             DecodingWorker
         )
         pool = ActorPool([remote.remote(job) for _ in range(size)])
-        yield from pool.map_unordered(lambda worker, part: worker.decode.remote(part), list(parts))
+        try:
+            yield from pool.map_unordered(lambda worker, part: worker.decode.remote(part), list(parts))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, Data2VecError):
+                raise error.cause from None
+            raise
 
 
 def pool_size(cluster: ClusterInfo, asked: int, device: str) -> tuple[int, float]:

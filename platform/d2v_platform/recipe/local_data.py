@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..storage.cache import local_data
+from ..storage.cache import local_data, on_this_node
 from .schema import Recipe
 
 
@@ -15,3 +15,14 @@ def with_local_data(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
         recipe, task=dataclasses.replace(recipe.task, data=local_data(recipe.task.data))
     )
+
+
+def see_data(recipe: Recipe) -> None:
+    """In a worker: the driver has checked the data; is it on this node too?
+
+    Raises:
+        Data2VecError: it is on the driver's node alone.
+    """
+    data = recipe.task.data
+    if "://" not in data:
+        on_this_node("task.data", data, data)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import socket
 from dataclasses import replace
 from pathlib import Path
 
 from data2vec.artifact import is_artifact
-from data2vec.errors import Data2VecError, DataError
+from data2vec.errors import DataError
 from data2vec.folders import file_sha256
 from data2vec.interop.huggingface import import_folder
 from data2vec.interop.model_folder import import_file, save_imported
 
 from ..home import home_folder
 from ..recipe.components import pretrained_field
+from ..recipe.local_data import see_data
 from ..recipe.schema import Recipe
+from ..storage.cache import on_this_node
 from ..training.job import ResolvedModels
 from .model_source import resolve
 
@@ -44,31 +45,28 @@ def resolve_models(recipe: Recipe) -> ResolvedModels:
     return ResolvedModels(pretrained, uri, initial, initial_uri)
 
 
-def on_this_node(models: ResolvedModels, recipe: Recipe) -> ResolvedModels:
+def models_on_this_node(models: ResolvedModels, recipe: Recipe) -> ResolvedModels:
     """A worker's models: the driver's folders where this node sees them, else brought here by their names.
 
-    Processes of a node share the cache, which lets one of them fetch and the others wait.
-
     Raises:
-        Data2VecError: a folder is on the driver's machine only, or MLflow does not answer from here.
+        Data2VecError: a model or the data is on the driver's node alone, or MLflow does not answer from here.
     """
+    see_data(recipe)
 
-    def here(folder: Path | None, uri: str | None) -> Path | None:
-        if folder is None or uri is None or is_artifact(folder):
-            return folder
-        try:
-            return model_folder(uri, data=recipe.task.data)[0]
-        except Data2VecError as error:
-            node = socket.gethostname()
-            raise Data2VecError(
-                f"the model {uri} is not on the node {node}: {error}. Name it as models:/NAME@ALIAS or "
-                "s3://..., or put it where every node sees it; MLFLOW_TRACKING_URI must be set on each"
-            ) from error
+    def here(field: str, folder: Path | None, uri: str | None) -> Path | None:
+        if folder is None:
+            return None
+        return Path(on_this_node(field, str(folder), uri or str(folder), bring))
 
+    def bring(name: str) -> str:
+        return str(model_folder(name, data=recipe.task.data)[0])
+
+    field = pretrained_field(recipe.model) or "checkpoint.restore_file"
+    initial = "finetune_from_model" if recipe.checkpoint.finetune_from_model else "restore_file"
     return replace(
         models,
-        pretrained=here(models.pretrained, models.pretrained_uri),
-        initial=here(models.initial, models.initial_uri),
+        pretrained=here(field, models.pretrained, models.pretrained_uri),
+        initial=here(f"checkpoint.{initial}", models.initial, models.initial_uri),
     )
 
 

@@ -23,6 +23,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ from typing import BinaryIO
 
 import filelock
 
-from data2vec.errors import DataError
+from data2vec.errors import Data2VecError, DataError
 from data2vec.folders import inside, take_place
 
 from ..figures import clock, data_size
@@ -74,6 +75,39 @@ def local_data(data: str) -> str:
         StorageError: it cannot be read, or does not fit the cache.
     """
     return ":".join(str(_local(place)) for place in split_places(data))
+
+
+def on_this_node(field: str, there: str, name: str, bring: Callable[[str], str] = str) -> str:
+    """What the driver has found, as this node has it: at the same path, or brought here by its name.
+
+    Processes of a node share the cache, which lets one of them fetch and the others wait.
+
+    Args:
+        field: that names it, for messages.
+        there: path on the driver's node, or several separated by colons.
+        name: as the user wrote it, or exact.
+        bring: finds it here; by default a name is a path.
+
+    Raises:
+        Data2VecError: it is on the driver's node alone, with the name of this one.
+    """
+    if _missing(there) is None:
+        return there
+    try:
+        found = bring(name)
+        if (place := _missing(found)) is not None:
+            raise DataError(f"{place}: no such file or folder")
+    except Data2VecError as error:
+        raise Data2VecError(
+            f"{field} = {redact_text(name)!r} is not on the node {socket.gethostname()}: {error}; put it "
+            "where every node sees it, or name it as s3://... (a model also as models:/NAME@ALIAS, with "
+            "MLFLOW_TRACKING_URI set on each node)"
+        ) from error
+    return found
+
+
+def _missing(places: str) -> str | None:
+    return next((place for place in split_places(places) if not local_path(place).exists()), None)
 
 
 def split_places(data: str) -> list[str]:

@@ -22,6 +22,7 @@ from ..markdown import literal, table
 from ..recipe.audio_components import AudioFinetuningTask
 from ..recipe.sweep_definition import Evaluate, SweepDefinition
 from ..tracking.scores import RecordScores
+from ..training import ray_session
 from .capacity import Capacity
 from .selection import Choice
 
@@ -41,13 +42,14 @@ def decode_winners(
         definition: its ``evaluate`` part has subsets and language model.
         choices: winners by task.
         folder: of the sweep.
-        capacity: not asked: this process decodes.
+        capacity: what a trial occupied: as many processes decode, on the nodes of a cluster; this one alone
+            without a cluster.
         record: receives each task's scores.
 
     Returns:
         Written files by name; empty if there is nothing to decode.
     """
-    evaluate = definition.evaluate
+    evaluate, workers = definition.evaluate, workers_of(capacity)
     rows: list[dict[str, Any]] = []
     for task, choice in choices.items():
         recipe = choice.record.stored.trial.recipe
@@ -71,7 +73,7 @@ def decode_winners(
                 common_eval=EvaluationOptions(
                     path=str(model), results_path=str(folder / "decoding" / str(task) / name)
                 ),
-                platform=WorkerOptions(num_workers=0),
+                platform=workers,
             )
             options.check()
             scores = score_subsets(options)
@@ -88,6 +90,17 @@ def decode_winners(
     for line in _markdown(rows).splitlines():
         logger.info("%s", line)
     return paths
+
+
+def workers_of(capacity: Capacity | None) -> WorkerOptions:
+    """Where winners are decoded: on all GPUs of the cluster, or else as many processes as it could train."""
+    if capacity is None or not ray_session.on_cluster():
+        return WorkerOptions()
+    cluster = ray_session.cluster_info()
+    if cluster.gpus >= 1:
+        return WorkerOptions(num_workers=int(cluster.gpus), device="cuda")
+    cpus = max(1.0, capacity.cpus / capacity.workers)
+    return WorkerOptions(num_workers=cluster.holds(cpus, 0), device="cpu")
 
 
 def searches(evaluate: Evaluate) -> dict[str, DecodingOptions]:

@@ -24,9 +24,10 @@ from data2vec.folders import write_text
 from data2vec.speech_metrics import ErrorCount, total, word_errors
 
 from ..figures import clock
-from ..inference.decoding import DecodingJob, Search, load_search, open_dataset
+from ..inference.decoding import DecodingJob, Search, job_on_this_node, load_search, open_dataset
 from ..inference.emissions import StoredEmissions, Utterance, emission_folder, stored_emissions
 from ..training import ray_session
+from ..training.ray_output import last_line
 from .decoding_sweep import NAME, TUNED, DecodingSweep, infer_command_of, read_sweep, transcribe_command_of
 
 logger = logging.getLogger(__name__)
@@ -270,9 +271,11 @@ def _run(sweep: DecodingSweep, emissions: Path, known: Sequence[WeightTrial]) ->
             ),
         )
         try:
-            tuner.fit()
+            found = tuner.fit()
         finally:
             shutil.rmtree(place, ignore_errors=True)
+        if found.errors and len(watch.trials) == len(known):
+            raise Data2VecError(f"no trial could be run: {last_line(found.errors[0])}")
 
 
 def weight_trial(config: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
@@ -282,10 +285,13 @@ def weight_trial(config: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
     torch.set_num_threads(1)
     plain = dict(spec["job"])
     beam = tuple((str(name), value) for name, value in plain["search"]["beam"])
-    job = DecodingJob(**{**plain, "search": Search(**{**plain["search"], "beam": beam})})
+    job = job_on_this_node(DecodingJob(**{**plain, "search": Search(**{**plain["search"], "beam": beam})}))
+    emissions = Path(spec["emissions"])
+    if not (emissions / "utterances.json").is_file():  # the driver's; each other node computes them once
+        emissions = stored_emissions(job)[0].folder
     weights = {**spec["fixed"], **{name: config[name] for name in TUNED if name in config}}
     begin = time.perf_counter()
-    count = decode_with(job, Path(spec["emissions"]), weights, spec["utterances"], spec["seed"])
+    count = decode_with(job, emissions, weights, spec["utterances"], spec["seed"])
     tune.report(
         {
             "number": config["number"], **weights, "wer": count.rate, "errors": count.errors,

@@ -179,7 +179,7 @@ def _resolved(
     device = infer.platform.chosen_device()
     (subset,) = infer.subsets()
     data = local_data(infer.task.data)
-    job = make_job(infer, folder, data, subset, make_search(infer.decoding, device))
+    job = make_job(infer, folder, data, subset, make_search(infer.decoding, device), uri)
     open_dataset(job).verify()
     chosen = name or f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     emission_folder(job)  # a subset without labels is refused here

@@ -16,8 +16,8 @@ from data2vec.folders import file_sha256
 
 from ..home import home_folder
 from ..recipe.sweep_definition import Trial
-from ..storage.cache import cached_folder
-from ..storage.locations import is_uri, open_location
+from ..storage.cache import cached, cached_folder
+from ..storage.locations import is_uri, local_path, open_location
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,8 @@ class RawGlue:
             raise ConfigError([Problem("task.data", str(root), rule)])
         if model is None:
             return trial
-        made = dataclasses.replace(node, data=str(self._prepare(task, root, model)))
+        place = prepared_root(trial.recipe.platform.storage)
+        made = dataclasses.replace(node, data=str(self._prepare(task, root, model, place)))
         overrides = (
             *(o for o in trial.overrides if not o.startswith("task.data=")),
             f"task.data='{made.data}'",
@@ -74,23 +75,24 @@ class RawGlue:
             trial, recipe=dataclasses.replace(trial.recipe, task=made), overrides=overrides
         )
 
-    def _prepare(self, task: GlueTask, root: Path, model: Path) -> Path:
+    def _prepare(self, task: GlueTask, root: Path, model: Path, place: Path) -> Path:
         key = (task.name, str(root), str(model))
         if key not in self._prepared:
-            tokenizer = self._tokenizer(model)
-            place = home_folder("cache") / "glue" / _content_key(task, root, tokenizer)
-            done = place / task.bin_folder
+            tokenizer, raw = self._tokenizer(model), root / task.folder
+            content = _content_key(task, root, tokenizer)
+            done = place / content / task.bin_folder
             if done.is_dir():
-                logger.info("%s: raw files of %s, prepared before in %s", task.name, root / task.folder, done)
-            else:
-                logger.info(
-                    "%s: preparing the raw files of %s with the model's dictionary",
-                    task.name,
-                    root / task.folder,
-                )
-                report = prepare_task(task, root, place, tokenizer)
+                logger.info("%s: raw files of %s, prepared before in %s", task.name, raw, done)
+
+            def prepare(beside: Path) -> Path:
+                logger.info("%s: preparing the raw files of %s with the model's dictionary", task.name, raw)
+                report = prepare_task(task, root, beside, tokenizer)
                 kept = ", ".join(f"{name} {split.kept}" for name, split in report.splits.items())
                 logger.info("%s: %s rows (%d dropped) in %s", task.name, kept, report.dropped, done)
+                return beside
+
+            size = 2 * sum(file.stat().st_size for file in raw.rglob("*") if file.is_file())
+            cached(content, size, f"{task.name} of {raw}, prepared", prepare, place)
             self._prepared[key] = done
         return self._prepared[key]
 
@@ -102,6 +104,13 @@ class RawGlue:
                 raise ConfigError([Problem("model.model_path", str(model), rule)])
             self._tokenizers[model] = tokenizer
         return self._tokenizers[model]
+
+
+def prepared_root(storage: str | None) -> Path:
+    """Where all nodes of a sweep see what is prepared: below ``platform.storage``, or on the one node."""
+    if storage is None or is_uri(storage):
+        return home_folder("cache") / "glue"
+    return local_path(storage) / "glue"
 
 
 def _fetched_raw(prepared: str, raw: str) -> Path:

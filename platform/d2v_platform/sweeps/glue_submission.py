@@ -20,6 +20,7 @@ from data2vec.loading import load
 from data2vec.metrics import sentence_metrics
 
 from ..inference.recording import updates_seen
+from ..recipe.local_data import see_data
 from ..recipe.schema import Recipe
 from ..recipe.sweep_definition import SweepDefinition
 from ..recipe.text_components import SentencePredictionCriterion, SentencePredictionTask
@@ -137,6 +138,7 @@ def predict_split(
 
     torch.set_num_threads(threads)
     typed = Recipe.from_dict(recipe)
+    see_data(typed)
     task = typed.task
     assert isinstance(task, SentencePredictionTask)
     full = open_sentences(_with_task(typed, max_positions=10**9, shorten_method="none"), split)

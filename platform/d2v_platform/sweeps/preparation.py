@@ -73,6 +73,7 @@ def prepare_trials(sweep: Sweep, trials: Sequence[Trial]) -> list[StoredTrial]:
                 model_uri=found.pretrained_uri,
                 model_sha256=models.sha256(found.pretrained),
                 initial=str(found.initial) if found.initial else None,
+                initial_uri=found.initial_uri,
                 data=checked[key],
                 code=code,
             )

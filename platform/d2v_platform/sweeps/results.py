@@ -30,6 +30,7 @@ class StoredTrial:
         model_uri: its exact name.
         model_sha256: of its weights.
         initial: folder of ``checkpoint.restore_file``.
+        initial_uri: its exact name.
         data: fingerprint of each subset.
         code: code version.
     """
@@ -39,6 +40,7 @@ class StoredTrial:
     model_uri: str | None = None
     model_sha256: str | None = None
     initial: str | None = None
+    initial_uri: str | None = None
     data: dict[str, str] = field(default_factory=dict)
     code: str = ""
 

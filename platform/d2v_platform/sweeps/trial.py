@@ -20,7 +20,7 @@ from ..recipe.compose import Composed
 from ..recipe.difference import digest
 from ..recipe.sweep_definition import Trial
 from ..redaction import RedactingFormatter
-from ..registry.model_folders import on_this_node
+from ..registry.model_folders import models_on_this_node
 from ..retries import Patience, try_again
 from ..tracking.mlflow_access import TrackingUnavailableError, error_code, is_permanent, short_reason
 from ..tracking.tracker import NewRun
@@ -122,11 +122,12 @@ def _train(
     job = Job(
         recipe=recipe,
         folder=folder,
-        models=on_this_node(
+        models=models_on_this_node(
             ResolvedModels(
                 Path(stored.model) if stored.model else None,
                 stored.model_uri,
                 Path(stored.initial) if stored.initial else None,
+                stored.initial_uri,
             ),
             recipe,
         ),

@@ -119,7 +119,7 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
     }
     if folders := user_code.folders():
         options["runtime_env"]["py_modules"] = folders
-    ours = not ("RAY_ADDRESS" in os.environ or in_job())
+    ours = not on_cluster()
     if ours:
         port = _free_port()
         os.environ["RAY_GCS_SERVER_PORT"] = str(port)
@@ -252,6 +252,11 @@ def in_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
+def on_cluster() -> bool:
+    """Whether there is a cluster to connect to; without one, Ray is started on this machine."""
+    return "RAY_ADDRESS" in os.environ or in_job()
+
+
 def worker_environment() -> dict[str, str]:
     """Environment variables that workers need to import us, and those passed on to them.
 
@@ -277,7 +282,7 @@ def _prepare_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
     os.environ.setdefault("RAY_COLOR_PREFIX", ray_output.colours())
-    if "RAY_ADDRESS" not in os.environ and not in_job():
+    if not on_cluster():
         os.environ.setdefault(LOOPBACK, "0")
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN" not in os.environ:
