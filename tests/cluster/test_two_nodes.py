@@ -1,9 +1,11 @@
-"""What one node promises holds on two: a folder that is not shared, a node that is killed and comes back."""
+"""What one node promises holds on two: lost nodes and heads, folders that are not shared, one cluster for two."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -13,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from d2v_platform.training.checkpoint import CheckpointStore
 from tests.cluster.two_nodes import TwoNodes, needs_unshare
 from tests.conftest import _free_port
 
+UPDATES = 60
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), needs_unshare]
 
 
@@ -30,15 +34,57 @@ def nodes(launches: Any, tmp_path: Path) -> Iterator[TwoNodes]:
         made.stop()
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For the model of a run that nothing happened to, trained by the first test that asks."""
+    return tmp_path_factory.mktemp("undisturbed")
+
+
 def driver(
     launches: Any, nodes: TwoNodes, server: Any, name: str, log: Path, **platform: Any
 ) -> subprocess.Popen[bytes]:
     platform["tracking_uri"] = server.uri
     launches.write(
-        optimization={"max_update": 60}, checkpoint={"save_interval_updates": 10},
+        optimization={"max_update": UPDATES}, checkpoint={"save_interval_updates": 10},
         platform={"num_workers": 2} | platform,
     )  # fmt: skip
     return launches.driver(name, nodes.address, log)
+
+
+def recovery(launches: Any, process: subprocess.Popen[bytes], log: Path, what: str) -> None:
+    """Wait until a training is beyond where it was, and print what that took."""
+    before, since = launches.highest_step(), time.monotonic()
+    launches.until(lambda: launches.highest_step() > before or process.poll() is not None, log.read_text, 500)
+    resumed = int(re.findall(r"resumed at update (\d+)", log.read_text())[-1])
+    print(f"{what}: {time.monotonic() - since:.0f} s, {before - resumed} updates computed again")
+
+
+def run_folder(storage: Path) -> Path:
+    """Of the only run there."""
+    (run,) = [path for path in storage.iterdir() if (path / "recipe.json").is_file()]
+    return run
+
+
+def nothing_was_lost(launches: Any, server: Any, storage: Path) -> Path:
+    """The only run there is complete: every update once, at MLflow too."""
+    run = run_folder(storage)
+    assert json.loads((run / "summary.json").read_text())["summary"]["update"] == UPDATES
+    assert launches.steps(run.name, server.uri) == dict.fromkeys(range(1, UPDATES + 1), 1), (
+        "no update is missing or doubled"
+    )
+    return run
+
+
+def like_undisturbed(
+    launches: Any, nodes: TwoNodes, server: Any, tmp_path: Path, run: Path, undisturbed: Path
+) -> bool:
+    """Whether a run's weights are those of one that nothing happened to."""
+    if not (undisturbed / "model").is_dir():
+        log, storage = tmp_path / "straight.log", tmp_path / "straight"
+        straight = driver(launches, nodes, server, "straight", log, storage=str(storage))
+        assert straight.wait(400) == 0, log.read_text()
+        shutil.copytree(run_folder(storage) / "model", undisturbed / "model")
+    return launches.same_weights(run, undisturbed)
 
 
 def test_a_folder_that_is_not_shared_is_refused_before_anything_is_lost(
@@ -55,28 +101,19 @@ def test_a_folder_that_is_not_shared_is_refused_before_anything_is_lost(
 
 
 def test_a_node_that_is_killed_and_comes_back_costs_no_update(
-    launches: Any, nodes: TwoNodes, mlflow_server: Any, tmp_path: Path
+    launches: Any, nodes: TwoNodes, mlflow_server: Any, tmp_path: Path, undisturbed: Path
 ) -> None:
     log, storage = tmp_path / "driver.log", tmp_path / "shared"
     process = driver(launches, nodes, mlflow_server, "disturbed", log, storage=str(storage))
     launches.until(lambda: launches.highest_step() >= 25 or process.poll() is not None, log.read_text)
     nodes.kill("second")
     launches.until(lambda: "s; free are 1 of 1 CPUs" in log.read_text(), log.read_text)
-    lost = time.monotonic()
     nodes.start_second()
+    recovery(launches, process, log, "node returned")
     assert process.wait(400) == 0, log.read_text()
-    told = log.read_text()
-    assert "resumed at update" in told and "Traceback" not in told, told
-    print(f"node lost, back and finished in {time.monotonic() - lost:.0f} s")
-    (run,) = [path for path in storage.iterdir() if (path / "summary.json").is_file()]
-    assert json.loads((run / "summary.json").read_text())["summary"]["update"] == 60
-    assert launches.steps(run.name, mlflow_server.uri) == dict.fromkeys(range(1, 61), 1), (
-        "no update is missing or doubled"
-    )
-    straight = driver(launches, nodes, mlflow_server, "straight", log, storage=str(storage))
-    assert straight.wait(300) == 0, log.read_text()
-    (other,) = [path for path in storage.iterdir() if (path / "summary.json").is_file() and path != run]
-    assert launches.same_weights(run, other)
+    assert "Traceback" not in log.read_text(), log.read_text()
+    run = nothing_was_lost(launches, mlflow_server, storage)
+    assert like_undisturbed(launches, nodes, mlflow_server, tmp_path, run, undisturbed)
 
 
 def test_elastic_workers_follow_the_nodes(
@@ -86,10 +123,123 @@ def test_elastic_workers_follow_the_nodes(
     process = driver(launches, nodes, mlflow_server, "elastic", log, storage=str(storage), num_workers=[1, 2])
     launches.until(lambda: launches.highest_step() >= 15 or process.poll() is not None, log.read_text)
     nodes.kill("second")
+    recovery(launches, process, log, "raylet killed, elastic")
     assert process.wait(600) == 0, log.read_text()
     told = log.read_text()
     assert "1 to 2 workers, as nodes go and come; now 2" in told and "Traceback" not in told, told
-    (run,) = [path for path in storage.iterdir() if (path / "summary.json").is_file()]
+    run = nothing_was_lost(launches, mlflow_server, storage)
     starts = [json.loads(line) for line in (run / "workers.jsonl").read_text().splitlines()]
     assert [start["rank"] for start in starts[-1:]] == [0] and len(starts) >= 3, starts
-    assert launches.steps(run.name, mlflow_server.uri) == dict.fromkeys(range(1, 61), 1)
+
+
+def test_a_node_that_comes_back_without_the_shared_folder_ends_the_run_where_it_was(
+    launches: Any, nodes: TwoNodes, mlflow_server: Any, tmp_path: Path
+) -> None:
+    log, storage = tmp_path / "driver.log", tmp_path / "shared"
+    process = driver(launches, nodes, mlflow_server, "unmounted", log, storage=str(storage))
+    launches.until(lambda: launches.highest_step() >= 25 or process.poll() is not None, log.read_text)
+    nodes.kill("second")
+    nodes.own.append(storage)
+    nodes.start_second()
+    assert process.wait(400) == 2, log.read_text()
+    told = log.read_text()
+    run = run_folder(storage)
+    assert re.search(rf"error: platform.storage = .*into {run} is not there on \S+ \([\d.]+\); it must", told)
+    assert told.count("update 1/") == 1 and "Traceback" not in told, told
+    assert max(CheckpointStore(run).updates()) >= 20, "and nothing of it is gone"
+    nodes.kill("second")
+    nodes.own.remove(storage)
+    nodes.start_second()
+    again = driver(launches, nodes, mlflow_server, "unmounted", log, storage=str(storage))
+    assert again.wait(400) == 0, log.read_text()
+    nothing_was_lost(launches, mlflow_server, storage)
+
+
+def test_the_same_command_goes_on_when_the_head_was_lost(
+    launches: Any, nodes: TwoNodes, mlflow_server: Any, tmp_path: Path, undisturbed: Path
+) -> None:
+    log, storage = tmp_path / "driver.log", tmp_path / "shared"
+    process = driver(launches, nodes, mlflow_server, "headless", log, storage=str(storage))
+    launches.until(lambda: launches.highest_step() >= 25 or process.poll() is not None, log.read_text)
+    nodes.kill("head")
+    lost = time.monotonic()
+    assert process.wait(300) not in (0, None), log.read_text()
+    print(f"the driver ended {time.monotonic() - lost:.0f} s after its head, with {process.returncode}")
+    nodes.stop()
+    nodes.start_head()
+    nodes.start_second()
+    again = driver(launches, nodes, mlflow_server, "headless", log, storage=str(storage))
+    recovery(launches, again, log, "head restarted and command repeated")
+    assert again.wait(400) == 0, log.read_text()
+    run = nothing_was_lost(launches, mlflow_server, storage)
+    assert like_undisturbed(launches, nodes, mlflow_server, tmp_path, run, undisturbed)
+
+
+def test_the_second_of_two_jobs_waits_and_says_so(
+    launches: Any, nodes: TwoNodes, mlflow_server: Any, tmp_path: Path
+) -> None:
+    from d2v_platform.tracking.tracker import Tracker
+
+    def state(name: str) -> str:
+        with Tracker(mlflow_server.uri) as tracker:
+            run = tracker.find_run("data2vec-text", name)
+            assert run is not None
+            return f"{run.status} {run.tags.get('d2v.state', '')}"
+
+    log, other_log, storage = tmp_path / "first.log", tmp_path / "second.log", tmp_path / "shared"
+    launches.write(
+        optimization={"max_update": 1_000_000, "stop_time_hours": 120 / 3600},
+        checkpoint={"save_interval_updates": 100}, common={"log_interval": 100},
+        platform={"num_workers": 2, "tracking_uri": mlflow_server.uri, "storage": str(storage / "first")},
+    )  # fmt: skip
+    first = launches.driver("first", nodes.address, log)
+    launches.until(lambda: launches.highest_step() >= 100 or first.poll() is not None, log.read_text)
+    second = driver(launches, nodes, mlflow_server, "second", other_log, storage=str(storage / "second"))
+    launches.until(
+        lambda: "waiting for 2 workers of 1 CPU since" in other_log.read_text() or second.poll() is not None,
+        other_log.read_text,
+    )
+    assert re.search(r"free are 0 of 2 CPUs; held by job \d+ 2 CPUs", other_log.read_text())
+    launches.until(lambda: "waiting for 2 workers of 1 CPU" in state("second"), lambda: state("second"), 60)
+    assert first.poll() is None and state("second").startswith("RUNNING")
+    assert first.wait(400) == 0, log.read_text()
+    ended = time.monotonic()
+    assert second.wait(400) == 0, other_log.read_text()
+    print(f"the second job ended {time.monotonic() - ended:.0f} s after the first")
+    assert state("second") == "FINISHED training"
+    nothing_was_lost(launches, mlflow_server, storage / "second")
+
+
+def test_mlflow_away_for_longer_than_a_heart_may_pause(
+    launches: Any, nodes: TwoNodes, mlflow_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is back, a driver of another host looks for dead runs at once."""
+    from d2v_platform.tracking.tracker import Tracker
+
+    log, storage = tmp_path / "driver.log", tmp_path / "shared"
+    launches.write(
+        optimization={"max_update": 1_000_000, "stop_time_hours": 240 / 3600},
+        checkpoint={"save_interval_updates": 200}, common={"log_interval": 100},
+        platform={"num_workers": 2, "tracking_uri": mlflow_server.uri, "storage": str(storage)},
+    )  # fmt: skip
+    process = launches.driver("patient", nodes.address, log)
+    launches.until(lambda: launches.highest_step() >= 100 or process.poll() is not None, log.read_text)
+    mlflow_server.stop()
+    time.sleep(130)
+    reached = launches.highest_step()
+    mlflow_server.start()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "another-host")
+        with Tracker(mlflow_server.uri, tmp_path / "its home") as other:
+            taken_for_dead = other.close_orphans()
+            print(f"taken for dead just after the outage: {taken_for_dead}")
+            time.sleep(40)
+            assert other.close_orphans() == [], "its heart beats again"
+    assert process.wait(500) == 0, log.read_text()
+    run = run_folder(storage)
+    last = json.loads((run / "summary.json").read_text())["summary"]["update"]
+    assert last > reached > 100
+    with Tracker(mlflow_server.uri) as tracker:
+        assert tracker.client.get_run(run.name).info.status == "FINISHED"
+    wanted = sorted({*range(100, last + 1, 100), last})
+    assert launches.steps(run.name, mlflow_server.uri) == dict.fromkeys(wanted, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -48,7 +49,10 @@ class TwoNodes:
 
     def kill(self, name: str) -> None:
         """SIGKILL to the raylet and everything that it has started."""
-        os.killpg(self._nodes.pop(name).pid, signal.SIGKILL)
+        node = self._nodes.pop(name)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
 
     def stop(self) -> None:
         """Kill what is left."""

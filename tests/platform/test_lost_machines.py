@@ -16,18 +16,21 @@ import torch
 from d2v_platform.recipe.checks import problems
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.registry import model_folders
+from d2v_platform.storage.locations import open_location
 from d2v_platform.tracking.tracker_actor import TrackerService
 from d2v_platform.training import ray_session, shared_folder, train_loop, worker_failures, workers
 from d2v_platform.training.cadence import SaveClock
 from d2v_platform.training.checkpoint import CheckpointStore, Merit, Retention
+from d2v_platform.training.checkpoint_writer import Checkpoints
 from d2v_platform.training.job import Job, ResolvedModels
+from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.plan import make_plan
 from d2v_platform.training.ray_session import ClusterInfo
 from d2v_platform.training.train_loop import TrainingLoop
 from d2v_platform.training.waiting import STATE_TAG, Waiting, cluster_in_words
 from d2v_platform.training.worker_failures import LostWorkers, StartsAllowed
 from data2vec.errors import ConfigError, Data2VecError
-from tests.platform.toy_task import Diary, run_toy, toy_recipe
+from tests.platform.toy_task import Diary, ToyTask, run_toy, toy_recipe
 
 LOST_PEER = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:4711")
 
@@ -179,6 +182,21 @@ def test_checkpoints_that_the_workers_do_not_share_are_no_new_beginning(
     assert member.resumes == []
     with_others([6, 7])
     assert member.resumes == [7]
+
+
+def test_a_uri_is_asked_for_checkpoints_by_rank_0_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, asked = Recipe.from_dict(quick()), list[tuple[int, bool]]()
+    monkeypatch.setattr(train_loop, "gather_objects", lambda mine: [set(), mine])
+    for rank, uri in ((0, True), (1, True), (1, False)):
+        loop = TrainingLoop(recipe, ToyTask(recipe, 1, None), tmp_path, Diary(), Worker(rank, 2))
+        loop.checkpoints = Checkpoints(loop.store, open_location("memory://runs") if uri else None)
+        monkeypatch.setattr(
+            loop.checkpoints, "available", lambda r=rank, u=uri: asked.append((r, u)) or set[int]()
+        )
+        loop.resume()
+    assert asked == [(0, True), (1, False)]
 
 
 def job(folder: Path, **platform: Any) -> Job:

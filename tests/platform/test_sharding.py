@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import make_task
 from d2v_platform.tasks.share import Share
+from d2v_platform.training import checkpoint
 from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Worker
@@ -48,14 +50,17 @@ class Errand:
         recipe, recorder = Recipe.from_dict(self.recipe), Recorder()
         if self.only_load:
             loop = TrainingLoop(recipe, make_task(recipe, self.model_folder), self.folder, recorder, worker)
-            loop.resume()
+            with patch.object(checkpoint, "load_file", side_effect=load_file) as opened:
+                loop.resume()
+            read = [str(call.args[0].relative_to(loop.store.folder)) for call in opened.call_args_list]
+            place = self.folder / f"loaded-{worker.rank}"
+            place.mkdir()
+            (place / "read.json").write_text(json.dumps(read))
             for name, tensors in (
                 ("model", loop.task.module.state_dict()),
                 ("optimizer", _optimizer_tensors(loop.optimizer.adam.state_dict())),
             ):
-                loaded = loop.placement.snapshot(tensors, keep=worker.rank == 0)
-                if worker.rank == 0:
-                    save_file(loaded, self.folder / f"loaded-{name}.safetensors")
+                save_file(loop.placement.snapshot(tensors, keep=True), place / f"{name}.safetensors")
             return
         summary = train(Job(recipe, self.folder, models=ResolvedModels(self.model_folder)), recorder, worker)
         if worker.rank == 0:
@@ -258,9 +263,10 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for job in list(others):
         source = root / "image" / job.folder.name.partition(" then ")[0]
         shutil.copytree(source / "checkpoints", job.folder / "checkpoints")
-        shutil.rmtree(job.folder / "checkpoints" / "update_00000006")
         load = Path(f"{job.folder} loaded")
         shutil.copytree(job.folder, load)
+        (load / "checkpoints" / "update_00000006" / "optimizer.safetensors").write_bytes(b"cut short")
+        shutil.rmtree(job.folder / "checkpoints" / "update_00000006")
         others.append(Errand(job.recipe, load, job.sharded, only_load=True))
     together(_obey, root / "second", others)
     return root
@@ -324,12 +330,15 @@ def test_the_exported_model_is_whole(runs: Path, name: str) -> None:
 @pytest.mark.parametrize("way", ["sharded then replicated", "replicated then sharded", "alone then sharded"])
 def test_checkpoints_move_between_them(runs: Path, way: str) -> None:
     first = tensors(runs / "image" / way.partition(" then ")[0], 3)
-    loaded = runs / "image" / f"{way} loaded"
-    again = load_file(loaded / "loaded-model.safetensors") | load_file(
-        loaded / "loaded-optimizer.safetensors"
-    )
-    assert first.keys() == again.keys()
-    assert all(torch.equal(first[key], again[key]) for key in first), "bit-equal"
+    for rank in (0, 1):
+        loaded = runs / "image" / f"{way} loaded" / f"loaded-{rank}"
+        again = load_file(loaded / "model.safetensors") | load_file(loaded / "optimizer.safetensors")
+        assert first.keys() == again.keys()
+        assert all(torch.equal(first[key], again[key]) for key in first), "bit-equal, on every worker"
+        read = ["model", "optimizer"] if rank == 0 else []
+        assert json.loads((loaded / "read.json").read_text()) == [
+            f"update_00000003/{file}.safetensors" for file in read
+        ], "rank 0 reads for all, and goes past what is damaged"
     assert_near(tensors(runs / "image" / "alone"), tensors(runs / "image" / way), 2e-5)
 
 

@@ -97,7 +97,7 @@ def test_runs_of_an_actor_that_was_started_again_are_taken_up(monkeypatch: pytes
         if list(inspect.signature(method).parameters)[1:2] == ["run_id"] and name != "take_over"
     }
     assert len(of_a_run) == 9
-    monkeypatch.setattr(tracker_actor, "Tracker", lambda *given: Tracker())
+    monkeypatch.setattr(tracker_actor, "Tracker", lambda *given, **named: Tracker())
     monkeypatch.setattr(tracker_actor, "redact_logs", lambda: None)
     for name in METHODS.keys() - {"run", "wait_for_sent"}:
         service: Any = TrackerService(None)

@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from d2v_platform.tracking.mlflow_access import open_client
-from d2v_platform.tracking.run_liveness import HEARTBEAT_TAG, OWNER_TAG, Heartbeat
+from d2v_platform.tracking.run_liveness import HEARTBEAT_TAG, OWNER_TAG, Heartbeat, JobTry
 from d2v_platform.tracking.tracker import MetricPoint, NewRun, Tracker
 from d2v_platform.tracking.tracker_actor import TrackerService, TrackingReporter
 from data2vec.errors import Data2VecError
@@ -195,6 +196,49 @@ def test_another_hosts_run_is_live_while_its_heart_beats(tracker: Tracker) -> No
         open_one(tracker)
     tracker.client.set_tag(run_id, HEARTBEAT_TAG, replace(beat, time_s=time.time() - 500).to_tag())
     assert open_one(tracker) == run_id
+
+
+def test_a_later_try_of_the_same_job_takes_its_run_over_at_once(new_tracker: NewTracker) -> None:
+    def as_if_on_another_pod(owner: Tracker, **other: Any) -> str:
+        run_id = open_one(owner)
+        owner.close()
+        there = replace(Heartbeat.now(), host="pod-1", **other)
+        owner.client.set_tag(run_id, HEARTBEAT_TAG, there.to_tag())
+        return run_id
+
+    first, again = JobTry("ray books", "session_1"), JobTry("ray books", "session_2")
+    run_id = as_if_on_another_pod(new_tracker(job=first))
+    for other in (None, first, JobTry("ray other", "session_2"), JobTry("slurm a 1", "1")):
+        with pytest.raises(Data2VecError, match="is being trained by process .* on pod-1"):
+            open_one(new_tracker(job=other))
+    second = new_tracker(job=again)
+    assert second.close_orphans() == ["one"] and open_one(second) == run_id
+    with pytest.raises(Data2VecError, match="is being trained"):  # here the process table knows better
+        tag = second.client.get_run(run_id).data.tags[HEARTBEAT_TAG]
+        second.client.set_tag(run_id, HEARTBEAT_TAG, replace(Heartbeat.from_tag(tag), pid=os.getppid(),
+            started_s=psutil.Process(os.getppid()).create_time()).to_tag())  # fmt: skip
+        open_one(new_tracker(job=JobTry("ray books", "session_3")))
+
+
+def test_the_job_of_a_process_is_slurms_or_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_CLUSTER_NAME", "SLURM_RESTART_COUNT", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    assert JobTry.own() is None and JobTry.own("session_1") is None
+    submitted = {"runtime_env": {}, "metadata": {"job_submission_id": "books", "job_name": "books"}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(submitted))
+    assert JobTry.own() is None, "which cluster is not known"
+    assert JobTry.own("session_1") == JobTry("ray books", "session_1")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {}}))
+    assert JobTry.own("session_1") is None
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    first = JobTry.own("session_1")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    again = JobTry.own()
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "alps")
+    assert first is not None and again is not None and JobTry.own() == JobTry("slurm alps 4711", "1")
+    assert again.replaces(first.as_owner("t")) and not again.replaces(again.as_owner("t"))
+    for owner in (None, "", "token", "token {}", "token [1]", "token x"):
+        assert not again.replaces(owner)
 
 
 def test_experiment_creation_survives_a_race(mlflow_home: Path, tracker: Tracker) -> None:
@@ -437,6 +481,25 @@ def test_a_live_run_that_was_taken_for_dead_is_running_again(flaky: tuple[Tracke
     tracker.finish(run_id, "FINISHED")
     time.sleep(0.2)
     assert client.real.get_run(run_id).info.status == "FINISHED"
+
+
+def test_after_an_outage_the_heart_beats_at_once(
+    mlflow_home: Path, new_tracker: NewTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, failed = Flaky(open_client(f"sqlite:///{mlflow_home / 'mlflow' / 'mlflow.db'}")), list[float]()
+    monkeypatch.setattr("d2v_platform.tracking.tracker._AGAIN_S", 0.02)
+    tracker = new_tracker(client=client, heartbeat_interval_s=1.0)
+    honest = tracker._still_own
+
+    def noted(run_id: str) -> bool:
+        failed.append(time.monotonic())
+        return honest(run_id)
+
+    monkeypatch.setattr(tracker, "_still_own", noted)
+    open_one(tracker)
+    client.away = True
+    within(30, lambda: len(failed) >= 6)
+    assert failed[5] - failed[0] < 4
 
 
 def test_a_run_that_ends_during_a_heartbeat_stays_ended(

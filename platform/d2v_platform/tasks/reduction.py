@@ -1,4 +1,4 @@
-"""Sums over workers: one reduction an update, after its last micro-batch.
+"""What workers tell each other: above all one sum of gradients an update, after its last micro-batch.
 
 Gradients are summed in buckets over the parameters that any worker used, so that a parameter without a
 gradient anywhere stays without one and the optimizer leaves it alone, wherever the micro-batches ran.
@@ -57,6 +57,22 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
     return gathered
+
+
+def object_of_first(value: Any) -> Any:
+    """Rank 0's plain value, on every worker."""
+    if not _distributed():
+        return value
+    told = [value]
+    dist.broadcast_object_list(told, src=0)
+    return told[0]
+
+
+def tensor_of_first(tensor: torch.Tensor) -> torch.Tensor:
+    """Fill a contiguous tensor with rank 0's, bit for bit; all have the same shape and type."""
+    if _distributed() and tensor.numel():
+        dist.broadcast(tensor.view(-1).view(torch.uint8), src=0)
+    return tensor
 
 
 def rank_and_size() -> tuple[int, int]:

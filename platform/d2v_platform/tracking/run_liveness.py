@@ -1,7 +1,8 @@
 """Is the process that owns a run still alive? Told by a heartbeat tag on the run.
 
 The tag holds time, host, process id and process start time. On the same host the process table answers at
-once, so a killed run can be resumed immediately; for another host only the age of the heartbeat is known.
+once, so a killed run can be resumed immediately; for another host only the age of the heartbeat is known,
+unless the scheduler has begun the owner's job again: then its earlier try is over.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 import psutil
 
 HEARTBEAT_TAG = "d2v.heartbeat"
-OWNER_TAG = "d2v.owner"  # a token of the tracker that opened the run last; needs no clock
+# A token of the tracker that opened the run last, which needs no clock, and the try of the job that it is in.
+OWNER_TAG = "d2v.owner"
 _CLOCK_SLACK_S = 2.0  # process start times are rounded to clock ticks
 
 
@@ -58,7 +60,7 @@ class Heartbeat:
 
     def is_live(self, stale_after_s: float) -> bool:
         """Whether the owner is alive, as far as this machine can tell."""
-        if (self.host, self.pid_space) != _this_host():
+        if self.is_elsewhere():
             return time.time() - self.time_s < stale_after_s
         try:
             process = psutil.Process(self.pid)
@@ -71,10 +73,50 @@ class Heartbeat:
         except psutil.AccessDenied:
             return True
 
+    def is_elsewhere(self) -> bool:
+        """Whether this machine's process table knows nothing of the owner."""
+        return (self.host, self.pid_space) != _this_host()
+
     def owner(self) -> str:
         """For messages: where the owner runs and when it was last heard of."""
         age = max(0, round(time.time() - self.time_s))
         return f"process {self.pid} on {self.host}, last heard of {age} s ago"
+
+
+@dataclass(frozen=True)
+class JobTry:
+    """One start of a job that its scheduler begins again when a machine is lost, never twice at a time.
+
+    Attributes:
+        job: its id at the scheduler.
+        start: differs from try to try.
+    """
+
+    job: str
+    start: str
+
+    @staticmethod
+    def own(ray_session: str | None = None) -> JobTry | None:
+        """This process's: Slurm's job with its restarts, or Ray's submitted job with its cluster's session."""
+        if slurm := os.environ.get("SLURM_JOB_ID"):
+            name = f"slurm {os.environ.get('SLURM_CLUSTER_NAME', '')} {slurm}"
+            return JobTry(name, os.environ.get("SLURM_RESTART_COUNT", "0"))
+        submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("metadata") or {}
+        if ray_session and (name := submitted.get("job_submission_id")):
+            return JobTry(f"ray {name}", ray_session)
+        return None
+
+    def as_owner(self, token: str) -> str:
+        """The text of an owner's tag."""
+        return f"{token} {json.dumps(asdict(self), sort_keys=True)}"
+
+    def replaces(self, owner: str | None) -> bool:
+        """Whether the owner of a run is an earlier try of this job."""
+        try:
+            other = JobTry(**json.loads((owner or "").partition(" ")[2]))
+        except (ValueError, TypeError):
+            return False
+        return other.job == self.job and other.start != self.start
 
 
 def _this_host() -> tuple[str, str]:

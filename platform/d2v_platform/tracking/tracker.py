@@ -46,7 +46,7 @@ from .mlflow_access import (
     short_reason,
     unavailable,
 )
-from .run_liveness import HEARTBEAT_TAG, OWNER_TAG, Heartbeat
+from .run_liveness import HEARTBEAT_TAG, OWNER_TAG, Heartbeat, JobTry
 from .run_orphans import close_dead_runs, deliver_leftovers
 from .run_outbox import RunOutbox
 from .run_params import log_params
@@ -65,6 +65,7 @@ _MAX_TAG = 8000  # characters; MLflow's limit
 # Without it MLflow's pages guess from the first runs, and may show an experiment as one of language agents.
 _TRAINING_PAGES = {"mlflow.experimentKind": "custom_model_development"}
 _NAME = re.compile(r"[\w.\-+=,@:/ ]{1,200}")
+_AGAIN_S = 3.0  # to a heartbeat after one that failed: an outage must not look like a death when it is over
 _OPEN_HERE: set[str] = set()  # runs that a tracker of this process has open
 
 
@@ -136,6 +137,7 @@ class Tracker:
         heartbeat_interval_s: pause between heartbeats of open runs.
         stale_after_s: a run of another host without a heartbeat for so long counts as dead.
         client: an MLflow client to use instead of making one.
+        job: the scheduler's job that this process works for; by default the one that it is in.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Tracker:
         heartbeat_interval_s: float = 30.0,
         stale_after_s: float = 120.0,
         client: Any | None = None,
+        job: JobTry | None = None,
     ) -> None:
         self.home = Path(home) if home is not None else d2v_home()
         self.tracking_uri = chosen_tracking_uri(tracking_uri, self.home)
@@ -166,7 +169,9 @@ class Tracker:
         )
         self._heartbeat_interval_s = heartbeat_interval_s
         self._open: set[str] = set()
-        self._token = secrets.token_hex(8)  # as the owner of runs
+        self._job = job or JobTry.own()
+        token = secrets.token_hex(8)
+        self._token = self._job.as_owner(token) if self._job else token  # as the owner of runs
         self._claimed: set[str] = set()  # runs whose owner this tracker has written down
         self._owning = threading.Lock()
         self._taken: dict[str, str] = {}  # runs that another tracker has opened since, and which
@@ -454,6 +459,8 @@ class Tracker:
             return False
         if beat.is_this_process():
             return run.info.run_id in _OPEN_HERE
+        if self._job and beat.is_elsewhere() and self._job.replaces(run.data.tags.get(OWNER_TAG)):
+            return False
         return beat.is_live(self.stale_after_s)
 
     # -- inside ----------------------------------------------------------------------------------------
@@ -544,6 +551,7 @@ class Tracker:
                         if run_id in self._open and run_id not in self._taken and self._still_own(run_id):
                             self.heartbeat(run_id)
             except Exception as error:  # the sender is the one to say that the server is away
+                pause = min(pause, _AGAIN_S)
                 log.debug("no heartbeat: %s", short_reason(error))
 
 

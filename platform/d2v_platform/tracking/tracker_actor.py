@@ -14,6 +14,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from ..home import d2v_home
 from ..redaction import redact_logs
 from .interface import RunTracker
+from .run_liveness import JobTry
 from .scores import Score, record_scores
 from .tracker import ExistingRun, FinalStatus, MetricPoint, NewRun, RunHandle, Tracker, now_ms
 
@@ -32,12 +33,19 @@ class TrackerService:
         home: of the driver.
         in_actor: Ray starts a new process in the place of one that was killed. What was logged is on disk;
             the runs that were open are taken up again when they are next spoken of.
+        job: the driver's.
     """
 
-    def __init__(self, tracking_uri: str | None, home: str | None = None, in_actor: bool = False) -> None:
+    def __init__(
+        self,
+        tracking_uri: str | None,
+        home: str | None = None,
+        in_actor: bool = False,
+        job: JobTry | None = None,
+    ) -> None:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         redact_logs()
-        self.tracker = Tracker(tracking_uri, Path(home) if home else None)
+        self.tracker = Tracker(tracking_uri, Path(home) if home else None, job=job)
         self._reborn = in_actor and _was_restarted()
         self._mistakes: dict[str, str] = {}
         self._in_updates: set[str] = set()  # attempts whose rank 0 has asked whether to stop
@@ -176,14 +184,16 @@ class RemoteTracker:
         self.name = name
         self._actor: Any
         if create:
-            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            context = ray.get_runtime_context()
+            here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
             actor = ray.remote(TrackerService).options(
                 name=name, namespace=NAMESPACE, num_cpus=0, scheduling_strategy=here, max_concurrency=8,
                 # Everything that workers send may be repeated: points, tags and ends of runs.
                 max_restarts=-1, max_task_retries=-1,
             )  # fmt: skip
             # The cluster may have been started with another home than the driver's.
-            self._actor = actor.remote(tracking_uri, str(d2v_home()), in_actor=True)
+            job = JobTry.own(context.get_session_name())
+            self._actor = actor.remote(tracking_uri, str(d2v_home()), in_actor=True, job=job)
         else:
             self._actor = ray.get_actor(name, namespace=NAMESPACE)
         self._pending: list[Any] = []

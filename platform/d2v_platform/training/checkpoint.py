@@ -117,7 +117,7 @@ NO_MERIT = Merit()
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint in memory.
+    """A whole checkpoint.
 
     Attributes:
         update: completed updates.
@@ -127,7 +127,7 @@ class Checkpoint:
     """
 
     update: int
-    tensors: dict[str, dict[str, torch.Tensor]]
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
     state: dict[str, Any]
     folder: Path
 

@@ -177,7 +177,7 @@ class Checkpoints:
         if self.remote is None:
             return self.store.load(update)
         self.store.folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(self.store.folder / ".fetch.lock"):  # of several workers one fetches
+        with filelock.FileLock(self.store.folder / ".fetch.lock"):  # of several processes one fetches
             try:
                 return self.store.load(update)
             except CheckpointError as error:

@@ -91,8 +91,8 @@ class Placement(Protocol):
         """Set the state of a module from complete tensors."""
         ...
 
-    def own_state(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
-        """An optimizer's state of complete tensors as this worker holds it."""
+    def own_moment(self, parameter: nn.Parameter, full: torch.Tensor) -> torch.Tensor:
+        """What this worker holds of a parameter's complete moment."""
         ...
 
 
@@ -135,9 +135,9 @@ class Replicated:
 
     def load(self, module: nn.Module, full: Mapping[str, torch.Tensor]) -> None:
         """Names and shapes must agree."""
-        module.load_state_dict(dict(full))
+        _set_state(module, full)
 
-    def own_state(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
+    def own_moment(self, parameter: nn.Parameter, full: torch.Tensor) -> torch.Tensor:
         """All of it."""
         return full
 
@@ -229,23 +229,15 @@ class Sharded:
 
     def load(self, module: nn.Module, full: Mapping[str, torch.Tensor]) -> None:
         """Each worker takes its own rows; names and shapes must agree."""
-        own = module.state_dict()
-        differing = sorted(own.keys() ^ full.keys()) or [
-            name for name, tensor in own.items() if tensor.shape != full[name].shape
-        ]
-        if differing:
-            raise RuntimeError(f"the state does not fit the model: {', '.join(differing[:5])}")
-        for name, tensor in own.items():
-            set_part(tensor, full[name])
+        _set_state(module, full)
 
-    def own_state(self, optimizer: torch.optim.Optimizer, full: dict[str, Any]) -> dict[str, Any]:
-        """Moments get the rows of their parameters."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        state = {
-            index: {name: _like(parameters[index], tensor) for name, tensor in values.items()}
-            for index, values in full["state"].items()
-        }
-        return {**full, "state": state}
+    def own_moment(self, parameter: nn.Parameter, full: torch.Tensor) -> torch.Tensor:
+        """The rows of the parameter; step counts belong to all."""
+        if not is_sharded(parameter) or full.shape != parameter.shape:
+            return full
+        part = torch.zeros_like(parameter, requires_grad=False)
+        set_part(part, full)
+        return part
 
 
 def placement_of(module: nn.Module, worker: Worker, dtype: torch.dtype | None) -> Placement:
@@ -273,13 +265,16 @@ def _in_memory(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _like(parameter: nn.Parameter, full: torch.Tensor) -> torch.Tensor:
-    """A moment with the rows of its parameter; step counts belong to all."""
-    if not is_sharded(parameter) or full.shape != parameter.shape:
-        return full
-    part = torch.zeros_like(parameter, requires_grad=False)
-    set_part(part, full)
-    return part
+def _set_state(module: nn.Module, full: Mapping[str, torch.Tensor]) -> None:
+    """Take a module's state from complete tensors, one after the other."""
+    own = module.state_dict()
+    if differing := sorted(own.keys() ^ full.keys()):
+        raise RuntimeError(f"the state does not fit the model: {', '.join(differing[:5])}")
+    for name, tensor in own.items():
+        given = full[name]
+        if given.shape != tensor.shape:
+            raise RuntimeError(f"the state does not fit the model: {name}")
+        set_part(tensor, given)
 
 
 _SEEN: set[type[Any]] = set()

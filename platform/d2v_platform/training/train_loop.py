@@ -37,6 +37,7 @@ from ..tasks.task import TrainingTask, floor_facts, size_facts
 from .accelerators import device_rate
 from .cadence import SaveClock, due_after
 from .checkpoint import Checkpoint, CheckpointStore, Merit, Retention
+from .checkpoint_delivery import delivered
 from .checkpoint_writer import Checkpoints
 from .collapse import CollapseWatch
 from .job import Job
@@ -54,7 +55,7 @@ from .loop_state import (
 from .optimizer import LossScale, Precision, choose_precision, make_optimizer
 from .process_settings import be_deterministic
 from .progress import Progress
-from .sharding import placement_of
+from .sharding import Placement, placement_of
 from .start_times import start_part_over
 from .workload import matrix_work
 
@@ -134,8 +135,11 @@ class TrainingLoop:
     # ---- resuming -----------------------------------------------------------------------------------------
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint that every worker can read whole, if there is one."""
-        found = gather_objects(self.checkpoints.available())
+        """Continue from the newest checkpoint that all workers see and rank 0 reads whole, if there is one."""
+        first = self.worker.rank == 0
+        # Those at a URI concern rank 0 alone, which reads; a folder must look the same to all.
+        mine = self.checkpoints.available() if first or self.checkpoints.remote is None else None
+        found = [known for known in gather_objects(mine) if known is not None]
         common = set.intersection(*found)
         if not common and any(found):
             raise Data2VecError(
@@ -143,12 +147,12 @@ class TrainingLoop:
                 f"below {self.run_folder}. platform.storage must be a folder that all nodes share, or s3://..."
             )
         for update in sorted(common, reverse=True):
-            checkpoint = self.checkpoints.load_or_warn(update)
-            if not all(gather_objects(checkpoint is not None)):
+            read = self.checkpoints.load_or_warn(update) if first else None
+            checkpoint = delivered(read, self.worker.device)
+            if checkpoint is None:
                 continue
-            assert checkpoint is not None
             self._restore(checkpoint)
-            if self.worker.rank == 0:
+            if first:
                 logger.info("resumed at update %d from %s", checkpoint.update, checkpoint.folder)
                 if self.state.best_update in self.store.updates():
                     self.store.mark_best(self.state.best_update)
@@ -159,8 +163,7 @@ class TrainingLoop:
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.placement.load(self.task.module, checkpoint.tensors["model"])
         adam = self.optimizer.adam
-        moments = _optimizer_state(adam.state_dict(), checkpoint.tensors["optimizer"])
-        adam.load_state_dict(self.placement.own_state(adam, moments))
+        adam.load_state_dict(_optimizer_state(adam, checkpoint.tensors["optimizer"], self.placement))
         saved = dict(checkpoint.state)
         self.interval.vector = torch.tensor(saved.pop("interval"), dtype=torch.float64)
         self.interval_updates, self.interval_norm, self.interval_clipped = saved.pop("interval_counts")
@@ -542,9 +545,12 @@ def _optimizer_tensors(state: dict[str, Any]) -> dict[str, torch.Tensor]:
     }
 
 
-def _optimizer_state(template: dict[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def _optimizer_state(
+    adam: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], placement: Placement
+) -> dict[str, Any]:
+    parameters = [p for group in adam.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    return {"state": state, "param_groups": template["param_groups"]}
+        state.setdefault(int(index), {})[name] = placement.own_moment(parameters[int(index)], tensor)
+    return adam.state_dict() | {"state": state}
