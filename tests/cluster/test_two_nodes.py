@@ -1,4 +1,4 @@
-"""What one node promises holds on two: lost nodes and heads, folders that are not shared, one cluster for two."""
+"""What one node promises holds on two: lost nodes and heads, folders not shared, a cluster of two jobs."""
 
 from __future__ import annotations
 
@@ -23,15 +23,24 @@ UPDATES = 60
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), needs_unshare]
 
 
-@pytest.fixture
-def nodes(launches: Any, tmp_path: Path) -> Iterator[TwoNodes]:
-    """Two nodes of one CPU; ``D2V_HOME`` and ``tmp_path/apart`` are not shared, the rest is."""
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[TwoNodes]:
+    """For a head that stays from test to test."""
     with tempfile.TemporaryDirectory(prefix="d2v") as folder:
-        made = TwoNodes(Path(folder), _free_port(), [launches.home, tmp_path / "apart"])
-        made.start_head()
-        made.start_second()
+        made = TwoNodes(Path(folder), _free_port())
         yield made
         made.stop()
+
+
+@pytest.fixture
+def nodes(cluster: TwoNodes, launches: Any, tmp_path: Path) -> Iterator[TwoNodes]:
+    """Two nodes of one CPU; ``D2V_HOME`` and ``tmp_path/apart`` are not shared, the rest is."""
+    cluster.own = [launches.home, tmp_path / "apart"]
+    if not cluster.runs("head"):
+        cluster.start_head()
+    cluster.start_second()
+    yield cluster
+    cluster.kill("second")
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +61,17 @@ def driver(
 
 
 def recovery(launches: Any, process: subprocess.Popen[bytes], log: Path, what: str) -> None:
-    """Wait until a training is beyond where it was, and print what that took."""
-    before, since = launches.highest_step(), time.monotonic()
-    launches.until(lambda: launches.highest_step() > before or process.poll() is not None, log.read_text, 500)
-    resumed = int(re.findall(r"resumed at update (\d+)", log.read_text())[-1])
-    print(f"{what}: {time.monotonic() - since:.0f} s, {before - resumed} updates computed again")
+    """Wait until a training has resumed and is beyond where it was, and print what that took."""
+
+    def resumes() -> list[str]:
+        return re.findall(r"resumed at update (\d+)", log.read_text())
+
+    earlier, since = len(resumes()), time.monotonic()
+    launches.until(lambda: len(resumes()) > earlier or process.poll() is not None, log.read_text, 500)
+    assert len(resumes()) > earlier, log.read_text()
+    before = launches.highest_step()
+    launches.until(lambda: launches.highest_step() > before or process.poll() is not None, log.read_text, 300)
+    print(f"{what}: {time.monotonic() - since:.0f} s, {before - int(resumes()[-1])} updates computed again")
 
 
 def run_folder(storage: Path) -> Path:

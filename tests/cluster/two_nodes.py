@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 RAY = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
-STARTED_S = 120
+STARTED_S = 240
 
 
 class TwoNodes:
@@ -28,7 +28,7 @@ class TwoNodes:
         own: folders that the second node sees empty: what is written there is not shared.
     """
 
-    def __init__(self, folder: Path, port: int, own: Sequence[Path]) -> None:
+    def __init__(self, folder: Path, port: int, own: Sequence[Path] = ()) -> None:
         self.folder, self.port, self.own = folder, port, list(own)
         self.address = f"127.0.0.1:{port}"
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
@@ -47,9 +47,15 @@ class TwoNodes:
         self._start("second", [f"--address={self.address}"], cpus, gpus)
         self._wait_for(2)
 
+    def runs(self, name: str) -> bool:
+        """Whether this node was started and has not been killed."""
+        return name in self._nodes
+
     def kill(self, name: str) -> None:
-        """SIGKILL to the raylet and everything that it has started."""
-        node = self._nodes.pop(name)
+        """SIGKILL to the raylet and everything that it has started; nothing where it does not run."""
+        node = self._nodes.pop(name, None)
+        if node is None:
+            return
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself
             os.killpg(node.pid, signal.SIGKILL)
         node.wait()
@@ -86,7 +92,7 @@ class TwoNodes:
             assert not ended, (self.folder / f"{ended[0]}.log").read_text()[-3000:]
             found = subprocess.run(
                 [sys.executable, "-c", asked, self.address],
-                capture_output=True, text=True, timeout=STARTED_S, check=False,
+                capture_output=True, text=True, timeout=2 * STARTED_S, check=False,
             )  # fmt: skip
             if found.stdout.strip() == str(nodes):
                 return

@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,19 +16,23 @@ from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import reduction
 from d2v_platform.tasks.share import Share, to_device
 from d2v_platform.tasks.statistics import Layout, Sums
+from d2v_platform.training import checkpoint, start_times, train_loop
 from d2v_platform.training import progress as progress_module
-from d2v_platform.training import start_times
+from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.collapse import CollapseWatch, collapsed_stages
 from d2v_platform.training.evaluation_log import EvaluationLog
+from d2v_platform.training.job import Job
 from d2v_platform.training.loading import make_loader
 from d2v_platform.training.loop_state import LoopState, Worker
 from d2v_platform.training.progress import Progress, peak_memory_gb
 from d2v_platform.training.sharding import OwnPass, Replicated
+from d2v_platform.training.train_loop import TrainingLoop, _optimizer_tensors
 from data2vec.collapse import Scatter
 from data2vec.errors import DataError
+from data2vec.folders import file_sha256
 from data2vec.pretraining import Moments
 from tests.platform.process_group import together
-from tests.platform.toy_task import toy_recipe
+from tests.platform.toy_task import Diary, ToyTask, toy_recipe
 
 # ---- dealing ----------------------------------------------------------------------------------------------
 
@@ -131,15 +136,52 @@ def _reduce(rank: int, size: int, folder: str) -> None:
     reduction.barrier()
 
 
+def _resume(rank: int, size: int, folder: str) -> None:
+    recipe = Recipe.from_dict(toy_recipe())
+    loop = TrainingLoop(recipe, ToyTask(recipe), Path(folder, "run"), Diary(), Worker(rank, size))
+    with patch.object(checkpoint, "file_sha256", side_effect=file_sha256) as read:
+        loop.resume()
+    state = loop.task.module.state_dict() | _optimizer_tensors(loop.optimizer.adam.state_dict())
+    found = {"read": read.call_count, "state": {name: tensor.tolist() for name, tensor in state.items()}}
+    Path(folder, f"resumed{rank}.json").write_text(json.dumps(found | {"update": loop.state.update}))
+
+
+def _both(rank: int, size: int, folder: str) -> None:
+    _reduce(rank, size, folder)
+    _resume(rank, size, folder)
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two workers left that summed and then went on with a run whose newest checkpoint is damaged."""
+    folder = tmp_path_factory.mktemp("two workers")
+    recipe = Recipe.from_dict(toy_recipe(checkpoint={"save_interval_updates": 3}))
+    with patch.object(train_loop, "make_task", lambda recipe, model_folder: ToyTask(recipe)):
+        train_loop.train(Job(recipe, folder / "run", threads=1), Diary())
+    (folder / "run" / "checkpoints" / "update_00000006" / "state.json").write_text("{}")
+    together(_both, folder, str(folder))
+    return folder
+
+
 @pytest.mark.timeout(400)  # two processes import PyTorch
-def test_sums_over_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    together(_reduce, tmp_path, str(tmp_path))
+def test_one_worker_reads_a_checkpoint_for_all(two_workers: Path) -> None:
+    alone = CheckpointStore(two_workers / "run").load(3)
+    wanted = {name: tensor.tolist() for group in alone.tensors.values() for name, tensor in group.items()}
+    files = len(list(alone.folder.glob("*"))) - 1  # the manifest is not in itself
+    found = [json.loads((two_workers / f"resumed{rank}.json").read_text()) for rank in (0, 1)]
+    assert [one["update"] for one in found] == [3, 3], "all go past the damaged one"
+    assert [one["state"] for one in found] == [wanted, wanted]
+    assert files <= found[0]["read"] <= 2 * files and found[1]["read"] == 0
+
+
+@pytest.mark.timeout(400)
+def test_sums_over_workers(two_workers: Path) -> None:
     for rank in (0, 1):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        found = json.loads((two_workers / f"{rank}.json").read_text())
         assert found["gradients"] == [[3.0] * 3, None, [0.0, 1.0, 2.0, 3.0], [1.0, 1.0], [30.0]]
         assert found["vector"] == [2.0, 1.0] and found["place"] == [rank, 2]
         assert found["objects"] == [{"rank": 0}, {"rank": 1}]
-        figures = json.loads((tmp_path / f"watch{rank}.json").read_text())
+        figures = json.loads((two_workers / f"watch{rank}.json").read_text())
         x = torch.arange(12.0).view(6, 2).square()
         assert figures["encoder_var"] == pytest.approx(float(x.std(0).mean()), rel=1e-5)
     assert reduction.gather_objects("me") == ["me"] and reduction.rank_and_size() == (0, 1)

@@ -97,7 +97,7 @@ class JobTry:
 
     @staticmethod
     def own(ray_session: str | None = None) -> JobTry | None:
-        """This process's: Slurm's job with its restarts, or Ray's submitted job with its cluster's session."""
+        """This process's: Slurm's job with its restarts, or Ray's submitted job with its cluster."""
         if slurm := os.environ.get("SLURM_JOB_ID"):
             name = f"slurm {os.environ.get('SLURM_CLUSTER_NAME', '')} {slurm}"
             return JobTry(name, os.environ.get("SLURM_RESTART_COUNT", "0"))

@@ -135,7 +135,7 @@ class TrainingLoop:
     # ---- resuming -----------------------------------------------------------------------------------------
 
     def resume(self) -> None:
-        """Continue from the newest checkpoint that all workers see and rank 0 reads whole, if there is one."""
+        """Continue from the newest checkpoint that all workers see and rank 0 finds whole, if any."""
         first = self.worker.rank == 0
         # Those at a URI concern rank 0 alone, which reads; a folder must look the same to all.
         mine = self.checkpoints.available() if first or self.checkpoints.remote is None else None
