@@ -153,8 +153,12 @@ def test_it_starts_again_when_the_rest_would_not_fit(site: Site, tmp_path: Path,
         site.files["/data.bin"] = CONTENT[::-1]
     if reason == "no ranges":
         site.ranges = False
-    got = download(f"{site.url}/data.bin", tmp_path / "data.bin", patience=ONCE)
+    seen: list[tuple[int, int | None]] = []
+    got = download(
+        f"{site.url}/data.bin", tmp_path / "data.bin", None, lambda n, of: seen.append((n, of)), patience=ONCE
+    )
     assert got.path.read_bytes() == site.files["/data.bin"]
+    assert seen[-1] == (len(CONTENT), len(CONTENT)), "what was thrown away does not count"
 
 
 def test_a_complete_part_needs_only_its_name(site: Site, tmp_path: Path) -> None:
