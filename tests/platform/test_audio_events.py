@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import soundfile as sf
 
 import data2vec
+from d2v_platform.inference import audio_embeddings
 from d2v_platform.inference.audio_embeddings import embed_recordings
 from d2v_platform.inference.audio_events import write_events
 from d2v_platform.inference.command import infer
@@ -297,8 +299,9 @@ def test_audiosets_tables(tmp_path: Path) -> None:
 
 
 def test_recordings_are_embedded_by_layer_and_by_frame(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(audio_embeddings, "_ROWS", 20)
     folder = tmp_path / "talks ü"
     folder.mkdir()
     sf.write(str(folder / "stereo 8k.wav"), 0.1 * np.random.default_rng(1).normal(size=(4000, 2)), 8000)
@@ -310,6 +313,7 @@ def test_recordings_are_embedded_by_layer_and_by_frame(
     captured = capsys.readouterr()
     assert "bad.flac" in captured.err and "2 recordings" in captured.out and "Traceback" not in captured.err
     frames = pd.read_parquet(tmp_path / "frames.parquet")
+    assert pq.ParquetFile(tmp_path / "frames.parquet").num_row_groups == 2, "written as they come"
     model = data2vec.load(trained)
     wanted = model.embed([folder / "b.flac"], pooling="none", layer=0)[0]
     found = frames[frames["file"].str.endswith("b.flac")]

@@ -247,6 +247,8 @@ def test_probe_judges_random_weights_beside_the_model(
     features = [run_model(m, source, "features").values for m in (model, one, again, other)]
     assert np.array_equal(features[1], features[2])
     assert not np.allclose(features[1], features[3]) and not np.allclose(features[0], features[1])
+    code, _, said = called([*words[:-1], "-1"], monkeypatch)
+    assert code == 2 and "--random-weights -1 must be >= 0" in said
     with pytest.raises(DataError, match="no folder 'bank'"):
         open_any(pictures, "bank", True)
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -24,7 +25,7 @@ import data2vec
 from d2v_platform.cli import app
 from d2v_platform.home import default_tracking_uri
 from d2v_platform.importing.command import downloads_folder
-from d2v_platform.importing.importing import ImportRequest, has_collapsed, import_model
+from d2v_platform.importing.importing import ImportRequest, has_collapsed, import_lineage_tags, import_model
 from d2v_platform.registry.register import get_version
 from d2v_platform.registry.reload_check import CHECK_FILE
 from d2v_platform.tracking.tracker import Tracker
@@ -221,7 +222,7 @@ def address(checkpoint: Path) -> Iterator[str]:
 
 
 def test_a_download_resumes_is_verified_listed_and_imported(
-    address: str, checkpoint: Path, home: Path
+    address: str, checkpoint: Path, home: Path, tmp_path: Path
 ) -> None:
     digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     name = "data2vec2/nlp_base.pt"
@@ -237,8 +238,15 @@ def test_a_download_resumes_is_verified_listed_and_imported(
         and "vision/finetuning/mae_imagenet_huge_clean" in listed
     )
     (downloads_folder() / "data2vec2" / "dict.txt").write_bytes((checkpoint.parent / "dict.txt").read_bytes())
-    done = d2v("import", downloads_folder() / name)
-    assert "model folder:" in done
+    done = d2v("import", "--download", name, "--address", address, "--out", tmp_path / "out")
+    assert "model folder:" in done and read_artifact(tmp_path / "out").kind == "pretrained"
+
+
+@pytest.mark.parametrize(("updates", "told"), [(0, "0"), (7, "7"), (None, "unknown")])
+def test_an_untrained_file_has_update_0_and_not_an_unknown_one(updates: int | None, told: str) -> None:
+    imported: Any = SimpleNamespace(num_updates=updates, dictionary=None)
+    tags = import_lineage_tags(imported, {"imported.sha256": "ab", "recipe": ""}, "1.0")
+    assert tags["run.update"] == told
 
 
 def test_without_network_the_refusal_says_what_to_do(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
