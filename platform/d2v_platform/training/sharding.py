@@ -15,13 +15,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from data2vec.audio_events import EventOutput
 from data2vec.ctc import CTCOutput
@@ -33,6 +31,9 @@ from data2vec.transformer import transformer_blocks
 from ..tasks.reduction import reduce_gradients, reduce_vector
 from ..tasks.share import Share
 from .loop_state import Worker
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,15 @@ class Sharded:
     """
 
     def __init__(self, module: nn.Module, worker: Worker, dtype: torch.dtype | None = None) -> None:
+        # Imported here: a second or two of CPU time, which only a run that shares its model needs.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import (
+            FSDPModule,
+            MixedPrecisionPolicy,
+            fully_shard,
+            register_fsdp_forward_method,
+        )
+
         _let_fsdp_see_outputs()
         # A block's feed-forward output is a view, which nothing here changes in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -173,14 +183,14 @@ class Sharded:
         fully_shard(module, mesh=mesh)
         if hasattr(module, "student_features"):  # entered by the probes, beside ``forward``
             register_fsdp_forward_method(module, "student_features")
-        self.root = cast(FSDPModule, module)
+        self.root: FSDPModule = cast(Any, module)
         for part in module.modules():
             if isinstance(part, FSDPModule):  # gradients are sums
                 part.set_gradient_divide_factor(1.0)
                 part.set_force_sum_reduction_for_comms(True)
         learning = [b for b in self.blocks if any(p.requires_grad for p in b.parameters())]
         if learning:  # else the first to be gathered for the backward pass is the teacher's last block
-            self.root.set_modules_to_backward_prefetch([cast(FSDPModule, learning[-1])])
+            self.root.set_modules_to_backward_prefetch([cast(Any, learning[-1])])
 
     def own_passes(self, count: int) -> Iterator[OwnPass]:
         """Equally many on every worker."""
