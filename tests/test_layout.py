@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 REPO = Path(__file__).resolve().parents[1]
 PLATFORM_ONLY = {"ray", "mlflow", "hydra", "omegaconf", "boto3", "d2v_platform", "experiments"}
@@ -149,16 +150,28 @@ def test_top_level_names() -> None:
     assert not extra, f"new top-level folders: {sorted(extra)}"
 
 
+PLAN = """
+from d2v_platform.cli import train_command
+train_command(["tiny/image_pretraining", "task.data={data}", "platform.num_workers=0", "--plan"], "d2v train")
+"""
+
+
 @pytest.mark.parametrize(
-    ("module", "absent"),
+    ("start", "absent"),
     [
-        ("d2v_platform.cli", "torch ray mlflow sklearn scipy"),
-        ("d2v_platform.launch", "torchvision timm sklearn scipy mlflow ray"),
+        ("import d2v_platform.cli", "torch ray mlflow sklearn scipy"),
+        (PLAN, "torchvision timm sklearn scipy pandas mlflow ray sympy torch._dynamo torch.distributed.fsdp"),
     ],
+    ids=["help", "plan"],
 )
-def test_a_start_imports_what_it_needs(module: str, absent: str) -> None:
-    """Every driver, worker and trial pays for imports: torchvision and scikit-learn were half of them."""
-    code = f"import sys, {module}; print(sorted({set(absent.split())!r} & {{*sys.modules}}))"
+def test_a_start_imports_what_it_needs(start: str, absent: str, tmp_path: Path) -> None:
+    """Every driver, worker and trial pays for imports: a plan is a quarter more than importing torch."""
+    for name in ("train/a/1.png", "train/b/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / name)
+    code = (
+        f"{start.format(data=tmp_path)}\nimport sys\nprint(sorted({set(absent.split())} & {{*sys.modules}}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from d2v_platform.tasks.image_data import open_task_images
+from d2v_platform.tasks.image_data import open_task_images, training_transform
 
 from .input_passes import passes
 from .measure import Case
@@ -42,7 +42,7 @@ def build_epoch(recipe_name: str, samples: int) -> Callable[[int], None]:
     folder = tempfile.TemporaryDirectory(prefix="d2v_input_")
     write_images(Path(folder.name) / "train", _IMAGES)
     recipe = load(recipe_name, [f"dataset.batch_size={samples}"], folder.name)
-    dataset = open_task_images(recipe, recipe.dataset.train_subset, training=True, augmented=True)
+    dataset = open_task_images(recipe, recipe.dataset.train_subset, True, training_transform(recipe))
     return passes(dataset, recipe, _IMAGES, folder)
 
 

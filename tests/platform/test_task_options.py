@@ -368,26 +368,40 @@ def test_subsets_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     made, source = Keep(), Keep()
     monkeypatch.setattr(image_data, "ImageDataset", made)
     monkeypatch.setattr(image_data, "open_images", source)
-    monkeypatch.setattr(image_data, "training_transform", lambda recipe: "training")
     monkeypatch.setattr(image_data, "evaluation_transform", lambda *g, **n: (g, n))
 
-    def opened(recipe: Recipe, subset: str, training: bool, augmented: bool) -> tuple[Any, ...]:
-        image_data.open_task_images(recipe, subset, training=training, augmented=augmented)
+    def opened(recipe: Recipe, subset: str, training: bool) -> tuple[Any, ...]:
+        image_data.open_task_images(recipe, subset, training, image_data.evaluating_transform(recipe))
         assert made.given[0] is source and source.given == ("/d", subset)
         assert made.named["seed"] == 9
         return made.given[1], made.named["replace"], made.named["strict"], source.named["labelled"]
 
     recipe = images("mae_image_classification", strict_images=True)
-    assert opened(recipe, "learn", True, True) == ("training", True, True, True)
-    assert opened(recipe, "check", False, False) == (((48,), {"generation": 2}), False, True, True)
+    plain = ((48,), {"generation": 2})
+    assert opened(recipe, "learn", True) == (plain, True, True, True)
+    assert opened(recipe, "check", False) == (plain, False, True, True)
     recipe = images("mae_image_pretraining")
-    assert opened(recipe, "learn", True, True) == ("training", True, False, False)
+    assert opened(recipe, "learn", True) == (plain, True, False, False)
     probed = images("mae_image_pretraining", probe_bank="bank")
-    assert opened(probed, "learn", True, True)[3] is False
-    assert opened(probed, "check", False, False)[3] is True
+    assert opened(probed, "learn", True)[3] is False
+    assert opened(probed, "check", False)[3] is True
     first = images("image_classification", normalization_mean=MEAN, normalization_std=STD)
     evaluation = ((48,), {"generation": 1, "mean": tuple(MEAN), "std": tuple(STD)})
-    assert opened(first, "check", False, False)[0] == evaluation
+    assert opened(first, "check", False)[0] == evaluation
+
+
+def test_images_are_augmented_where_a_model_learns_from_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where a plan or a fingerprint looks at them: then nothing is built before the first image."""
+    monkeypatch.setattr(image_data, "open_task_images", lambda recipe, subset, *given: given)
+    monkeypatch.setattr(image_data, "training_transform", lambda recipe: "training")
+    monkeypatch.setattr(image_data, "evaluating_transform", lambda recipe: str.upper)
+    recipe = images("mae_image_classification")
+    task: Any = SimpleNamespace(recipe=recipe)
+    assert image_data.OnImages.opened(task, "learn") == (True, "training")
+    assert image_data.OnImages.opened(task, "check") == (False, str.upper)
+    training, transform = image_data.OnImages.open_subset(recipe, "learn")  # type: ignore[misc]
+    assert training is True and transform("image") == "IMAGE"
+    assert image_data.OnImages.open_subset(recipe, "check")[0] is False  # type: ignore[index]
 
 
 def test_classes_of_subsets_must_agree(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -50,14 +51,16 @@ class OnImages(TrainingTask):
 
     @staticmethod
     def open_subset(recipe: Recipe, subset: str) -> ImageDataset:
-        """The data set of one subset; nothing is built."""
+        """The data set of one subset; its transform, which needs torchvision, is built at the first image."""
         training = subset == recipe.dataset.train_subset
-        return open_task_images(recipe, subset, training=training, augmented=False)
+        made = functools.cache(functools.partial(evaluating_transform, recipe))
+        return open_task_images(recipe, subset, training, lambda image: made()(image))
 
     def opened(self, subset: str) -> ImageDataset:
         """Images of one subset, augmented in training."""
         training = subset == self.recipe.dataset.train_subset
-        return open_task_images(self.recipe, subset, training=training, augmented=training)
+        transform = training_transform(self.recipe) if training else evaluating_transform(self.recipe)
+        return open_task_images(self.recipe, subset, training, transform)
 
     def close(self) -> None:
         """Say what was odd about images, whichever worker met them."""
@@ -91,7 +94,15 @@ def training_transform(recipe: Recipe) -> Transform:
     return pretraining_transform(task.input_size, resize_only=task.no_transform)
 
 
-def open_task_images(recipe: Recipe, subset: str, *, training: bool, augmented: bool) -> ImageDataset:
+def evaluating_transform(recipe: Recipe) -> Transform:
+    """Nothing random."""
+    assert isinstance(recipe.task, ImagePretraining | ImageClassificationData)
+    return evaluation_transform(
+        recipe.task.input_size, generation=generation(recipe), **normalisation(recipe)
+    )
+
+
+def open_task_images(recipe: Recipe, subset: str, training: bool, transform: Transform) -> ImageDataset:
     """The images of one subset; with classes where they matter: in classification, and for probes.
 
     Pretraining itself takes images at any depth and of any classes, so ``train`` may hold more than the
@@ -101,17 +112,12 @@ def open_task_images(recipe: Recipe, subset: str, *, training: bool, augmented: 
         recipe: an image recipe.
         subset: its name.
         training: unreadable images are replaced, not left out.
-        augmented: the transform of training instead of evaluation's.
+        transform: image to tensor.
     """
     task = recipe.task
     assert isinstance(task, ImagePretraining | ImageClassificationData)
     labelled = isinstance(task, ImageClassificationData) or (task_has_probe(recipe) and not training)
     source = _open(recipe, subset, labelled)
-    transform = (
-        training_transform(recipe)
-        if augmented
-        else evaluation_transform(task.input_size, generation=generation(recipe), **normalisation(recipe))
-    )
     return ImageDataset(
         source, transform, seed=recipe.common.seed, replace=training, strict=task.strict_images
     )

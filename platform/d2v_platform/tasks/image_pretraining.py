@@ -22,7 +22,14 @@ from ..recipe.image_checks import PROBE_METRICS
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.schema import Recipe
 from .floor import Floor
-from .image_data import OnImages, check_subsets, never_empty, normalisation, open_task_images
+from .image_data import (
+    OnImages,
+    check_subsets,
+    evaluating_transform,
+    never_empty,
+    normalisation,
+    open_task_images,
+)
 from .pretraining import PretrainingTask
 from .reduction import gather_objects, rank_and_size
 from .share import Share, to_device
@@ -170,7 +177,7 @@ class ImagePretraining(OnImages, PretrainingTask):
 
     def _bank_features(self, subset: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and classes of the bank; the workers share its images."""
-        dataset = open_task_images(self.recipe, subset, training=False, augmented=False)
+        dataset = open_task_images(self.recipe, subset, False, evaluating_transform(self.recipe))
         device = next(self.model.parameters()).device
         rank, size = rank_and_size()
         self.model.eval()

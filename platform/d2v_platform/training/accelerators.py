@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_ROWS = 512  # of the products that a CPU's rate is measured with
+_ROWS = 128  # of the products that a CPU's rate is measured with
 GPU_UTILISATION = 0.4  # share of the peak that such models reach in mixed precision; an assumption, printed
 CPU_UTILISATION = 0.75  # share of the measured product rate that whole steps reach here
 
