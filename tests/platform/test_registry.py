@@ -309,6 +309,59 @@ def test_gate_history_and_rollback_on_the_registry(
             promote(tracker, name="tiny", version=3, alias=alias)
 
 
+# A host that reads who holds the alias, and thinks about it until the other host has read it too.
+RACE = """
+import sys, time
+from pathlib import Path
+from d2v_platform.registry import promotion
+from d2v_platform.tracking.tracker import Tracker
+
+honest = promotion.gate_reasons
+def slowly(*given, **more):
+    time.sleep(2.0)
+    return honest(*given, **more)
+promotion.gate_reasons = slowly
+with Tracker() as tracker:
+    promotion.show(tracker, "raced")
+    (Path(sys.argv[2]) / sys.argv[1]).touch()
+    while len(list(Path(sys.argv[2]).iterdir())) < 2:
+        time.sleep(0.01)
+    try:
+        print(promotion.promote(tracker, name="raced", version=sys.argv[1], alias="best").number)
+    except promotion.GateRefusedError as refusal:
+        print(refusal.line)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_hosts_that_promote_at_once_do_not_both_win(
+    tracker: Tracker, run_id: str, tmp_path: Path
+) -> None:
+    tracker.client.create_registered_model("raced")
+    for value in (50, 60, 55):
+        tags = LINEAGE | {"model.kind": "sentence_classifier", "run.id": run_id} | score(value)
+        tracker.client.create_model_version("raced", "runs:/x/m", run_id, tags=tags, description="# card")
+    promote(tracker, name="raced", version=1, alias="best")
+    ready = tmp_path / "ready"
+    ready.mkdir()
+    server = os.environ | {"MLFLOW_TRACKING_URI": tracker.tracking_uri}
+    hosts = {
+        number: subprocess.Popen(
+            [sys.executable, "-c", RACE, number, str(ready)], text=True, stdout=subprocess.PIPE,
+            env=server | {"D2V_HOME": str(tmp_path / number)},
+        )
+        for number in ("2", "3")
+    }  # fmt: skip
+    said = {number: host.communicate(timeout=300)[0].strip() for number, host in hosts.items()}
+    moves = [(move.from_version, move.to_version) for move in history(tracker, "raced")]
+    assert moves in ([(None, 1), (1, 2)], [(None, 1), (1, 3), (3, 2)]), said
+    if len(moves) == 2:
+        assert said["2"] == "2" and "mcc = 55 is not better than 60 of the holder (version 2)" in said["3"]
+    assert show(tracker, "raced").aliases == {"best": 2}
+    assert not [key for key in tracker.client.get_registered_model("raced").tags if "turn" in key]
+
+
 def test_a_useless_model_gets_no_alias_but_by_force_and_on_the_record(
     tracker: Tracker, run_id: str, folders: dict[str, Path]
 ) -> None:
