@@ -12,6 +12,8 @@ import math
 
 import torch
 
+from .placing import moved
+
 
 def alibi_slopes(num_heads: int) -> list[float]:
     """Rate of each head: powers of ``2 ** (-8 / n)``; other counts of heads take every second rate of 2 n."""
@@ -41,5 +43,5 @@ def alibi_bias(distances_R1KK: torch.Tensor, scale_H: torch.Tensor) -> torch.Ten
     Returns:
         (R, H, K, K) float32.
     """
-    slopes_H = torch.tensor(alibi_slopes(len(scale_H)), device=scale_H.device)
+    slopes_H = moved(torch.tensor(alibi_slopes(len(scale_H))), scale_H.device)
     return distances_R1KK * (-slopes_H * scale_H.clamp_min(0.0).float())[None, :, None, None]

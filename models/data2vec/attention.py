@@ -75,9 +75,10 @@ def attend(
 ) -> torch.Tensor:
     """Scaled dot-product attention that keeps no (T, T) map of numbers for the backward pass.
 
-    PyTorch's fused kernel where it has one for these inputs. For some it has none, as dropout on a CPU or
-    a bias that learns: there PyTorch would keep the softmax, the dropout mask and their product; we keep the
-    mask as flags and compute the softmax again. Compiled code has PyTorch's function.
+    PyTorch's function, which takes the device's best kernel: flash attention or cuDNN's without a bias, the
+    memory-efficient one with a bias, whose gradient it gives too. A CPU has no kernel for some inputs, as
+    dropout or a bias that learns: there PyTorch would keep the softmax, the dropout mask and their product;
+    we keep the mask as flags and compute the softmax again. Compiled code has PyTorch's function.
 
     Args:
         q_RHTC: queries, (R, H, T, C).
@@ -93,6 +94,7 @@ def attend(
         bias = bias.to(q_RHTC.dtype)
     if (
         torch.compiler.is_compiling()
+        or q_RHTC.device.type != "cpu"
         or not torch.is_grad_enabled()
         or _has_fused_kernel(q_RHTC, k_RHTC, v_RHTC, bias, dropout)
     ):

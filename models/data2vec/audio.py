@@ -134,16 +134,25 @@ class AudioEncoder(ModalityEncoder):
         """The student's frames with positions that come from the masked sequence: (R, K, D)."""
         clones = masks.mask_RT.shape[0] // x_BTD.shape[0]
         padding = None if padding_mask_BT is None else padding_mask_BT.repeat_interleave(clones, dim=0)
-        hidden_RTD = self.hide(x_BTD.repeat_interleave(clones, dim=0), masks.mask_RT)
+        hidden_RTD = self.hide(
+            x_BTD.repeat_interleave(clones, dim=0), masks.mask_RT, count=masks.masked_N.numel()
+        )
         positions_RTD = self.relative_positions(hidden_RTD, padding)
         return masks.gather_kept(x_BTD) + masks.gather_kept_rows(positions_RTD)
 
     def hide(
-        self, x_RTD: torch.Tensor, mask_RT: torch.Tensor, fill_ND: torch.Tensor | None = None
+        self,
+        x_RTD: torch.Tensor,
+        mask_RT: torch.Tensor,
+        fill_ND: torch.Tensor | None = None,
+        count: int | None = None,
     ) -> torch.Tensor:
-        """Masked frames become zero, noise without ``encoder_zero_mask``, or given vectors, row by row."""
+        """Masked frames become zero, noise without ``encoder_zero_mask``, or given vectors, row by row.
+
+        Without their ``count`` a GPU is asked for it where there is noise.
+        """
         if fill_ND is None and not self.audio.encoder_zero_mask:
-            count = int(mask_RT.sum())
+            count = int(mask_RT.sum()) if count is None else count
             fill_ND = torch.empty(count, x_RTD.shape[-1], device=x_RTD.device)
             fill_ND.normal_(0.0, self.audio.mask_noise_std)  # from the generator that dropout draws from
         if fill_ND is None:
@@ -163,6 +172,11 @@ class AudioEncoder(ModalityEncoder):
         if padding is not None:
             biases = [bias + padding for bias in biases]
         return biases * count if len(biases) == 1 else biases
+
+    @property
+    def counts_are_known(self) -> bool:
+        """Spans overlap by chance."""
+        return self.audio.mask_length == 1
 
     @torch.no_grad()
     def draw_masks(

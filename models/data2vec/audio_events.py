@@ -26,6 +26,7 @@ from .audio_trunk import (
 )
 from .dropout import Dropout
 from .errors import Problem
+from .placing import moved
 from .randomness import generator
 from .rules import Rules
 from .student import Data2VecMulti
@@ -162,6 +163,7 @@ class AudioEventModel(nn.Module):
             self.trunk, self.options, source, padding_mask, ids, training=self.training, update=update,
             seed=seed, masks=masks,
         )  # fmt: skip
+        padding_BT = moved(padding_BT, x_BTD.device)
         if padding_BT is not None:
             x_BTD = x_BTD.masked_fill(padding_BT[..., None], 0.0)
         options = self.options

@@ -155,13 +155,13 @@ def mask_set(mask_RT: torch.Tensor, row_ids_R: torch.Tensor, balance: bool, *key
         balance: see above.
         key: further parts of the key.
     """
+    each = None
     if balance:
         count_R = mask_RT.sum(dim=1)
-        target_R = count_R.min().expand_as(count_R)
-        if bool((count_R != target_R).any()):
-            valid_R = torch.full_like(count_R, mask_RT.shape[1])
-            mask_RT = _with_counts(mask_RT, target_R, valid_R, row_ids_R, (*key, "balance"))
-    return MaskSet.from_mask(mask_RT)
+        each = int(count_R.min())
+        valid_R = torch.full_like(count_R, mask_RT.shape[1])
+        mask_RT = _with_counts(mask_RT, torch.full_like(count_R, each), valid_R, row_ids_R, (*key, "balance"))
+    return MaskSet.from_mask(mask_RT, each=each)
 
 
 def _with_counts(

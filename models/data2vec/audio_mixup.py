@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .errors import Problem
+from .placing import moved
 from .randomness import generator
 from .rules import Rules
 
@@ -69,11 +70,11 @@ def mix_clips(
     """
     count, device = len(source_BS), source_BS.device
     draw = generator("event mixup", *key)
-    partner_B = torch.randperm(count, generator=draw).to(device)
+    partner_B = moved(torch.randperm(count, generator=draw), device)
     low = max(1e-6, options.source_mixup)
     ratio_B = torch.empty(1 if options.same_mixup else count).uniform_(low, 1.0, generator=draw)
-    ratio_B1 = ratio_B.to(device)[:, None].expand(count, 1)
-    chosen_B1 = (torch.rand(count, generator=draw) < options.mixup_prob).to(device)[:, None]
+    ratio_B1 = moved(ratio_B, device)[:, None].expand(count, 1)
+    chosen_B1 = moved(torch.rand(count, generator=draw) < options.mixup_prob, device)[:, None]
     own_B1 = ratio_B1
     if options.gain_mode != "none":
         level_B1 = clip_levels(source_BS, options.gain_mode)[:, None].to(source_BS.dtype)
@@ -82,7 +83,7 @@ def mix_clips(
     mixed_BS = own_B1 * source_BS + (1.0 - own_B1) * source_BS[partner_B]
     mixed_BS = mixed_BS / torch.sqrt(own_B1**2 + (1.0 - own_B1) ** 2)
     if padding_mask_BS is not None:
-        mixed_BS = mixed_BS.masked_fill(padding_mask_BS, 0.0)
+        mixed_BS = mixed_BS.masked_fill(moved(padding_mask_BS, device), 0.0)
     if options.label_mixup:
         shared_BC = ratio_B1 * labels_BC + (1.0 - ratio_B1) * labels_BC[partner_B]
         labels_BC = torch.where(chosen_B1, shared_BC, labels_BC)
@@ -105,7 +106,7 @@ def clip_levels(source_BS: torch.Tensor, mode: GainMode) -> torch.Tensor:
         power_BN = windows_BNS.pow(2).mean(dim=-1)
     else:
         spectrum = torch.fft.rfft(windows_BNS * torch.hann_window(_WINDOW, device=source_BS.device))
-        power_BN = (spectrum.abs() ** 2 * _a_curve().to(spectrum.device)).sum(dim=-1)
+        power_BN = (spectrum.abs() ** 2 * moved(_a_curve(), spectrum.device)).sum(dim=-1)
     return 10.0 * torch.log10(power_BN.clamp(min=10.0 ** (_FLOOR_DB / 10.0))).amax(dim=-1)
 
 

@@ -20,6 +20,7 @@ from .audio import AudioEncoder
 from .audio_masking import span_masks
 from .config import Data2VecMultiConfig
 from .errors import Problem
+from .placing import moved
 from .randomness import generator
 from .rules import Rules
 from .student import Data2VecMulti
@@ -137,6 +138,10 @@ class TrainingMasks:
     channel_BD: torch.Tensor | None = None
     fill_ND: torch.Tensor | None = None
 
+    def to(self, device: torch.device) -> TrainingMasks:
+        """The same on a device; nothing waits for the copies."""
+        return TrainingMasks(*(moved(x, device) for x in (self.time_BT, self.channel_BD, self.fill_ND)))
+
 
 def make_audio_trunk(pretrained: AudioConfig, options: TrunkOptions, seed: int) -> tuple[AudioTrunk, int]:
     """The trunk without its pretraining parts, and its width.
@@ -179,7 +184,8 @@ def masked_features(
         trunk: of :func:`make_audio_trunk`.
         options: fine-tuning options.
         source: (B, S) samples at 16 kHz, normalised as the trunk expects.
-        padding_mask: (B, S) bool, true where padded.
+        padding_mask: (B, S) bool, true where padded; best on the CPU, as is ``ids``: then a GPU is asked for
+            nothing.
         ids: (B,) utterance ids; masks are functions of (seed, update, id).
         training: mask frames and channels, if the options say so.
         update: completed optimizer updates; decides freezing and layer drop.
@@ -187,7 +193,7 @@ def masked_features(
         masks: given masks instead of drawn ones.
 
     Returns:
-        (B, T, D), and (B, T) bool where frames are padded or ``None``.
+        (B, T, D), and (B, T) bool where frames are padded or ``None``, where ``padding_mask`` is.
     """
     frozen = training and update < options.freeze_finetune_updates
     masked = training and options.apply_mask
@@ -198,20 +204,23 @@ def masked_features(
             x_BTD = trunk.dropout_input(x_BTD)
             if masked:
                 masks = masks or _v1_masks(trunk, options, ids, x_BTD, padding, seed, update)
+                masks = masks.to(x_BTD.device)
                 x_BTD = trunk.hide(x_BTD, masks.time_BT, masks.channel_BD)
-            return trunk.encoder(x_BTD, padding, seed, update), padding
+            return trunk.encoder(x_BTD, moved(padding, x_BTD.device), seed, update), padding
         encoder = trunk.encoder
         assert isinstance(encoder, AudioEncoder)
         x_BTD = encoder.local_features(source)
         padding = encoder.token_padding(padding_mask, x_BTD.shape[1])
         if masked:
             masks = masks or _v2_masks(encoder, options, ids, x_BTD, padding, seed, update)
+            masks = masks.to(x_BTD.device)
             if masks.time_BT is not None:
                 x_BTD = encoder.hide(x_BTD, masks.time_BT, masks.fill_ND)
             if masks.channel_BD is not None:
                 x_BTD = x_BTD.masked_fill(masks.channel_BD[:, None, :], 0.0)
-        x_BTD = encoder.add_positions(x_BTD, padding)
-        return trunk.encode(x_BTD, padding, seed, update), padding
+        flags = moved(padding, x_BTD.device)
+        x_BTD = encoder.add_positions(x_BTD, flags)
+        return trunk.encode(x_BTD, flags, seed, update), padding
 
 
 def _v1_masks(

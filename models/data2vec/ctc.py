@@ -25,6 +25,7 @@ from .audio_trunk import (
     masked_features,
 )
 from .dropout import Dropout
+from .placing import moved
 from .randomness import generator
 from .student import Data2VecMulti
 from .v1.audio import Data2VecAudio
@@ -46,7 +47,7 @@ class CTCOutput:
 
     Attributes:
         logits_BTV: (B, T, V) in fp32.
-        frames_B: (B,) int64, real frames of each utterance.
+        frames_B: (B,) int64, real frames of each utterance; where the given padding was.
         padding_mask_BT: (B, T) bool, true where padded; ``None`` if nothing is.
     """
 
@@ -153,14 +154,13 @@ class CTCModel(nn.Module):
             blank = logits_BTV[..., BLANK] if self.options.blank_mode == "add" else 0.0
             logits_BTV = logits_BTV.index_copy(
                 -1,
-                torch.tensor([BLANK], device=logits_BTV.device),
+                torch.full((1,), BLANK, device=logits_BTV.device),
                 (blank + torch.full_like(logits_BTV[..., BLANK], self.options.blank_weight))[..., None],
             )
-        length = x_BTD.shape[1]
-        frames_B = torch.full((len(source),), length, dtype=torch.int64, device=source.device)
+        frames_B = torch.full((len(source),), x_BTD.shape[1], dtype=torch.int64)
         if padding is not None:
             frames_B = (~padding).sum(dim=1)
-        return CTCOutput(logits_BTV, frames_B, padding)
+        return CTCOutput(logits_BTV, frames_B, moved(padding, x_BTD.device))
 
     def loss(self, output: CTCOutput, targets_BU: torch.Tensor, lengths_B: torch.Tensor) -> CTCSums:
         """CTC loss summed over utterances; those with too few frames for their labels are left out.
@@ -168,23 +168,25 @@ class CTCModel(nn.Module):
         Args:
             output: of :meth:`forward`.
             targets_BU: (B, U) label ids; what lies behind a row's length is not read.
-            lengths_B: (B,) labels of each utterance.
+            lengths_B: (B,) labels of each utterance; best on the CPU, as are ``targets_BU``.
         """
-        wanted_B = frames_needed(targets_BU, lengths_B)
-        fits_B = (output.frames_B >= wanted_B) & (output.frames_B > 0)
+        device, frames_B = output.logits_BTV.device, output.frames_B.cpu()
+        targets_BU, lengths_B = targets_BU.cpu(), lengths_B.cpu()
+        fits_B = (frames_B >= frames_needed(targets_BU, lengths_B)) & (frames_B > 0)
         log_probs_TBV = F.log_softmax(output.logits_BTV, dim=-1).transpose(0, 1)
         labels_N = torch.cat([row[:count] for row, count in zip(targets_BU, lengths_B.tolist(), strict=True)])
         loss_B = F.ctc_loss(
             log_probs_TBV,
-            labels_N,
-            output.frames_B,
+            moved(labels_N, device),
+            frames_B,
             lengths_B,
             blank=BLANK,
             reduction="none",
             zero_infinity=True,
         )
-        kept = int(fits_B.sum())
-        return CTCSums(loss_B[fits_B].sum(), kept, len(fits_B) - kept)
+        kept_K = fits_B.nonzero()[:, 0]
+        loss = loss_B.index_select(0, moved(kept_K, device)).sum()
+        return CTCSums(loss, len(kept_K), len(fits_B) - len(kept_K))
 
 
 def frames_needed(targets_BU: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .placing import moved
+
 
 @dataclass(frozen=True)
 class KeptRows:
@@ -51,4 +53,4 @@ def draw_kept_rows(rows: int, rate: float, device: torch.device) -> KeptRows:
         return KeptRows(scale=1.0 / keep)
     if len(index) == 0:
         return KeptRows(torch.zeros(1, dtype=torch.int64, device=device), scale=0.0)
-    return KeptRows(index.to(device), scale=1.0 / keep)
+    return KeptRows(moved(index, device), scale=1.0 / keep)

@@ -28,7 +28,8 @@ def image_masks(
     if config.mask_length == 1 and config.keep_masked_pct == 0:
         return random_masks(row_ids_R, length, config.mask_prob, *key)
     if config.mask_length == 1:
-        mask_RL = random_masks(row_ids_R, length, config.mask_prob, *key).mask_RT
+        masks = random_masks(row_ids_R, length, config.mask_prob, *key)
+        mask_RL, each = masks.mask_RT, masks.each
     else:
         mask_RL = block_masks(
             row_ids_R,
@@ -40,7 +41,9 @@ def image_masks(
             inverse_mask=config.inverse_mask,
             key=key,
         )
-    return equal_rows(mask_RL, row_ids_R, config.keep_masked_pct, *key)
+        each = block_count(length, config.mask_prob, config.inverse_mask)
+    assert each is not None
+    return equal_rows(mask_RL, row_ids_R, each, config.keep_masked_pct, *key)
 
 
 def block_masks(
@@ -73,7 +76,7 @@ def block_masks(
         (R, L) bool, true where masked.
     """
     side = int(length**0.5)
-    share = 1 - mask_prob if inverse_mask else mask_prob  # the recipe's counts depend on this very rounding
+    share = 1 - mask_prob if inverse_mask else mask_prob
     blocks = int(length * ((share + mask_prob_adjust) / mask_length**2) * (1 + mask_dropout))
     rows, device = len(row_ids_R), row_ids_R.device
     centre_RN = (hashed_scores(row_keys("blocks", *key, ids_R=row_ids_R), blocks) >> 1).remainder(length)
@@ -90,21 +93,26 @@ def block_masks(
     return torch.full_like(inside_RL, inverse_mask).scatter_(1, chosen_RF, not inverse_mask)
 
 
+def block_count(length: int, mask_prob: float, inverse_mask: bool) -> int:
+    """Masked cells of every row of :func:`block_masks`; the recipe's counts depend on this very rounding."""
+    return length - int(length * (1 - mask_prob)) if inverse_mask else int(length * mask_prob)
+
+
 def equal_rows(
-    mask_RL: torch.Tensor, row_ids_R: torch.Tensor, keep_masked_pct: float = 0.0, *key: int | str
+    mask_RL: torch.Tensor, row_ids_R: torch.Tensor, masked: int, keep_masked_pct: float = 0.0, *key: int | str
 ) -> MaskSet:
     """A mask set of rows with equal counts; a share of the masked cells may still be shown to the student.
 
     Args:
         mask_RL: (R, L) bool with the same count in every row.
         row_ids_R: (R,) int64.
+        masked: that count.
         keep_masked_pct: share of the masked cells that the student sees besides; they stay in the loss.
         key: further parts of the key.
     """
     if keep_masked_pct == 0.0:
-        return MaskSet.from_mask(mask_RL)
-    masked = int(mask_RL[0].sum())
+        return MaskSet.from_mask(mask_RL, each=masked)
     keep = mask_RL.shape[1] - masked + round(masked * keep_masked_pct)
     scores_RL = hashed_scores(row_keys("shown", *key, ids_R=row_ids_R), mask_RL.shape[1]) & (2**62 - 1)
     order_RL = torch.argsort(scores_RL + mask_RL.long() * 2**62, dim=1)
-    return MaskSet.from_mask(mask_RL, order_RL[:, :keep], torch.argsort(order_RL, dim=1))
+    return MaskSet.from_mask(mask_RL, order_RL[:, :keep], torch.argsort(order_RL, dim=1), masked)

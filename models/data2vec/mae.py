@@ -18,7 +18,8 @@ from .image import FixedPositions, pixel_targets
 from .image_masking import image_masks
 from .mae_config import MaeConfig
 from .masking import MaskSet
-from .pretraining import Moments, PretrainOutput
+from .placing import moved
+from .pretraining import Comparison, PretrainOutput
 from .randomness import generator
 from .student import Data2VecMulti, Features, initialise
 from .transformer import make_blocks, make_norm
@@ -70,6 +71,8 @@ class MaskedAutoencoder(nn.Module):
         seed: seed of the initial weights.
     """
 
+    regions = ("_compare",)
+
     def __init__(self, config: MaeConfig, *, seed: int = 1) -> None:
         super().__init__()
         config.check()
@@ -107,29 +110,27 @@ class MaskedAutoencoder(nn.Module):
         local_BTD = encoder.local_features(source)
         length = local_BTD.shape[1]
         if masks is None:
-            ids = torch.arange(len(source), device=source.device) if ids is None else ids
-            masks = image_masks(ids, length, encoder.config, seed, update)  # pyright: ignore[reportArgumentType]
+            ids = torch.arange(len(source)) if ids is None else ids
+            masks = image_masks(moved(ids, source.device), length, encoder.config, seed, update)  # pyright: ignore[reportArgumentType]
         kept_BKD = encoder.kept_features(local_BTD, masks)
         x_BKD = student.encode(kept_BKD, None, seed, update, positions_RK=masks.ids_keep_RK)
         decoder = encoder.decoder
         assert isinstance(decoder, MaeDecoder)
-        prediction_NP = decoder(x_BKD, masks).float()
-        targets_BTP = pixel_targets(source, self.config.patch_size, normalised=self.config.norm_pix_loss)
-        target_NP = masks.gather_masked_targets(targets_BTP)
+        found = self._compare(decoder(x_BKD, masks), source, masks)
         stages: dict[str, Scatter] = {}
         if watch:
             stages = stage_scatters({
                 "local_features": (local_BTD, None), "encoder": (x_BKD[:, 1:], None),
-                "targets": (target_NP, None), "predictions": (prediction_NP, None),
+                "targets": (found.target_ND, None), "predictions": (found.prediction_ND, None),
             })  # fmt: skip
-        return PretrainOutput(
-            losses={"regression": F.mse_loss(prediction_NP, target_NP, reduction="sum") / self.config.pixels},
-            sample_size=len(target_NP),
-            prediction=Moments.of(prediction_NP),
-            target=Moments.of(target_NP),
-            masked_pct=1.0 - masks.num_kept / length,
-            stages=stages,
-        )
+        return found.output(1.0 - masks.num_kept / length, stages)
+
+    def _compare(self, prediction_NP: torch.Tensor, source: torch.Tensor, masks: MaskSet) -> Comparison:
+        """Predicted pixels against those of the images."""
+        targets_BTP = pixel_targets(source, self.config.patch_size, normalised=self.config.norm_pix_loss)
+        target_NP, prediction_NP = masks.gather_masked_targets(targets_BTP), prediction_NP.float()
+        loss = F.mse_loss(prediction_NP, target_NP, reduction="sum") / self.config.pixels
+        return Comparison.of({"regression": loss}, prediction_NP, target_NP)
 
     def student_features(
         self, source: torch.Tensor, padding_mask: None = None, *, all_layers: bool = False

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .placing import moved
 from .randomness import hashed_scores, row_keys, stable_key
 
 
@@ -25,12 +26,14 @@ class MaskSet:
         ids_restore_RT: (R, T) int64: position ``t`` takes entry ``ids_restore[t]`` of (kept ++ noise)
         vectors.
         masked_N: (N,) int64, flat indices ``row * T + position`` of the masked positions, row by row.
+        each: masked positions of every row, where that is known without looking.
     """
 
     mask_RT: torch.Tensor
     ids_keep_RK: torch.Tensor
     ids_restore_RT: torch.Tensor
     masked_N: torch.Tensor
+    each: int | None = None
 
     @classmethod
     def from_mask(
@@ -38,6 +41,7 @@ class MaskSet:
         mask_RT: torch.Tensor,
         ids_keep_RK: torch.Tensor | None = None,
         ids_restore_RT: torch.Tensor | None = None,
+        each: int | None = None,
     ) -> MaskSet:
         """Complete a given mask; the number of kept positions is that of the first row.
 
@@ -45,20 +49,24 @@ class MaskSet:
             mask_RT: (R, T) bool.
             ids_keep_RK: recorded order of the kept positions; ``None`` keeps them in ascending order.
             ids_restore_RT: the way back that belongs to ``ids_keep_RK``.
+            each: masked positions of every row, if all have equally many; without it a GPU is asked.
         """
         mask_RT = mask_RT.bool()
         if ids_keep_RK is None or ids_restore_RT is None:
             order_RT = torch.argsort(mask_RT.to(torch.uint8), dim=1, stable=True)
-            keep = int((~mask_RT[0]).sum())
+            keep = int((~mask_RT[0]).sum()) if each is None else mask_RT.shape[1] - each
             ids_keep_RK, ids_restore_RT = order_RT[:, :keep], torch.argsort(order_RT, dim=1)
-        masked_N = mask_RT.flatten().nonzero().squeeze(1)
-        return cls(mask_RT, ids_keep_RK, ids_restore_RT, masked_N)
+        return cls(mask_RT, ids_keep_RK, ids_restore_RT, masked_index(mask_RT, each), each)
+
+    def to(self, device: torch.device) -> MaskSet:
+        """The same on a device; nothing waits for the copies."""
+        tensors = self.mask_RT, self.ids_keep_RK, self.ids_restore_RT, self.masked_N
+        return MaskSet(*(moved(x, device) for x in tensors), self.each)
 
     def rows(self, index_N: torch.Tensor) -> MaskSet:
         """The masks of some rows, ascending."""
-        mask_NT = self.mask_RT[index_N]
-        masked_N = mask_NT.flatten().nonzero().squeeze(1)
-        return MaskSet(mask_NT, self.ids_keep_RK[index_N], self.ids_restore_RT[index_N], masked_N)
+        mask_NT, masked_N = self.mask_RT[index_N], masked_index(self.mask_RT[index_N], self.each)
+        return MaskSet(mask_NT, self.ids_keep_RK[index_N], self.ids_restore_RT[index_N], masked_N, self.each)
 
     @property
     def num_kept(self) -> int:
@@ -105,6 +113,18 @@ class MaskSet:
         return targets_BTD.reshape(samples * length, dim).index_select(0, flat)
 
 
+def masked_index(mask_RT: torch.Tensor, each: int | None = None) -> torch.Tensor:
+    """(N,) int64: flat indices ``row * T + position`` of the masked positions, row by row.
+
+    Args:
+        mask_RT: (R, T) bool.
+        each: masked positions of every row, if all have equally many; without it a GPU is asked.
+    """
+    if each is None:
+        return mask_RT.flatten().nonzero().squeeze(1)
+    return mask_RT.flatten().nonzero_static(size=each * len(mask_RT)).squeeze(1)
+
+
 def clone_ids(ids_B: torch.Tensor, clones: int) -> torch.Tensor:
     """An id for each row of a cloned batch, a function of the sample's id and the clone's index alone.
 
@@ -140,7 +160,7 @@ def random_masks(row_ids_R: torch.Tensor, length: int, mask_prob: float, *key: i
     ids_restore = torch.argsort(torch.cat([ids_keep, ids_masked], dim=1), dim=1)
     mask_RT = torch.ones_like(order_RT, dtype=torch.bool).scatter_(1, ids_keep, False)
     row_R1 = torch.arange(len(row_ids_R), device=row_ids_R.device)[:, None] * length
-    return MaskSet(mask_RT, ids_keep, ids_restore, (row_R1 + ids_masked).flatten())
+    return MaskSet(mask_RT, ids_keep, ids_restore, (row_R1 + ids_masked).flatten(), length - keep)
 
 
 def batch_mask_prob(mask_prob: float, mask_prob_min: float | None, *key: int | str) -> float:
@@ -150,12 +170,9 @@ def batch_mask_prob(mask_prob: float, mask_prob_min: float | None, *key: int | s
     return mask_prob_min + (mask_prob - mask_prob_min) * stable_key("mask_prob", *key) / 2**63
 
 
-def row_noise(
-    row_ids_R: torch.Tensor, positions: int, dim: int, std: float, device: torch.device, *key: int | str
-) -> torch.Tensor:
+def row_noise(row_ids_R: torch.Tensor, positions: int, dim: int, std: float, *key: int | str) -> torch.Tensor:
     """Gaussian noise for the decoder's masked positions, one generator a row: (R, positions, D)."""
-    noise = torch.empty(len(row_ids_R), positions, dim, device=device)
-    draw = torch.Generator(device=device)  # seeded again for each row: a GPU makes new ones slowly
+    noise, draw = torch.empty(len(row_ids_R), positions, dim), torch.Generator()
     for row, row_id in enumerate(row_ids_R.tolist()):
         noise[row].normal_(0.0, std, generator=draw.manual_seed(stable_key("noise", *key, row_id)))
     return noise

@@ -75,6 +75,12 @@ class ModalityEncoder(nn.Module):
         """What the student sees of local features, positions added: (B, T, D) to (R, K, D)."""
         return masks.gather_kept(self.add_positions(x_BTD, padding_mask_BT))
 
+    @property
+    def counts_are_known(self) -> bool:
+        """How many positions of a row are masked does not depend on the draw: a GPU can make such masks
+        without being asked for counts."""
+        return True
+
     def draw_masks(
         self,
         row_ids_R: torch.Tensor,
@@ -85,6 +91,8 @@ class ModalityEncoder(nn.Module):
         update: int,
     ) -> MaskSet:
         """The masks that the configuration asks for, as functions of (seed, update, sample id, clone).
+
+        They are made where the ids are.
 
         Args:
             row_ids_R: (R,) int64 sample ids of the rows, see :func:`~data2vec.masking.clone_ids`.

@@ -12,8 +12,7 @@ weights decay, moments fade and move the parameter, and the step counts. All pub
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -206,12 +205,17 @@ class ScheduledAdam:
 
 
 @torch.no_grad()
+def gradient_norm(parameters: Iterable[nn.Parameter], device: torch.device) -> torch.Tensor:
+    """Norm of this worker's parts of all gradients, a number that stays on the device."""
+    gradients = [own_part(p.grad) for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros((), device=device)
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+@torch.no_grad()
 def scale_and_clip(
-    parameters: Iterable[nn.Parameter],
-    divisor: float,
-    clip_norm: float,
-    *,
-    total: Callable[[float], float] | None = None,
+    parameters: Iterable[nn.Parameter], divisor: float, clip_norm: float, *, norm: float | None = None
 ) -> float:
     """Divide gradients by the global sample size and clip them by their global norm.
 
@@ -219,22 +223,19 @@ def scale_and_clip(
         parameters: those without a gradient are skipped.
         divisor: sample size; 0 counts as 1.
         clip_norm: 0 only measures.
-        total: adds up a number over the workers, where each holds its own rows of the gradients.
+        norm: of the gradients as they are, of all workers' parts; by default it is measured here.
 
     Returns:
         The norm after division and before clipping.
     """
+    parameters = list(parameters)
     gradients = [own_part(p.grad) for p in parameters if p.grad is not None]
-    norm = 0.0
-    if gradients:
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))).item()
-    if total is not None:
-        norm = math.sqrt(total(norm * norm))
-    if not gradients:
-        return norm
+    if norm is None:
+        norm = gradient_norm(parameters, torch.device("cpu")).item()
     factor = 1.0 / (divisor or 1.0)
     norm *= factor
     if clip_norm > 0:
         factor *= min(1.0, clip_norm / (norm + 1e-6))
-    torch._foreach_mul_(gradients, factor)
+    if gradients:
+        torch._foreach_mul_(gradients, factor)
     return norm

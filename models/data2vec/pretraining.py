@@ -24,6 +24,8 @@ from .config import NO_TEACHER, Data2VecMultiConfig
 from .errors import ConfigError, Problem
 from .image import ImageEncoder, pixel_targets
 from .masking import MaskSet, clone_ids, row_noise
+from .placing import moved
+from .randomness import hashed_normal, row_keys
 from .student import Data2VecMulti, Features
 from .targets import TargetAverage
 from .teacher import Teacher
@@ -87,6 +89,37 @@ class PretrainOutput:
         return torch.stack(list(self.losses.values())).sum()
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Predictions against targets: the end of every objective.
+
+    Attributes:
+        losses: as in :class:`PretrainOutput`.
+        prediction_ND: predictions at masked positions.
+        target_ND: targets there.
+        prediction: moments of the predictions.
+        target: moments of the targets.
+    """
+
+    losses: dict[str, torch.Tensor]
+    prediction_ND: torch.Tensor
+    target_ND: torch.Tensor
+    prediction: Moments
+    target: Moments
+
+    @classmethod
+    def of(
+        cls, losses: dict[str, torch.Tensor], prediction_ND: torch.Tensor, target_ND: torch.Tensor
+    ) -> Comparison:
+        """With the moments of both."""
+        return cls(losses, prediction_ND, target_ND, Moments.of(prediction_ND), Moments.of(target_ND))
+
+    def output(self, masked_pct: float, stages: Mapping[str, Scatter]) -> PretrainOutput:
+        """What the micro-batch gives; for its other arguments see :class:`PretrainOutput`."""
+        size = len(self.prediction_ND)
+        return PretrainOutput(self.losses, size, self.prediction, self.target, masked_pct, stages)
+
+
 class Data2VecPretraining(nn.Module):
     """Student, decoder and teacher with the v2 objective.
 
@@ -95,6 +128,8 @@ class Data2VecPretraining(nn.Module):
         vocab_size: V, of a text model only.
         seed: seed of the initial weights.
     """
+
+    regions = ("_compare", "_hashed_noise")
 
     def __init__(self, config: Data2VecMultiConfig, *, vocab_size: int | None = None, seed: int = 1) -> None:
         super().__init__()
@@ -128,7 +163,8 @@ class Data2VecPretraining(nn.Module):
 
         Args:
             source: what the front end takes: (B, T) token ids, (B, 3, S, S) images, (B, samples) of audio.
-            padding_mask: (B, T) bool, or (B, samples) for audio, true where padded.
+            padding_mask: (B, T) bool, or (B, samples) for audio, true where padded; best on the CPU, as is
+                ``ids``: then a GPU is asked for nothing.
             ids: (B,) sample ids; masks and noise are functions of (seed, update, id, clone).
             update: completed optimizer updates.
             seed: seed of masks and noise; by default the configuration's.
@@ -138,29 +174,32 @@ class Data2VecPretraining(nn.Module):
             chunk: the clones to compute now; the chunks of a micro-batch come in order, each with its
                 backward pass, and their sums are those of the micro-batch. By default all at once.
         """
-        config, encoder, modality = self.config, self.student.encoder, self.student.encoder.config
-        clones = config.clone_batch
+        config, encoder = self.config, self.student.encoder
+        clones, device = config.clone_batch, source.device
         if chunk is None:
             (chunk,) = clone_chunks(clones, clones)
         shared = chunk.shared
         if chunk.first:
             shared.local_BTD = encoder.local_features(source)
         local_BTD = chunk.local_features()
-        padding_mask = encoder.token_padding(padding_mask, local_BTD.shape[1])
+        length = local_BTD.shape[1]
+        padding_mask = encoder.token_padding(padding_mask, length)
 
         seed = config.seed if seed is None else seed
-        ids = torch.arange(len(source), device=source.device) if ids is None else ids
-        row_ids_R, length = clone_ids(ids, clones), local_BTD.shape[1]
+        ids = torch.arange(len(source)) if ids is None else ids
         masks = shared.masks or masks
         if masks is None:
+            row_ids_R = clone_ids(ids, clones)
+            if encoder.counts_are_known:
+                row_ids_R = moved(row_ids_R, device)
             masks = encoder.draw_masks(row_ids_R, length, padding_mask, int(ids[0]), seed, update)
-        shared.masks, total_size = masks, masks.masked_N.numel()
+        shared.masks = masks = masks.to(device)
+        padding_mask = moved(padding_mask, device)
+        total_size = masks.masked_N.numel()
         if len(chunk.clones) < clones:
-            rows = chunk.rows(len(source), source.device)
-            masks, row_ids_R = masks.rows(rows), row_ids_R[rows]
-            noise_RJD = None if noise_RJD is None else noise_RJD[rows]
+            masks = masks.rows(chunk.rows(len(source), device))
         if shared.targets_BTD is None:  # before the student: working memory on top of nothing that is kept
-            with self._teacher_precision(source.device):
+            with self._teacher_precision(device):
                 shared.targets_BTD = self._targets(source, local_BTD, padding_mask, (seed, update))
         targets_BTD = shared.targets_BTD
 
@@ -168,19 +207,57 @@ class Data2VecPretraining(nn.Module):
         kept_RKD = encoder.kept_features(local_BTD, masks, padding_mask)
         x_RKD = self.student.encode(kept_RKD, kept_padding, seed, update, positions_RK=masks.ids_keep_RK)
         if noise_RJD is None:
-            gaps = length - masks.num_kept
-            noise_RJD = row_noise(
-                row_ids_R, gaps, config.embed_dim, modality.mask_noise_std, source.device, seed, update
-            )
-        prediction_ND = self._decode(x_RKD, masks, noise_RJD)
+            row_ids_R = clone_ids(ids, clones)[chunk.rows(len(source), ids.device)]
+            noise_RJD = self._noise(row_ids_R, length - masks.num_kept, device, seed, update)
+        elif len(chunk.clones) < clones:
+            noise_RJD = noise_RJD[chunk.rows(len(source), device)]
+        found = self._compare(x_RKD, masks, noise_RJD, source, targets_BTD, total_size)
         del noise_RJD
-        target_ND = masks.gather_masked_targets(targets_BTD)
+        stages: dict[str, Scatter] = {}
+        if watch:
+            seen_RKD = x_RKD[:, encoder.num_extra_tokens :]
+            stages = stage_scatters({
+                "encoder": (seen_RKD, kept_padding), "targets": (found.target_ND, None),
+                "predictions": (found.prediction_ND, None),
+            } | ({"local_features": (local_BTD, padding_mask)} if chunk.first else {}))  # fmt: skip
+        return found.output(1.0 - masks.num_kept / length, stages)
 
-        sample_size = masks.masked_N.numel()
+    def student_features(
+        self, source: torch.Tensor, padding_mask: torch.Tensor | None = None, *, all_layers: bool = False
+    ) -> Features:
+        """The student's features of complete input, see :meth:`Data2VecMulti.forward`."""
+        return self.student(source, padding_mask, all_layers=all_layers)
+
+    def _noise(self, row_ids_R: torch.Tensor, gaps: int, device: torch.device, *key: int) -> torch.Tensor:
+        """(R, gaps, D) decoder noise; ``key`` is (seed, update)."""
+        std = self.student.encoder.config.mask_noise_std
+        if device.type == "cpu":
+            return row_noise(row_ids_R, gaps, self.config.embed_dim, std, *key)
+        keys_R = row_keys("noise", *key, ids_R=moved(row_ids_R, device))
+        return self._hashed_noise(keys_R, gaps, std)
+
+    def _hashed_noise(self, keys_R: torch.Tensor, gaps: int, std: float) -> torch.Tensor:
+        """Where rows are many and small: all of them at once."""
+        dim = self.config.embed_dim
+        return hashed_normal(keys_R, gaps * dim).view(-1, gaps, dim) * std
+
+    def _compare(
+        self,
+        x_RKD: torch.Tensor,
+        masks: MaskSet,
+        noise_RJD: torch.Tensor,
+        source: torch.Tensor,
+        targets_BTD: torch.Tensor,
+        total_size: int,
+    ) -> Comparison:
+        """Decode, and compare with the targets; ``total_size`` is the N of all clones."""
+        config, encoder = self.config, self.student.encoder
+        prediction_ND = self._decode(x_RKD, masks, noise_RJD)
+        target_ND = masks.gather_masked_targets(targets_BTD)
         losses: dict[str, torch.Tensor] = {}
         if config.cls_loss > 0:
             class_RD = x_RKD[:, encoder.num_extra_tokens - 1]
-            mean_RD = targets_BTD.mean(dim=1).repeat_interleave(len(chunk.clones), dim=0)
+            mean_RD = targets_BTD.mean(dim=1).repeat_interleave(len(x_RKD) // len(targets_BTD), dim=0)
             # Times the local sample size, as in the reference: its weight grows with the micro-batch.
             losses["cls"] = self._distance(class_RD, mean_RD, config.cls_loss * total_size)
         if config.recon_loss > 0:
@@ -188,27 +265,7 @@ class Data2VecPretraining(nn.Module):
         if config.d2v_loss > 0:
             name = f"{config.modality_name}_regression"
             losses[name] = self._distance(prediction_ND, target_ND, config.d2v_loss)
-        stages: dict[str, Scatter] = {}
-        if watch:
-            seen_RKD = x_RKD[:, encoder.num_extra_tokens :]
-            stages = stage_scatters({
-                "encoder": (seen_RKD, kept_padding), "targets": (target_ND, None),
-                "predictions": (prediction_ND, None),
-            } | ({"local_features": (local_BTD, padding_mask)} if chunk.first else {}))  # fmt: skip
-        return PretrainOutput(
-            losses=losses,
-            sample_size=sample_size,
-            prediction=Moments.of(prediction_ND),
-            target=Moments.of(target_ND),
-            masked_pct=1.0 - masks.num_kept / length,
-            stages=stages,
-        )
-
-    def student_features(
-        self, source: torch.Tensor, padding_mask: torch.Tensor | None = None, *, all_layers: bool = False
-    ) -> Features:
-        """The student's features of complete input, see :meth:`Data2VecMulti.forward`."""
-        return self.student(source, padding_mask, all_layers=all_layers)
+        return Comparison.of(losses, prediction_ND, target_ND)
 
     def _decode(self, x_RKD: torch.Tensor, masks: MaskSet, noise_RJD: torch.Tensor) -> torch.Tensor:
         """Predictions at masked positions, (N, D): only those are projected back to the model's width."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import random
 from collections.abc import Iterator
 
@@ -78,6 +79,15 @@ def hashed_scores(keys_R: torch.Tensor, columns: int) -> torch.Tensor:
     """
     counter_N = torch.arange(1, columns + 1, device=keys_R.device, dtype=torch.int64) * _GOLDEN
     return _mix(keys_R[:, None] + counter_N[None, :])
+
+
+def hashed_normal(keys_R: torch.Tensor, columns: int) -> torch.Tensor:
+    """Standard normal numbers from the same generator, two of each score (Box and Muller): (R, N) float32."""
+    scores = hashed_scores(keys_R, (columns + 1) // 2)
+    share = 2.0**-24  # fp32 holds 24 bits; the logarithm's number is never zero
+    radius = ((((scores >> 8) & (2**24 - 1)) + 1).float() * share).log().mul(-2.0).sqrt()
+    angle = ((scores >> 40) & (2**24 - 1)).float() * (2.0 * math.pi * share)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :columns]
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from .config import Data2VecMultiConfig
 from .dropout import Dropout
 from .image import ImageEncoder
 from .modality import ModalityEncoder
+from .placing import moved
 from .randomness import generator
 from .text import TextEncoder
 from .transformer import kept_blocks, make_blocks, make_norm
@@ -127,6 +128,7 @@ class Data2VecMulti(nn.Module):
         layers: list[torch.Tensor] = []
         x = self.encoder.local_features(source)
         padding_mask = self.encoder.token_padding(padding_mask, x.shape[1])
+        padding_mask = moved(padding_mask, x.device)
         x = self.encoder.add_positions(x, padding_mask)
         x = self.encode(x, padding_mask, *key, layers=layers if all_layers else None)
         if layers:

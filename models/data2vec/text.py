@@ -22,6 +22,8 @@ _POSITION_OFFSET = PAD + 1  # the first real token has position id 2; pads have 
 class TextEmbedding(nn.Module):
     """Token + position embedding, layer norm, dropout."""
 
+    regions = ("forward",)
+
     def __init__(self, config: TextModalityConfig, dim: int, vocab_size: int) -> None:
         super().__init__()
         self.scale = 1.0 if config.no_scale_embedding else dim**0.5

@@ -41,6 +41,7 @@ class TransformerBlock(nn.Module):
     candidate.
 
     Attributes:
+        regions: methods that are compiled, see :mod:`data2vec.compilation`.
         drop_path: probability of dropping a branch of a row while training.
         recompute: keep the input only and run again in the backward pass, with equal dropout.
         in_step: where layer drop spares the block, run it and multiply its effect by zero, because its
@@ -49,6 +50,7 @@ class TransformerBlock(nn.Module):
         took_part: the block ran with gradients since this was last set to false.
     """
 
+    regions = ("_run",)
     drop_path = 0.0
     recompute = False
     in_step = False
@@ -59,15 +61,19 @@ class TransformerBlock(nn.Module):
         self, x_RTD: torch.Tensor, bias: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(R, T, D) to the block's output and its target candidate, both (R, T, D)."""
+        given = (x_RTD, bias, self._kept_rows(x_RTD), self._kept_rows(x_RTD))
         if self.recompute and self.training and torch.is_grad_enabled():
-            return checkpoint(self._run, x_RTD, bias, use_reentrant=False)
-        return self._run(x_RTD, bias)
+            return checkpoint(self._run, *given, use_reentrant=False)
+        return self._run(*given)
 
-    def _run(self, x_RTD: torch.Tensor, bias: torch.Tensor | None, /) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(
+        self, x_RTD: torch.Tensor, bias: torch.Tensor | None, attending: KeptRows, feeding: KeptRows, /
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output and target candidate, where drop path has decided whose branches run."""
         raise NotImplementedError
 
     def _kept_rows(self, x_RTD: torch.Tensor) -> KeptRows:
-        """The rows whose next branch runs: all, but for drop path while training."""
+        """The rows of which a branch runs: all, but for drop path while training."""
         return draw_kept_rows(len(x_RTD), self.drop_path, x_RTD.device) if self.training else ALL_ROWS
 
     def without_effect(
@@ -105,28 +111,30 @@ class Block(TransformerBlock):
         self.mlp = FeedForward(dim, int(dim * config.mlp_ratio), config.activation_dropout)
         self.post_mlp_dropout = Dropout(config.post_mlp_drop)
 
-    def _run(self, x_RTD: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(
+        self, x_RTD: torch.Tensor, bias: torch.Tensor | None, attending: KeptRows, feeding: KeptRows
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run the block.
 
         Args:
             x_RTD: (R, T, D).
             bias: attention bias, see :class:`~data2vec.attention.Attention`.
+            attending: rows whose attention runs.
+            feeding: rows whose feed-forward network runs.
 
         Returns:
             The block's output (R, T, D), and the target candidate (R, T, D): the feed-forward output before
             dropout, residual and norm, or the output itself with ``end_of_block_targets``. Drop path leaves
             the rows out of the former whose feed-forward network did not run.
         """
-        kept = self._kept_rows(x_RTD)
-        x = kept.of(x_RTD)
-        bias = None if bias is None else kept.of(bias)
-        h = kept.add(x_RTD, self.attn(self.norm1(x) if self.pre_norm else x, bias))
+        x = attending.of(x_RTD)
+        bias = None if bias is None else attending.of(bias)
+        h = attending.add(x_RTD, self.attn(self.norm1(x) if self.pre_norm else x, bias))
         if not self.pre_norm:
             h = self.norm1(h)
-        kept = self._kept_rows(h)
-        x = kept.of(h)
+        x = feeding.of(h)
         f = self.mlp(self.norm2(x) if self.pre_norm else x)
-        y = kept.add(h, self.post_mlp_dropout(f))
+        y = feeding.add(h, self.post_mlp_dropout(f))
         if not self.pre_norm:
             y = self.norm2(y)
         return y, (y if self.end_of_block_targets else f)

@@ -24,6 +24,8 @@ class WaveformConvolutions(nn.Module):
         layers: (channels, width, stride) of each convolution.
     """
 
+    regions = ("forward",)
+
     def __init__(self, layers: tuple[ConvLayer, ...]) -> None:
         super().__init__()
         self.layers = layers
@@ -182,6 +184,8 @@ class PositionalConvolutions(nn.ModuleDict):
         depth: number of convolutions.
         first: number in the name of the first one (1 in v2, where the reference counts a transposition).
     """
+
+    regions = ("forward",)
 
     def __init__(self, dim: int, width: int, groups: int, depth: int, first: int) -> None:
         kernel = max(3, width // depth)

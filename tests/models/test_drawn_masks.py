@@ -62,7 +62,7 @@ def test_data2vec_2(kind: str, modality: dict[str, Any], seed: int | None, updat
         masks = audio_span_masks(rows, 9, share, front, frames, *key)
     else:
         masks = random_masks(rows, 9, share, *key)
-    noise = row_noise(rows, 9 - masks.num_kept, config.embed_dim, front.mask_noise_std, CPU, *key)
+    noise = row_noise(rows, 9 - masks.num_kept, config.embed_dim, front.mask_noise_std, *key)
     drawn = model(source, padding, IDS, update=update, seed=seed)
     given = model(source, padding, IDS, update=update, seed=seed, masks=masks, noise_RJD=noise)
     assert drawn.loss.item() == given.loss.item() and drawn.sample_size == given.sample_size

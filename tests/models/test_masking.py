@@ -139,11 +139,11 @@ def test_loss_positions_follow_the_mask_where_masked_positions_are_kept() -> Non
 
 
 def test_noise_belongs_to_the_row_and_has_the_given_deviation() -> None:
-    noise = row_noise(torch.tensor([4, 8]), 50, 30, 0.01, torch.device("cpu"), 1, 2)
-    swapped = row_noise(torch.tensor([8, 4, 5]), 50, 30, 0.01, torch.device("cpu"), 1, 2)
+    noise = row_noise(torch.tensor([4, 8]), 50, 30, 0.01, 1, 2)
+    swapped = row_noise(torch.tensor([8, 4, 5]), 50, 30, 0.01, 1, 2)
     assert torch.equal(noise, swapped[[1, 0]])
     assert float(noise.std()) == pytest.approx(0.01, rel=0.05)
-    later = row_noise(torch.tensor([4, 8]), 50, 30, 0.01, torch.device("cpu"), 1, 3)
+    later = row_noise(torch.tensor([4, 8]), 50, 30, 0.01, 1, 3)
     assert not torch.equal(noise, later)
 
 

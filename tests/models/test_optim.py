@@ -15,7 +15,14 @@ import torch
 from torch import nn
 
 from data2vec.config import Data2VecMultiConfig
-from data2vec.optim import Adam, GroupSettings, ScheduledAdam, parameter_groups, scale_and_clip
+from data2vec.optim import (
+    Adam,
+    GroupSettings,
+    ScheduledAdam,
+    gradient_norm,
+    parameter_groups,
+    scale_and_clip,
+)
 from data2vec.schedules import Fixed
 from data2vec.student import Data2VecMulti
 from data2vec.v1.image import Data2VecVision
@@ -301,8 +308,9 @@ def test_groups_by_tags(listed: bool) -> None:
 def test_the_norm_is_that_of_all_workers() -> None:
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.tensor([3.0, 0.0])
-    norm = scale_and_clip([parameter], 2.0, 1.0, total=lambda square: square + 16.0)  # another one holds a 4
-    assert norm == pytest.approx(2.5)
+    assert gradient_norm([parameter], torch.device("cpu")) == 3.0
+    assert scale_and_clip([parameter], 2.0, 1.0, norm=5.0) == pytest.approx(2.5)  # another one holds a 4
     assert parameter.grad[0] == pytest.approx(1.5 / (2.5 + 1e-6))
     empty = nn.Parameter(torch.zeros(0))
-    assert scale_and_clip([empty], 2.0, 1.0, total=lambda square: square + 16.0) == 4.0, "none of the rows"
+    assert gradient_norm([empty], torch.device("cpu")) == 0.0
+    assert scale_and_clip([empty], 2.0, 1.0, norm=4.0) == 2.0, "none of the rows"

@@ -9,7 +9,6 @@ Where a step calls a method of a module instead of the module, the method is wat
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -21,7 +20,7 @@ from torch import nn
 
 from data2vec.audio import AudioEncoder
 from data2vec.mae import MaeDecoder, MaskedAutoencoder
-from data2vec.pretraining import Data2VecPretraining, PretrainOutput
+from data2vec.pretraining import Comparison, Data2VecPretraining, PretrainOutput
 from data2vec.student import Data2VecMulti
 from data2vec.v1.audio import Data2VecAudioPretraining
 from data2vec.v1.image import Data2VecVision, Data2VecVisionPretraining
@@ -185,13 +184,11 @@ def _time_first(pair: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
 def _regression(model: nn.Module, watch: Watch) -> None:
     """Predictions and targets at masked positions."""
 
-    def compared(
-        _: Any, name: str, predictions: torch.Tensor, targets: torch.Tensor, *__: Any, **___: Any
-    ) -> None:
-        watch.put("pred_masked", predictions)
-        watch.put("targets_masked", targets)
+    def compared(found: Comparison, *_: torch.Tensor) -> None:
+        watch.put("pred_masked", found.prediction_ND)
+        watch.put("targets_masked", found.target_ND)
 
-    watch.calls(sys.modules[type(model).__module__], "regression_output", compared)
+    watch.calls(model, "_compare", compared)
 
 
 _OF: dict[type[nn.Module], Callable[[Any, Watch], None]] = {

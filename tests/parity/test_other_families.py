@@ -70,7 +70,7 @@ def record_trajectory(folder: Path, updates: int = 3) -> Path:
         length = model.student.encoder.local_features(source).shape[1]
         rows = clone_ids(torch.arange(2), 2)
         masks = random_masks(rows, length, 0.4, update)
-        noise = row_noise(rows, length - masks.num_kept, 16, 0.01, torch.device("cpu"), update)
+        noise = row_noise(rows, length - masks.num_kept, 16, 0.01, update)
         output = model(source, padding, update=update, masks=masks, noise_RJD=noise)
         for parameter in model.student.parameters():
             parameter.grad = None

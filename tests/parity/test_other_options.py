@@ -66,7 +66,7 @@ def record_pretraining(folder: Path, config: Data2VecMultiConfig, padded: bool) 
     source = source.masked_fill(padding, 1) if padded else source
     rows = clone_ids(torch.arange(2), config.clone_batch)
     masks = random_masks(rows, length, 0.4, 9)
-    noise = row_noise(rows, length - masks.num_kept, config.embed_dim, 0.01, torch.device("cpu"), 9)
+    noise = row_noise(rows, length - masks.num_kept, config.embed_dim, 0.01, 9)
     tensors = {f"student/{name}": value for name, value in copies(model.student).items()}
     tensors |= {f"teacher/{name}": value for name, value in copies(model.teacher.module).items()}
     tensors |= {"input/source": source, "mask/mask": masks.mask_RT, "mask/ids_keep": masks.ids_keep_RK,

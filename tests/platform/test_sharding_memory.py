@@ -55,7 +55,7 @@ def _measure(rank: int, size: int, place: str) -> None:
         for index in range(passes):
             placement.backward(model(images, update=step).loss, True, index == passes - 1)
         placement.reduce(parameters)
-        placement.clip(parameters, 1.0, 1.0)
+        placement.total(torch.zeros(1, dtype=torch.float64), parameters)
         adam.step(step, 1)
 
     warm = make(depth=1, average_top_k_layers=1)

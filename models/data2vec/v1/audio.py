@@ -18,7 +18,9 @@ from ..audio_masking import span_masks
 from ..conv_spec import frame_count, parse_conv_layers
 from ..dropout import Dropout
 from ..errors import DataError
-from ..pretraining import PretrainOutput
+from ..masking import masked_index
+from ..placing import moved
+from ..pretraining import Comparison, PretrainOutput
 from ..randomness import generator
 from ..student import Features, initialise
 from ..targets import TargetAverage
@@ -27,7 +29,7 @@ from ..transformer import kept_blocks
 from ..waveform import PositionalConvolutions, WaveformConvolutions, frame_padding
 from .config import Data2VecAudioConfig
 from .layers import EncoderLayer
-from .objective import masked_positions, regression_output
+from .objective import compared, masked_positions, regression_output
 
 
 class AudioTransformer(nn.Module):
@@ -197,7 +199,7 @@ class Data2VecAudio(nn.Module):
         """
         layers: list[torch.Tensor] = []
         x = self.local_features(source)
-        padding = self.token_padding(padding_mask, x.shape[1])
+        padding = moved(self.token_padding(padding_mask, x.shape[1]), x.device)
         keep = (lambda _, output, __: layers.append(output)) if all_layers else None
         x = self.encoder(self.dropout_input(x), padding, *key, each=keep)
         return Features(x, tuple(layers))
@@ -210,6 +212,8 @@ class Data2VecAudioPretraining(nn.Module):
         config: architecture and objective.
         seed: seed of the initial weights.
     """
+
+    regions = ("_compare",)
 
     def __init__(self, config: Data2VecAudioConfig, *, seed: int = 1) -> None:
         super().__init__()
@@ -233,34 +237,53 @@ class Data2VecAudioPretraining(nn.Module):
 
         Args:
             source: (B, S) samples at 16 kHz.
-            padding_mask: (B, S) bool, true where padded.
+            padding_mask: (B, S) bool, true where padded; best on the CPU, as are ``ids`` and ``mask_BT``:
+                then a GPU is asked for nothing.
             ids: (B,) sample ids; masks are functions of (seed, update, id), and of the other rows' counts.
             update: completed optimizer updates.
             seed: seed of the masks; by default the configuration's.
             mask_BT: given mask instead of a drawn one.
             watch: also sum what the collapse watch looks at.
         """
-        student, config = self.student, self.config
-        seed = config.seed if seed is None else seed
-        ids = torch.arange(len(source), device=source.device) if ids is None else ids
+        student = self.student
+        seed = self.config.seed if seed is None else seed
+        ids = torch.arange(len(source)) if ids is None else ids
         local_BTD = student.local_features(source)
         padding = student.token_padding(padding_mask, local_BTD.shape[1])
         if mask_BT is None:
             mask_BT = student.draw_time_mask(ids, local_BTD.shape[1], padding, seed, update)
-        channels = student.draw_channel_mask(ids, seed, update)
-        hidden_BTD = student.hide(student.dropout_input(local_BTD), mask_BT, channels)
-        x_BTD = student.encoder(hidden_BTD, padding, seed, update)
-        assert student.final_proj is not None
-        prediction_ND = student.final_proj(masked_positions(x_BTD, mask_BT)).float()
-        target_ND = masked_positions(self._targets(local_BTD, padding), mask_BT)
-        return regression_output(
+        channels, masked_N = student.draw_channel_mask(ids, seed, update), masked_index(mask_BT)
+        mask_BT, channels, masked_N, padding = (
+            moved(x, source.device) for x in (mask_BT, channels, masked_N, padding)
+        )
+        x_BTD, found = self.compute(local_BTD, padding, mask_BT, channels, masked_N, seed, update)
+        watched = (local_BTD, x_BTD, padding) if watch else None
+        return regression_output(found, mask_BT.numel(), watched)
+
+    def compute(
+        self,
+        local_BTD: torch.Tensor,
+        padding_BT: torch.Tensor | None,
+        mask_BT: torch.Tensor,
+        channels_BD: torch.Tensor | None,
+        masked_N: torch.Tensor,
+        *key: int,
+    ) -> tuple[torch.Tensor, Comparison]:
+        """The encoder's output (B, T, D) and what comes of it: all that a device does by itself."""
+        student = self.student
+        hidden_BTD = student.hide(student.dropout_input(local_BTD), mask_BT, channels_BD)
+        x_BTD = student.encoder(hidden_BTD, padding_BT, *key)
+        return x_BTD, self._compare(x_BTD, self._targets(local_BTD, padding_BT), masked_N)
+
+    def _compare(self, x_BTD: torch.Tensor, targets_BTD: torch.Tensor, masked_N: torch.Tensor) -> Comparison:
+        config, final_proj = self.config, self.student.final_proj
+        assert final_proj is not None
+        return compared(
             "regression",
-            prediction_ND,
-            target_ND,
-            mask_BT,
+            final_proj(masked_positions(x_BTD, masked_N)),
+            masked_positions(targets_BTD, masked_N),
             beta=config.loss_beta,
             scale=config.encoder_embed_dim**-0.5 if config.loss_scale is None else config.loss_scale,
-            watched=(local_BTD, x_BTD, padding) if watch else None,
         )
 
     @torch.no_grad()

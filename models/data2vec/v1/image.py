@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..attention import attend, split_heads
+from ..drop_path import KeptRows
 from ..errors import DataError
 from ..feed_forward import feed_forward
-from ..pretraining import PretrainOutput
+from ..masking import masked_index
+from ..placing import moved
+from ..pretraining import Comparison, PretrainOutput
 from ..randomness import generator
 from ..student import Features
 from ..targets import TargetAverage
@@ -26,7 +29,7 @@ from ..teacher import Teacher
 from ..transformer import TransformerBlock, drop_path_rates, kept_blocks
 from .image_config import Data2VecVisionConfig
 from .image_masking import rectangle_masks
-from .objective import masked_positions, regression_output
+from .objective import compared, masked_positions, regression_output
 
 EachLayer = Callable[[int, torch.Tensor, torch.Tensor], None]
 INIT_STD = 0.02
@@ -138,15 +141,15 @@ class ImageBlock(TransformerBlock):
         self.gamma_1 = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
         self.gamma_2 = nn.Parameter(torch.full((dim,), scale)) if scale > 0 else None
 
-    def _run(self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(
+        self, x_BTD: torch.Tensor, bias_1HTT: torch.Tensor | None, attending: KeptRows, feeding: KeptRows
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, D) to the block's output and its scaled feed-forward branch, of rows drop path keeps."""
-        kept = self._kept_rows(x_BTD)
-        x = kept.add(x_BTD, self.attn(self.norm1(kept.of(x_BTD)), bias_1HTT, self.gamma_1))
+        x = attending.add(x_BTD, self.attn(self.norm1(attending.of(x_BTD)), bias_1HTT, self.gamma_1))
         widen, _, narrow = self.mlp
         assert isinstance(widen, nn.Linear) and isinstance(narrow, nn.Linear)
-        kept = self._kept_rows(x)
-        f = feed_forward(self.norm2(kept.of(x)), widen, narrow, scale=self.gamma_2)
-        return kept.add(x, f), f
+        f = feed_forward(self.norm2(feeding.of(x)), widen, narrow, scale=self.gamma_2)
+        return feeding.add(x, f), f
 
 
 class ImageTransformer(nn.Module):
@@ -225,6 +228,8 @@ class Data2VecVision(nn.Module):
 class Data2VecVisionPretraining(nn.Module):
     """Student and teacher with the v1 objective."""
 
+    regions = ("_compare",)
+
     def __init__(self, config: Data2VecVisionConfig, *, seed: int = 1) -> None:
         super().__init__()
         self.config = config
@@ -258,11 +263,9 @@ class Data2VecVisionPretraining(nn.Module):
             mask_BT: given mask instead of a drawn one.
             watch: also sum what the collapse watch looks at.
         """
-        student, config = self.student, self.config
-        assert student.mask_emb is not None
-        local_BTD = student.local_features(source)
+        config = self.config
         if mask_BT is None:
-            ids = torch.arange(len(source), device=source.device) if ids is None else ids
+            ids = torch.arange(len(source)) if ids is None else ids
             mask_BT = rectangle_masks(
                 ids,
                 config.grid,
@@ -271,25 +274,37 @@ class Data2VecVisionPretraining(nn.Module):
                 max_per_block=config.max_mask_patches_per_block,
                 key=(config.seed if seed is None else seed, update),
             )
+        masked_N = moved(masked_index(mask_BT), source.device)
+        local_BTD, x_BTD, found = self.compute(source, moved(mask_BT, source.device), masked_N)
+        watched = (local_BTD, x_BTD, None) if watch else None
+        return regression_output(found, mask_BT.numel(), watched)
+
+    def compute(
+        self, source: torch.Tensor, mask_BT: torch.Tensor, masked_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Comparison]:
+        """Patches and the encoder's output, (B, T, D), and what comes of them: all that a device does by
+        itself."""
+        student = self.student
+        assert student.mask_emb is not None
+        local_BTD = student.local_features(source)
         hidden = torch.where(mask_BT[..., None], student.mask_emb.to(local_BTD.dtype), local_BTD)
-        hidden = student.with_class_token(hidden)
-        x_BTD = student.encoder(hidden)[:, 1:]
-        prediction_ND = masked_positions(x_BTD, mask_BT)
+        x_BTD = student.encoder(student.with_class_token(hidden))[:, 1:]
+        return local_BTD, x_BTD, self._compare(x_BTD, self._targets(source, local_BTD), masked_N)
+
+    def _compare(self, x_BTD: torch.Tensor, targets_BTD: torch.Tensor, masked_N: torch.Tensor) -> Comparison:
+        config, prediction_ND = self.config, masked_positions(x_BTD, masked_N)
         if config.use_final_proj:
-            assert student.final_proj is not None
-            prediction_ND = student.final_proj(prediction_ND)
-        target_ND = masked_positions(self._targets(source, local_BTD), mask_BT)
+            assert self.student.final_proj is not None
+            prediction_ND = self.student.final_proj(prediction_ND)
         scale = config.loss_scale
         if scale is None:
             scale = 1.0 if config.mean_loss else config.embed_dim**-0.5
-        return regression_output(
+        return compared(
             "regression",
-            prediction_ND.float(),
-            target_ND,
-            mask_BT,
+            prediction_ND,
+            masked_positions(targets_BTD, masked_N),
             beta=config.loss_beta,
             scale=scale / config.embed_dim if config.mean_loss else scale,
-            watched=(local_BTD, x_BTD, None) if watch else None,
         )
 
     def student_features(

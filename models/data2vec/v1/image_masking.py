@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from ..placing import moved
 from ..randomness import hashed_scores, row_keys
 
 _ATTEMPTS = 10  # for each rectangle; an image for which none fits keeps fewer masked patches
@@ -53,7 +54,7 @@ def rectangle_masks(
             if added == 0:
                 break
             masked += added
-    return torch.from_numpy(masks.reshape(len(ids_B), -1)).to(device)
+    return moved(torch.from_numpy(masks.reshape(len(ids_B), -1)), device)
 
 
 def _add_rectangle(mask_GG: np.ndarray, budget: int, smallest: int, numbers: Iterator[float]) -> int:

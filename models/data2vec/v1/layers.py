@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..attention import attend
+from ..drop_path import KeptRows
 from ..dropout import Dropout
 from ..feed_forward import feed_forward
 from ..transformer import TransformerBlock
@@ -75,7 +76,9 @@ class EncoderLayer(TransformerBlock):
         self.activation_dropout = activation_dropout
         self.activation = "gelu" if activation == "gelu" else "relu"
 
-    def _run(self, x_RTD: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(
+        self, x_RTD: torch.Tensor, bias: torch.Tensor | None, *_all_rows: KeptRows
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Output (R, T, D), and the feed-forward output before dropout and residual (R, T, D)."""
         inner = self.self_attn_layer_norm(x_RTD) if self.pre_norm else x_RTD
         return self._finish(x_RTD, self.self_attn(inner, bias))

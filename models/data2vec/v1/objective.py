@@ -8,33 +8,41 @@ from __future__ import annotations
 import torch
 
 from ..collapse import Scatter, stage_scatters
-from ..pretraining import Moments, PretrainOutput, regression_loss
+from ..pretraining import Comparison, PretrainOutput, regression_loss
 
 
-def masked_positions(x_BTD: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-    """The masked positions of all rows, row by row: (N, D)."""
-    return x_BTD.flatten(0, 1).index_select(0, mask_BT.flatten().nonzero().squeeze(1))
+def masked_positions(x_BTD: torch.Tensor, masked_N: torch.Tensor) -> torch.Tensor:
+    """The masked positions of all rows: (N, D), see :func:`~data2vec.masking.masked_index`."""
+    return x_BTD.flatten(0, 1).index_select(0, masked_N)
+
+
+def compared(
+    name: str, prediction_ND: torch.Tensor, target_ND: torch.Tensor, *, beta: float, scale: float
+) -> Comparison:
+    """The loss.
+
+    Args:
+        name: of the loss.
+        prediction_ND: predictions at masked positions.
+        target_ND: targets there.
+        beta: of the smooth L1 loss, 0 for the squared error.
+        scale: of the loss.
+    """
+    prediction_ND = prediction_ND.float()
+    losses = {name: regression_loss(prediction_ND, target_ND, beta, scale)}
+    return Comparison.of(losses, prediction_ND, target_ND)
 
 
 def regression_output(
-    name: str,
-    prediction_ND: torch.Tensor,
-    target_ND: torch.Tensor,
-    mask_BT: torch.Tensor,
-    *,
-    beta: float,
-    scale: float,
-    watched: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None = None,
+    found: Comparison,
+    num_positions: int,
+    watched: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None,
 ) -> PretrainOutput:
     """Losses and figures of one micro-batch.
 
     Args:
-        name: of the loss.
-        prediction_ND: predictions at masked positions, in fp32.
-        target_ND: targets there.
-        mask_BT: (B, T) bool.
-        beta: of the smooth L1 loss, 0 for the squared error.
-        scale: of the loss.
+        found: predictions against targets.
+        num_positions: B T.
         watched: for the collapse watch: (B, T, D) local features and encoder output, (B, T) padding.
     """
     stages: dict[str, Scatter] = {}
@@ -42,13 +50,6 @@ def regression_output(
         local_BTD, encoded_BTD, padding_BT = watched
         stages = stage_scatters({
             "local_features": (local_BTD, padding_BT), "encoder": (encoded_BTD, padding_BT),
-            "targets": (target_ND, None), "predictions": (prediction_ND, None),
+            "targets": (found.target_ND, None), "predictions": (found.prediction_ND, None),
         })  # fmt: skip
-    return PretrainOutput(
-        losses={name: regression_loss(prediction_ND, target_ND, beta, scale)},
-        sample_size=len(prediction_ND),
-        prediction=Moments.of(prediction_ND),
-        target=Moments.of(target_ND),
-        masked_pct=len(prediction_ND) / mask_BT.numel(),
-        stages=stages,
-    )
+    return found.output(len(found.prediction_ND) / num_positions, stages)

@@ -18,7 +18,9 @@ from torch import nn
 from ..attention import attention_bias
 from ..dropout import Dropout
 from ..errors import DataError
-from ..pretraining import PretrainOutput
+from ..masking import masked_index
+from ..placing import moved
+from ..pretraining import Comparison, PretrainOutput
 from ..randomness import hashed_scores, row_keys
 from ..student import Features, initialise
 from ..targets import TargetAverage
@@ -26,7 +28,7 @@ from ..teacher import Teacher
 from ..text import PAD, position_ids
 from ..transformer import kept_blocks
 from .layers import EncoderLayer
-from .objective import masked_positions, regression_output
+from .objective import compared, masked_positions, regression_output
 from .text_config import Data2VecTextConfig
 
 _EMBEDDINGS = ("embed_tokens.", "embed_positions.", "layernorm_embedding.")
@@ -90,23 +92,22 @@ class SentenceEncoder(nn.Module):
 
     def forward(
         self,
-        source_BT: torch.Tensor,
+        local_BTD: torch.Tensor,
+        padding_BT: torch.Tensor | None,
         *key: int | str,
         each: Each | None = None,
-        local_BTD: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, T) token ids to (B, T, D).
+        """(B, T, D) embeddings to (B, T, D).
 
         Args:
-            source_BT: token ids, 1 where padded.
+            local_BTD: of :meth:`local_features`.
+            padding_BT: (B, T) bool, true where padded.
             key: decides layer drop while training.
             each: sees every layer.
-            local_BTD: what :meth:`local_features` gave for ``source_BT``, if it was needed before.
         """
-        padding_BT = source_BT.eq(PAD)
-        x = self.dropout(self.local_features(source_BT) if local_BTD is None else local_BTD)
-        x = x.masked_fill(padding_BT[..., None], 0.0)
-        bias = attention_bias(padding_BT) if bool(padding_BT.any()) else None
+        x, bias = self.dropout(local_BTD), attention_bias(padding_BT)
+        if padding_BT is not None:
+            x = x.masked_fill(padding_BT[..., None], 0.0)
         for index, layer in kept_blocks(self.layers, self.layerdrop, self.training, *key):
             x, candidate = layer(x, bias)
             if each is not None:
@@ -168,10 +169,25 @@ class Data2VecText(nn.Module):
             all_layers: also return every layer's output.
         """
         layers: list[torch.Tensor] = []
-        if padding_mask is not None:
-            source = source.masked_fill(padding_mask, PAD)
+        source, padding = padded_source(source, padding_mask)
         keep = (lambda _, output, __: layers.append(output)) if all_layers else None
-        return Features(self.sentence_encoder(source, *key, each=keep), tuple(layers))
+        encoder = self.sentence_encoder
+        return Features(encoder(encoder.local_features(source), padding, *key, each=keep), tuple(layers))
+
+
+def padded_source(
+    source_BT: torch.Tensor, padding_mask_BT: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Token ids that are ``PAD`` where padded, and where that is; ``None`` if it is nowhere.
+
+    Without a given mask the ids say it, for which a GPU that holds them is asked.
+    """
+    if padding_mask_BT is None:
+        padding_mask_BT = source_BT.eq(PAD)
+    if not bool(padding_mask_BT.any()):
+        return source_BT, None
+    padding_BT = moved(padding_mask_BT, source_BT.device)
+    return source_BT.masked_fill(padding_BT, PAD), padding_BT
 
 
 def make_regression_head(config: Data2VecTextConfig) -> nn.Sequential:
@@ -194,6 +210,8 @@ class Data2VecTextPretraining(nn.Module):
         masking: how tokens are masked where no mask is given.
         seed: seed of the initial weights.
     """
+
+    regions = ("_compare",)
 
     def __init__(
         self,
@@ -227,44 +245,66 @@ class Data2VecTextPretraining(nn.Module):
 
         Args:
             source: (B, T) token ids before masking, 1 where padded.
-            padding_mask: (B, T) bool, true where padded.
+            padding_mask: (B, T) bool, true where padded; best on the CPU, as are ``ids`` and ``mask_BT``:
+                then a GPU is asked for nothing.
             ids: (B,) sample ids; masks are functions of (seed, update, id).
             update: completed optimizer updates.
             seed: seed of the masks; by default the configuration's.
             mask_BT: given mask instead of a drawn one.
             watch: also sum what the collapse watch looks at.
         """
-        config, encoder = self.config, self.student.sentence_encoder
-        seed = config.seed if seed is None else seed
-        ids = torch.arange(len(source), device=source.device) if ids is None else ids
-        if padding_mask is not None:
-            source = source.masked_fill(padding_mask, PAD)
+        seed = self.config.seed if seed is None else seed
+        ids = torch.arange(len(source)) if ids is None else ids
+        if padding_mask is None:
+            padding_mask = source.eq(PAD)
         if mask_BT is None:
-            mask_BT = token_spans(ids, source.ne(PAD), self.masking, seed, update)
-        masked_BT = source.masked_fill(mask_BT, self.mask_id)
-        local_BTD = encoder.local_features(masked_BT)
-        x_BTD = encoder(masked_BT, seed, update, local_BTD=local_BTD)
-        head = self.student.encoder.regression_head
+            mask_BT = token_spans(ids, ~padding_mask, self.masking, seed, update)
+        masked_N = moved(masked_index(mask_BT), source.device)
+        mask_BT = moved(mask_BT, source.device)
+        source, padding = padded_source(source, padding_mask)
+        local_BTD, x_BTD, found = self.compute(source, padding, mask_BT, masked_N, seed, update)
+        watched = (local_BTD, x_BTD, padding) if watch else None
+        return regression_output(found, mask_BT.numel(), watched)
+
+    def compute(
+        self,
+        source_BT: torch.Tensor,
+        padding_BT: torch.Tensor | None,
+        mask_BT: torch.Tensor,
+        masked_N: torch.Tensor,
+        *key: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, Comparison]:
+        """Embeddings and the encoder's output, (B, T, D), and what comes of them: all that a device does by
+        itself."""
+        encoder = self.student.sentence_encoder
+        local_BTD = encoder.local_features(source_BT.masked_fill(mask_BT, self.mask_id))
+        x_BTD = encoder(local_BTD, padding_BT, *key)
+        if self.config.teacher_sees_masked_only:
+            source_BT, padding_BT = source_BT.masked_fill(~mask_BT, PAD), ~mask_BT
+        return local_BTD, x_BTD, self._compare(x_BTD, self._targets(source_BT, padding_BT), masked_N)
+
+    def _compare(self, x_BTD: torch.Tensor, targets_BTD: torch.Tensor, masked_N: torch.Tensor) -> Comparison:
+        config, head = self.config, self.student.encoder.regression_head
         assert head is not None
-        prediction_ND = head(masked_positions(x_BTD, mask_BT)).float()
-        seen_BT = source.masked_fill(~mask_BT, PAD) if config.teacher_sees_masked_only else source
-        target_ND = masked_positions(self._targets(seen_BT), mask_BT)
         given = config.loss_scale
-        return regression_output(
+        return compared(
             "main",
-            prediction_ND,
-            target_ND,
-            mask_BT,
+            head(masked_positions(x_BTD, masked_N)),
+            masked_positions(targets_BTD, masked_N),
             beta=config.loss_beta,
             scale=config.embed_dim**-0.5 if given is None or given <= 0 else given,
-            watched=(local_BTD, x_BTD, source.eq(PAD)) if watch else None,
         )
 
     @torch.no_grad()
-    def _targets(self, source_BT: torch.Tensor) -> torch.Tensor:
+    def _targets(self, source_BT: torch.Tensor, padding_BT: torch.Tensor | None) -> torch.Tensor:
         """Normalised teacher features of every token, (B, T, D) in fp32."""
-        average = TargetAverage(self.config)
-        self.teacher.module(source_BT, each=lambda index, _, candidate: average.add(index, candidate))
+        average, teacher = TargetAverage(self.config), self.teacher.module
+        assert isinstance(teacher, SentenceEncoder)
+        teacher(
+            teacher.local_features(source_BT),
+            padding_BT,
+            each=lambda index, _, candidate: average.add(index, candidate),
+        )
         return average.result()
 
 

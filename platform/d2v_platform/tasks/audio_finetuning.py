@@ -27,6 +27,7 @@ from ..recipe.schema import Recipe
 from .audio_data import OnAudio, audio_options, audio_samples, check_symbols
 from .audio_parent import block_lr_scales, check_parent
 from .floor import Floor, transcript_floor
+from .share import DECIDES
 from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask
 
@@ -36,6 +37,8 @@ ONLY_BLANKS_AFTER = 500  # updates after which output that is all blank deserves
 
 class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
     """The ``audio_finetuning`` task with the ``wav2vec_ctc`` model."""
+
+    on_cpu = DECIDES | {"target"}
 
     def __init__(self, recipe: Recipe, model_folder: Path | None) -> None:
         assert isinstance(recipe.model, Wav2VecCTC)
@@ -108,7 +111,7 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
             seed=self.recipe.common.seed,
         )
         sums = self.model.loss(output, batch["target"], batch["target_lengths"])
-        blanks, frames = _blanks(output.logits_BTV, output.padding_mask_BT)
+        blanks = _blanks(output.logits_BTV, output.padding_mask_BT)
         scalars = {
             "loss": sums.loss.detach(),
             "sample_size": sums.sentences,
@@ -116,7 +119,7 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
             "ntokens": audio_samples(batch),
             "micro_batches": 1,
             "too_short": sums.too_short,
-            "frames": frames,
+            "frames": int(output.frames_B.sum()),
             "blanks": blanks,
         }
         return MicroBatch(sums.loss, sums.sentences, scalars)
@@ -278,10 +281,7 @@ def open_utterances(
     )
 
 
-def _blanks(logits_BTV: torch.Tensor, padding_mask_BT: torch.Tensor | None) -> tuple[torch.Tensor, int]:
-    """Real frames whose best class is the blank, and the number of real frames."""
+def _blanks(logits_BTV: torch.Tensor, padding_mask_BT: torch.Tensor | None) -> torch.Tensor:
+    """Number of real frames whose best class is the blank."""
     blank_BT = logits_BTV.detach().argmax(-1) == BLANK
-    if padding_mask_BT is None:
-        return blank_BT.sum(), blank_BT.numel()
-    real_BT = ~padding_mask_BT
-    return (blank_BT & real_BT).sum(), int(real_BT.sum())
+    return blank_BT.sum() if padding_mask_BT is None else (blank_BT & ~padding_mask_BT).sum()

@@ -86,7 +86,7 @@ class AudioPretraining(OnAudio, PretrainingTask):
         value = {name: getattr(audio, name) for name in _OF_THE_MODEL} | given
         layers = parse_conv_layers(value["feature_encoder_spec"])
         clones = int(given.get("clone_batch", self.config.clone_batch))
-        ids, device = batch["id"], batch["source"].device
+        ids = batch["id"]
         frames = frame_count(layers, batch["source"].shape[1])
 
         def draw(row_ids_R: torch.Tensor, length: int) -> torch.Tensor:
@@ -106,7 +106,7 @@ class AudioPretraining(OnAudio, PretrainingTask):
             return mask_set(draw(row_ids_R, frames), row_ids_R, True, seed, update)
         rows = []
         for clip, samples in zip(ids, batch["frames"].tolist(), strict=True):
-            whole_MT = draw(clone_ids(clip[None].to(device), clones), frame_count(layers, int(samples)))
+            whole_MT = draw(clone_ids(clip[None], clones), frame_count(layers, int(samples)))
             extra = whole_MT.shape[1] - frames
             start = stable_key("mask crop", seed, update, int(clip)) % (extra + 1)
             rows.append(whole_MT[:, start : start + frames])

@@ -132,9 +132,9 @@ def never_empty(batch: Mapping[str, Any], side: int) -> tuple[Mapping[str, Any],
     """
     if len(batch["id"]):
         return batch, False
-    zero = torch.zeros(1, dtype=torch.int64, device=batch["id"].device)
-    image = torch.zeros(1, 3, side, side, device=batch["id"].device)
-    return {**batch, "id": zero, "target": zero, "source": image}, True
+    zero, device = torch.zeros(1, dtype=torch.int64), batch["source"].device
+    image = torch.zeros(1, 3, side, side, device=device)
+    return {**batch, "id": zero, "target": zero.to(device), "source": image}, True
 
 
 def task_has_probe(recipe: Recipe) -> bool:

@@ -20,10 +20,13 @@ from data2vec.lm.config import TransformerLMConfig
 from data2vec.lm.flops import language_model_step
 from data2vec.lm.loaded import units_of
 from data2vec.lm.transformer import TransformerLM
+from data2vec.masking import masked_index
+from data2vec.placing import moved
 
 from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
 from .floor import Floor, token_floor
+from .share import DECIDES
 from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, data_facts
 from .text_blocks import check_blocks, open_blocks, vocabulary_size
@@ -33,6 +36,7 @@ class LanguageModeling(OneModelTask[TransformerLM]):
     """The ``language_modeling`` task with the ``transformer_lm`` model."""
 
     refilled = False
+    on_cpu = DECIDES | {"target"}
 
     def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
         assert isinstance(recipe.model, TransformerLMConfig)
@@ -100,8 +104,9 @@ class LanguageModeling(OneModelTask[TransformerLM]):
     def _loss(self, batch: Mapping[str, torch.Tensor], *key: int) -> tuple[torch.Tensor, int]:
         target = batch["target"]
         real = target.ne(Dictionary.pad)
-        hidden = self.model(batch["source"], *key)
-        return self.model.nll(hidden[real], target[real]).sum(), int(real.sum())
+        hidden = self.model(batch["source"], *key).flatten(0, 1)
+        target_N, real_N = moved(target[real], hidden.device), moved(masked_index(real), hidden.device)
+        return self.model.nll(hidden.index_select(0, real_N), target_N).sum(), len(target_N)
 
     def initialise_from(self, folder: Path) -> None:
         """The weights of a language model over the same dictionary."""

@@ -43,11 +43,14 @@ def reduce_gradients(parameters: Sequence[nn.Parameter], device: torch.device) -
 
 def reduce_vector(vector: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The sum of a float64 vector over the workers, on the CPU."""
-    if not _distributed():
-        return vector
-    moved = vector.to(device)
-    dist.all_reduce(moved)
-    return moved.cpu()
+    return add_up(vector.to(device)).cpu()
+
+
+def add_up(vector: torch.Tensor) -> torch.Tensor:
+    """The sum over the workers, where the vector is, which is where the process group communicates."""
+    if _distributed():
+        dist.all_reduce(vector)
+    return vector
 
 
 def gather_objects(value: Any) -> list[Any]:

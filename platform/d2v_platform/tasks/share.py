@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from data2vec.placing import moved
+
 
 @dataclass(frozen=True)
 class Share:
@@ -45,9 +47,15 @@ class Share:
         return range(self.rank, -(-count // self.size) * self.size if self.padded else count, self.size)
 
 
-def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Tensors of a batch on the device."""
+DECIDES = frozenset({"id", "padding_mask", "frames", "target_lengths"})
+"""Tensors of a batch that masks and shapes follow from."""
+
+
+def to_device(
+    batch: Mapping[str, Any], device: torch.device, on_cpu: frozenset[str] = DECIDES
+) -> dict[str, Any]:
+    """Tensors of a batch on the device, but for those that Python reads: nothing waits for the copies."""
     return {
-        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        key: moved(value, device) if isinstance(value, torch.Tensor) and key not in on_cpu else value
         for key, value in batch.items()
     }

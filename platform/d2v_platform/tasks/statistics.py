@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from data2vec.placing import moved
 from data2vec.pretraining import Moments
 
 
@@ -27,28 +28,47 @@ class Layout:
 
 
 class Sums:
-    """Sums in the order of a layout, kept in one float64 vector."""
+    """Sums in the order of a layout, kept in one float64 vector.
+
+    What a GPU computes is added up there until somebody asks for it.
+    """
 
     def __init__(self, layout: Layout, vector: torch.Tensor | None = None) -> None:
         self.layout = layout
         size = len(layout.scalars) + sum(1 + 2 * dim for dim in layout.moments.values())
         self.vector = torch.zeros(size, dtype=torch.float64) if vector is None else vector
+        self._elsewhere: torch.Tensor | None = None
 
     def add(
         self, scalars: Mapping[str, float | torch.Tensor], moments: Mapping[str, Moments] | None = None
     ) -> None:
         """Take in one micro-batch; names that it does not report add nothing."""
         for index, name in enumerate(self.layout.scalars):
-            if name in scalars:
-                self.vector[index] += float(scalars[name])
+            value = scalars.get(name, 0.0)
+            place = self._beside(value) if isinstance(value, torch.Tensor) else self.vector
+            place[index] += value
         offset = len(self.layout.scalars)
         for name, dim in self.layout.moments.items():
             if moments and name in moments:
                 part = moments[name]
                 self.vector[offset] += part.count
-                self.vector[offset + 1 : offset + 1 + dim] += part.total_D.cpu()
-                self.vector[offset + 1 + dim : offset + 1 + 2 * dim] += part.square_D.cpu()
+                place = self._beside(part.total_D)
+                place[offset + 1 : offset + 1 + dim] += part.total_D
+                place[offset + 1 + dim : offset + 1 + 2 * dim] += part.square_D
             offset += 1 + 2 * dim
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """The vector on the device whose numbers were added; nothing waits for it."""
+        here = moved(self.vector, device)
+        return here if self._elsewhere is None else here + self._elsewhere
+
+    def _beside(self, value: torch.Tensor) -> torch.Tensor:
+        """The vector that a device adds to."""
+        if value.device.type == "cpu":
+            return self.vector
+        if self._elsewhere is None:
+            self._elsewhere = torch.zeros_like(self.vector, device=value.device)
+        return self._elsewhere
 
     def merge(self, other: Sums) -> None:
         """Add the sums of another update."""

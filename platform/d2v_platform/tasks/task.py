@@ -23,6 +23,7 @@ from data2vec.pretraining import Moments
 
 from ..recipe.schema import Recipe
 from .floor import Floor
+from .share import DECIDES
 from .statistics import Layout, Sums
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -58,6 +59,7 @@ class TrainingTask(ABC):
         layout: names of the sums that its micro-batches report.
         watching: the loop asks for the sums of the collapse watch.
         exports_best: the model that a run leaves is the best one by validation, not the last one.
+        on_cpu: tensors of its batches that stay there.
         deterministic: CUDA is known to have a deterministic kernel for everything that it does.
         refilled: every epoch fills its batches anew; otherwise they are the same ones in another order.
         pretraining: it leaves an encoder, which features judge and not a metric of its own; while it trains
@@ -69,6 +71,7 @@ class TrainingTask(ABC):
     recipe: Recipe
     layout: Layout
     watching: bool = False
+    on_cpu: ClassVar[frozenset[str]] = DECIDES
     exports_best: bool = True
     deterministic: bool = False
     refilled: ClassVar[bool] = True

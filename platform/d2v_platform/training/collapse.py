@@ -56,7 +56,7 @@ class CollapseWatch:
         """An update is about to run after ``update`` completed ones; returns whether it is looked at."""
         self.figures = {}
         due = bool(self.channels) and (update + 1) % self.interval == 0
-        self._sums = {name: Scatter.zeros(size) for name, size in self.channels.items()} if due else None
+        self._sums = {} if due else None
         return due
 
     def add(self, stages: Mapping[str, Scatter]) -> None:
@@ -64,16 +64,16 @@ class CollapseWatch:
         if self._sums is None:
             return
         for name, part in stages.items():
-            here = Scatter(part.count, part.total_C.cpu(), part.outer_CC.cpu())
-            self._sums[name] = self._sums[name] + here
+            self._sums[name] = self._sums[name] + part if name in self._sums else part
 
     def finish(self, device: torch.device) -> None:
         """Add up over the workers and compute the figures of the update."""
         if self._sums is None:
             return
+        sums = [self._sums.get(name, Scatter.zeros(size, device)) for name, size in self.channels.items()]
         parts = [
-            torch.cat([torch.tensor([s.count], dtype=torch.float64), s.total_C, s.outer_CC.flatten()])
-            for s in self._sums.values()
+            torch.cat([torch.full_like(s.total_C[:1], s.count), s.total_C, s.outer_CC.flatten()])
+            for s in sums
         ]
         vector, offset = reduce_vector(torch.cat(parts), device), 0
         for name, size in self.channels.items():

@@ -23,12 +23,13 @@ from torch import nn
 
 from data2vec.audio_events import EventOutput
 from data2vec.ctc import CTCOutput
-from data2vec.optim import scale_and_clip
+from data2vec.optim import gradient_norm
+from data2vec.placing import read
 from data2vec.pretraining import PretrainOutput
 from data2vec.shards import is_sharded, set_part, whole
 from data2vec.transformer import transformer_blocks
 
-from ..tasks.reduction import reduce_gradients, reduce_vector
+from ..tasks.reduction import add_up, reduce_gradients, reduce_vector
 from ..tasks.share import Share
 from .loop_state import Worker
 
@@ -76,8 +77,8 @@ class Placement(Protocol):
         """Sum gradients over the workers; one that no worker used becomes ``None``."""
         ...
 
-    def clip(self, parameters: Sequence[nn.Parameter], divisor: float, clip_norm: float) -> float:
-        """:func:`~data2vec.optim.scale_and_clip` by the norm over all workers' parts."""
+    def total(self, vector: torch.Tensor, parameters: Sequence[nn.Parameter]) -> tuple[torch.Tensor, float]:
+        """The sum of a vector over the workers and the norm of all gradients: where an update waits."""
         ...
 
     def free_gathered(self) -> None:
@@ -123,9 +124,11 @@ class Replicated:
         """One bucketed sum."""
         reduce_gradients(parameters, self.worker.device)
 
-    def clip(self, parameters: Sequence[nn.Parameter], divisor: float, clip_norm: float) -> float:
+    def total(self, vector: torch.Tensor, parameters: Sequence[nn.Parameter]) -> tuple[torch.Tensor, float]:
         """Every worker holds all gradients."""
-        return scale_and_clip(parameters, divisor, clip_norm)
+        norm = gradient_norm(parameters, vector.device).double()
+        sums, norm = read(torch.cat([add_up(vector), norm[None]])).split([len(vector), 1])
+        return sums, norm.item()
 
     def free_gathered(self) -> None:
         """Nothing was gathered."""
@@ -216,13 +219,11 @@ class Sharded:
                     parameter.grad = None
             block.took_part = False
 
-    def clip(self, parameters: Sequence[nn.Parameter], divisor: float, clip_norm: float) -> float:
+    def total(self, vector: torch.Tensor, parameters: Sequence[nn.Parameter]) -> tuple[torch.Tensor, float]:
         """Squares of the parts' norms add up."""
-
-        def total(square: float) -> float:
-            return reduce_vector(torch.tensor([square], dtype=torch.float64), self.worker.device).item()
-
-        return scale_and_clip(parameters, divisor, clip_norm, total=total)
+        square = gradient_norm(parameters, vector.device).double().square()
+        sums, square = read(add_up(torch.cat([vector, square[None]]))).split([len(vector), 1])
+        return sums, square.sqrt().item()
 
     def free_gathered(self) -> None:
         """Give back what a forward pass has gathered."""

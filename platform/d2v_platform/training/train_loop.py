@@ -22,6 +22,8 @@ import numpy as np
 import torch
 
 from data2vec.errors import Data2VecError
+from data2vec.optim import scale_and_clip
+from data2vec.placing import moved
 from data2vec.randomness import seed_dropout
 from data2vec.transformer import recompute_activations
 
@@ -30,7 +32,7 @@ from ..recipe.local_data import with_local_data
 from ..recipe.schema import Recipe
 from ..storage.locations import open_location
 from ..tasks import make_task
-from ..tasks.reduction import barrier, gather_objects, reduce_vector
+from ..tasks.reduction import barrier, gather_objects
 from ..tasks.share import to_device
 from ..tasks.statistics import Sums
 from ..tasks.task import TrainingTask, floor_facts, size_facts
@@ -239,12 +241,14 @@ class TrainingLoop:
             first and self.clock.save_due(),
             first and self.clock.look_due(),
         ]
-        vector = torch.cat([sums.vector, torch.tensor(asked, dtype=torch.float64)])
-        reduced = reduce_vector(vector, self.worker.device)
-        sums.vector = reduced[: -len(asked)]
+        answers = moved(torch.tensor(asked, dtype=torch.float64), self.worker.device)
+        reduced, norm = self.placement.total(
+            torch.cat([sums.on(self.worker.device), answers]), self.parameters
+        )
+        sums = Sums(task.layout, reduced[: -len(asked)])
         self.stopping, self.saving, self.looking = (bool(answer) for answer in reduced[-len(asked) :])
         divisor = sums["sample_size"] * self.loss_scale.scale
-        norm = self.placement.clip(self.parameters, divisor, recipe.optimization.clip_norm)
+        norm = scale_and_clip(self.parameters, divisor, recipe.optimization.clip_norm, norm=norm)
         finite = math.isfinite(norm) and math.isfinite(sums["loss"])
         if stop := self.loss_scale.update(finite):
             raise TrainingStopped(f"update {state.update}: {stop}")
@@ -350,7 +354,7 @@ class TrainingLoop:
         batch = next(loader)
         self.progress.data_wait_s += time.perf_counter() - begin
         self.progress.micro_batch(batch)
-        return to_device(batch, self.worker.device)
+        return to_device(batch, self.worker.device, self.task.on_cpu)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision.dtype is None:
@@ -456,7 +460,7 @@ class TrainingLoop:
             mine.own_indices(len(batches)), make_loader(task.dataset(subset), mine, self.worker), strict=True
         ):
             with self._autocast():
-                found = task.predict(to_device(batch, self.worker.device))
+                found = task.predict(to_device(batch, self.worker.device, task.on_cpu))
             results += found if index < len(batches) else []
         module.train()
         everyone = [result for part in gather_objects(results) for result in part]
