@@ -7,12 +7,8 @@ import dataclasses
 from ..errors import CheckpointError
 from .imported import ImportedModel
 
-_PREFIXES = (
-    "",
-    "blocks.",
-    "encoder.",
-    "encoder.sentence_encoder.",
-)  # of what teachers average, in the student
+# What stands before a teacher's names in its student.
+_PREFIXES = ("", "blocks.", "encoder.", "encoder.sentence_encoder.")
 
 
 def with_teacher_weights(imported: ImportedModel) -> ImportedModel:

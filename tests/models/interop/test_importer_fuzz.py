@@ -189,6 +189,35 @@ def test_more_layers_than_tensors_are_refused_by_name(kind: str, field: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("kind", "section", "field", "told"),
+    [
+        (
+            "image 1",
+            "",
+            "image_size",
+            r"relative_position_index is \(5, 5\), but .* says \(400000001, 400000001\)",
+        ),
+        (
+            "image 2",
+            "modalities.image",
+            "input_size",
+            r"positions is \(1, 4, 8\), but .* says \(1, 400000000, 8\)",
+        ),
+    ],
+)
+def test_positions_of_huge_images_take_no_memory(kind: str, section: str, field: str, told: str) -> None:
+    family, values, lines = names.WHOLE[kind]
+    values = copy.deepcopy(values)
+    node = values
+    for part in filter(None, section.split(".")):
+        node = node[part]
+    node[field] = 4 * 20000
+    tensors = names.filled(names.shapes(lines, **names.SMALL))
+    with pytest.raises(CheckpointError, match=told):
+        import_checkpoint(names.checkpoint_of({"_name": family, **values}, tensors))
+
+
+@pytest.mark.parametrize(
     ("kind", "values", "rule"),
     [
         ("audio", {"num_hidden_layers": 10**9}, r"model\.encoder_layers = 1000000000 +is impossible"),
@@ -196,6 +225,7 @@ def test_more_layers_than_tensors_are_refused_by_name(kind: str, field: str) -> 
         ("text", {"num_hidden_layers": 10**9}, r"model\.transformer\.encoder\.layers = 1000000000 +is imp"),
         ("text", {"hidden_dropout_prob": 3.0}, r"model\.transformer\.dropout = 3\.0 +must lie in"),
         ("text", {"hidden_size": 2**70}, "must be a finite number of at most 9.22337e"),
+        ("text", {}, r"missing: encoder\.sentence_encoder\.embed_tokens\.weight, "),
         ("vision", {"num_hidden_layers": 10**9}, r"model\.depth = 1000000000 +is impossible"),
         ("vision", {"image_size": 16 * 10**9}, "Storage size calculation overflowed"),
         ("vision", {"image_size": 16 * 20000}, "missing: .*relative_position_index"),  # 10^18 bytes

@@ -18,7 +18,7 @@ from data2vec.families import FAMILIES
 from data2vec.interop import beit, v1_text, v1_vision, v2_text
 from data2vec.interop.fairseq import import_checkpoint
 from data2vec.interop.imported import Sorting
-from data2vec.weight_shapes import pretraining_shapes
+from data2vec.weight_shapes import pretraining_shapes, without_memory
 from tests.models.interop import reference_names as names
 
 
@@ -75,6 +75,28 @@ def test_every_tensor_of_a_fine_tuned_file_comes_in(kind: str) -> None:
     assert imported.kind != "pretrained" and imported.report.dropped == {}
     assert imported.state.keys() == tensors.keys()
     assert all(torch.equal(imported.state[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_file_s_own_pattern_is_not_searched_for() -> None:
+    values, wanted = finetuned()["letters 1"]
+    endless = {"freeze_regex": r"([a-z0-9_.]+)+!"}  # would take years on a name of 50 letters
+    assert import_checkpoint(names.checkpoint_of(values | endless, names.filled(wanted))).kind == "ctc"
+
+
+def test_a_vocabulary_without_a_word_is_no_model() -> None:
+    for kind, told in (("text 1", "is no v1 text model"), ("text 2", "embed_tokens.weight is missing")):
+        family, values, lines = names.WHOLE[kind]
+        tensors = names.filled(names.shapes(lines, **{**names.SMALL, "V": 1}))
+        with pytest.raises(CheckpointError, match=told):
+            import_checkpoint(names.checkpoint_of({"_name": family, **values}, tensors))
+
+
+def test_models_are_measured_without_drawing_numbers() -> None:
+    zeros = torch.zeros(3)
+    with without_memory():
+        assert torch.nn.Embedding(5, 2).weight.is_meta
+        assert zeros.normal_() is zeros
+    assert not zeros.any()
 
 
 @pytest.mark.parametrize(
