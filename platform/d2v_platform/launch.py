@@ -56,7 +56,7 @@ from .training.start_times import start_part_over
 from .training.stopping import Stop, in_a_thread, stoppable
 from .training.train_loop import train
 from .training.waiting import Waiting
-from .training.workers import run_worker, why_it_failed
+from .training.workers import head_lost, run_worker, why_it_failed
 
 logger = logging.getLogger(__name__)
 
@@ -275,8 +275,10 @@ def train_on_ray(
     waiting = Waiting(job, plan, tracker, attempt)
     try:
         result = trainer.fit() if stop is None else in_a_thread(trainer.fit, stop, tracker, attempt, waiting)
-    except (TrainingFailedError, RayError) as error:
+    except TrainingFailedError as error:
         raise Data2VecError(why_it_failed(error, allowed, job.folder)) from error
+    except RayError as error:
+        raise Data2VecError(head_lost(error, job.folder)) from error
     finally:
         notes.remove(name)
     returned = result.return_value

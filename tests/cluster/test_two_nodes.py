@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from d2v_platform.training.checkpoint import CheckpointStore
+from tests.cluster.conftest import MLflowServer
 from tests.cluster.two_nodes import TwoNodes, needs_unshare
 from tests.conftest import _free_port
 
@@ -32,6 +33,15 @@ def cluster() -> Iterator[TwoNodes]:
         made.stop()
 
 
+@pytest.fixture(scope="module")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    """One for all tests here."""
+    server = MLflowServer(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.stop()
+
+
 @pytest.fixture
 def nodes(cluster: TwoNodes, launches: Any, tmp_path: Path) -> Iterator[TwoNodes]:
     """Two nodes of one CPU; ``D2V_HOME`` and ``tmp_path/apart`` are not shared, the rest is."""
@@ -41,6 +51,16 @@ def nodes(cluster: TwoNodes, launches: Any, tmp_path: Path) -> Iterator[TwoNodes
     cluster.start_second()
     yield cluster
     cluster.kill("second")
+
+
+@pytest.fixture
+def head(cluster: TwoNodes, launches: Any) -> Iterator[TwoNodes]:
+    """One node of two CPUs."""
+    cluster.stop()
+    cluster.own = []
+    cluster.start_head(cpus=2)
+    yield cluster
+    cluster.stop()
 
 
 @pytest.fixture(scope="module")
@@ -171,27 +191,25 @@ def test_a_node_that_comes_back_without_the_shared_folder_ends_the_run_where_it_
 
 
 def test_the_same_command_goes_on_when_the_head_was_lost(
-    launches: Any, nodes: TwoNodes, mlflow_server: Any, tmp_path: Path, undisturbed: Path
+    launches: Any, head: TwoNodes, mlflow_server: Any, tmp_path: Path, undisturbed: Path
 ) -> None:
     log, storage = tmp_path / "driver.log", tmp_path / "shared"
-    process = driver(launches, nodes, mlflow_server, "headless", log, storage=str(storage))
+    process = driver(launches, head, mlflow_server, "headless", log, storage=str(storage))
     launches.until(lambda: launches.highest_step() >= 25 or process.poll() is not None, log.read_text)
-    nodes.kill("head")
+    head.kill("head")
     lost = time.monotonic()
     assert process.wait(300) not in (0, None), log.read_text()
     print(f"the driver ended {time.monotonic() - lost:.0f} s after its head, with {process.returncode}")
-    nodes.stop()
-    nodes.start_head()
-    nodes.start_second()
-    again = driver(launches, nodes, mlflow_server, "headless", log, storage=str(storage))
+    head.start_head(cpus=2)
+    again = driver(launches, head, mlflow_server, "headless", log, storage=str(storage))
     recovery(launches, again, log, "head restarted and command repeated")
     assert again.wait(400) == 0, log.read_text()
     run = nothing_was_lost(launches, mlflow_server, storage)
-    assert like_undisturbed(launches, nodes, mlflow_server, tmp_path, run, undisturbed)
+    assert like_undisturbed(launches, head, mlflow_server, tmp_path, run, undisturbed)
 
 
 def test_the_second_of_two_jobs_waits_and_says_so(
-    launches: Any, nodes: TwoNodes, mlflow_server: Any, tmp_path: Path
+    launches: Any, head: TwoNodes, mlflow_server: Any, tmp_path: Path
 ) -> None:
     from d2v_platform.tracking.tracker import Tracker
 
@@ -207,9 +225,9 @@ def test_the_second_of_two_jobs_waits_and_says_so(
         checkpoint={"save_interval_updates": 100}, common={"log_interval": 100},
         platform={"num_workers": 2, "tracking_uri": mlflow_server.uri, "storage": str(storage / "first")},
     )  # fmt: skip
-    first = launches.driver("first", nodes.address, log)
+    first = launches.driver("first", head.address, log)
     launches.until(lambda: launches.highest_step() >= 100 or first.poll() is not None, log.read_text)
-    second = driver(launches, nodes, mlflow_server, "second", other_log, storage=str(storage / "second"))
+    second = driver(launches, head, mlflow_server, "second", other_log, storage=str(storage / "second"))
     launches.until(
         lambda: "waiting for 2 workers of 1 CPU since" in other_log.read_text() or second.poll() is not None,
         other_log.read_text,

@@ -35,17 +35,15 @@ class TwoNodes:
 
     def start_head(self, *, cpus: int = 1, gpus: int = 0) -> None:
         """Returns when it answers."""
-        self._start("head", [
+        self._up("head", 1, [
             "--head", f"--port={self.port}", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.port + 1}", f"--ray-client-server-port={self.port + 2}",
             f"--temp-dir={self.folder}/ray",
         ], cpus, gpus)  # fmt: skip
-        self._wait_for(1)
 
     def start_second(self, *, cpus: int = 1, gpus: int = 0) -> None:
         """Returns when the head knows it."""
-        self._start("second", [f"--address={self.address}"], cpus, gpus)
-        self._wait_for(2)
+        self._up("second", 2, [f"--address={self.address}"], cpus, gpus)
 
     def runs(self, name: str) -> bool:
         """Whether this node was started and has not been killed."""
@@ -65,6 +63,14 @@ class TwoNodes:
         for name in list(self._nodes):
             self.kill(name)
 
+    def _up(self, name: str, nodes: int, options: list[str], cpus: int, gpus: int) -> None:
+        """Once more where Ray gives itself up: some of its own time limits are short on a busy machine."""
+        for last in (False, False, True):
+            self.kill(name)
+            self._start(name, options, cpus, gpus)
+            if self._is_there(name, nodes, must=last):
+                return
+
     def _start(self, name: str, options: list[str], cpus: int, gpus: int) -> None:
         command = [
             RAY, "start", *options, f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--block",
@@ -76,26 +82,34 @@ class TwoNodes:
             hidden = [f"mount -t tmpfs own {shlex.quote(str(path))}" for path in self.own]
             command = ["unshare", "-m", "bash", "-c", " && ".join([*hidden, f"exec {shlex.join(command)}"])]
         with (self.folder / f"{name}.log").open("ab") as log:
-            several = os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # not on loopback alone
+            # Not on loopback alone, and with time to start.
+            environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "RAY_raylet_start_wait_time_s": "120"}
             self._nodes[name] = subprocess.Popen(
-                command, env=several, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                env=os.environ | environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
-    def _wait_for(self, nodes: int) -> None:
+    def _is_there(self, name: str, nodes: int, *, must: bool) -> bool:
+        """Wait until the head knows so many nodes; false if this one has ended."""
         deadline = time.monotonic() + STARTED_S
         asked = (
             "import ray, sys; ray.init(sys.argv[1], logging_level=40); "
             "print(sum(node['Alive'] for node in ray.nodes()))"
         )
         while True:
-            ended = [name for name, node in self._nodes.items() if node.poll() is not None]
-            assert not ended, (self.folder / f"{ended[0]}.log").read_text()[-3000:]
+            if self._nodes[name].poll() is not None:
+                assert not must, (self.folder / f"{name}.log").read_text()[-3000:]
+                return False
             found = subprocess.run(
                 [sys.executable, "-c", asked, self.address],
                 capture_output=True, text=True, timeout=2 * STARTED_S, check=False,
             )  # fmt: skip
             if found.stdout.strip() == str(nodes):
-                return
+                return True
             assert time.monotonic() < deadline, f"{nodes} nodes do not come: {found.stderr[-2000:]}"
 
 

@@ -303,6 +303,7 @@ def test_what_workers_return_becomes_an_error_of_its_kind(
 ) -> None:
     import ray
     from ray.exceptions import RayError
+    from ray.train import TrainingFailedError
 
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}])
     recipe = Recipe.from_dict(toy_recipe(platform={"max_failures": 4}))
@@ -321,7 +322,10 @@ def test_what_workers_return_becomes_an_error_of_its_kind(
         on_ray(tmp_path, recipe, cluster)
     assert "nothing is saved (checkpoint.no_save)" in str(TrainingInterrupted(12, False))
     fit.error = RayError("trace\nthe node is gone\n")
-    with pytest.raises(Data2VecError, match=r"max_failures = 4 allows \(the node is gone\).*/run; Ray"):
+    with pytest.raises(Data2VecError, match=r"head was lost \(the node is gone\); .* goes on from .*/run$"):
+        on_ray(tmp_path, recipe, cluster)
+    fit.error = TrainingFailedError("x\ngave up\n")
+    with pytest.raises(Data2VecError, match=r"max_failures = 4 allows \(gave up\).*/run; Ray"):
         on_ray(tmp_path, recipe, cluster)
     failed = SimpleNamespace(worker_failures={1: ValueError("x\nno disk"), 0: ValueError()})
     told = workers.why_it_failed(failed, 2, tmp_path)  # type: ignore[arg-type]

@@ -356,6 +356,14 @@ def test_a_start_without_waiting_says_nothing(tmp_path: Path, caplog: pytest.Log
     assert told.tags == [] and not caplog.records
 
 
+def test_elastic_workers_wait_for_the_fewest(tmp_path: Path) -> None:
+    now, told = Ticks(), Told()
+    look = waiting(tmp_path, now, told, num_workers=[1, 2])
+    now.seconds += 31
+    look()
+    assert told.tags == ["waiting for 1 to 2 workers of 1 CPU"]
+
+
 def test_waiting_ends(tmp_path: Path) -> None:
     now = Ticks()
     look = waiting(tmp_path, now, Told(), wait_for_resources=2)

@@ -78,7 +78,8 @@ class Waiting:
 
     def _wanted(self) -> str:
         plan = self._plan
-        return f"{plan.num_workers} workers of {size_in_words(plan.cpus_per_worker, plan.gpus_per_worker)}"
+        count = " to ".join(map(str, plan.elastic)) if plan.elastic else plan.num_workers
+        return f"{count} workers of {size_in_words(plan.cpus_per_worker, plan.gpus_per_worker)}"
 
 
 def cluster_in_words() -> str:

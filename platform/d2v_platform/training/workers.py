@@ -156,6 +156,14 @@ def why_it_failed(error: Exception, allowed: int, run_folder: Path) -> str:
     )
 
 
+def head_lost(error: Exception, run_folder: Path) -> str:
+    """Ray itself does not answer: its head is gone, or was started again and knows nothing of this run."""
+    return (
+        f"Ray's head was lost ({last_line(error)}); when there is one again, the same platform.run_name goes "
+        f"on from the newest checkpoint in {run_folder}"
+    )
+
+
 def note_worker(run_folder: Path, attempt: str, rank: int) -> None:
     """Write down where this worker runs, one line for every start: ``workers.jsonl`` in the run folder."""
     run_folder.mkdir(parents=True, exist_ok=True)
