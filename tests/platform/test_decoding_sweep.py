@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,11 @@ def test_emissions_are_computed_once_and_decode_as_inference_does(
     assert few.reference == 8 and few == decode_with(sweep.job, first.folder, weights, 4, 1)
     other = read_sweep([*words, "task.min_sample_size=6000"], definition())
     assert store.emission_folder(other.job) != first.folder, "other utterances have another store"
+    trained_on = shutil.copytree(sweep.job.model, tmp_path / "other")
+    assert store.emission_folder(replace(sweep.job, model=str(trained_on))) == first.folder
+    weights_file = trained_on / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"?")
+    assert store.emission_folder(replace(sweep.job, model=str(trained_on))) != first.folder
 
 
 def test_a_decoder_with_other_numbers_is_the_same_as_a_new_one(words: list[str], tmp_path: Path) -> None:
