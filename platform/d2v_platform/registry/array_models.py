@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .serving import EMBEDDING, Served, Use, register_served
+from .serving import EMBEDDING, VECTOR, Served, Use, register_served, signature_of
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -34,15 +34,9 @@ def serve_arrays(modality: str, code: str) -> None:
         }
 
     def signature(config: Mapping[str, Any]) -> ModelSignature:
-        from mlflow.models import ModelSignature
-        from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-        from mlflow.types.schema import AnyType, Array
+        from mlflow.types.schema import AnyType
 
-        return ModelSignature(
-            inputs=Schema([ColSpec(AnyType(), "input")]),
-            outputs=Schema([ColSpec(Array(DataType.double), "embedding")]),
-            params=ParamSchema([ParamSpec("output", DataType.string, "embedding")]),
-        )
+        return signature_of({"input": AnyType()}, VECTOR, "embedding", pooled=False)
 
     use = Use(
         table='pd.DataFrame({"input": [ARRAY.tolist()]})',

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .serving import EMBEDDING, POOLED, SCORES, Served, Use, usual_limits
+from .serving import (
+    EMBEDDING,
+    POOLED,
+    SCORES,
+    VECTOR,
+    Served,
+    Use,
+    class_columns,
+    signature_of,
+    usual_limits,
+)
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -21,45 +31,17 @@ _NOUNS = {"ctc": "speech recogniser (CTC)", "audio_classifier": "classifier of a
 
 def audio_signature(config: Mapping[str, Any]) -> ModelSignature:
     """Columns of recordings, params with the defaults of the model's kind, and output columns."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array, Object, Property
+    inputs = {"audio?": ["number"], "rate?": "whole", "file?": "bytes"}
+    if config["kind"] == "audio_classifier":
+        return signature_of(inputs, class_columns(config), "scores")
+    if config["kind"] != "ctc":
+        return signature_of(inputs, VECTOR, "embedding")
+    from mlflow.types import DataType
+    from mlflow.types.schema import Object, Property
 
-    inputs = Schema(
-        [
-            ColSpec(Array(DataType.double), "audio", required=False),
-            ColSpec(DataType.long, "rate", required=False),
-            ColSpec(DataType.binary, "file", required=False),
-        ]
-    )
-    with_letters, with_events = config["kind"] == "ctc", config["kind"] == "audio_classifier"
-    default = "transcript" if with_letters else "scores" if with_events else "embedding"
-    params = ParamSchema(
-        [
-            ParamSpec("output", DataType.string, default),
-            ParamSpec("pooling", DataType.string, "mean"),
-            ParamSpec("layer", DataType.long, -1),
-        ]
-    )
-    outputs: list[Any] = [ColSpec(Array(DataType.double), "embedding")]
-    if with_letters:
-        word = Object(
-            [
-                Property("text", DataType.string),
-                Property("start_s", DataType.double),
-                Property("end_s", DataType.double),
-            ]
-        )
-        outputs = [
-            ColSpec(DataType.string, "text"),
-            ColSpec(Array(word), "words"),
-            ColSpec(DataType.double, "score"),
-        ]
-    if with_events:
-        labels = [str(label) for label in config["task"].get("labels", [])]
-        outputs = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")]
-        outputs += [ColSpec(DataType.double, f"score_{label}") for label in labels]
-    return ModelSignature(inputs=inputs, outputs=Schema(outputs), params=params)
+    times = (Property(name, DataType.double) for name in ("start_s", "end_s"))
+    word = Object([Property("text", DataType.string), *times])
+    return signature_of(inputs, {"text": "text", "words": [word], "score": "number"}, "transcript")
 
 
 def check_recordings() -> list[list[float]]:

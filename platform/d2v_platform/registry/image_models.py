@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from .serving import EMBEDDING, POOLED, SCORES, Served, Use
+from .serving import EMBEDDING, POOLED, SCORES, VECTOR, Served, Use, class_columns, signature_of
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -19,30 +19,10 @@ if TYPE_CHECKING:
 
 def image_signature(config: Mapping[str, Any]) -> ModelSignature:
     """Columns of images, params with the defaults of the model's kind, and output columns."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
-
-    inputs = Schema(
-        [
-            ColSpec(DataType.binary, "file", required=False),
-            ColSpec(Array(Array(Array(DataType.long))), "image", required=False),
-        ]
-    )
-    classifier = config["kind"] == "image_classifier"
-    params = ParamSchema(
-        [
-            ParamSpec("output", DataType.string, "scores" if classifier else "embedding"),
-            ParamSpec("pooling", DataType.string, "mean"),
-            ParamSpec("layer", DataType.long, -1),
-        ]
-    )
-    outputs: list[Any] = [ColSpec(Array(DataType.double), "embedding")]
-    if classifier:
-        labels = [str(label) for label in config["task"].get("labels", [])]
-        outputs = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "score")]
-        outputs += [ColSpec(DataType.double, f"score_{label}") for label in labels]
-    return ModelSignature(inputs=inputs, outputs=Schema(outputs), params=params)
+    inputs = {"file?": "bytes", "image?": [[["whole"]]]}
+    if config["kind"] == "image_classifier":
+        return signature_of(inputs, class_columns(config), "scores")
+    return signature_of(inputs, VECTOR, "embedding")
 
 
 def check_images() -> list[str]:

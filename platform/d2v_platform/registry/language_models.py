@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .serving import Served, Use
+from .serving import Served, Use, signature_of
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -14,17 +14,8 @@ if TYPE_CHECKING:
 
 def language_signature(config: Mapping[str, Any]) -> ModelSignature:
     """A column of texts in; log probability, tokens and perplexity out."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    outputs: list[Any] = [
-        ColSpec(DataType.double, "log_prob"),
-        ColSpec(DataType.long, "tokens"),
-        ColSpec(DataType.double, "perplexity"),
-    ]
-    params = ParamSchema([ParamSpec("output", DataType.string, "log_prob")])
-    inputs = Schema([ColSpec(DataType.string, "text")])
-    return ModelSignature(inputs=inputs, outputs=Schema(outputs), params=params)
+    outputs = {"log_prob": "number", "tokens": "whole", "perplexity": "number"}
+    return signature_of({"text": "text"}, outputs, "log_prob", pooled=False)
 
 
 def check_texts(model: Any) -> list[str]:

@@ -39,6 +39,51 @@ class Use:
     more: str = ""
 
 
+VECTOR = {"embedding": ["number"]}
+"""The column of an embedding, for :func:`signature_of`."""
+
+
+def class_columns(config: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of a classifier, for :func:`signature_of`."""
+    labels = [str(label) for label in config["task"].get("labels", [])]
+    return {"label": "text", "score": "number"} | {f"score_{label}": "number" for label in labels}
+
+
+def signature_of(
+    inputs: Mapping[str, Any], outputs: Mapping[str, Any], output: str, *, pooled: bool = True
+) -> ModelSignature:
+    """Columns and params in MLflow's terms.
+
+    Args:
+        inputs: kind by name ("name?" where a table may be without it): "text", "number", "whole", "bytes", a
+            type of MLflow's, or a list of one kind.
+        outputs: likewise.
+        output: the param's default, which says what is given.
+        pooled: embeddings may be asked for: params ``pooling`` and ``layer``.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
+
+    # double, not float: JSON and pandas carry float64, and MLflow refuses to narrow it.
+    plain = {"text": DataType.string, "number": DataType.double, "whole": DataType.long,
+             "bytes": DataType.binary}  # fmt: skip
+
+    def type_of(kind: Any) -> Any:
+        if isinstance(kind, list):
+            return Array(type_of(kind[0]))
+        return plain[kind] if isinstance(kind, str) else kind
+
+    def schema(kinds: Mapping[str, Any]) -> Schema:
+        named = ((name.removesuffix("?"), name, kind) for name, kind in kinds.items())
+        return Schema([ColSpec(type_of(k), short, required=short == name) for short, name, k in named])
+
+    params = [ParamSpec("output", DataType.string, output)]
+    if pooled:
+        params += [ParamSpec("pooling", DataType.string, "mean"), ParamSpec("layer", DataType.long, -1)]
+    return ModelSignature(inputs=schema(inputs), outputs=schema(outputs), params=ParamSchema(params))
+
+
 def usual_limits(kind: str) -> list[str]:
     """Those of encoders, and of models that give scores."""
     if kind == PRETRAINED:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from data2vec.errors import DataError
 
-from .serving import EMBEDDING, POOLED, SCORES, Served, Use, usual_limits
+from .serving import (
+    EMBEDDING,
+    POOLED,
+    SCORES,
+    VECTOR,
+    Served,
+    Use,
+    class_columns,
+    signature_of,
+    usual_limits,
+)
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -22,33 +32,12 @@ CHECK_TEXTS = (
 
 def text_signature(config: Mapping[str, Any]) -> ModelSignature:
     """Columns of texts, params with the defaults of the model's kind, and output columns."""
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-    from mlflow.types.schema import Array
-
-    classifier = config["kind"] != "pretrained"
-    inputs: list[ColSpec | TensorSpec] = (
-        [ColSpec(DataType.string, "text"), ColSpec(DataType.string, "text_pair", required=False)]
-        if classifier
-        else [ColSpec(DataType.string, "text")]
-    )
-    params = ParamSchema(
-        [
-            ParamSpec("output", DataType.string, "scores" if classifier else "embedding"),
-            ParamSpec("pooling", DataType.string, "mean"),
-            ParamSpec("layer", DataType.long, -1),
-        ]
-    )
-    # double, not float: JSON and pandas carry float64, and MLflow refuses to narrow it.
-    outputs: list[ColSpec | TensorSpec] = [ColSpec(Array(DataType.double), "embedding")]
-    if classifier:
-        labels = (
-            [] if config["task"].get("regression") else [str(x) for x in config["task"].get("labels", [])]
-        )
-        outputs = [ColSpec(DataType.string, "label")] if labels else []
-        outputs += [ColSpec(DataType.double, "score")]
-        outputs += [ColSpec(DataType.double, f"score_{label}") for label in labels]
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs), params=params)
+    if config["kind"] == "pretrained":
+        return signature_of({"text": "text"}, VECTOR, "embedding")
+    outputs = class_columns(config)
+    if config["task"].get("regression") or len(outputs) == 2:  # no labels
+        outputs = {"score": "number"}
+    return signature_of({"text": "text", "text_pair?": "text"}, outputs, "scores")
 
 
 def text_check(model: Any) -> dict[str, Any]:
