@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 
 from .config import AudioModalityConfig, Data2VecMultiConfig
 from .step_stages import (
+    ALONE,
     BLOCKS,
     FLOAT,
+    Execution,
     Part,
     StepShape,
     Storage,
@@ -30,7 +32,16 @@ from .step_stages import (
     token_stage,
 )
 
-__all__ = ["Part", "StepCost", "StepShape", "Storage", "finetuning_step", "pretraining_step", "work_by_part"]
+__all__ = [
+    "Execution",
+    "Part",
+    "StepCost",
+    "StepShape",
+    "Storage",
+    "finetuning_step",
+    "pretraining_step",
+    "work_by_part",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +162,8 @@ def pretraining_step(
     shape: StepShape,
     *,
     vocab_size: int = 0,
-    storage: Storage | None = None,
-    accumulates: bool = False,
-    checkpoint_activations: bool = False,
     branch_scales: bool = False,
-    workers: int = 1,
+    execution: Execution = ALONE,
     clones_at_once: int | None = None,
 ) -> StepCost:
     """The v2 objective on one micro-batch.
@@ -164,15 +172,11 @@ def pretraining_step(
         config: the model; its modality decides the front end.
         shape: B, T, K, M.
         vocab_size: V of a text model.
-        storage: of the processor; by default a CPU in fp32.
-        accumulates: the update has further micro-batches on this worker.
-        checkpoint_activations: blocks keep their input only and run again in the backward pass.
         branch_scales: each block scales its two branches by learned vectors (data2vec 1 for images).
-        workers: how many share the model (1: each holds all of it).
+        execution: how a worker runs it.
         clones_at_once: clones of a chunk; ``None`` computes all together.
     """
-    storage = storage or Storage()
-    modality = config.modality
+    storage, accumulates, modality = execution.storage, execution.accumulates, config.modality
     extra, width = modality.num_extra_tokens, config.embed_dim
     whole, turns = shape, 1.0
     if clones_at_once is not None and clones_at_once < shape.clones:
@@ -187,7 +191,9 @@ def pretraining_step(
     if isinstance(modality, AudioModalityConfig):
         positions = position_stage(config, modality, rows * shape.positions, storage)
         parts.append(positions)
-    block = block_stage(config, rows, extra + shape.kept, storage, checkpoint_activations, branch_scales)
+    block = block_stage(
+        config, rows, extra + shape.kept, storage, execution.checkpoint_activations, branch_scales
+    )
     parts += [block] * (modality.prenet_depth + config.depth)
     if modality.decoder is not None:
         parts.append(decoder_stage(config, modality.decoder, shape, storage))
@@ -218,7 +224,7 @@ def pretraining_step(
         teacher_blocks=blocks,
         accumulates=accumulates,
         matrix_bytes=storage.matrix_bytes,
-        workers=workers,
+        workers=execution.workers,
     )
 
 
@@ -228,11 +234,8 @@ def finetuning_step(
     *,
     num_classes: int,
     vocab_size: int = 0,
-    storage: Storage | None = None,
-    accumulates: bool = False,
-    checkpoint_activations: bool = False,
     branch_scales: bool = False,
-    workers: int = 1,
+    execution: Execution = ALONE,
 ) -> StepCost:
     """The network without decoder and teacher over complete input, and a head of two linear layers.
 
@@ -241,11 +244,8 @@ def finetuning_step(
         shape: B and T; masks and clones play no part.
         num_classes: outputs of the head.
         vocab_size: V of a text model.
-        storage: of the processor; by default a CPU in fp32.
-        accumulates: the update has further micro-batches on this worker.
-        checkpoint_activations: blocks keep their input only and run again in the backward pass.
         branch_scales: each block scales its two branches by learned vectors (data2vec 1 for images).
-        workers: how many share the model (1: each holds all of it).
+        execution: how a worker runs it.
     """
     shape = replace(shape, kept=shape.positions, clones=1)
     width = config.embed_dim
@@ -255,9 +255,8 @@ def finetuning_step(
         replace(config, modalities=modalities),
         shape,
         vocab_size=vocab_size,
-        storage=storage,
-        checkpoint_activations=checkpoint_activations,
         branch_scales=branch_scales,
+        execution=execution,
     )
     work = 2.0 * shape.samples * width * (width + num_classes)
     size = width * (width + 1) + num_classes * (width + 1)
@@ -269,7 +268,10 @@ def finetuning_step(
         kept_bytes=FLOAT * shape.samples * 3 * width,
     )
     return StepCost(
-        parts=(*body.parts, head), accumulates=accumulates, matrix_bytes=body.matrix_bytes, workers=workers
+        parts=(*body.parts, head),
+        accumulates=execution.accumulates,
+        matrix_bytes=body.matrix_bytes,
+        workers=execution.workers,
     )
 
 

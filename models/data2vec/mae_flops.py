@@ -6,40 +6,22 @@ from dataclasses import replace
 
 from .flops import StepCost, pretraining_step
 from .mae_config import MaeConfig
-from .step_stages import FLOAT, Part, StepShape, Storage, block_stage
+from .step_stages import ALONE, FLOAT, Execution, Part, StepShape, block_stage
 
 
-def autoencoder_step(
-    config: MaeConfig,
-    shape: StepShape,
-    *,
-    storage: Storage | None = None,
-    accumulates: bool = False,
-    checkpoint_activations: bool = False,
-    workers: int = 1,
-) -> StepCost:
+def autoencoder_step(config: MaeConfig, shape: StepShape, execution: Execution = ALONE) -> StepCost:
     """Encoder over the kept patches, decoder over all of them, pixels of the masked ones.
 
     Args:
         config: the model.
         shape: B, T and K.
-        storage: of the processor; by default a CPU in fp32.
-        accumulates: the update has further micro-batches on this worker.
-        checkpoint_activations: blocks keep their input only and run again in the backward pass.
-        workers: how many share the model (1: each holds all of it).
+        execution: how a worker runs it.
     """
-    storage = storage or Storage()
-    encoder = pretraining_step(
-        config.encoder(),
-        shape,
-        storage=storage,
-        accumulates=accumulates,
-        checkpoint_activations=checkpoint_activations,
-        workers=workers,
-    )
+    storage, recompute = execution.storage, execution.checkpoint_activations
+    encoder = pretraining_step(config.encoder(), shape, execution=execution)
     rows, length, width = shape.samples, 1 + shape.positions, config.decoder_embed_dim
     seen, masked = rows * (1 + shape.kept), rows * (shape.positions - shape.kept)
-    block = block_stage(config.decoder(), rows, length, storage, checkpoint_activations, False)
+    block = block_stage(config.decoder(), rows, length, storage, recompute, False)
     embed = Part(
         name="decoder",
         forward=2.0 * seen * config.embed_dim * width,

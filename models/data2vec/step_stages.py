@@ -70,6 +70,26 @@ class Storage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a worker runs its micro-batches; by default alone, on a CPU, in fp32.
+
+    Attributes:
+        storage: of the processor.
+        accumulates: an update has further micro-batches on this worker.
+        checkpoint_activations: blocks keep their input only and run again in the backward pass.
+        workers: how many share the model (1: each holds all of it).
+    """
+
+    storage: Storage = Storage()
+    accumulates: bool = False
+    checkpoint_activations: bool = False
+    workers: int = 1
+
+
+ALONE = Execution()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """One stage of the trained network, in the order of the forward pass.
 

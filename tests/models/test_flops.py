@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data2vec.audio_trunk import trunk_config
 from data2vec.config import Data2VecMultiConfig, SentenceHeadConfig
 from data2vec.ctc import CTCConfig, CTCModel
-from data2vec.flops import StepShape, Storage, finetuning_step, pretraining_step, work_by_part
+from data2vec.flops import Execution, StepShape, Storage, finetuning_step, pretraining_step, work_by_part
 from data2vec.heads import SentenceClassifier
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.transformer import recompute_activations
@@ -200,7 +200,9 @@ def test_lower_precision_and_kernels_with_their_own_dropout_keep_less() -> None:
         SHAPE,
     )
     kept = [
-        pretraining_step(config, shape, storage=Storage.on(device, precision)).activation_bytes
+        pretraining_step(
+            config, shape, execution=Execution(storage=Storage.on(device, precision))
+        ).activation_bytes
         for device, precision in (("cpu", "fp32"), ("cuda", "fp32"), ("cuda", "bf16"))
     ]
     assert kept[0] > kept[1] > kept[2] > 0.4 * kept[1]
@@ -265,9 +267,8 @@ def test_peak_memory_of_real_updates() -> None:
     for (accumulates, recompute), peak in zip(
         ((False, False), (True, False), (False, True)), measured, strict=True
     ):
-        planned = pretraining_step(
-            config, shape, vocab_size=8000, accumulates=accumulates, checkpoint_activations=recompute
-        )
+        execution = Execution(accumulates=accumulates, checkpoint_activations=recompute)
+        planned = pretraining_step(config, shape, vocab_size=8000, execution=execution)
         assert planned.peak_bytes / peak == NEAR
     assert measured[2] < 0.8 * measured[0]
 
@@ -380,7 +381,7 @@ def test_peak_memory_on_a_gpu_in_lower_precision(name: str) -> None:
         adam.step()
     planned = pretraining_step(
         sizes, replace(shape, samples=more * shape.samples), vocab_size=VOCAB,
-        storage=Storage.on("cuda", "bf16"), branch_scales=name == "first_vision",
+        execution=Execution(storage=Storage.on("cuda", "bf16")), branch_scales=name == "first_vision",
     )  # fmt: skip
     held = planned.parameter_bytes + planned.optimizer_bytes + planned.teacher_bytes
     peak = torch.cuda.max_memory_allocated() - before

@@ -21,7 +21,7 @@ from data2vec.mae_config import MaeConfig
 from data2vec.mae_flops import autoencoder_step
 from data2vec.masking import MaskSet
 from data2vec.optim import parameter_groups
-from data2vec.step_stages import StepShape
+from data2vec.step_stages import Execution, StepShape
 from tests.parity.intermediates import intermediates
 
 SMALL = MaeConfig(input_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=3, decoder_embed_dim=16,
@@ -229,7 +229,7 @@ def test_cost_of_a_step(recompute: bool) -> None:
     model = MaskedAutoencoder(config).train()
     recompute_activations(model, recompute)
     planned = autoencoder_step(config, StepShape(samples=4, positions=64, kept=16),
-                               checkpoint_activations=recompute)  # fmt: skip
+                               Execution(checkpoint_activations=recompute))  # fmt: skip
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
 

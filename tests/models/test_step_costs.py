@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from data2vec.config import Data2VecMultiConfig
-from data2vec.flops import Part, StepCost, StepShape, Storage, finetuning_step, pretraining_step, work_by_part
+from data2vec.flops import (
+    Execution,
+    Part,
+    StepCost,
+    StepShape,
+    Storage,
+    finetuning_step,
+    pretraining_step,
+    work_by_part,
+)
 
 B, M, T, K, D, F, H = 3, 2, 16, 7, 24, 36, 2  # samples, clones, positions, kept, width, feed-forward, heads
 
@@ -106,7 +115,9 @@ def test_recomputing_runs_blocks_twice_and_keeps_their_input() -> None:
     shape = StepShape(samples=B, positions=T, kept=K, clones=M)
     for storage in (Storage(), Storage.on("cuda", "bf16")):
         plain, again = (
-            pretraining_step(made, shape, vocab_size=50, checkpoint_activations=on, storage=storage)
+            pretraining_step(
+                made, shape, vocab_size=50, execution=Execution(checkpoint_activations=on, storage=storage)
+            )
             for on in (False, True)
         )
         one, other = (next(p for p in cost.parts if p.name == "blocks") for cost in (plain, again))
@@ -134,7 +145,8 @@ def test_what_each_storage_keeps_of_a_block() -> None:
         off = {"encoder_dropout": 0.0, "post_mlp_drop": 0.0, "attention_dropout": 0.0}
         cost = pretraining_step(
             config("text", {"mask_length": 1}, **{**off, **values}),
-            StepShape(samples=B, positions=T, kept=K, clones=M), vocab_size=50, storage=storage,
+            StepShape(samples=B, positions=T, kept=K, clones=M), vocab_size=50,
+            execution=Execution(storage=storage),
         )  # fmt: skip
         return next(p for p in cost.parts if p.name == "blocks").kept_bytes / (B * M * K)
 

@@ -13,7 +13,7 @@ import torch
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.sharding import Sharded
 from data2vec.config import Data2VecMultiConfig
-from data2vec.flops import StepShape, pretraining_step
+from data2vec.flops import Execution, StepShape, pretraining_step
 from data2vec.optim import GroupSettings, ScheduledAdam, parameter_groups
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.schedules import Fixed
@@ -85,8 +85,10 @@ def test_peak_memory_of_a_shared_model(tmp_path: Path, monkeypatch: pytest.Monke
     config, shape = Data2VecMultiConfig.from_dict(WIDE), StepShape(samples=4, positions=64, kept=16, clones=4)
     measured = [json.loads((tmp_path / f"peaks-{rank}.json").read_text()) for rank in (0, 1)]
     for index, accumulates in enumerate((False, True)):
-        shared = pretraining_step(config, shape, accumulates=accumulates, workers=2).peak_bytes
-        whole = pretraining_step(config, shape, accumulates=accumulates).peak_bytes
+        shared = pretraining_step(
+            config, shape, execution=Execution(accumulates=accumulates, workers=2)
+        ).peak_bytes
+        whole = pretraining_step(config, shape, execution=Execution(accumulates=accumulates)).peak_bytes
         peak = max(peaks[index] for peaks in measured)
         assert shared / peak == pytest.approx(1.0, abs=0.15)
         assert peak < 0.8 * whole

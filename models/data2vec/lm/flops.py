@@ -6,7 +6,7 @@ import dataclasses
 
 from ..config import Data2VecMultiConfig, ModalitiesConfig, TextModalityConfig
 from ..flops import StepCost
-from ..step_stages import FLAG, FLOAT, Part, StepShape, Storage, block_stage
+from ..step_stages import ALONE, FLAG, FLOAT, Execution, Part, StepShape, block_stage
 from ..weight_shapes import without_memory
 from .config import TransformerLMConfig
 from .transformer import TransformerLM
@@ -45,10 +45,7 @@ def language_model_step(
     shape: StepShape,
     *,
     vocab_size: int,
-    storage: Storage | None = None,
-    accumulates: bool = False,
-    checkpoint_activations: bool = False,
-    workers: int = 1,
+    execution: Execution = ALONE,
 ) -> StepCost:
     """Embeddings, causal layers and softmax on one micro-batch.
 
@@ -56,16 +53,12 @@ def language_model_step(
         config: the model.
         shape: samples and positions; masks and clones play no part.
         vocab_size: V.
-        storage: of the processor; by default a CPU in fp32.
-        accumulates: the update has further micro-batches on this worker.
-        checkpoint_activations: layers keep their input only and run again in the backward pass.
-        workers: how many share the model (1: each holds all of it).
+        execution: how a worker runs it.
     """
-    storage = storage or Storage()
-    network = decoder_as_multi(config)
+    storage, network = execution.storage, decoder_as_multi(config)
     shape = dataclasses.replace(shape, kept=shape.positions, clones=1)
     rows, length = shape.samples, shape.positions
-    block = block_stage(network, rows, length, storage, checkpoint_activations, False)
+    block = block_stage(network, rows, length, storage, execution.checkpoint_activations, False)
     blocks = [block] * network.depth
     tokens, width = shape.samples * shape.positions, config.decoder_embed_dim
     with without_memory():
@@ -89,9 +82,9 @@ def language_model_step(
     )
     return StepCost(
         parts=(embeddings, *blocks, output),
-        accumulates=accumulates,
+        accumulates=execution.accumulates,
         matrix_bytes=storage.matrix_bytes,
-        workers=workers,
+        workers=execution.workers,
     )
 
 

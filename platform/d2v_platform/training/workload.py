@@ -21,7 +21,7 @@ from data2vec.artifact import read_artifact
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import Data2VecError
 from data2vec.families import generation_of
-from data2vec.flops import StepCost, StepShape, Storage
+from data2vec.flops import Execution, StepCost, StepShape, Storage
 from data2vec.v1.sizes import as_multi
 
 from ..recipe.schema import Recipe
@@ -86,10 +86,12 @@ class Workload:
             vocab_size=self.vocab_size,
             num_classes=max(int(getattr(holder, "num_classes", 1)), listed, 1),
             branch_scales=self.branch_scales,
-            storage=storage,
-            accumulates=accumulates,
-            checkpoint_activations=recipe.platform.checkpoint_activations,
-            workers=workers,
+            execution=Execution(
+                storage=storage,
+                accumulates=accumulates,
+                checkpoint_activations=recipe.platform.checkpoint_activations,
+                workers=workers,
+            ),
         )
 
     def largest(
