@@ -49,27 +49,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Timing:
-    """What a case needed; medians over the measured steps.
-
-    Attributes:
-        seconds: wall time a step.
-        cpu_seconds: processor time a step, all threads.
-        units_per_second: by wall time.
-        gflops: matrix work over wall time, 1e9 FLOP/s.
-        matrix_rate: sgemm rate right before and after the steps, 1e9 FLOP/s.
-        share: of the matrix rate.
-        peak_gb: highest resident memory of the process, 1e9 bytes.
-    """
+    """What a case needed; medians over the measured steps."""
 
     name: str
-    seconds: float
-    cpu_seconds: float
-    units_per_second: float
+    seconds: float  # wall time a step
+    cpu_seconds: float  # processor time a step, all threads
+    units_per_second: float  # by wall time
     unit: str
-    gflops: float
-    matrix_rate: float
-    share: float
-    peak_gb: float
+    gflops: float  # matrix work over wall time, 1e9 FLOP/s
+    matrix_rate: float  # sgemm rate right before and after the steps, 1e9 FLOP/s
+    share: float  # of the matrix rate
+    peak_gb: float  # highest resident memory of the process, 1e9 bytes
 
 
 def matrix_rate(seconds: float = _RATE_SECONDS) -> float:

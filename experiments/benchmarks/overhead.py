@@ -54,19 +54,12 @@ class Steps:
 
 @dataclass(frozen=True)
 class Overhead:
-    """All figures.
+    """All figures."""
 
-    Attributes:
-        bare: the loop alone.
-        on_ray: the loop inside Ray Train.
-        saves: of a bare loop that saves every second update.
-        starts: by where it runs: (part, seconds it took) in order.
-    """
-
-    bare: Steps
-    on_ray: Steps
-    saves: Steps
-    starts: Mapping[str, Sequence[tuple[str, float]]]
+    bare: Steps  # the loop alone
+    on_ray: Steps  # the loop inside Ray Train
+    saves: Steps  # of a bare loop that saves every second update
+    starts: Mapping[str, Sequence[tuple[str, float]]]  # by where it runs: (part, seconds it took) in order
 
     def lines(self) -> list[str]:
         """The figures in words."""

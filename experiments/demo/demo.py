@@ -89,19 +89,12 @@ FAST = DemoSize(
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """What the user asked for.
+    """What the user asked for."""
 
-    Attributes:
-        data: a raw GLUE folder instead of tasks made from prose.
-        kill: kill a worker in mid-run.
-        updates: of pretraining, instead of the size's.
-        fast: smallest sizes.
-    """
-
-    data: Path | None = None
-    kill: bool = False
-    updates: int | None = None
-    fast: bool = False
+    data: Path | None = None  # a raw GLUE folder instead of tasks made from prose
+    kill: bool = False  # kill a worker in mid-run
+    updates: int | None = None  # of pretraining, instead of the size's
+    fast: bool = False  # smallest sizes
 
     @property
     def size(self) -> DemoSize:

@@ -49,19 +49,12 @@ class MaterialSize:
 
 @dataclass(frozen=True, kw_only=True)
 class ProseFacts:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        sources: where it is from, with versions.
-        documents: topics and modules of each part.
-        characters: of the sentences of each part.
-        sentences: of each part.
-    """
-
-    sources: dict[str, str]
-    documents: dict[str, int]
-    characters: dict[str, int]
-    sentences: dict[str, int]
+    sources: dict[str, str]  # where it is from, with versions
+    documents: dict[str, int]  # topics and modules of each part
+    characters: dict[str, int]  # of the sentences of each part
+    sentences: dict[str, int]  # of each part
 
     def lines(self) -> list[str]:
         """In words."""
@@ -82,21 +75,13 @@ class ProseFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """Where everything is.
+    """Where everything is."""
 
-    Attributes:
-        facts: about the prose.
-        text: token files, for ``task.data`` of pretraining.
-        tasks: the prepared tasks' parent folder, for ``task.data`` of the sweep.
-        tokens: the report on the token files.
-        reports: one a task.
-    """
-
-    facts: ProseFacts
-    text: Path
-    tasks: Path
-    tokens: TextReport
-    reports: dict[str, GlueReport]
+    facts: ProseFacts  # about the prose
+    text: Path  # token files, for ``task.data`` of pretraining
+    tasks: Path  # the prepared tasks' parent folder, for ``task.data`` of the sweep
+    tokens: TextReport  # the report on the token files
+    reports: dict[str, GlueReport]  # one a task
 
 
 def check_data(data: Path) -> None:

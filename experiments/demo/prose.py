@@ -60,15 +60,10 @@ _WORD = re.compile(r"^[(\"“']?[A-Za-z]+(?:['’-][A-Za-z]+)*[)\"”']?[,.;:!?]
 
 @dataclass(frozen=True)
 class Document:
-    """One topic of the language reference, or the docstrings of one module.
+    """One topic of the language reference, or the docstrings of one module."""
 
-    Attributes:
-        name: where it is from; decides the part it belongs to.
-        paragraphs: runs of neighbouring sentences.
-    """
-
-    name: str
-    paragraphs: tuple[tuple[str, ...], ...]
+    name: str  # where it is from; decides the part it belongs to
+    paragraphs: tuple[tuple[str, ...], ...]  # runs of neighbouring sentences
 
     @property
     def sentences(self) -> list[str]:

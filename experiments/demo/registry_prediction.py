@@ -19,17 +19,11 @@ _ANSWER = "prediction: "
 
 @dataclass(frozen=True)
 class Labelled:
-    """What a model said about one text.
+    """What a model said about one text."""
 
-    Attributes:
-        text: the raw sentence.
-        label: the likeliest label.
-        score: its probability.
-    """
-
-    text: str
-    label: str
-    score: float
+    text: str  # the raw sentence
+    label: str  # the likeliest label
+    score: float  # its probability
 
 
 def predict(model: str, texts: Sequence[str], timeout_s: float = 300.0) -> list[Labelled]:

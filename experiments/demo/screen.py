@@ -11,50 +11,29 @@ from .worker_kill import KillProof
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingFigures:
-    """How pretraining went.
+    """How pretraining went."""
 
-    Attributes:
-        first_loss: of the first log line.
-        last_loss: of the last one.
-        target_var: deviation of the teacher's features over positions; near 0 would be a collapse.
-        workers: Ray Train workers.
-        updates: completed.
-        seconds: of training.
-        model: name in the registry.
-    """
-
-    first_loss: float
-    last_loss: float
-    target_var: float
-    workers: int
-    updates: int
-    seconds: float
-    model: str
+    first_loss: float  # of the first log line
+    last_loss: float  # of the last one
+    target_var: float  # deviation of the teacher's features over positions; near 0 would be a collapse
+    workers: int  # Ray Train workers
+    updates: int  # completed
+    seconds: float  # of training
+    model: str  # name in the registry
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFigures:
-    """One row of the table; values are percentages of the task's official metric on its dev set.
+    """One row of the table; values are percentages of the task's official metric on its dev set."""
 
-    Attributes:
-        task: what it is.
-        metric: its official metric.
-        majority: of always giving the commonest label.
-        random: best of the sweep from random weights; ``None`` if no trial has a value.
-        pretrained: the same from pretrained weights.
-        lr: rate that won with pretrained weights.
-        model: name in the registry.
-        examples: size of the dev set.
-    """
-
-    task: str
-    metric: str
-    majority: float | None
-    random: float | None
-    pretrained: float | None
-    lr: float | None
-    model: str
-    examples: int
+    task: str  # what it is
+    metric: str  # its official metric
+    majority: float | None  # of always giving the commonest label
+    random: float | None  # best of the sweep from random weights; ``None`` if no trial has a value
+    pretrained: float | None  # the same from pretrained weights
+    lr: float | None  # rate that won with pretrained weights
+    model: str  # name in the registry
+    examples: int  # size of the dev set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,33 +48,19 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Screen:
-    """Everything on the last screen.
+    """Everything on the last screen."""
 
-    Attributes:
-        title: what the demo ran on.
-        seconds: all of it.
-        pretraining: its figures.
-        tasks: the table.
-        rates: learning rates tried in both sweeps.
-        seeds: of the sweep.
-        max_updates: of each trial.
-        predictions: from the registry.
-        proof: of a worker's death, if one was killed.
-        home: where state lives.
-        command: how ``d2v`` is called here.
-    """
-
-    title: str
-    seconds: float
-    pretraining: PretrainingFigures
-    tasks: Sequence[TaskFigures]
-    rates: int
-    seeds: Sequence[int]
-    max_updates: int
-    predictions: Sequence[Prediction]
-    proof: KillProof | None
-    home: str
-    command: str
+    title: str  # what the demo ran on
+    seconds: float  # all of it
+    pretraining: PretrainingFigures  # its figures
+    tasks: Sequence[TaskFigures]  # the table
+    rates: int  # learning rates tried in both sweeps
+    seeds: Sequence[int]  # of the sweep
+    max_updates: int  # of each trial
+    predictions: Sequence[Prediction]  # from the registry
+    proof: KillProof | None  # of a worker's death, if one was killed
+    home: str  # where state lives
+    command: str  # how ``d2v`` is called here
 
 
 def render(screen: Screen) -> list[str]:

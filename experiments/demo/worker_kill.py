@@ -33,44 +33,26 @@ _POLL_S = 0.25
 
 @dataclass(frozen=True)
 class Killed:
-    """What was killed.
+    """What was killed."""
 
-    Attributes:
-        pid: the worker's process.
-        rank: its rank.
-        logged: update of the newest figure in MLflow at that time.
-        checkpoint: update of the newest checkpoint, which the restarted workers began from.
-    """
-
-    pid: int
-    rank: int
-    logged: int
-    checkpoint: int
+    pid: int  # the worker's process
+    rank: int  # its rank
+    logged: int  # update of the newest figure in MLflow at that time
+    checkpoint: int  # update of the newest checkpoint, which the restarted workers began from
 
 
 @dataclass(frozen=True)
 class KillProof:
-    """A killed worker, and what the finished run's records say.
+    """A killed worker, and what the finished run's records say."""
 
-    Attributes:
-        killed: what was killed.
-        starts: worker starts after which the run ended, from ``workers.jsonl``.
-        updates: updates that the finished run counts.
-        metrics: metric names of the run.
-        points: metric points of the run.
-        repeated: points that share name and step with another one.
-        steps: steps of the watched metric.
-        expected: steps it must have.
-    """
-
-    killed: Killed
-    starts: int
-    updates: int
-    metrics: int
-    points: int
-    repeated: int
-    steps: tuple[int, ...]
-    expected: tuple[int, ...]
+    killed: Killed  # what was killed
+    starts: int  # worker starts after which the run ended, from ``workers.jsonl``
+    updates: int  # updates that the finished run counts
+    metrics: int  # metric names of the run
+    points: int  # metric points of the run
+    repeated: int  # points that share name and step with another one
+    steps: tuple[int, ...]  # steps of the watched metric
+    expected: tuple[int, ...]  # steps it must have
 
     @property
     def holds(self) -> bool:

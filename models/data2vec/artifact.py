@@ -119,27 +119,16 @@ def is_artifact(folder: Path | str) -> bool:
 
 @dataclass
 class Artifact:
-    """A model folder as read: nothing built, and weights read only when asked for.
+    """A model folder as read: nothing built, and weights read only when asked for."""
 
-    Attributes:
-        kind: what the weights are.
-        model_config: architecture.
-        head_config: the head's, if there is one.
-        config: the whole ``config.json``.
-        tokenizer: ``None`` if the folder has none.
-        folder: where it was read.
-        letters: output symbols of a CTC model.
-        words: symbols of a language model.
-    """
-
-    kind: Kind
-    model_config: ModelConfig
-    head_config: HeadConfig | None
-    config: dict[str, Any]
-    tokenizer: TextTokenizer | None
-    folder: Path
-    letters: Dictionary | None = None
-    words: Dictionary | None = None
+    kind: Kind  # what the weights are
+    model_config: ModelConfig  # architecture
+    head_config: HeadConfig | None  # the head's, if there is one
+    config: dict[str, Any]  # the whole ``config.json``
+    tokenizer: TextTokenizer | None  # ``None`` if the folder has none
+    folder: Path  # where it was read
+    letters: Dictionary | None = None  # output symbols of a CTC model
+    words: Dictionary | None = None  # symbols of a language model
 
     @property
     def modality(self) -> str:

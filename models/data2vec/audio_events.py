@@ -83,15 +83,10 @@ class AudioEventConfig(AudioEventOptions):
 
 @dataclass(frozen=True)
 class EventOutput:
-    """Scores of one micro-batch.
+    """Scores of one micro-batch."""
 
-    Attributes:
-        scores_BC: (B, C) in fp32, logits or probabilities.
-        are_logits: whether they are logits.
-    """
-
-    scores_BC: torch.Tensor
-    are_logits: bool
+    scores_BC: torch.Tensor  # (B, C) in fp32, logits or probabilities
+    are_logits: bool  # whether they are logits
 
     def probabilities(self) -> torch.Tensor:
         """(B, C) in 0 ... 1; classes do not exclude each other."""

@@ -39,32 +39,20 @@ _Run = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 @dataclass(frozen=True)
 class Word:
-    """A recognised word and where it is.
+    """A recognised word and where it is."""
 
-    Attributes:
-        text: the word.
-        start_s: begin of its first letter, in seconds.
-        end_s: end of its last letter, in seconds.
-    """
-
-    text: str
-    start_s: float
-    end_s: float
+    text: str  # the word
+    start_s: float  # begin of its first letter, in seconds
+    end_s: float  # end of its last letter, in seconds
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What was recognised in one recording.
+    """What was recognised in one recording."""
 
-    Attributes:
-        text: the words.
-        words: the same with times.
-        score: mean log-probability of the chosen class a frame.
-    """
-
-    text: str
-    words: tuple[Word, ...]
-    score: float
+    text: str  # the words
+    words: tuple[Word, ...]  # the same with times
+    score: float  # mean log-probability of the chosen class a frame
 
 
 class AudioModel(ModelInUse):

@@ -126,17 +126,11 @@ def trunk_config(pretrained: AudioConfig, options: TrunkOptions) -> AudioConfig:
 
 @dataclass(frozen=True)
 class TrainingMasks:
-    """Given masks instead of drawn ones (tests).
+    """Given masks instead of drawn ones (tests)."""
 
-    Attributes:
-        time_BT: (B, T) bool, or ``None``.
-        channel_BD: (B, D) bool, or ``None``.
-        fill_ND: (N, D) vectors that masked frames become (v2), or ``None``.
-    """
-
-    time_BT: torch.Tensor | None = None
-    channel_BD: torch.Tensor | None = None
-    fill_ND: torch.Tensor | None = None
+    time_BT: torch.Tensor | None = None  # (B, T) bool, or ``None``
+    channel_BD: torch.Tensor | None = None  # (B, D) bool, or ``None``
+    fill_ND: torch.Tensor | None = None  # (N, D) vectors that masked frames become (v2), or ``None``
 
     def to(self, device: torch.device) -> TrainingMasks:
         """The same on a device; nothing waits for the copies."""

@@ -28,17 +28,11 @@ def watched_channels(dim: int) -> int:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Sums over vectors, which add up over micro-batches and workers to a covariance.
+    """Sums over vectors, which add up over micro-batches and workers to a covariance."""
 
-    Attributes:
-        count: number of vectors.
-        total_C: (C,) float64 sum.
-        outer_CC: (C, C) float64 sum of outer products.
-    """
-
-    count: int
-    total_C: torch.Tensor
-    outer_CC: torch.Tensor
+    count: int  # number of vectors
+    total_C: torch.Tensor  # (C,) float64 sum
+    outer_CC: torch.Tensor  # (C, C) float64 sum of outer products
 
     @classmethod
     def of(cls, x: torch.Tensor, padding_mask: torch.Tensor | None = None) -> Scatter:

@@ -43,17 +43,11 @@ class CTCConfig(TrunkOptions):
 
 @dataclass(frozen=True)
 class CTCOutput:
-    """Logits of one micro-batch.
+    """Logits of one micro-batch."""
 
-    Attributes:
-        logits_BTV: (B, T, V) in fp32.
-        frames_B: (B,) int64, real frames of each utterance; where the given padding was.
-        padding_mask_BT: (B, T) bool, true where padded; ``None`` if nothing is.
-    """
-
-    logits_BTV: torch.Tensor
-    frames_B: torch.Tensor
-    padding_mask_BT: torch.Tensor | None
+    logits_BTV: torch.Tensor  # (B, T, V) in fp32
+    frames_B: torch.Tensor  # (B,) int64, real frames of each utterance; where the given padding was
+    padding_mask_BT: torch.Tensor | None  # (B, T) bool, true where padded; ``None`` if nothing is
 
     def emissions(self) -> torch.Tensor:
         """(B, T, V) log-probabilities; padded frames are certain blanks."""
@@ -67,17 +61,11 @@ class CTCOutput:
 
 @dataclass(frozen=True)
 class CTCSums:
-    """Loss and its divisor.
+    """Loss and its divisor."""
 
-    Attributes:
-        loss: summed over utterances (differentiable).
-        sentences: utterances that count; too short ones do not.
-        too_short: utterances with fewer frames than their labels need.
-    """
-
-    loss: torch.Tensor
-    sentences: int
-    too_short: int = field(default=0)
+    loss: torch.Tensor  # summed over utterances (differentiable)
+    sentences: int  # utterances that count; too short ones do not
+    too_short: int = field(default=0)  # utterances with fewer frames than their labels need
 
 
 class CTCModel(nn.Module):

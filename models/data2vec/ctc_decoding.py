@@ -66,21 +66,13 @@ class BeamOptions:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One result of the search.
+    """One result of the search."""
 
-    Attributes:
-        text: the words.
-        score: see the module.
-        letters: ids without blanks and repeats.
-        frames: frame at which each letter begins.
-        word_ends: frame at which each word ends.
-    """
-
-    text: str
-    score: float
-    letters: tuple[int, ...]
-    frames: tuple[int, ...]
-    word_ends: tuple[int, ...]
+    text: str  # the words
+    score: float  # see the module
+    letters: tuple[int, ...]  # ids without blanks and repeats
+    frames: tuple[int, ...]  # frame at which each letter begins
+    word_ends: tuple[int, ...]  # frame at which each word ends
 
     def spans(self, letters: Dictionary) -> list[tuple[str, int, int]]:
         """Each word with its first frame and the one after its last letter begins."""

@@ -14,15 +14,10 @@ from .placing import moved
 
 @dataclass(frozen=True)
 class KeptRows:
-    """The rows of a batch whose branch runs.
+    """The rows of a batch whose branch runs."""
 
-    Attributes:
-        index: (K,) int64; ``None`` = all rows.
-        scale: of the branch, so that its mean over draws is that without drop path.
-    """
-
-    index: torch.Tensor | None = None
-    scale: float = 1.0
+    index: torch.Tensor | None = None  # (K,) int64; ``None`` = all rows
+    scale: float = 1.0  # of the branch, so that its mean over draws is that without drop path
 
     def of(self, x_R: torch.Tensor) -> torch.Tensor:
         """(R, ...) to (K, ...); what has one row belongs to all of them and stays."""

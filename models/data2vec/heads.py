@@ -24,15 +24,10 @@ _ACTIVATIONS = {"tanh": torch.tanh, "relu": F.relu, "gelu": F.gelu, "linear": la
 
 @dataclass(frozen=True)
 class SentenceOutput:
-    """Result of one micro-batch.
+    """Result of one micro-batch."""
 
-    Attributes:
-        loss: summed over sentences (differentiable); the divisor is the number of sentences.
-        logits_BC: (B, C) in fp32.
-    """
-
-    loss: torch.Tensor
-    logits_BC: torch.Tensor
+    loss: torch.Tensor  # summed over sentences (differentiable); the divisor is the number of sentences
+    logits_BC: torch.Tensor  # (B, C) in fp32
 
 
 class SentenceHead(nn.Module):

@@ -105,15 +105,10 @@ def _set_drop_path(config: Data2VecMultiConfig, rate: float) -> None:
 
 @dataclass(frozen=True)
 class ImageOutput:
-    """Result of one micro-batch.
+    """Result of one micro-batch."""
 
-    Attributes:
-        loss: summed over images (differentiable); the divisor is the number of images.
-        elementwise: (B,) with hard labels, (B, C) with soft ones.
-    """
-
-    loss: torch.Tensor
-    elementwise: torch.Tensor
+    loss: torch.Tensor  # summed over images (differentiable); the divisor is the number of images
+    elementwise: torch.Tensor  # (B,) with hard labels, (B, C) with soft ones
 
 
 class ImageClassifier(nn.Module):

@@ -34,17 +34,11 @@ from .transformer import make_blocks, transformer_blocks
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over vectors, which add up over micro-batches and workers to a variance.
+    """Sums over vectors, which add up over micro-batches and workers to a variance."""
 
-    Attributes:
-        count: number of vectors.
-        total_D: (D,) float64 sum.
-        square_D: (D,) float64 sum of squares.
-    """
-
-    count: int
-    total_D: torch.Tensor
-    square_D: torch.Tensor
+    count: int  # number of vectors
+    total_D: torch.Tensor  # (D,) float64 sum
+    square_D: torch.Tensor  # (D,) float64 sum of squares
 
     @classmethod
     def of(cls, x_ND: torch.Tensor) -> Moments:
@@ -91,21 +85,13 @@ class PretrainOutput:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Predictions against targets: the end of every objective.
+    """Predictions against targets: the end of every objective."""
 
-    Attributes:
-        losses: as in :class:`PretrainOutput`.
-        prediction_ND: predictions at masked positions.
-        target_ND: targets there.
-        prediction: moments of the predictions.
-        target: moments of the targets.
-    """
-
-    losses: dict[str, torch.Tensor]
-    prediction_ND: torch.Tensor
-    target_ND: torch.Tensor
-    prediction: Moments
-    target: Moments
+    losses: dict[str, torch.Tensor]  # as in :class:`PretrainOutput`
+    prediction_ND: torch.Tensor  # predictions at masked positions
+    target_ND: torch.Tensor  # targets there
+    prediction: Moments  # moments of the predictions
+    target: Moments  # moments of the targets
 
     @classmethod
     def of(

@@ -10,19 +10,12 @@ from rapidfuzz.distance import Levenshtein
 
 @dataclass(frozen=True)
 class ErrorCount:
-    """Edits between hypotheses and references, and the size of the references.
+    """Edits between hypotheses and references, and the size of the references."""
 
-    Attributes:
-        substitutions: symbols replaced.
-        deletions: reference symbols that are missing.
-        insertions: hypothesis symbols that are too many.
-        reference: symbols of the references.
-    """
-
-    substitutions: int = 0
-    deletions: int = 0
-    insertions: int = 0
-    reference: int = 0
+    substitutions: int = 0  # symbols replaced
+    deletions: int = 0  # reference symbols that are missing
+    insertions: int = 0  # hypothesis symbols that are too many
+    reference: int = 0  # symbols of the references
 
     @property
     def errors(self) -> int:

@@ -30,21 +30,13 @@ FLAG = 1  # bytes of an entry of a dropout mask
 
 @dataclass(frozen=True, kw_only=True)
 class StepShape:
-    """Size of one micro-batch.
+    """Size of one micro-batch."""
 
-    Attributes:
-        samples: B.
-        positions: T, of the longest sample, padding included.
-        kept: K, positions that a student row sees; T where nothing is masked.
-        clones: M.
-        raw: numbers in one raw sample that the front end computes on (waveform samples, pixels).
-    """
-
-    samples: int
-    positions: int
-    kept: int
-    clones: int = 1
-    raw: int = 0
+    samples: int  # B
+    positions: int  # T, of the longest sample, padding included
+    kept: int  # K, positions that a student row sees; T where nothing is masked
+    clones: int = 1  # M
+    raw: int = 0  # numbers in one raw sample that the front end computes on (waveform samples, pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +63,12 @@ class Storage:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How a worker runs its micro-batches; by default alone, on a CPU, in fp32.
+    """How a worker runs its micro-batches; by default alone, on a CPU, in fp32."""
 
-    Attributes:
-        storage: of the processor.
-        accumulates: an update has further micro-batches on this worker.
-        checkpoint_activations: blocks keep their input only and run again in the backward pass.
-        workers: how many share the model (1: each holds all of it).
-    """
-
-    storage: Storage = Storage()
-    accumulates: bool = False
-    checkpoint_activations: bool = False
-    workers: int = 1
+    storage: Storage = Storage()  # of the processor
+    accumulates: bool = False  # an update has further micro-batches on this worker
+    checkpoint_activations: bool = False  # blocks keep their input only and run again in the backward pass
+    workers: int = 1  # how many share the model (1: each holds all of it)
 
 
 ALONE = Execution()
@@ -91,25 +76,15 @@ ALONE = Execution()
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """One stage of the trained network, in the order of the forward pass.
+    """One stage of the trained network, in the order of the forward pass."""
 
-    Attributes:
-        name: for reports.
-        forward: FLOPs of the forward pass.
-        backward: FLOPs of the backward pass.
-        parameters: number of trained parameters.
-        frozen: number of further parameters that do not learn.
-        kept_bytes: what the forward pass leaves for the backward pass.
-        working_bytes: what its backward pass needs besides while it runs.
-    """
-
-    name: str
-    forward: float
-    backward: float
-    parameters: int
-    frozen: int = 0
-    kept_bytes: float = 0.0
-    working_bytes: float = 0.0
+    name: str  # for reports
+    forward: float  # FLOPs of the forward pass
+    backward: float  # FLOPs of the backward pass
+    parameters: int  # number of trained parameters
+    frozen: int = 0  # number of further parameters that do not learn
+    kept_bytes: float = 0.0  # what the forward pass leaves for the backward pass
+    working_bytes: float = 0.0  # what its backward pass needs besides while it runs
 
 
 def hidden_width(config: Data2VecMultiConfig) -> int:

@@ -21,19 +21,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to try again.
+    """How long to try again."""
 
-    Attributes:
-        seconds: in all; no attempt begins later.
-        first_s: the first pause; each further one is twice as long.
-        longest_s: no pause is longer.
-        attempts: no more than so many, the first one included.
-    """
-
-    seconds: float = 60.0
-    first_s: float = 0.5
-    longest_s: float = 15.0
-    attempts: int | None = None
+    seconds: float = 60.0  # in all; no attempt begins later
+    first_s: float = 0.5  # the first pause; each further one is twice as long
+    longest_s: float = 15.0  # no pause is longer
+    attempts: int | None = None  # no more than so many, the first one included
 
 
 def try_again(

@@ -34,19 +34,12 @@ MAX_SAMPLES, MAX_SAMPLES_PER_BYTE = 2**28, 64
 
 @dataclass(frozen=True)
 class AudioHeader:
-    """What a file says about itself, without decoding.
+    """What a file says about itself, without decoding."""
 
-    Attributes:
-        frames: samples of each channel.
-        rate: samples a second.
-        channels: number of channels.
-        subtype: libsndfile's name of the sample format, such as ``PCM_16``.
-    """
-
-    frames: int
-    rate: int
-    channels: int
-    subtype: str
+    frames: int  # samples of each channel
+    rate: int  # samples a second
+    channels: int  # number of channels
+    subtype: str  # libsndfile's name of the sample format, such as ``PCM_16``
 
 
 def read_header(path: Path | str) -> AudioHeader:

@@ -14,19 +14,12 @@ Level = Literal["ok", "note", "bad"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One observation.
+    """One observation."""
 
-    Attributes:
-        area: what was looked at.
-        level: ``ok``; ``note``: works, but worth knowing; ``bad``: something will fail.
-        what: the observation.
-        mend: what to do about it; empty for ``ok``.
-    """
-
-    area: str
-    level: Level
-    what: str
-    mend: str = ""
+    area: str  # what was looked at
+    level: Level  # ``ok``; ``note``: works, but worth knowing; ``bad``: something will fail
+    what: str  # the observation
+    mend: str = ""  # what to do about it; empty for ``ok``
 
     def line(self) -> str:
         """One or two lines for people."""

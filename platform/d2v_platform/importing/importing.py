@@ -39,17 +39,11 @@ _UNKNOWN_LICENCE = "Not recorded in the file: whoever made it decides. Published
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of an import.
+    """What came of an import."""
 
-    Attributes:
-        folder: the model folder.
-        lines: the account, for people.
-        version: ``models:/NAME/VERSION`` if it was registered.
-    """
-
-    folder: Path
-    lines: list[str]
-    version: str | None
+    folder: Path  # the model folder
+    lines: list[str]  # the account, for people
+    version: str | None  # ``models:/NAME/VERSION`` if it was registered
 
 
 @dataclass(frozen=True)

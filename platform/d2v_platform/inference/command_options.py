@@ -23,22 +23,12 @@ Pooling = Literal["mean", "cls", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """Options of ``d2v embed``, for the kind of model that it is given.
+    """Options of ``d2v embed``, for the kind of model that it is given."""
 
-    Attributes:
-        model: as it was named.
-        dest: the Parquet file.
-        subset: of the folder.
-        unlabelled: folders are no classes.
-        layer: shared block whose output is taken.
-        pooling: ``mean``, ``cls`` or ``none``.
-        batch_size: inputs at a time.
-    """
-
-    model: str
-    dest: Path
-    subset: str | None
-    unlabelled: bool
-    layer: int
-    pooling: Pooling
-    batch_size: int
+    model: str  # as it was named
+    dest: Path  # the Parquet file
+    subset: str | None  # of the folder
+    unlabelled: bool  # folders are no classes
+    layer: int  # shared block whose output is taken
+    pooling: Pooling  # ``mean``, ``cls`` or ``none``
+    batch_size: int  # inputs at a time

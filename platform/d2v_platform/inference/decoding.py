@@ -37,60 +37,34 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """The search for words; plain values.
+    """The search for words; plain values."""
 
-    Attributes:
-        kind: ``viterbi``, ``kenlm`` or ``fairseqlm``.
-        unit: the language model is over letters.
-        lexicon: path, or ``None``.
-        language_model: ARPA or KenLM file, or the model folder of a transformer.
-        beam: fields of :class:`BeamOptions`.
-        device: of a transformer language model.
-        language_model_name: by which a node that lacks it brings it.
-    """
-
-    kind: str
-    unit: bool
-    lexicon: str | None
-    language_model: str | None
-    beam: tuple[tuple[str, Any], ...]
-    device: str = "cpu"
-    language_model_name: str | None = None
+    kind: str  # ``viterbi``, ``kenlm`` or ``fairseqlm``
+    unit: bool  # the language model is over letters
+    lexicon: str | None  # path, or ``None``
+    language_model: str | None  # ARPA or KenLM file, or the model folder of a transformer
+    beam: tuple[tuple[str, Any], ...]  # fields of :class:`BeamOptions`
+    device: str = "cpu"  # of a transformer language model
+    language_model_name: str | None = None  # by which a node that lacks it brings it
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingJob:
-    """What a worker needs to decode a part of a subset; plain values.
+    """What a worker needs to decode a part of a subset; plain values."""
 
-    Attributes:
-        model: model folder.
-        data: folder of the manifests.
-        subset: name of the manifest.
-        labels: extension of the labels, or ``None``.
-        max_tokens: samples of audio in a batch.
-        batch_size: utterances in a batch.
-        max_sample_size: longer recordings are refused.
-        min_sample_size: shorter ones are left out.
-        search: how words are found.
-        device: of the acoustic model.
-        threads: of PyTorch.
-        model_name: by which a node that lacks the folder brings it.
-        data_name: the same of the data.
-    """
-
-    model: str
-    data: str
-    subset: str
-    labels: str | None
-    max_tokens: int
-    batch_size: int | None
-    max_sample_size: int | None
-    min_sample_size: int | None
-    search: Search
-    device: str = "cpu"
-    threads: int | None = None
-    model_name: str = ""
-    data_name: str = ""
+    model: str  # model folder
+    data: str  # folder of the manifests
+    subset: str  # name of the manifest
+    labels: str | None  # extension of the labels, or ``None``
+    max_tokens: int  # samples of audio in a batch
+    batch_size: int | None  # utterances in a batch
+    max_sample_size: int | None  # longer recordings are refused
+    min_sample_size: int | None  # shorter ones are left out
+    search: Search  # how words are found
+    device: str = "cpu"  # of the acoustic model
+    threads: int | None = None  # of PyTorch
+    model_name: str = ""  # by which a node that lacks the folder brings it
+    data_name: str = ""  # the same of the data
 
 
 def job_on_this_node(job: DecodingJob) -> DecodingJob:

@@ -35,23 +35,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Utterance:
-    """One utterance of the store.
+    """One utterance of the store."""
 
-    Attributes:
-        id: position in the data set.
-        file: its recording.
-        seconds: its length.
-        start: first frame in the array.
-        frames: number of frames.
-        reference: its words.
-    """
-
-    id: int
-    file: str
-    seconds: float
-    start: int
-    frames: int
-    reference: str
+    id: int  # position in the data set
+    file: str  # its recording
+    seconds: float  # its length
+    start: int  # first frame in the array
+    frames: int  # number of frames
+    reference: str  # its words
 
 
 class StoredEmissions:

@@ -34,23 +34,14 @@ _MANY = 512  # images from which starting loader processes pays
 
 @dataclass
 class ImageRows:
-    """Results of a subset in its order; unreadable images are left out and named.
+    """Results of a subset in its order; unreadable images are left out and named."""
 
-    Attributes:
-        names: N file names.
-        labels: (N,) class ids, -1 without.
-        values: (N, C) logits, (N, D) features, or (N, T, D) features without pooling.
-        classes: class names of the data, empty without.
-        odd: what was odd or unreadable, and what was wrong with the source, one line a kind.
-        unreadable: how many images were left out.
-    """
-
-    names: list[str]
-    labels: np.ndarray
-    values: np.ndarray
-    classes: list[str]
-    odd: list[str]
-    unreadable: int = 0
+    names: list[str]  # N file names
+    labels: np.ndarray  # (N,) class ids, -1 without
+    values: np.ndarray  # (N, C) logits, (N, D) features, or (N, T, D) features without pooling
+    classes: list[str]  # class names of the data, empty without
+    odd: list[str]  # what was odd or unreadable, and what was wrong with the source, one line a kind
+    unreadable: int = 0  # how many images were left out
 
 
 def load_image_model(folder: Path, device: torch.device | str = "auto") -> ImageModel:

@@ -21,15 +21,10 @@ _RUN = re.compile(r"runs:/+(?P<run>[0-9a-f]{32})(?:/.*)?")
 
 @dataclass(frozen=True)
 class Owner:
-    """What a model's scores are scores of; nothing of it for a model that MLflow does not know.
+    """What a model's scores are scores of; nothing of it for a model that MLflow does not know."""
 
-    Attributes:
-        run_id: the run that trained it.
-        version: registered name and number.
-    """
-
-    run_id: str | None = None
-    version: tuple[str, int] | None = None
+    run_id: str | None = None  # the run that trained it
+    version: tuple[str, int] | None = None  # registered name and number
 
 
 def updates_seen(config: Mapping[str, Any]) -> int:

@@ -50,15 +50,10 @@ _SPEC = re.compile(r"(?P<run>[^@]+)@(?P<update>\d+|best|last\d*)")
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """What ``RUN@UPDATE`` names.
+    """What ``RUN@UPDATE`` names."""
 
-    Attributes:
-        run: id or name of the run.
-        update: its number, "best", "last", or "last5" for the mean of the 5 newest.
-    """
-
-    run: str
-    update: int | str
+    run: str  # id or name of the run
+    update: int | str  # its number, "best", "last", or "last5" for the mean of the 5 newest
 
     @classmethod
     def parse(cls, text: str) -> RunCheckpoint:
@@ -79,25 +74,15 @@ class RunCheckpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """A checkpoint of a run, or the mean of several, exported.
+    """A checkpoint of a run, or the mean of several, exported."""
 
-    Attributes:
-        run: the run.
-        recipe: what it was trained with; a parent model by its exact name.
-        plain: the same as the run recorded it.
-        updates: of the checkpoints.
-        folder: model folder.
-        summary: as if training had ended there; a mean has no figures, since nobody has validated it.
-        parent: exact name of the model it started from.
-    """
-
-    run: Run
-    recipe: Recipe
-    plain: dict[str, Any]
-    updates: list[int]
-    folder: Path
-    summary: Summary
-    parent: str | None
+    run: Run  # the run
+    recipe: Recipe  # what it was trained with; a parent model by its exact name
+    plain: dict[str, Any]  # the same as the run recorded it
+    updates: list[int]  # of the checkpoints
+    folder: Path  # model folder
+    summary: Summary  # as if training had ended there; a mean has no figures, since nobody has validated it
+    parent: str | None  # exact name of the model it started from
 
 
 def export_from_run(tracker: Tracker, wanted: RunCheckpoint, folder: Path | None = None) -> Taken:

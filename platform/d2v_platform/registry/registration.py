@@ -32,38 +32,23 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A training that has ended.
+    """A training that has ended."""
 
-    Attributes:
-        run_id: of MLflow.
-        model: the exported folder.
-        summary: how it ended.
-        parent_uri: exact name of the model it was fine-tuned from.
-    """
-
-    run_id: str
-    model: Path
-    summary: Summary
-    parent_uri: str | None = None
+    run_id: str  # of MLflow
+    model: Path  # the exported folder
+    summary: Summary  # how it ended
+    parent_uri: str | None = None  # exact name of the model it was fine-tuned from
 
 
 @dataclasses.dataclass(frozen=True)
 class Registration:
-    """How its model is registered where the recipe does not say it.
+    """How its model is registered where the recipe does not say it."""
 
-    Attributes:
-        name: registered name instead of ``platform.register_as``.
-        alias: alias instead of ``platform.alias``.
-        protocol: how the figures came about, for the card.
-        seeds: seeds behind the figures.
-        results_table: kept beside the card.
-    """
-
-    name: str | None = None
-    alias: str | None = None
-    protocol: str | None = None
-    seeds: tuple[int, ...] | None = None
-    results_table: Path | None = None
+    name: str | None = None  # registered name instead of ``platform.register_as``
+    alias: str | None = None  # alias instead of ``platform.alias``
+    protocol: str | None = None  # how the figures came about, for the card
+    seeds: tuple[int, ...] | None = None  # seeds behind the figures
+    results_table: Path | None = None  # kept beside the card
 
 
 def register_summary(

@@ -20,23 +20,14 @@ SCORES = "`label`, `score`, and one `score_CLASS` for each class"
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """How a model of one kind is used, for its card.
+    """How a model of one kind is used, for its card."""
 
-    Attributes:
-        table: what predict is given, as a line of Python.
-        inputs: columns, in words.
-        outputs: columns, in words.
-        call: of the library's model.
-        params: of predict, where the example gives some.
-        more: a further sentence.
-    """
-
-    table: str
-    inputs: str
-    outputs: str
-    call: str
-    params: str = ""
-    more: str = ""
+    table: str  # what predict is given, as a line of Python
+    inputs: str  # columns, in words
+    outputs: str  # columns, in words
+    call: str  # of the library's model
+    params: str = ""  # of predict, where the example gives some
+    more: str = ""  # a further sentence
 
 
 VECTOR = {"embedding": ["number"]}

@@ -23,23 +23,14 @@ _FEW_POINTS = 40  # up to here each point gets a marker
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line (or row of dots) of a panel.
+    """One line (or row of dots) of a panel."""
 
-    Attributes:
-        key: identifies it in the drawing: the metric and, with several runs, the run.
-        label: for the legend.
-        x: ascending.
-        y: as many values.
-        style: a line, dots without a line, or a star.
-        colour: index into the palette; equal for what belongs together.
-    """
-
-    key: str
-    label: str
-    x: np.ndarray
-    y: np.ndarray
-    style: Literal["line", "dots", "star"] = "line"
-    colour: int = 0
+    key: str  # identifies it in the drawing: the metric and, with several runs, the run
+    label: str  # for the legend
+    x: np.ndarray  # ascending
+    y: np.ndarray  # as many values
+    style: Literal["line", "dots", "star"] = "line"  # a line, dots without a line, or a star
+    colour: int = 0  # index into the palette; equal for what belongs together
 
     @property
     def markers(self) -> bool:

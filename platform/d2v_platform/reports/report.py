@@ -25,19 +25,12 @@ from .sweep_panels import sweep_panels
 
 @dataclass(frozen=True)
 class Report:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        html: the page.
-        png: all curves in one picture; ``None`` if there was nothing to draw.
-        tables: CSV files.
-        run_id: the run or sweep that it is about.
-    """
-
-    html: Path
-    png: Path | None
-    tables: tuple[Path, ...]
-    run_id: str
+    html: Path  # the page
+    png: Path | None  # all curves in one picture; ``None`` if there was nothing to draw
+    tables: tuple[Path, ...]  # CSV files
+    run_id: str  # the run or sweep that it is about
 
 
 def write_report(

@@ -30,44 +30,26 @@ _QUOTABLE = re.compile(r"[\w.\-+=,@:/ ]{1,200}")  # what a run's name may be; ke
 
 @dataclass(frozen=True)
 class Curve:
-    """One metric of a run.
+    """One metric of a run."""
 
-    Attributes:
-        updates: step of each point, ascending.
-        values: the values; may hold NaN.
-        seconds: since the run's start.
-    """
-
-    updates: np.ndarray
-    values: np.ndarray
-    seconds: np.ndarray
+    updates: np.ndarray  # step of each point, ascending
+    values: np.ndarray  # the values; may hold NaN
+    seconds: np.ndarray  # since the run's start
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunHistory:
-    """Everything that a report says of a run.
+    """Everything that a report says of a run."""
 
-    Attributes:
-        name: of the run.
-        run_id: empty for curves that come from a file.
-        experiment: name of the MLflow experiment.
-        status: MLflow's: ``FINISHED``, ``RUNNING``, ...
-        start_ms: milliseconds since 1970.
-        end_ms: the same; ``None`` while it runs.
-        params: the flat recipe.
-        tags: of the run.
-        curves: by metric name.
-    """
-
-    name: str
-    run_id: str = ""
-    experiment: str = ""
-    status: str = ""
-    start_ms: int = 0
-    end_ms: int | None = None
-    params: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    curves: dict[str, Curve] = field(default_factory=dict)
+    name: str  # of the run
+    run_id: str = ""  # empty for curves that come from a file
+    experiment: str = ""  # name of the MLflow experiment
+    status: str = ""  # MLflow's: ``FINISHED``, ``RUNNING``, ..
+    start_ms: int = 0  # milliseconds since 1970
+    end_ms: int | None = None  # the same; ``None`` while it runs
+    params: dict[str, str] = field(default_factory=dict)  # the flat recipe
+    tags: dict[str, str] = field(default_factory=dict)  # of the run
+    curves: dict[str, Curve] = field(default_factory=dict)  # by metric name
 
     def number(self, param: str) -> float | None:
         """A numeric parameter of the recipe; ``None`` if it is absent or no number."""

@@ -24,29 +24,17 @@ _COUNTED = ("finished", "stopped")
 
 @dataclass(frozen=True, kw_only=True)
 class TrialFacts:
-    """One trial: a setting with a seed.
+    """One trial: a setting with a seed."""
 
-    Attributes:
-        task: which task.
-        setting: the grid's values without task and seed, as text; ``lr`` first.
-        seed: its seed.
-        status: finished, stopped, diverged, failed, or what MLflow says of one without a result.
-        metric: what decides.
-        value: of the run, so far if it goes on; ``None`` if it has none.
-        run_id: its MLflow run, empty if it has none.
-        error: what went wrong.
-        curve: validations of the deciding metric, ``None`` if there are none.
-    """
-
-    task: str
-    setting: tuple[tuple[str, str], ...]
-    seed: int
-    status: str
-    metric: str
-    value: float | None
-    run_id: str
-    error: str = ""
-    curve: Curve | None = None
+    task: str  # which task
+    setting: tuple[tuple[str, str], ...]  # the grid's values without task and seed, as text; ``lr`` first
+    seed: int  # its seed
+    status: str  # finished, stopped, diverged, failed, or what MLflow says of one without a result
+    metric: str  # what decides
+    value: float | None  # of the run, so far if it goes on; ``None`` if it has none
+    run_id: str  # its MLflow run, empty if it has none
+    error: str = ""  # what went wrong
+    curve: Curve | None = None  # validations of the deciding metric, ``None`` if there are none
 
     @property
     def lr(self) -> float:
@@ -95,23 +83,14 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepHistory:
-    """A sweep.
+    """A sweep."""
 
-    Attributes:
-        run: the parent run.
-        settings: grouped by task, as the sweep lists them.
-        protocol: how the figures came about, one sentence each.
-        complete: the sweep has written its tables; otherwise the figures are those of the runs so far.
-        tables: the sweep's own files by name, their text.
-        scores: of test subsets, by the name of the trial.
-    """
-
-    run: RunHistory
-    settings: tuple[Setting, ...]
-    protocol: tuple[str, ...]
-    complete: bool
-    tables: dict[str, str] = field(default_factory=dict)
-    scores: tuple[tuple[str, list[StoredScore]], ...] = ()
+    run: RunHistory  # the parent run
+    settings: tuple[Setting, ...]  # grouped by task, as the sweep lists them
+    protocol: tuple[str, ...]  # how the figures came about, one sentence each
+    complete: bool  # the sweep has written its tables; otherwise the figures are those of the runs so far
+    tables: dict[str, str] = field(default_factory=dict)  # the sweep's own files by name, their text
+    scores: tuple[tuple[str, list[StoredScore]], ...] = ()  # of test subsets, by the name of the trial
 
     @property
     def tasks(self) -> dict[str, list[Setting]]:

@@ -108,17 +108,11 @@ def with_retries(action: Callable[[], Result], what: str, patience: Patience | N
 
 @dataclass(frozen=True)
 class Location:
-    """A folder at a URI.
+    """A folder at a URI."""
 
-    Attributes:
-        uri: as the user wrote it, without a slash at its end.
-        filesystem: fsspec's.
-        root: the folder in the file system's own words.
-    """
-
-    uri: str
-    filesystem: Any
-    root: str
+    uri: str  # as the user wrote it, without a slash at its end
+    filesystem: Any  # fsspec's
+    root: str  # the folder in the file system's own words
 
     def child(self, *parts: str) -> Location:
         """A folder below."""

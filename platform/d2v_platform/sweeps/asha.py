@@ -18,19 +18,12 @@ from ..recipe.sweep_definition import Scheduler
 
 @dataclass(frozen=True, kw_only=True)
 class Race:
-    """What one trial is compared by.
+    """What one trial is compared by."""
 
-    Attributes:
-        task: its competitors are the trials of this task.
-        metric: key in the reported results.
-        maximize: larger is better.
-        updates: length of the run.
-    """
-
-    task: str
-    metric: str
-    maximize: bool
-    updates: int
+    task: str  # its competitors are the trials of this task
+    metric: str  # key in the reported results
+    maximize: bool  # larger is better
+    updates: int  # length of the run
 
 
 class PerTaskASHA(FIFOScheduler):

@@ -15,25 +15,15 @@ from ..training.ray_session import ClusterInfo
 
 @dataclass(frozen=True, kw_only=True)
 class Capacity:
-    """What one trial occupies, and how many fit.
+    """What one trial occupies, and how many fit."""
 
-    Attributes:
-        slots: trials at a time.
-        workers: training workers of a trial; 1 trains in the trial's own process.
-        cpus: CPUs of a trial, all workers together.
-        gpus: GPUs of a trial.
-        threads: PyTorch threads of a one-worker trial.
-        loaders: data-loading processes of a one-worker trial.
-        notes: choices that were made, in words.
-    """
-
-    slots: int
-    workers: int
-    cpus: float
-    gpus: float
-    threads: int
-    loaders: int
-    notes: tuple[str, ...] = ()
+    slots: int  # trials at a time
+    workers: int  # training workers of a trial; 1 trains in the trial's own process
+    cpus: float  # CPUs of a trial, all workers together
+    gpus: float  # GPUs of a trial
+    threads: int  # PyTorch threads of a one-worker trial
+    loaders: int  # data-loading processes of a one-worker trial
+    notes: tuple[str, ...] = ()  # choices that were made, in words
 
     @property
     def resources(self) -> dict[str, float]:

@@ -36,27 +36,16 @@ _SHOWN = 15
 
 @dataclass(frozen=True, kw_only=True)
 class WeightTrial:
-    """One decoding of the subset.
+    """One decoding of the subset."""
 
-    Attributes:
-        number: from 0, in the order in which they were asked for.
-        lmweight: of the language model.
-        wordscore: added for each word.
-        silweight: added for each word delimiter.
-        wer: word error rate in percent.
-        errors: wrong words.
-        words: words of the references.
-        seconds: of its own work.
-    """
-
-    number: int
-    lmweight: float
-    wordscore: float
-    silweight: float
-    wer: float
-    errors: int
-    words: int
-    seconds: float
+    number: int  # from 0, in the order in which they were asked for
+    lmweight: float  # of the language model
+    wordscore: float  # added for each word
+    silweight: float  # added for each word delimiter
+    wer: float  # word error rate in percent
+    errors: int  # wrong words
+    words: int  # words of the references
+    seconds: float  # of its own work
 
     @property
     def values(self) -> dict[str, float]:

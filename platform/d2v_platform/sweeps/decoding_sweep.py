@@ -78,25 +78,15 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class DecodingSweep:
-    """Everything that one tuning is made of, checked.
+    """Everything that one tuning is made of, checked."""
 
-    Attributes:
-        name: its identity; the same name goes on with it.
-        fresh: the name is new.
-        search: what is searched.
-        infer: the decoding.
-        job: the dev subset; plain values.
-        model: the acoustic model's exact name.
-        overrides: the decoding part of the command line.
-    """
-
-    name: str
-    fresh: bool
-    search: SearchOptions
-    infer: InferOptions
-    job: DecodingJob
-    model: str
-    overrides: tuple[str, ...]
+    name: str  # its identity; the same name goes on with it
+    fresh: bool  # the name is new
+    search: SearchOptions  # what is searched
+    infer: InferOptions  # the decoding
+    job: DecodingJob  # the dev subset; plain values
+    model: str  # the acoustic model's exact name
+    overrides: tuple[str, ...]  # the decoding part of the command line
 
     @property
     def root(self) -> Path:

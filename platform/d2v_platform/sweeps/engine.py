@@ -43,23 +43,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How long the launch's trials took.
+    """How long the launch's trials took."""
 
-    Attributes:
-        trials: trials that ran.
-        slots: trials at a time.
-        start_s: until the first trial began.
-        wall_s: from there to the end of the last one.
-        own_s: the trials' own seconds, added up.
-        ideal_s: the ideal schedule of the trials' own seconds.
-    """
-
-    trials: int
-    slots: int
-    start_s: float
-    wall_s: float
-    own_s: float
-    ideal_s: float
+    trials: int  # trials that ran
+    slots: int  # trials at a time
+    start_s: float  # until the first trial began
+    wall_s: float  # from there to the end of the last one
+    own_s: float  # the trials' own seconds, added up
+    ideal_s: float  # the ideal schedule of the trials' own seconds
 
     @property
     def ratio(self) -> float:

@@ -38,21 +38,13 @@ ZIP_NAME = f"{FOLDER}.zip"
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions of one split, a row of the test file each.
+    """Predictions of one split, a row of the test file each."""
 
-    Attributes:
-        values: class ids, or scores.
-        labels: label of each class id; empty for regression.
-        truncated: rows that were too long for the model.
-        metrics: of a split whose labels are known, else empty.
-        data: fingerprint of the split.
-    """
-
-    values: list[float]
-    labels: list[str]
-    truncated: int
-    metrics: dict[str, float]
-    data: str
+    values: list[float]  # class ids, or scores
+    labels: list[str]  # label of each class id; empty for regression
+    truncated: int  # rows that were too long for the model
+    metrics: dict[str, float]  # of a split whose labels are known, else empty
+    data: str  # fingerprint of the split
 
 
 def write_test_files(

@@ -22,27 +22,16 @@ OVER: tuple[Status, ...] = ("finished", "stopped", "diverged")
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTrial:
-    """``trial.json``: everything that a trial's process must know, and that a later launch compares.
+    """``trial.json``: everything that a trial's process must know, and that a later launch compares."""
 
-    Attributes:
-        trial: the recipe with where it came from.
-        model: folder of the pretrained model, ``None`` for pretraining.
-        model_uri: its exact name.
-        model_sha256: of its weights.
-        initial: folder of ``checkpoint.restore_file``.
-        initial_uri: its exact name.
-        data: fingerprint of each subset.
-        code: code version.
-    """
-
-    trial: Trial
-    model: str | None = None
-    model_uri: str | None = None
-    model_sha256: str | None = None
-    initial: str | None = None
-    initial_uri: str | None = None
-    data: dict[str, str] = field(default_factory=dict)
-    code: str = ""
+    trial: Trial  # the recipe with where it came from
+    model: str | None = None  # folder of the pretrained model, ``None`` for pretraining
+    model_uri: str | None = None  # its exact name
+    model_sha256: str | None = None  # of its weights
+    initial: str | None = None  # folder of ``checkpoint.restore_file``
+    initial_uri: str | None = None  # its exact name
+    data: dict[str, str] = field(default_factory=dict)  # fingerprint of each subset
+    code: str = ""  # code version
 
     @property
     def name(self) -> str:

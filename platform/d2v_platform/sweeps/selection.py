@@ -14,42 +14,25 @@ from .results import Record, TrialResult
 
 @dataclass(frozen=True, kw_only=True)
 class TrialScore:
-    """One run's value, and everything that was measured at the same validation.
+    """One run's value, and everything that was measured at the same validation."""
 
-    Attributes:
-        value: of the metric that decides.
-        update: of that validation.
-        others: metric -> value at that validation, over all validation subsets.
-    """
-
-    value: float
-    update: int
-    others: dict[str, float]
+    value: float  # of the metric that decides
+    update: int  # of that validation
+    others: dict[str, float]  # metric -> value at that validation, over all validation subsets
 
 
 @dataclass(frozen=True, kw_only=True)
 class GridPoint:
-    """The repetitions of one setting: they differ in the seed only.
+    """The repetitions of one setting: they differ in the seed only."""
 
-    Attributes:
-        task: which task.
-        group: the grid's values without the seed.
-        lr: peak learning rate.
-        metric: what decides.
-        maximize: larger is better.
-        records: one a seed, in the order of the seeds.
-        scores: value of each record, ``None`` where there is none.
-        value: over the seeds, by the rule; ``None`` if no run has a value.
-    """
-
-    task: str
-    group: dict[str, Any]
-    lr: float
-    metric: str
-    maximize: bool
-    records: tuple[Record, ...]
-    scores: tuple[TrialScore | None, ...]
-    value: float | None
+    task: str  # which task
+    group: dict[str, Any]  # the grid's values without the seed
+    lr: float  # peak learning rate
+    metric: str  # what decides
+    maximize: bool  # larger is better
+    records: tuple[Record, ...]  # one a seed, in the order of the seeds
+    scores: tuple[TrialScore | None, ...]  # value of each record, ``None`` where there is none
+    value: float | None  # over the seeds, by the rule; ``None`` if no run has a value
 
     @property
     def values(self) -> list[float]:
@@ -69,17 +52,11 @@ class GridPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The winner of one task.
+    """The winner of one task."""
 
-    Attributes:
-        point: the setting that won.
-        record: the run of it that is registered: the one nearest the point's value.
-        score: that run's.
-    """
-
-    point: GridPoint
-    record: Record
-    score: TrialScore
+    point: GridPoint  # the setting that won
+    record: Record  # the run of it that is registered: the one nearest the point's value
+    score: TrialScore  # that run's
 
 
 def score(

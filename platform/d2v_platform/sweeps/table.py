@@ -53,19 +53,12 @@ class SweepRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ResultTable:
-    """Everything that is shown of a sweep.
+    """Everything that is shown of a sweep."""
 
-    Attributes:
-        rows: one a setting.
-        choices: winner by task.
-        protocol: how the figures came about, one sentence a line.
-        missing: trials that have no result, by name, with the reason.
-    """
-
-    rows: tuple[SweepRow, ...]
-    choices: dict[str, Choice]
-    protocol: tuple[str, ...]
-    missing: dict[str, str]
+    rows: tuple[SweepRow, ...]  # one a setting
+    choices: dict[str, Choice]  # winner by task
+    protocol: tuple[str, ...]  # how the figures came about, one sentence a line
+    missing: dict[str, str]  # trials that have no result, by name, with the reason
 
     @property
     def undecided(self) -> list[str]:

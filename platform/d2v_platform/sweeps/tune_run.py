@@ -33,27 +33,16 @@ _STATUS_S = 60.0  # after so long a silence it is said how far the trials are
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """One run of the driver.
+    """One run of the driver."""
 
-    Attributes:
-        name: of this launch, unique.
-        sweep: definition and metrics.
-        sweep_name: the sweep's identity.
-        folder: its state.
-        tracker: the one process that writes to MLflow.
-        parent: MLflow run of the sweep.
-        capacity: trials at a time.
-        quiet: say nothing about single trials.
-    """
-
-    name: str
-    sweep: Sweep
-    sweep_name: str
-    folder: SweepFolder
-    tracker: RemoteTracker
-    parent: str
-    capacity: Capacity
-    quiet: bool = False
+    name: str  # of this launch, unique
+    sweep: Sweep  # definition and metrics
+    sweep_name: str  # the sweep's identity
+    folder: SweepFolder  # its state
+    tracker: RemoteTracker  # the one process that writes to MLflow
+    parent: str  # MLflow run of the sweep
+    capacity: Capacity  # trials at a time
+    quiet: bool = False  # say nothing about single trials
 
 
 def run_trials(

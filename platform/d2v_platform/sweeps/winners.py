@@ -24,35 +24,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Winner:
-    """The best run of one task.
+    """The best run of one task."""
 
-    Attributes:
-        task: which task.
-        trial: name of the run that stands for the winning setting.
-        lr: peak learning rate.
-        seed: its seed.
-        metric: what decided.
-        value: of this run.
-        median: of the setting over its seeds.
-        floor: what an answer that knows nothing scores, in the same metric.
-        run_id: MLflow run.
-        model_folder: its exported model.
-        model_uri: ``models:/NAME/VERSION``, ``None`` if it was not registered.
-        alias: the alias that it took.
-    """
-
-    task: str
-    trial: str
-    lr: float
-    seed: int
-    metric: str
-    value: float
-    median: float
-    floor: float | None
-    run_id: str | None
-    model_folder: Path
-    model_uri: str | None = None
-    alias: str | None = None
+    task: str  # which task
+    trial: str  # name of the run that stands for the winning setting
+    lr: float  # peak learning rate
+    seed: int  # its seed
+    metric: str  # what decided
+    value: float  # of this run
+    median: float  # of the setting over its seeds
+    floor: float | None  # what an answer that knows nothing scores, in the same metric
+    run_id: str | None  # MLflow run
+    model_folder: Path  # its exported model
+    model_uri: str | None = None  # ``models:/NAME/VERSION``, ``None`` if it was not registered
+    alias: str | None = None  # the alias that it took
 
 
 def register_winner(

@@ -14,23 +14,14 @@ from data2vec.placing import moved
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's micro-batches: those of each update are dealt out in turn.
+    """One worker's micro-batches: those of each update are dealt out in turn."""
 
-    Attributes:
-        batches: all micro-batches of the epoch.
-        start: first micro-batch not yet consumed.
-        per_update: micro-batches of an update.
-        rank: this worker.
-        size: k.
-        padded: every worker has equally many in each update; the ones too many repeat others'.
-    """
-
-    batches: Sequence[np.ndarray]
-    start: int
-    per_update: int
-    rank: int
-    size: int
-    padded: bool = False
+    batches: Sequence[np.ndarray]  # all micro-batches of the epoch
+    start: int  # first micro-batch not yet consumed
+    per_update: int  # micro-batches of an update
+    rank: int  # this worker
+    size: int  # k
+    padded: bool = False  # every worker has equally many in each update; the ones too many repeat others'
 
     def __iter__(self) -> Iterator[list[int]]:
         for first in range(self.start, len(self.batches), self.per_update):

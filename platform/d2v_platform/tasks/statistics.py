@@ -16,15 +16,10 @@ from data2vec.pretraining import Moments
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and widths of the sums, the same on every worker, also on one without a micro-batch.
+    """Names and widths of the sums, the same on every worker, also on one without a micro-batch."""
 
-    Attributes:
-        scalars: names of scalar sums.
-        moments: name and number of channels of vector moments.
-    """
-
-    scalars: tuple[str, ...]
-    moments: Mapping[str, int] = field(default_factory=dict)
+    scalars: tuple[str, ...]  # names of scalar sums
+    moments: Mapping[str, int] = field(default_factory=dict)  # name and number of channels of vector moments
 
 
 class Sums:

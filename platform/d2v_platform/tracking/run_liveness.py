@@ -85,15 +85,10 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class JobTry:
-    """One start of a job that its scheduler begins again when a machine is lost, never twice at a time.
+    """One start of a job that its scheduler begins again when a machine is lost, never twice at a time."""
 
-    Attributes:
-        job: its id at the scheduler.
-        start: differs from try to try.
-    """
-
-    job: str
-    start: str
+    job: str  # its id at the scheduler
+    start: str  # differs from try to try
 
     @staticmethod
     def own(ray_session: str | None = None) -> JobTry | None:

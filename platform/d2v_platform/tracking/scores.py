@@ -75,29 +75,17 @@ RecordScores = Callable[[str, Sequence[Score]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class StoredScore:
-    """A score as a tag holds it.
+    """A score as a tag holds it."""
 
-    Attributes:
-        id: see :class:`Score`.
-        metrics: full metric name to value.
-        subset: name.
-        data: fingerprint.
-        samples: how many.
-        decoding: what else decided.
-        update: of the weights.
-        weights: their hash.
-        recorded: when, ISO 8601.
-    """
-
-    id: str
-    metrics: dict[str, float]
-    subset: str = ""
-    data: str = ""
-    samples: int = 0
-    decoding: dict[str, Any] = field(default_factory=dict)
-    update: int = 0
-    weights: str = ""
-    recorded: str = ""
+    id: str  # see :class:`Score`
+    metrics: dict[str, float]  # full metric name to value
+    subset: str = ""  # name
+    data: str = ""  # fingerprint
+    samples: int = 0  # how many
+    decoding: dict[str, Any] = field(default_factory=dict)  # what else decided
+    update: int = 0  # of the weights
+    weights: str = ""  # their hash
+    recorded: str = ""  # when, ISO 8601
 
     @property
     def decoded(self) -> str:

@@ -18,21 +18,13 @@ CPU_UTILISATION = 0.75  # share of the measured product rate that whole steps re
 
 @dataclass(frozen=True)
 class Accelerator:
-    """One device.
+    """One device."""
 
-    Attributes:
-        name: as in ``platform.plan_accelerator``.
-        rates: dense FLOP/s by precision; a precision that is absent is not supported.
-        memory_bytes: its memory; ``None`` if unknown.
-        utilisation: assumed share of the rate that a step reaches.
-        measured: the rate was measured and not looked up.
-    """
-
-    name: str
-    rates: dict[str, float]
-    memory_bytes: float | None
-    utilisation: float
-    measured: bool = False
+    name: str  # as in ``platform.plan_accelerator``
+    rates: dict[str, float]  # dense FLOP/s by precision; a precision that is absent is not supported
+    memory_bytes: float | None  # its memory; ``None`` if unknown
+    utilisation: float  # assumed share of the rate that a step reaches
+    measured: bool = False  # the rate was measured and not looked up
 
     @property
     def device_type(self) -> str:

@@ -47,19 +47,12 @@ BEST = "best.json"
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay, besides the newest and the best; -1 is all.
+    """Which checkpoints stay, besides the newest and the best; -1 is all."""
 
-    Attributes:
-        interval: newest mid-epoch checkpoints.
-        epochs: newest epoch-end checkpoints.
-        best: checkpoints with the best metric, beside the very best; -1 is none.
-        maximize: a larger metric is better.
-    """
-
-    interval: int = -1
-    epochs: int = -1
-    best: int = -1
-    maximize: bool = False
+    interval: int = -1  # newest mid-epoch checkpoints
+    epochs: int = -1  # newest epoch-end checkpoints
+    best: int = -1  # checkpoints with the best metric, beside the very best; -1 is none
+    maximize: bool = False  # a larger metric is better
 
     @classmethod
     def of(cls, rules: CheckpointOptions) -> Retention:
@@ -117,19 +110,12 @@ NO_MERIT = Merit()
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint.
+    """A whole checkpoint."""
 
-    Attributes:
-        update: completed updates.
-        tensors: tensors by file ("model", "optimizer") and name.
-        state: the loop's plain state.
-        folder: where it was read.
-    """
-
-    update: int
-    tensors: Mapping[str, Mapping[str, torch.Tensor]]
-    state: dict[str, Any]
-    folder: Path
+    update: int  # completed updates
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]  # tensors by file ("model", "optimizer") and name
+    state: dict[str, Any]  # the loop's plain state
+    folder: Path  # where it was read
 
 
 class CheckpointStore:

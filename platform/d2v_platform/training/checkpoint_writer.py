@@ -39,19 +39,12 @@ LAST_UPLOAD_S = 120.0  # how long the end of training waits for an absent server
 
 @dataclass(frozen=True)
 class SaveTime:
-    """What one save cost.
+    """What one save cost."""
 
-    Attributes:
-        update: the checkpoint's.
-        loop_s: the loop waited for the previous save and the copy in memory.
-        thread_s: writing, hashing and publishing, beside training.
-        file_bytes: size of the copy.
-    """
-
-    update: int
-    loop_s: float
-    thread_s: float
-    file_bytes: int
+    update: int  # the checkpoint's
+    loop_s: float  # the loop waited for the previous save and the copy in memory
+    thread_s: float  # writing, hashing and publishing, beside training
+    file_bytes: int  # size of the copy
 
 
 class Checkpoints:

@@ -37,19 +37,12 @@ _ENDED_BY = {
 
 @dataclass(frozen=True)
 class Continuation:
-    """How a launch goes on with the run of its name.
+    """How a launch goes on with the run of its name."""
 
-    Attributes:
-        nothing_left: the run has finished, and the recipe asks for no more.
-        reopen: it has finished, and goes on.
-        raised: limits that the recipe raises.
-        lines: what the greater length changes, in words.
-    """
-
-    nothing_left: bool = False
-    reopen: bool = False
-    raised: Mapping[str, Change] = field(default_factory=dict)
-    lines: tuple[str, ...] = ()
+    nothing_left: bool = False  # the run has finished, and the recipe asks for no more
+    reopen: bool = False  # it has finished, and goes on
+    raised: Mapping[str, Change] = field(default_factory=dict)  # limits that the recipe raises
+    lines: tuple[str, ...] = ()  # what the greater length changes, in words
 
 
 def continue_run(

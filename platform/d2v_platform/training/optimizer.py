@@ -108,17 +108,11 @@ def _settings(adam: AdamOptions) -> GroupSettings:
 
 @dataclass(frozen=True)
 class Precision:
-    """How a worker computes.
+    """How a worker computes."""
 
-    Attributes:
-        name: "fp32", "bf16" or "fp16".
-        dtype: autocast type, ``None`` for fp32.
-        reason: why, for the log and the run's tags.
-    """
-
-    name: str
-    dtype: torch.dtype | None
-    reason: str
+    name: str  # "fp32", "bf16" or "fp16"
+    dtype: torch.dtype | None  # autocast type, ``None`` for fp32
+    reason: str  # why, for the log and the run's tags
 
 
 def choose_precision(recipe: Recipe, device: torch.device) -> Precision:

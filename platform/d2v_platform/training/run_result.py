@@ -18,23 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished training.
+    """A finished training."""
 
-    Attributes:
-        run_id: MLflow run.
-        run_name: its name.
-        folder: checkpoints and exported model.
-        summary: how it ended.
-        registered: ``models:/NAME/VERSION`` if it was registered.
-        before: an earlier launch finished it, and nothing was left to do.
-    """
-
-    run_id: str
-    run_name: str
-    folder: Path
-    summary: Summary
-    registered: str | None
-    before: bool = False
+    run_id: str  # MLflow run
+    run_name: str  # its name
+    folder: Path  # checkpoints and exported model
+    summary: Summary  # how it ended
+    registered: str | None  # ``models:/NAME/VERSION`` if it was registered
+    before: bool = False  # an earlier launch finished it, and nothing was left to do
 
 
 def finished_before(existing: ExistingRun, folder: Path, remote: str | None) -> RunResult:

@@ -55,14 +55,10 @@ class RayNotes:
 
     An object store that is away for a while would otherwise end a training that can do without it. Where it
     is needed, Ray goes through our file system: Ray's own would not read the AWS files.
-
-    Attributes:
-        path: in the file system's words.
-        at: the object store; ``None`` is this machine.
     """
 
-    path: str
-    at: Location | None = None
+    path: str  # in the file system's words
+    at: Location | None = None  # the object store; ``None`` is this machine
 
     @classmethod
     def of(cls, run_folder: Path, remote: str | None) -> RayNotes:

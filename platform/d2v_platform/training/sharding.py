@@ -39,17 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OwnPass:
-    """One forward and backward pass of this worker within an update.
+    """One forward and backward pass of this worker within an update."""
 
-    Attributes:
-        index: the micro-batch's place in the update.
-        counts: false for a repetition with weight 0.
-        last: no further pass of this update follows.
-    """
-
-    index: int
-    counts: bool
-    last: bool
+    index: int  # the micro-batch's place in the update
+    counts: bool  # false for a repetition with weight 0
+    last: bool  # no further pass of this update follows
 
 
 class Placement(Protocol):
