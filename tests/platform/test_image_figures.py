@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
+from d2v_platform.inference import images
 from d2v_platform.inference.image_probes import probe
 from d2v_platform.inference.image_rows import ImageRows, write_embeddings
 from d2v_platform.inference.images import _show_classes, class_table
@@ -29,6 +32,24 @@ def test_recall_precision_and_confusions_by_class(tmp_path: Path, capsys: pytest
     first = [line.split()[1] for line in shown.splitlines() if line.startswith("│")]
     assert first == ["bee", "ape", "cow"], "the classes with the most images first"
     assert "85.7" in shown and "more classes" not in shown
+
+
+def test_rows_of_the_confusions_are_what_the_images_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = np.array([[0.0, 1.0, 2.0], [0.0, 9.0, 1.0], [1.0, 3.0, 0.0]])
+    found = ImageRows(["1", "2", "3"], np.array([0, 0, 1]), logits, ["bee", "ape"], [])
+    monkeypatch.setattr(images, "run_model", lambda *args, **options: found)
+    model: Any = SimpleNamespace(classes=["ape", "bee", "cow"], classifier=True)
+    source: Any = SimpleNamespace(classes=["bee", "ape"])
+    summary = images.classify_folder(model, source, tmp_path)
+    assert summary["top1"] == pytest.approx(100 / 3)
+    table = pd.read_csv(tmp_path / "confusion.csv", index_col=0)
+    assert list(table.index) == ["ape", "bee", "cow"] == list(table.columns)
+    assert table.to_numpy().tolist() == [[0, 1, 0], [0, 1, 1], [0, 0, 0]]
+    predictions = pd.read_csv(tmp_path / "predictions.csv")
+    assert predictions["label"].tolist() == ["bee", "bee", "ape"]
+    assert predictions["predicted"].tolist() == ["cow", "bee", "bee"]
 
 
 @pytest.fixture
