@@ -191,6 +191,11 @@ def test_a_dictionary_is_built_from_the_training_text(tmp_path: Path) -> None:
     partly = run(tmp_path / "data", train=train, valid=valid, build_dict=True, threshold=2)
     assert (partly.splits["train"].skipped, partly.splits["valid"].skipped) == (True, False)
     assert partly.dictionary == report.dictionary
+    run(tmp_path / "small", train=train, build_dict=True, max_size=5)
+    (kept,) = Dictionary.load(tmp_path / "small" / "dict.txt").symbols[4:5]
+    assert bpe.decode([int(kept)]) == " b", "the most frequent one"
+    with pytest.raises(DataError, match=r"--max-size.*5"):
+        run(tmp_path / "smaller", train=train, build_dict=True, max_size=4)
 
 
 def test_a_dictionary_is_counted_over_all_training_files(tmp_path: Path) -> None:
