@@ -154,11 +154,7 @@ class Artifact:
     def vocab_size(self) -> int:
         """Rows of the token embedding."""
         with _safetensors_errors(self.folder / "model.safetensors") as path, safe_open(path, "pt") as file:
-            for key in (
-                EMBEDDING_KEY,
-                f"model.{EMBEDDING_KEY}",
-                V1_EMBEDDING_KEY,
-            ):
+            for key in (EMBEDDING_KEY, f"model.{EMBEDDING_KEY}", V1_EMBEDDING_KEY):
                 if key in file.keys():  # noqa: SIM118 - not a mapping
                     return file.get_slice(key).get_shape()[0]
         raise CheckpointError(

@@ -86,9 +86,7 @@ class Scatter:
         return float(torch.exp(-torch.special.xlogy(share_C, share_C).sum()))
 
 
-def stage_scatters(
-    stages: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]],
-) -> dict[str, Scatter]:
+def stage_scatters(stages: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]]) -> dict[str, Scatter]:
     """Sums by stage from vectors and their padding."""
     return {name: Scatter.of(x, padding) for name, (x, padding) in stages.items()}
 

@@ -127,13 +127,7 @@ class LexiconBeam:
         if not unit:
             symbols = [self._words.get_entry(index) for index in range(self._words.index_size())]
         self._scorer, self._lm = _language_model(
-            decoder,
-            dictionary,
-            language_model,
-            letters,
-            symbols,
-            entries,
-            unit=unit,
+            decoder, dictionary, language_model, letters, symbols, entries, unit=unit
         )
         delimiter = letters.index(WORD_END)
         trie = decoder.Trie(len(letters), delimiter)

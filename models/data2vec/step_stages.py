@@ -194,11 +194,7 @@ def decoder_stage(
 
 
 def front_end_stage(
-    config: Data2VecMultiConfig,
-    modality: ModalityConfig,
-    shape: StepShape,
-    vocab_size: int,
-    storage: Storage,
+    config: Data2VecMultiConfig, modality: ModalityConfig, shape: StepShape, vocab_size: int, storage: Storage
 ) -> Part:
     """Local features, once a sample; a frozen front end neither keeps nor learns anything."""
     if isinstance(modality, ImageModalityConfig):
@@ -235,11 +231,7 @@ def token_stage(config: Data2VecMultiConfig, modality: ModalityConfig, shape: St
 
 
 def _text_front(
-    config: Data2VecMultiConfig,
-    text: TextModalityConfig,
-    shape: StepShape,
-    vocab_size: int,
-    storage: Storage,
+    config: Data2VecMultiConfig, text: TextModalityConfig, shape: StepShape, vocab_size: int, storage: Storage
 ) -> Part:
     width, cells = config.embed_dim, shape.samples * shape.positions
     rows = vocab_size + (0 if text.no_token_positional_embeddings else text.max_source_positions + 2)

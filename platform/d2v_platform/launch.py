@@ -220,12 +220,7 @@ def _train_there(job: Job, plan: Plan, tracker: RunTracker, stop: Stop) -> Summa
 
 
 def train_on_ray(
-    job: Job,
-    plan: Plan,
-    tracker: RemoteTracker,
-    *,
-    callbacks: Sequence[Any] = (),
-    stop: Stop | None = None,
+    job: Job, plan: Plan, tracker: RemoteTracker, *, callbacks: Sequence[Any] = (), stop: Stop | None = None
 ) -> Summary:
     """A Ray Train run that restarts its workers from our newest checkpoint when one is lost.
 

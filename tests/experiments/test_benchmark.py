@@ -33,9 +33,7 @@ def test_a_case_is_measured_in_a_fresh_process() -> None:
     assert timing.cpu_seconds > 0
 
 
-def test_the_input_case_reads_every_token_in_another_order_each_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_input_case_reads_every_token_in_another_order_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_input, "_BATCHES", 6)
     read = text_input.build_epoch("v2/base_text_only_task", samples=3, length=16)
     read(0)  # asserts the number of tokens

@@ -13,13 +13,7 @@ from torch import nn
 
 import data2vec
 from data2vec.artifact import read_artifact, save_artifact
-from data2vec.audio_events import (
-    AudioEventConfig,
-    AudioEventModel,
-    EventOutput,
-    EventPooling,
-    pool_events,
-)
+from data2vec.audio_events import AudioEventConfig, AudioEventModel, EventOutput, EventPooling, pool_events
 from data2vec.audio_mixup import MixupOptions, clip_levels, mix_clips
 from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import CheckpointError

@@ -195,10 +195,7 @@ def test_published_sizes_and_the_reference_step() -> None:
 
 
 def test_lower_precision_and_kernels_with_their_own_dropout_keep_less() -> None:
-    config, shape = (
-        Data2VecMultiConfig.from_dict(text()),
-        SHAPE,
-    )
+    config, shape = (Data2VecMultiConfig.from_dict(text()), SHAPE)
     kept = [
         pretraining_step(
             config, shape, execution=Execution(storage=Storage.on(device, precision))

@@ -253,11 +253,7 @@ def test_all_problems_are_told_at_once(folders: Any, tmp_path: Path) -> None:
         ("classes 1", {"task": {"labels": ["a"]}}, "must be as many as head.num_classes 3"),
         ("sentences 1", {"task": {}}, "must be as many as head.num_classes 2"),
         ("events", {"task": {"labels": ["a", "b", "c"]}}, "must be as many as head.num_classes 2"),
-        (
-            "letters 1",
-            {"task": {"num_symbols": 7}},
-            r"proj.weight is \(6, 16\), .* says \(7, 16\)",
-        ),
+        ("letters 1", {"task": {"num_symbols": 7}}, r"proj.weight is \(6, 16\), .* says \(7, 16\)"),
         ("image 2", {"task": {"mean": [0.5, 0.5]}}, "must be three numbers"),
         ("image 2", {"task": {"std": [0.5, 0.0, 0.5]}}, "task.std .* must be > 0"),
         ("mae", {"family": "data2vec_vision"}, "unknown key"),

@@ -15,14 +15,7 @@ import torch
 from torch import nn
 
 from data2vec.config import Data2VecMultiConfig
-from data2vec.optim import (
-    Adam,
-    GroupSettings,
-    ScheduledAdam,
-    gradient_norm,
-    parameter_groups,
-    scale_and_clip,
-)
+from data2vec.optim import Adam, GroupSettings, ScheduledAdam, gradient_norm, parameter_groups, scale_and_clip
 from data2vec.schedules import Fixed
 from data2vec.student import Data2VecMulti
 from data2vec.v1.image import Data2VecVision

@@ -18,15 +18,7 @@ from data2vec.config import SentenceHeadConfig
 from data2vec.errors import CheckpointError, DataError
 from data2vec.heads import SentenceClassifier
 from data2vec.image_model import as_image, pooled_features
-from tests.models.test_in_use import (
-    TEXTS,
-    audio_v1,
-    ctc_model,
-    event_model,
-    image_model,
-    spread,
-    text_model,
-)
+from tests.models.test_in_use import TEXTS, audio_v1, ctc_model, event_model, image_model, spread, text_model
 
 
 @pytest.fixture(scope="module")

@@ -109,9 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table of cases to FILE")
     parser.add_argument(
-        "--device",
-        default="cpu",
-        help="where our models compute, in fp32 (TF32 off): cpu or cuda",
+        "--device", default="cpu", help="where our models compute, in fp32 (TF32 off): cpu or cuda"
     )
     parser.add_argument(
         "--verbose", action="store_true", help="print every comparison and what is not compared"

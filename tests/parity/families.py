@@ -88,9 +88,7 @@ def _pretraining(case: Case, report: Report, notes: list[str]) -> None:
             case.feed_optional("input/padding_mask"),
             case.feed_optional("input/id"),
             masks=MaskSet.from_mask(
-                mask,
-                case.feed_optional("mask/ids_keep"),
-                case.feed_optional("mask/ids_restore"),
+                mask, case.feed_optional("mask/ids_keep"), case.feed_optional("mask/ids_restore")
             ),
             noise_RJD=_noise(case, "rng/decoder_mask_token_noise", model.config),
         )
@@ -328,11 +326,7 @@ def _optimizer_groups(
     """Our groups with the recorded settings, paired by their sizes: recorded names are no contract."""
     recorded = step.get("groups")
     if not recorded:
-        return (
-            parameter_groups(model, dynamic=False),
-            {"default": _settings(step, step)},
-            [step["lr"]],
-        )
+        return (parameter_groups(model, dynamic=False), {"default": _settings(step, step)}, [step["lr"]])
     sizes = sorted(group["n_tensors"] for group in recorded.values())
     splits = [
         parameter_groups(model, dynamic=dynamic, decoder_group=config.decoder_group, lr_scales=lr_scales)

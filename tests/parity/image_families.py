@@ -72,10 +72,7 @@ def v1_vision(case: Case, report: Report, notes: list[str]) -> None:
     model = build_v1_vision(case, notes)
     model.train(case.info.get("training", True))
     with intermediates(model) as found:
-        output = model(
-            case.feed("input/img"),
-            mask_BT=case.feed("mask/mask").bool(),
-        )
+        output = model(case.feed("input/img"), mask_BT=case.feed("mask/mask").bool())
     compare_forward(case, report, found)
     compare_output(report, output, case.info)
     if "ema_decay" in case.info:

@@ -47,10 +47,7 @@ def v1_text_pretraining(case: Case, report: Report, notes: list[str]) -> None:
         if not torch.equal(seen_by_teacher.masked_fill(mask, model.mask_id), masked):
             raise UnreadableCase(f"{case.folder}: input/src_tokens is not input/target_tokens masked")
     with intermediates(model) as found:
-        output = model(
-            seen_by_teacher,
-            mask_BT=mask,
-        )
+        output = model(seen_by_teacher, mask_BT=mask)
     compare_forward(case, report, found)
     compare_output(report, output, case.info)
     if "ema_decay" in case.info:

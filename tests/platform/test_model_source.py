@@ -47,11 +47,7 @@ def test_what_is_no_model_is_refused_with_the_reason(tmp_path: Path) -> None:
     foreign.mkdir()
     (foreign / "MLmodel").touch()
     cases = [
-        (
-            tmp_path / "absent",
-            Data2VecError,
-            "no such file or folder; a model is named by models:/",
-        ),
+        (tmp_path / "absent", Data2VecError, "no such file or folder; a model is named by models:/"),
         (tmp_path / "empty", CheckpointError, "has no config.json"),
         (tmp_path / "notes.txt", CheckpointError, "no fairseq .pt checkpoint"),
         (foreign, CheckpointError, "not one of d2v"),

@@ -19,13 +19,7 @@ from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import make_task
 from d2v_platform.training.accelerators import GPUS, machine_memory, measured_rate, named_gpu
-from d2v_platform.training.forecast import (
-    Forecast,
-    forecast,
-    forecast_as_stated,
-    forecast_at_hand,
-    placed,
-)
+from d2v_platform.training.forecast import Forecast, forecast, forecast_as_stated, forecast_at_hand, placed
 from d2v_platform.training.job import Job
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.plan import make_plan
@@ -196,14 +190,7 @@ def test_every_pretraining_recipe_on_images_has_a_plan(name: str) -> None:
     assert made.cost.parameters / 1e6 == pytest.approx(IMAGE_RECIPES[name], rel=0.01)
     assert made.updates == recipe.optimization.max_update and made.update_s
     told = "\n".join(made.lines())
-    for words in (
-        "micro-batch: up to",
-        "M parameters",
-        "optimizer",
-        "activations",
-        "an update",
-        " in all",
-    ):
+    for words in ("micro-batch: up to", "M parameters", "optimizer", "activations", "an update", " in all"):
         assert words in told
 
 

@@ -171,10 +171,7 @@ def test_text_fields_keep_what_was_typed() -> None:
     assert recipe.to_dict()["task"]["data"].endswith("/123")
 
 
-@pytest.mark.parametrize(
-    "spelling",
-    ["lr=1e-5", "lr=[1e-5]", "lr='[1e-5]'", "lr='(1e-5,)'", "lr='1e-5'"],
-)
+@pytest.mark.parametrize("spelling", ["lr=1e-5", "lr=[1e-5]", "lr='[1e-5]'", "lr='(1e-5,)'", "lr='1e-5'"])
 @pytest.mark.parametrize("prefix", ["", "+", "++"])
 def test_a_number_where_a_list_is_meant(prefix: str, spelling: str) -> None:
     assert cola([*COLA, f"{prefix}optimization.{spelling}"]).recipe.optimization.lr == [1e-5]

@@ -17,13 +17,7 @@ from d2v_platform.reports import drawing
 from d2v_platform.reports.page import key_figures, run_page, sweep_page
 from d2v_platform.reports.panels import Line, Panel, run_panels
 from d2v_platform.reports.run_history import Curve, RunHistory, find_run, load_run
-from d2v_platform.reports.sweep_history import (
-    Setting,
-    SweepHistory,
-    TrialFacts,
-    _covers,
-    load_sweep_history,
-)
+from d2v_platform.reports.sweep_history import Setting, SweepHistory, TrialFacts, _covers, load_sweep_history
 from d2v_platform.reports.sweep_panels import sweep_panels
 
 

@@ -137,10 +137,7 @@ def test_deletion_is_in_calls_of_a_thousand(monkeypatch: pytest.MonkeyPatch) -> 
     server, files = served(monkeypatch, a__1=b"", a__2=b"", a__3=b"", b=b"")
     files.rm("s3://bucket/a", recursive=True)
     deleted = [entry[1] for entry in server.asked if entry[0] == "delete"]
-    assert deleted == [
-        {"Bucket": "bucket", "Keys": ["a/1", "a/2"]},
-        {"Bucket": "bucket", "Keys": ["a/3"]},
-    ]
+    assert deleted == [{"Bucket": "bucket", "Keys": ["a/1", "a/2"]}, {"Bucket": "bucket", "Keys": ["a/3"]}]
     assert list(server.objects) == ["b"]
     files.rm(["bucket/b"])
     assert not server.objects

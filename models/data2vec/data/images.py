@@ -108,12 +108,7 @@ class ImageDataset:
         if epoch == self.epoch:
             return self
         return ImageDataset(
-            self.source,
-            self.transform,
-            seed=self.seed,
-            epoch=epoch,
-            replace=self.replace,
-            strict=self.strict,
+            self.source, self.transform, seed=self.seed, epoch=epoch, replace=self.replace, strict=self.strict
         )
 
 

@@ -49,12 +49,7 @@ class Manifest:
     def keep(self, chosen: np.ndarray) -> Manifest:
         """The entries at some positions, in that order."""
         return Manifest(
-            self.path,
-            self.root,
-            self._blob.tobytes(),
-            self._offsets,
-            self.frames[chosen],
-            self.lines[chosen],
+            self.path, self.root, self._blob.tobytes(), self._offsets, self.frames[chosen], self.lines[chosen]
         )
 
     def fingerprint(self) -> str:

@@ -41,11 +41,7 @@ def decoder_as_multi(config: TransformerLMConfig) -> Data2VecMultiConfig:
 
 
 def language_model_step(
-    config: TransformerLMConfig,
-    shape: StepShape,
-    *,
-    vocab_size: int,
-    execution: Execution = ALONE,
+    config: TransformerLMConfig, shape: StepShape, *, vocab_size: int, execution: Execution = ALONE
 ) -> StepCost:
     """Embeddings, causal layers and softmax on one micro-batch.
 

@@ -38,12 +38,7 @@ def _head(layers: int) -> DecoderConfig:
 def _multi(kind: str, modality: Any, **values: Any) -> Data2VecMultiConfig:
     modalities = ModalitiesConfig(text=None)
     setattr(modalities, kind, modality)
-    return Data2VecMultiConfig(
-        modalities=modalities,
-        clone_batch=1,
-        average_top_k_layers=1,
-        **values,
-    )
+    return Data2VecMultiConfig(modalities=modalities, clone_batch=1, average_top_k_layers=1, **values)
 
 
 def _text(config: Data2VecTextConfig) -> Data2VecMultiConfig:

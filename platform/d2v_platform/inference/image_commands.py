@@ -28,8 +28,7 @@ def probe_command(
     pooling: PoolingOption = "mean",
     neighbours: Annotated[int, typer.Option(help="k of the kNN probe.")] = 20,
     random_weights: Annotated[
-        int,
-        typer.Option(help="Judge so many random initialisations beside it: the baseline."),
+        int, typer.Option(help="Judge so many random initialisations beside it: the baseline.")
     ] = 0,
     device: Device = "auto",
 ) -> None:

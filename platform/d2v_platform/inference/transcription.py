@@ -39,8 +39,7 @@ def transcribe_command(
     ] = None,
     lexicon: Annotated[Path | None, typer.Option(help="Short for decoding.lexicon=...")] = None,
     lm: Annotated[
-        str | None,
-        typer.Option("--lm", help="Short for decoding.type=... decoding.lmpath=..."),
+        str | None, typer.Option("--lm", help="Short for decoding.type=... decoding.lmpath=...")
     ] = None,
     beam: Annotated[int | None, typer.Option(help="Short for decoding.beam=...")] = None,
     device: Device = "auto",

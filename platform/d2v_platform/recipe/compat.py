@@ -296,18 +296,9 @@ TOGETHER: dict[str, tuple[str, ...]] = {
 
 # Components of the reference that are not built here yet: group -> name -> what they belong to.
 NOT_BUILT: dict[str, dict[str, str]] = {
-    "task": {
-        "multimodal": "several modalities",
-        "multimodal_pretraining": "several modalities",
-    },
-    "model": {
-        "data2vec_image": "data2vec 1.0 vision",
-        "wav2vec2": "speech",
-    },
-    "criterion": {
-        "masked_lm": "RoBERTa",
-        "wav2vec": "speech",
-    },
+    "task": {"multimodal": "several modalities", "multimodal_pretraining": "several modalities"},
+    "model": {"data2vec_image": "data2vec 1.0 vision", "wav2vec2": "speech"},
+    "criterion": {"masked_lm": "RoBERTa", "wav2vec": "speech"},
     "optimizer": dict.fromkeys(
         ("adadelta", "adafactor", "adagrad", "adamax", "cpu_adam", "lamb", "nag", "sgd"),
         "no data2vec recipe uses it",
@@ -318,9 +309,7 @@ NOT_BUILT: dict[str, dict[str, str]] = {
 }
 
 # Groups that belong to other commands than training.
-_ELSEWHERE = {
-    "decoding": "python experiments/infer.py ... decoding.type=kenlm, or d2v sweep decoding",
-}
+_ELSEWHERE = {"decoding": "python experiments/infer.py ... decoding.type=kenlm, or d2v sweep decoding"}
 
 
 def reference_folder(path: str) -> str | None:

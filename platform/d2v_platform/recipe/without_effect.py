@@ -40,10 +40,7 @@ WITHOUT_EFFECT: dict[type[Any], dict[str, str]] = {
     TrunkOptions: {
         "drop_path": "as in the reference: audio models of data2vec have no drop path of this name"
     },
-    ModalityConfig: {
-        "remove_masks": "as in the reference, which reads it nowhere",
-        "alibi_max_pos": _BIAS,
-    },
+    ModalityConfig: {"remove_masks": "as in the reference, which reads it nowhere", "alibi_max_pos": _BIAS},
     ImageModalityConfig: {"alibi_dims": _IMAGE_BIAS, "alibi_distance": _IMAGE_BIAS},
     Data2VecAudioConfig: {
         "layer_type": "there is one kind of layer",

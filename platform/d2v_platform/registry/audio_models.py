@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .serving import (
-    EMBEDDING,
-    POOLED,
-    SCORES,
-    VECTOR,
-    Served,
-    Use,
-    class_columns,
-    signature_of,
-    usual_limits,
-)
+from .serving import EMBEDDING, POOLED, SCORES, VECTOR, Served, Use, class_columns, signature_of, usual_limits
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature

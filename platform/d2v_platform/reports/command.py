@@ -43,12 +43,7 @@ def report_command(
     from .report import write_report
 
     written = write_report(
-        names,
-        out=out,
-        curves=curves or (),
-        experiment=experiment,
-        tracking_uri=tracking_uri,
-        only=only or (),
+        names, out=out, curves=curves or (), experiment=experiment, tracking_uri=tracking_uri, only=only or ()
     )
     for path in (written.html, written.png, *written.tables):
         if path is not None:

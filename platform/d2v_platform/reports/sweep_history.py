@@ -236,8 +236,7 @@ def _curve(client: MlflowClient, run: Run | None, metric: str) -> Curve | None:
 
 
 def _group(
-    trials: list[TrialFacts],
-    known: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float | None, bool]],
+    trials: list[TrialFacts], known: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float | None, bool]]
 ) -> list[Setting]:
     groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[TrialFacts]] = {}
     for trial in trials:

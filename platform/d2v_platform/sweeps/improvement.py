@@ -98,11 +98,7 @@ class ExpectedImprovement(Searcher):
     """
 
     def __init__(
-        self,
-        bounds: Bounds,
-        trials: int,
-        seed: int,
-        known: Sequence[tuple[Mapping[str, float], float]] = (),
+        self, bounds: Bounds, trials: int, seed: int, known: Sequence[tuple[Mapping[str, float], float]] = ()
     ) -> None:
         super().__init__(metric="wer", mode="min")
         self._bounds, self._total, self._seed = bounds, trials, seed

@@ -133,18 +133,7 @@ class ResultTable:
         names = list(
             dict.fromkeys(name for row in self.rows for name in row.group if name not in ("task", "lr"))
         )
-        header = [
-            "task",
-            "lr",
-            *names,
-            "metric",
-            "floor",
-            "median",
-            "min",
-            "max",
-            "seeds",
-            "statuses",
-        ]
+        header = ["task", "lr", *names, "metric", "floor", "median", "min", "max", "seeds", "statuses"]
         rows = [
             [
                 row.task, row.lr, *(row.group.get(name, "") for name in names), row.metric, row.floor,

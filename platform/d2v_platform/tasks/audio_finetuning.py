@@ -104,11 +104,7 @@ class AudioFinetuning(OnAudio, OneModelTask[CTCModel]):
     def forward(self, batch: Mapping[str, torch.Tensor], update: int) -> MicroBatch:
         """Summed loss of one micro-batch; utterances with too few frames are counted and left out."""
         output = self.model(
-            batch["source"],
-            batch["padding_mask"],
-            batch["id"],
-            update=update,
-            seed=self.recipe.common.seed,
+            batch["source"], batch["padding_mask"], batch["id"], update=update, seed=self.recipe.common.seed
         )
         sums = self.model.loss(output, batch["target"], batch["target_lengths"])
         blanks = _blanks(output.logits_BTV, output.padding_mask_BT)

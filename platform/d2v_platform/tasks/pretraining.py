@@ -129,10 +129,7 @@ class PretrainingTask(TrainingTask):
         output = self.compute(batch, update)
         weighted = [value * self.loss_weights.get(key, 1.0) for key, value in output.losses.items()]
         loss = torch.stack(weighted).sum()
-        scalars: dict[str, float | torch.Tensor] = {
-            "loss": loss.detach(),
-            "sample_size": output.sample_size,
-        }
+        scalars: dict[str, float | torch.Tensor] = {"loss": loss.detach(), "sample_size": output.sample_size}
         if self.chunk is None or self.chunk.first:  # once a micro-batch
             scalars |= {
                 "nsentences": len(batch["id"]),

@@ -129,10 +129,7 @@ class RunTracker(Protocol):
     # -- anything else
 
     def run(
-        self,
-        action: Callable[Concatenate[Tracker, Given], Result],
-        *args: Given.args,
-        **kwargs: Given.kwargs,
+        self, action: Callable[Concatenate[Tracker, Given], Result], *args: Given.args, **kwargs: Given.kwargs
     ) -> Result:
         """Call a function of a module with the tracker first, where it runs; never repeated by itself."""
         ...

@@ -110,10 +110,7 @@ def stored_scores(tags: Mapping[str, str]) -> list[StoredScore]:
 
 
 def record_scores(
-    tracker: Tracker,
-    scores: Sequence[Score],
-    run_id: str | None,
-    version: tuple[str, int] | None = None,
+    tracker: Tracker, scores: Sequence[Score], run_id: str | None, version: tuple[str, int] | None = None
 ) -> list[str]:
     """Put scores into MLflow: metrics and tags of a run, tags of a version. The run may be over.
 

@@ -147,10 +147,7 @@ class TrackerService:
         return failed
 
     def run(
-        self,
-        action: Callable[Concatenate[Tracker, Given], Result],
-        *args: Given.args,
-        **kwargs: Given.kwargs,
+        self, action: Callable[Concatenate[Tracker, Given], Result], *args: Given.args, **kwargs: Given.kwargs
     ) -> Result:
         return action(self.tracker, *args, **kwargs)
 
@@ -281,10 +278,7 @@ class RemoteTracker:
         return _wait(self._actor.goes_on_from.remote(attempt, update))
 
     def run(
-        self,
-        action: Callable[Concatenate[Tracker, Given], Result],
-        *args: Given.args,
-        **kwargs: Given.kwargs,
+        self, action: Callable[Concatenate[Tracker, Given], Result], *args: Given.args, **kwargs: Given.kwargs
     ) -> Result:
         # Repeated by Ray, a registration would make a second version of the same model.
         return _wait(self._actor.run.options(max_task_retries=0).remote(action, *args, **kwargs))

@@ -251,11 +251,7 @@ class Forecast:
 
 
 def forecast(
-    workload: Workload,
-    device: Accelerator,
-    count: int,
-    limit_bytes: float | None,
-    workers_per_node: int = 1,
+    workload: Workload, device: Accelerator, count: int, limit_bytes: float | None, workers_per_node: int = 1
 ) -> Forecast:
     """Price a workload on so many devices, which share the model where the recipe asks for it or must.
 
