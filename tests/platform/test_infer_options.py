@@ -122,6 +122,13 @@ def test_a_model_over_letters_needs_no_lexicon() -> None:
         read_options(words)
 
 
+def test_a_decoder_that_is_not_described_is_the_references() -> None:
+    wanted = {"type": "viterbi", "nbest": 1, "unitlm": False, "lmpath": None, "lexicon": None, "beam": 50,
+              "beamthreshold": 50.0, "beamsizetoken": None, "wordscore": -1.0, "unkweight": -math.inf,
+              "silweight": 0.0, "lmweight": 2.0, "unique_wer_file": False}  # fmt: skip
+    assert vars(DecodingOptions()) == wanted
+
+
 def test_the_decoders_numbers_keep_their_names() -> None:
     given = {"beam": 7, "beamthreshold": 8.5, "beamsizetoken": 9, "lmweight": 1.5, "wordscore": -2.5,
              "silweight": 3.5, "unkweight": -4.5, "nbest": 6}  # fmt: skip
