@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import socket
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -220,6 +221,21 @@ def test_every_node_sees_what_the_driver_has_written(tmp_path: Path, monkeypatch
         shared_folder.see_shared_folder(here, "a1")
     elsewhere = Job(here.recipe, tmp_path / "copies", remote="s3://b/runs/r1")
     shared_folder.see_shared_folder(elsewhere, "a1")
+
+
+def test_a_head_that_is_gone_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray_session, "_HEAD_ASKED_S", 0.001)
+    asked, over = list[tuple[str, int]](), threading.Event()
+    replies = iter([True, False, False, True, False, False, False])
+    monkeypatch.setattr(ray_session, "answers", lambda *where: asked.append(where) or next(replies))
+    ray_session._watch_head("10.0.0.1:6379", over)
+    assert asked == [("10.0.0.1", 6379)] * 7, "two that are missed may be a busy head"
+    assert [r.levelname for r in caplog.records] == ["ERROR"] and "at 10.0.0.1:6379 does not" in caplog.text
+    over.set()
+    ray_session._watch_head("10.0.0.1:6379", over)
+    assert len(asked) == 7 and len(caplog.records) == 1
 
 
 # ---- which failures are tried again, and how often --------------------------------------------------------

@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 START_A_HEAD = f"RAY_AUTH_MODE=token {LOOPBACK}=0 ray start --head"
+
+_HEAD_ASKED_S, _HEAD_MISSED = 5.0, 3  # it is gone when it has not answered so often
 
 # Values that workers and actors need from the driver. An allow-list: runtime environments are visible in the
 # dashboard, so credentials must come from the nodes' own environment.
@@ -146,11 +149,29 @@ def connected(num_cpus: int | None = None) -> Iterator[ClusterInfo]:
     finally:
         if ours:
             os.environ.pop("RAY_GCS_SERVER_PORT", None)
+    over = threading.Event()
+    head = ray.get_runtime_context().gcs_address
+    threading.Thread(target=_watch_head, args=(head, over), name="d2v-head", daemon=True).start()
     try:
         with ray_output.filtered():
             yield cluster_info()
     finally:
+        over.set()
         ray.shutdown()
+
+
+def _watch_head(address: str, over: threading.Event) -> None:
+    """Say that the head is gone: a minute later Ray ends this process, and nothing more can be said."""
+    host, _, port = address.rpartition(":")
+    missed = 0
+    while missed < _HEAD_MISSED and not over.wait(_HEAD_ASKED_S):
+        missed = 0 if answers(host.strip("[]"), int(port)) else missed + 1
+    if missed == _HEAD_MISSED:
+        logger.error(
+            "Ray's head at %s does not answer; without it Ray ends this process within a minute. With "
+            "a head again, the same command with the same name goes on from the newest checkpoint",
+            address,
+        )
 
 
 def _seen_by_others(address: str) -> str | None:
