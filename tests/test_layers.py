@@ -38,6 +38,7 @@ HEAVY = {
     "timm": 4200, "torch": 3300, "torchvision": 3200, "mlflow": 2200, "scipy": 1800, "matplotlib": 930,
     "ray": 830, "pandas": 570, "sklearn": 430, "boto3": 430, "hydra": 390, "joblib": 350, "fsspec": 270,
     "requests": 250, "soundfile": 210, "omegaconf": 200, "numpy": 170, "rich": 60, "pyarrow": 60,
+    "torch.distributed.fsdp": 1500,
 }  # fmt: skip
 STARTS = ("d2v_platform.cli", "d2v_platform.registry.pyfunc_")  # a verb's dispatch; files that MLflow runs
 OPEN_CIRCLE = ("data2vec.artifact", "data2vec.interop")  # a folder is read by formats that write folders
@@ -103,9 +104,11 @@ def imports_of(text: str, package: str, known: Mapping[str, object]) -> Iterator
 
 
 def _named(name: str, known: Mapping[str, object]) -> str:
-    """The longest part of a dotted name that is a module of ours; of others the top-level name."""
+    """The longest part of a dotted name that is a module of ours or heavy; of others the top-level name."""
     if name.partition(".")[0] not in ROOTS:
-        return name.partition(".")[0]
+        return next(
+            (heavy for heavy in HEAVY if "." in heavy and name.startswith(heavy)), name.partition(".")[0]
+        )
     while name not in known:
         name = name.rpartition(".")[0]
     return name

@@ -7,10 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.tasks.share import Share
+from d2v_platform.tasks.batches import Share, make_loader
 from d2v_platform.tasks.task import batches_of
-from d2v_platform.training.loading import make_loader
-from d2v_platform.training.loop_state import Worker
 
 
 def passes(
@@ -29,7 +27,7 @@ def passes(
         assert folder
         epoch = dataset.for_epoch(made + 1)
         batches = batches_of(epoch, recipe, made + 1, True, rebuild=True)
-        found = sum(len(batch["id"]) for batch in make_loader(epoch, Share(batches, 0, 1, 0, 1), Worker()))
+        found = sum(len(batch["id"]) for batch in make_loader(epoch, Share(batches, 0, 1, 0, 1)))
         assert found == samples, found
 
     return read

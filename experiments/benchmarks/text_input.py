@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from d2v_platform.tasks.share import Share
+from d2v_platform.tasks.batches import Share, make_loader
 from d2v_platform.tasks.task import batches_of
 from d2v_platform.tasks.text_blocks import open_blocks
-from d2v_platform.training.loading import make_loader
-from d2v_platform.training.loop_state import Worker
 from data2vec.data.dictionary import Dictionary
 from data2vec.data.indexed import IndexedTokensWriter
 from data2vec.data.masked_lm import TextBlocksDataset
@@ -54,7 +52,7 @@ def build_epoch(recipe_name: str, samples: int, length: int) -> Callable[[int], 
     def read(passes: int) -> None:
         assert folder
         batches = batches_of(dataset, recipe, passes + 1, True, rebuild=False)
-        loader = make_loader(dataset, Share(batches, 0, 1, 0, 1), Worker())
+        loader = make_loader(dataset, Share(batches, 0, 1, 0, 1))
         tokens = sum(batch["source"].numel() for batch in loader)
         assert tokens == _BATCHES * samples * length, tokens
 

@@ -14,7 +14,7 @@ import torch
 
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import reduction
-from d2v_platform.tasks.share import Share, to_device
+from d2v_platform.tasks.batches import Share, make_loader, to_device
 from d2v_platform.tasks.statistics import Layout, Sums
 from d2v_platform.training import checkpoint, start_times, train_loop
 from d2v_platform.training import progress as progress_module
@@ -22,7 +22,6 @@ from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.collapse import CollapseWatch, collapsed_stages
 from d2v_platform.training.evaluation_log import EvaluationLog
 from d2v_platform.training.job import Job
-from d2v_platform.training.loading import make_loader
 from d2v_platform.training.loop_state import LoopState, Worker
 from d2v_platform.training.progress import Progress, peak_memory_gb
 from d2v_platform.training.sharding import OwnPass, Replicated
@@ -79,8 +78,7 @@ class Broken:
 
 @pytest.mark.parametrize("processes", [0, 1])
 def test_batches_come_in_order_and_all_unreadable_samples_are_named(processes: int) -> None:
-    worker = Worker(loader_processes=processes)
-    loader = make_loader(Broken(), [[4, 0], [7], [5, 2, 3]], worker)
+    loader = make_loader(Broken(), [[4, 0], [7], [5, 2, 3]], processes)
     assert next(loader)["id"].tolist() == [4, 0]
     batch = to_device(next(loader), torch.device("cpu"))
     assert batch["id"].tolist() == [7] and batch["names"] == ["7"]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import make_task
-from d2v_platform.tasks.share import Share
+from d2v_platform.tasks.batches import Share
 from d2v_platform.training import checkpoint
 from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.job import Job, ResolvedModels

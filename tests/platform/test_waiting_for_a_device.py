@@ -16,7 +16,7 @@ import torch
 
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import make_task
-from d2v_platform.tasks.share import to_device
+from d2v_platform.tasks.batches import to_device
 from d2v_platform.tasks.statistics import Layout, Sums
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import TrainingLoop

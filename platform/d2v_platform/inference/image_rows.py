@@ -24,8 +24,7 @@ from data2vec.folders import printable
 from data2vec.image_model import ImageModel, Pooling
 
 from ..bars import Bars
-from ..training.loading import make_loader
-from ..training.loop_state import Worker
+from ..tasks.batches import make_loader
 from .command_options import EmbedOptions
 
 BATCH = 32
@@ -126,8 +125,8 @@ def _batches(model: ImageModel, source: ImageSource, size: int) -> Iterator[dict
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Bars(*columns, console=Console(markup=False, stderr=True), transient=True) as bars:
         bar = bars.add_task("images", total=len(dataset))
-        worker = Worker(device=torch.device(model.device), loader_processes=ahead)
-        for part, batch in zip(parts, make_loader(dataset, parts, worker), strict=True):
+        loader = make_loader(dataset, parts, ahead, pinned=model.device.type == "cuda")
+        for part, batch in zip(parts, loader, strict=True):
             yield batch
             bars.advance(bar, len(part))
 

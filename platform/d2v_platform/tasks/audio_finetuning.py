@@ -26,8 +26,8 @@ from ..recipe.audio_components import AudioFinetuningTask, CTCCriterion, Wav2Vec
 from ..recipe.schema import Recipe
 from .audio_data import OnAudio, audio_options, audio_samples, check_symbols
 from .audio_parent import block_lr_scales, check_parent
+from .batches import DECIDES
 from .floor import Floor, transcript_floor
-from .share import DECIDES
 from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask
 

@@ -21,6 +21,7 @@ from data2vec.v1.image_config import Data2VecVisionConfig
 from ..recipe.image_checks import PROBE_METRICS
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
 from ..recipe.schema import Recipe
+from .batches import Share, to_device
 from .floor import Floor
 from .image_data import (
     OnImages,
@@ -32,7 +33,6 @@ from .image_data import (
 )
 from .pretraining import PretrainingTask
 from .reduction import gather_objects, rank_and_size
-from .share import Share, to_device
 from .statistics import Layout, Sums
 from .task import MicroBatch
 

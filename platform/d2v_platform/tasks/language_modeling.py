@@ -25,8 +25,8 @@ from data2vec.placing import moved
 
 from ..recipe.language_components import LanguageModelingTask
 from ..recipe.schema import Recipe
+from .batches import DECIDES
 from .floor import Floor, token_floor
-from .share import DECIDES
 from .statistics import Layout, Sums
 from .task import MicroBatch, OneModelTask, data_facts
 from .text_blocks import check_blocks, open_blocks, vocabulary_size

@@ -22,8 +22,8 @@ from data2vec.flops import StepCost, StepShape, finetuning_step
 from data2vec.pretraining import Moments
 
 from ..recipe.schema import Recipe
+from .batches import DECIDES
 from .floor import Floor
-from .share import DECIDES
 from .statistics import Layout, Sums
 
 Network = TypeVar("Network", bound=nn.Module)

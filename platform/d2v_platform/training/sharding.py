@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 from data2vec.audio_events import EventOutput
 from data2vec.ctc import CTCOutput
@@ -29,8 +30,8 @@ from data2vec.pretraining import PretrainOutput
 from data2vec.shards import is_sharded, set_part, whole
 from data2vec.transformer import transformer_blocks
 
+from ..tasks.batches import Share
 from ..tasks.reduction import add_up, reduce_gradients, reduce_vector
-from ..tasks.share import Share
 from .loop_state import Worker
 
 if TYPE_CHECKING:
@@ -154,7 +155,6 @@ class Sharded:
 
     def __init__(self, module: nn.Module, worker: Worker, dtype: torch.dtype | None = None) -> None:
         # Imported here: a second or two of CPU time, which only a run that shares its model needs.
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import (
             FSDPModule,
             MixedPrecisionPolicy,

@@ -32,8 +32,8 @@ from ..recipe.local_data import with_local_data
 from ..recipe.schema import Recipe
 from ..storage.locations import open_location
 from ..tasks import make_task
+from ..tasks.batches import Share, make_loader, to_device
 from ..tasks.reduction import barrier, gather_objects
-from ..tasks.share import to_device
 from ..tasks.statistics import Sums
 from ..tasks.task import TrainingTask, floor_facts, size_facts
 from .accelerators import device_rate
@@ -43,7 +43,6 @@ from .checkpoint_delivery import delivered
 from .checkpoint_writer import Checkpoints
 from .collapse import CollapseWatch
 from .job import Job
-from .loading import make_loader
 from .loop_state import (
     GroupMember,
     LoopState,
@@ -347,7 +346,11 @@ class TrainingLoop:
     def _loader(self, epoch: int, batches: Sequence[np.ndarray], per_update: int) -> Iterator[Any]:
         """This worker's micro-batches from the cursor on, decoded ahead where there are loader processes."""
         share = self.placement.own_batches(batches, self.state.cursor, per_update)
-        return make_loader(self.task.dataset(self.recipe.dataset.train_subset, epoch), share, self.worker)
+        return self._read(self.task.dataset(self.recipe.dataset.train_subset, epoch), share)
+
+    def _read(self, dataset: Any, share: Share) -> Iterator[Any]:
+        worker = self.worker
+        return make_loader(dataset, share, worker.loader_processes, pinned=worker.device.type == "cuda")
 
     def _next(self, loader: Iterator[Any]) -> dict[str, torch.Tensor]:
         begin = time.perf_counter()
@@ -456,9 +459,8 @@ class TrainingLoop:
         mine = self.placement.own_batches(batches, 0, max(len(batches), 1))
         module.eval()
         results: list[dict[str, Any]] = []
-        for index, batch in zip(
-            mine.own_indices(len(batches)), make_loader(task.dataset(subset), mine, self.worker), strict=True
-        ):
+        ahead = self._read(task.dataset(subset), mine)
+        for index, batch in zip(mine.own_indices(len(batches)), ahead, strict=True):
             with self._autocast():
                 found = task.predict(to_device(batch, self.worker.device, task.on_cpu))
             results += found if index < len(batches) else []
