@@ -259,6 +259,14 @@ def test_a_transformer_over_letters(
     table = pd.read_parquet(tmp_path / "bound/utterances.parquet")
     said = {word for text in table["hypothesis"] for word in text.split()}
     assert said and said <= {"ONE", "TWO", "AN", "A"}
+    search = decoding.make_search(read_options(bound)[0].decoding, "cpu")
+    draws = np.random.default_rng(1).normal(size=(20, len(released_letters())))
+    emissions = (draws - np.log(np.exp(draws).sum(1, keepdims=True))).astype(np.float32)
+    scores: list[float] = []
+    for over_letters in (True, False):
+        beam: Any = decoding.load_search(str(ctc_model), dataclasses.replace(search, unit=over_letters))
+        scores.append(beam.decode(emissions)[0].score)
+    assert search.unit and scores[0] != pytest.approx(scores[1]), "words are no letters of the model"
 
 
 def test_language_models_that_do_not_fit_are_named(
