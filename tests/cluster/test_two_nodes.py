@@ -21,7 +21,7 @@ from tests.cluster.two_nodes import TwoNodes, needs_unshare
 from tests.conftest import _free_port
 
 UPDATES = 60
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), needs_unshare]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_unshare]
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_node_that_is_killed_and_comes_back_costs_no_update(
 ) -> None:
     log, storage = tmp_path / "driver.log", tmp_path / "shared"
     process = driver(launches, nodes, mlflow_server, "disturbed", log, storage=str(storage))
-    launches.until(lambda: launches.highest_step() >= 25 or process.poll() is not None, log.read_text)
+    launches.until(lambda: launches.highest_step() >= 25 or process.poll() is not None, log.read_text, 600)
     nodes.kill("second")
     launches.until(lambda: "s; free are 1 of 1 CPUs" in log.read_text(), log.read_text)
     nodes.start_second()
@@ -156,7 +156,7 @@ def test_elastic_workers_follow_the_nodes(
 ) -> None:
     log, storage = tmp_path / "driver.log", tmp_path / "shared"
     process = driver(launches, nodes, mlflow_server, "elastic", log, storage=str(storage), num_workers=[1, 2])
-    launches.until(lambda: launches.highest_step() >= 15 or process.poll() is not None, log.read_text)
+    launches.until(lambda: launches.highest_step() >= 15 or process.poll() is not None, log.read_text, 600)
     nodes.kill("second")
     recovery(launches, process, log, "raylet killed, elastic")
     assert process.wait(600) == 0, log.read_text()
@@ -172,7 +172,7 @@ def test_a_node_that_comes_back_without_the_shared_folder_ends_the_run_where_it_
 ) -> None:
     log, storage = tmp_path / "driver.log", tmp_path / "shared"
     process = driver(launches, nodes, mlflow_server, "unmounted", log, storage=str(storage))
-    launches.until(lambda: launches.highest_step() >= 25 or process.poll() is not None, log.read_text)
+    launches.until(lambda: launches.highest_step() >= 25 or process.poll() is not None, log.read_text, 600)
     nodes.kill("second")
     nodes.own.append(storage)
     nodes.start_second()
@@ -182,12 +182,6 @@ def test_a_node_that_comes_back_without_the_shared_folder_ends_the_run_where_it_
     assert re.search(rf"error: platform.storage = .*into {run} is not there on \S+ \([\d.]+\); it must", told)
     assert told.count("update 1/") == 1 and "Traceback" not in told, told
     assert max(CheckpointStore(run).updates()) >= 20, "and nothing of it is gone"
-    nodes.kill("second")
-    nodes.own.remove(storage)
-    nodes.start_second()
-    again = driver(launches, nodes, mlflow_server, "unmounted", log, storage=str(storage))
-    assert again.wait(400) == 0, log.read_text()
-    nothing_was_lost(launches, mlflow_server, storage)
 
 
 def test_the_same_command_goes_on_when_the_head_was_lost(
@@ -195,10 +189,11 @@ def test_the_same_command_goes_on_when_the_head_was_lost(
 ) -> None:
     log, storage = tmp_path / "driver.log", tmp_path / "shared"
     process = driver(launches, head, mlflow_server, "headless", log, storage=str(storage))
-    launches.until(lambda: launches.highest_step() >= 25 or process.poll() is not None, log.read_text)
+    launches.until(lambda: launches.highest_step() >= 25 or process.poll() is not None, log.read_text, 600)
     head.kill("head")
     lost = time.monotonic()
     assert process.wait(300) not in (0, None), log.read_text()
+    assert "Ray's head at" in log.read_text() and "with the same name goes on" in log.read_text()
     print(f"the driver ended {time.monotonic() - lost:.0f} s after its head, with {process.returncode}")
     head.start_head(cpus=2)
     again = driver(launches, head, mlflow_server, "headless", log, storage=str(storage))
@@ -226,7 +221,7 @@ def test_the_second_of_two_jobs_waits_and_says_so(
         platform={"num_workers": 2, "tracking_uri": mlflow_server.uri, "storage": str(storage / "first")},
     )  # fmt: skip
     first = launches.driver("first", head.address, log)
-    launches.until(lambda: launches.highest_step() >= 100 or first.poll() is not None, log.read_text)
+    launches.until(lambda: launches.highest_step() >= 100 or first.poll() is not None, log.read_text, 600)
     second = driver(launches, head, mlflow_server, "second", other_log, storage=str(storage / "second"))
     launches.until(
         lambda: "waiting for 2 workers of 1 CPU since" in other_log.read_text() or second.poll() is not None,
@@ -256,7 +251,7 @@ def test_mlflow_away_for_longer_than_a_heart_may_pause(
         platform={"num_workers": 2, "tracking_uri": mlflow_server.uri, "storage": str(storage)},
     )  # fmt: skip
     process = launches.driver("patient", nodes.address, log)
-    launches.until(lambda: launches.highest_step() >= 100 or process.poll() is not None, log.read_text)
+    launches.until(lambda: launches.highest_step() >= 100 or process.poll() is not None, log.read_text, 600)
     mlflow_server.stop()
     time.sleep(130)
     reached = launches.highest_step()
