@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from data2vec.attention import attention_bias
+from data2vec.compilation import compile_regions
 from data2vec.config import Data2VecMultiConfig, DecoderConfig
 from data2vec.decoders import Decoder1d, Decoder2d
 from data2vec.transformer import Block
@@ -75,3 +76,14 @@ def test_dropout_follows_its_seed_in_one_graph() -> None:
         torch.manual_seed(seed)
         drawn.append(compiled(X, PADDED)[0])
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.slow
+def test_compiled_code_has_the_numbers_of_eager_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    module = block(0.0).train()
+    eager = run(module, (X, LEARNED))
+    assert compile_regions(module, sizes_change=True) == 1
+    torch.testing.assert_close(run(module, (X, LEARNED)), eager, rtol=1e-3, atol=1e-4)
+    longer = torch.cat([X, X], dim=1)
+    assert module(longer, LEARNED.repeat(1, 1, 2, 2))[0].shape == (3, 8, 8)

@@ -37,6 +37,7 @@ class OnImages(TrainingTask):
     """What all tasks on images have."""
 
     speed_unit = ("images", "images", 1)
+    sizes_change = False
     oddities: Oddities
 
     @staticmethod

@@ -60,6 +60,7 @@ class TrainingTask(ABC):
         watching: the loop asks for the sums of the collapse watch.
         exports_best: the model that a run leaves is the best one by validation, not the last one.
         on_cpu: tensors of its batches that stay there.
+        sizes_change: its batches have ever new lengths.
         deterministic: CUDA is known to have a deterministic kernel for everything that it does.
         refilled: every epoch fills its batches anew; otherwise they are the same ones in another order.
         pretraining: it leaves an encoder, which features judge and not a metric of its own; while it trains
@@ -72,6 +73,7 @@ class TrainingTask(ABC):
     layout: Layout
     watching: bool = False
     on_cpu: ClassVar[frozenset[str]] = DECIDES
+    sizes_change: ClassVar[bool] = True
     exports_best: bool = True
     deterministic: bool = False
     refilled: ClassVar[bool] = True

@@ -48,6 +48,7 @@ class Job:
         threads: PyTorch's, of each worker; ``None`` leaves them.
         loader_processes: data-loading processes of each worker.
         sharded: the workers share the model.
+        compiled: they compile it.
         wait_for_checkpoints: publish a checkpoint before telling the reporter, which may end this process.
     """
 
@@ -62,17 +63,23 @@ class Job:
     threads: int | None = None
     loader_processes: int = 0
     sharded: bool = False
+    compiled: bool = False
     wait_for_checkpoints: bool = False
 
     def planned(self, plan: Plan) -> Job:
         """With what a plan gives each worker."""
         return replace(
-            self, threads=plan.threads, loader_processes=plan.loader_processes, sharded=plan.sharded
+            self,
+            threads=plan.threads,
+            loader_processes=plan.loader_processes,
+            sharded=plan.sharded,
+            compiled=plan.compiled,
         )
 
     def worker(self, rank: int = 0, size: int = 1, device: torch.device | str = "cpu") -> Worker:
         """One of the processes that do it."""
-        return Worker(rank, size, torch.device(device), self.threads, self.loader_processes, self.sharded)
+        settings = self.threads, self.loader_processes, self.sharded, self.compiled
+        return Worker(rank, size, torch.device(device), *settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for other processes: the recipe's classes may be of a user's package."""

@@ -89,6 +89,7 @@ class Worker:
         threads: PyTorch's threads, ``None`` leaves them.
         loader_processes: data-loading processes.
         sharded: each worker holds a part of the model (FSDP2) instead of all of it.
+        compiled: the network is compiled.
     """
 
     rank: int = 0
@@ -97,6 +98,7 @@ class Worker:
     threads: int | None = None
     loader_processes: int = 0
     sharded: bool = False
+    compiled: bool = False
 
 
 @dataclass

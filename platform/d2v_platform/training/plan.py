@@ -25,6 +25,7 @@ class Plan:
         loader_processes: data-loading processes of each.
         sharded: each worker holds a part of the model.
         notes: choices that were made, in words.
+        compiled: the network is compiled.
         elastic: the fewest and the most workers, where their number may change.
     """
 
@@ -37,6 +38,7 @@ class Plan:
     loader_processes: int
     sharded: bool
     notes: tuple[str, ...]
+    compiled: bool = False
     elastic: tuple[int, int] | None = None
 
     @property
@@ -108,6 +110,10 @@ def make_plan(recipe: Recipe, cluster: ClusterInfo | None, local_gpus: int = 0) 
         and platform.num_workers[0] < platform.num_workers[1]
     ):
         elastic = (platform.num_workers[0], platform.num_workers[1])
+    compiled = gpus > 0 if platform.compile == "auto" else platform.compile
+    if compiled:
+        asked = f"platform.compile={str(platform.compile).lower()}"
+        notes.append(f"the network is compiled ({asked}): minutes more before the first update")
     if platform.sharding == "full" and workers < 2:
         notes.append("platform.sharding full -> none: there is no second worker to share the model with")
     return Plan(
@@ -120,6 +126,7 @@ def make_plan(recipe: Recipe, cluster: ClusterInfo | None, local_gpus: int = 0) 
         loader_processes=share.loaders,
         sharded=platform.sharding == "full" and workers > 1,
         notes=tuple(notes),
+        compiled=compiled,
         elastic=elastic,
     )
 

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from data2vec.compilation import compile_regions
 from data2vec.errors import Data2VecError
 from data2vec.optim import scale_and_clip
 from data2vec.placing import moved
@@ -115,6 +116,8 @@ class TrainingLoop:
         self.placement = placement_of(task.module, worker, self.precision.dtype)
         task.module.train()
         recompute_activations(task.module, recipe.platform.checkpoint_activations)
+        if worker.compiled:
+            compile_regions(task.module, sizes_change=task.sizes_change)
         self.parameters = [p for p in task.trained.parameters() if p.requires_grad]
         if not self.parameters:
             raise Data2VecError("nothing is left to learn: all parameters are frozen (model.freeze_regex)")
