@@ -217,7 +217,8 @@ class Stack:
                 if key in os.environ}  # fmt: skip
         return {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(self.folder), "PYTHONUNBUFFERED": "1",
                 "MLFLOW_DISABLE_TELEMETRY": "true", "RAY_USAGE_STATS_ENABLED": "0",
-                "RAY_memory_monitor_refresh_ms": "0", "OMP_NUM_THREADS": "1", **kept}  # fmt: skip
+                "RAY_memory_monitor_refresh_ms": "0", "RAY_agent_register_timeout_ms": "300000",
+                "RAY_raylet_start_wait_time_s": "300", "OMP_NUM_THREADS": "1", **kept}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -57,6 +57,11 @@ def test_everything_that_stays_is_checked_and_waited_for(services: dict[str, Any
             continue
         test = service["healthcheck"]["test"]
         assert test[0] == "CMD" and len(test) > 2, name
+    worker = services["ray-worker"]  # is healthy when it has joined itself, not when the head is
+    (port,) = [
+        w.partition("=")[2] for w in worker["command"] if w.startswith("--dashboard-agent-listen-port")
+    ]
+    assert f"http://127.0.0.1:{port}/api/local_raylet_healthz" in worker["healthcheck"]["test"][-1]
     waits = {
         name: {other: how["condition"] for other, how in service.get("depends_on", {}).items()}
         for name, service in services.items()
