@@ -1,4 +1,4 @@
-"""Measure speed on this machine: python experiments/benchmark.py {text,vision,speech,overhead} [--json]."""
+"""Measure speed here: python experiments/benchmark.py {text,vision,speech,overhead,scale} [--json]."""
 
 import sys
 from pathlib import Path

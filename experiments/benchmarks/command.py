@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import audio_input, audio_parts, ctc_speed, hugging_face, image_input, overhead, text_input
+from . import audio_input, audio_parts, ctc_speed, hugging_face, image_input, overhead, scale, text_input
 from .measure import Case, Timing, measure
 from .pretraining import case
 
@@ -91,6 +92,23 @@ def speech(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only
 def overhead_command(context: typer.Context) -> None:
     """The loop inside Ray Train over the bare loop, a save, a start by part (overhead --help)."""
     overhead.main(context.args)
+
+
+@app.command(name="scale")
+def scale_command(
+    nodes: Annotated[int, typer.Option(help="Nodes, beside the head.", min=2)] = 4,
+    gpus: Annotated[int, typer.Option(help="GPUs that each node says it has.", min=1)] = 8,
+    trials: Annotated[int, typer.Option(help="Trials of the sweep.", min=1)] = 64,
+    out: Annotated[Path | None, typer.Option(help="Folder for scale.json and scale.md.")] = None,
+) -> None:
+    """Place workers and trials on nodes whose GPUs are faked; a node dies and returns. Nothing is trained.
+
+    Example: python experiments/benchmark.py scale --out experiments/results
+    """
+    phases = scale.measure(nodes, gpus, trials)
+    typer.echo(scale.as_markdown(phases))
+    if out is not None:
+        scale.write(phases, out)
 
 
 def peer(modality: str, samples: int, length: int) -> list[Case]:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from experiments.benchmarks import audio_input, audio_parts, command, ctc_speed, image_input, text_input
+from d2v_platform.recipe.sweep_definition import SweepDefinition
+from d2v_platform.sweeps.capacity import capacity
+from d2v_platform.training.plan import make_plan
+from d2v_platform.training.ray_session import ClusterInfo
+from experiments.benchmarks import (
+    audio_input,
+    audio_parts,
+    command,
+    ctc_speed,
+    image_input,
+    scale,
+    text_input,
+)
 from experiments.benchmarks.measure import Case, Timing, measure
 
 
@@ -124,3 +137,23 @@ def test_table_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = json.loads(printed.stdout)
     assert [row["name"] for row in rows] == ["step", "step", "input pipeline"]  # 2 and 8 clones
     assert rows[0]["share"] == pytest.approx(0.88)
+
+
+def test_the_scale_test_places_what_the_platform_plans(tmp_path: Path) -> None:
+    cluster = ClusterInfo(64, 32, 4)
+    recipe = scale.recipe_for(32, "platform.num_workers=[8,32]")
+    for gpus, workers in ((32, 32), (24, 24)):
+        plan = make_plan(recipe, ClusterInfo(2 * gpus, gpus, gpus // 8))
+        found = (plan.num_workers, plan.cpus_per_worker, plan.gpus_per_worker, plan.elastic)
+        assert found == (workers, 2, 1, (8, 32))
+    trials = [scale.recipe_for(1, "platform.num_workers=1")] * 64
+    room = capacity(SweepDefinition(), trials, cluster)
+    assert (room.slots, room.gpus, room.workers) == (32, 1, 1)
+    phases = [scale.Phase("launch", 32, 1.234, 30.06, 0, 0, "8 + 8"), scale.Phase("seen", 24, None, 5, 0, 1)]
+    scale.write(phases, tmp_path)
+    table = (tmp_path / "scale.md").read_text().splitlines()
+    assert table[2:] == [
+        "| launch | 32 | 1.23 | 30.1 | 0 | 0 | 8 + 8 |",
+        "| seen | 24 | - | 5.0 | 0 | 1 |  |",
+    ]
+    assert json.loads((tmp_path / "scale.json").read_text())[1]["leaked"] == 1
