@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.training.start_times import read as read_start
+from d2v_platform.training.start_times import read_start
 
 from .text_input import write_tokens
 

@@ -15,11 +15,11 @@ def test_parts_of_a_start_are_read_from_log_lines(caplog: pytest.LogCaptureFixtu
     caplog.set_level(logging.DEBUG, "d2v_platform")
     start_times.start_part_over("recipe composed")
     (record,) = caplog.records
-    found = start_times.read(f"(RayTrainWorker pid=7) {record.getMessage()}")
+    found = start_times.read_start(f"(RayTrainWorker pid=7) {record.getMessage()}")
     assert found is not None and found[0] == "recipe composed"
     assert abs(found[1] - record.created) < 1
-    assert start_times.read("update 1/20  loss 15.1") is None
-    assert start_times.read("start: soon") is None
+    assert start_times.read_start("update 1/20  loss 15.1") is None
+    assert start_times.read_start("start: soon") is None
 
 
 def test_the_figures_in_words() -> None:

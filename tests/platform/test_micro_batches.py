@@ -226,10 +226,10 @@ def test_the_evaluation_log_survives_a_kill(tmp_path: Path) -> None:
 def test_parts_of_a_start_are_read_back(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "d2v_platform")
     start_times.start_part_over("model, data and optimizer built")
-    found = start_times.read(f"worker 3: {caplog.messages[0]}")
+    found = start_times.read_start(f"worker 3: {caplog.messages[0]}")
     assert found is not None and found[0] == "model, data and optimizer built" and found[1] > 1.7e9
-    assert start_times.read("start: soon done") is None and start_times.read("update 3") is None
-    assert start_times.read("start: 12.5 ") is None
+    assert start_times.read_start("start: soon done") is None and start_times.read_start("update 3") is None
+    assert start_times.read_start("start: 12.5 ") is None
 
 
 # ---- the line of a running training -----------------------------------------------------------------------

@@ -15,7 +15,7 @@ def start_part_over(part: str) -> None:
     logger.debug("%s %.3f %s", PREFIX, time.time(), part)
 
 
-def read(line: str) -> tuple[str, float] | None:
+def read_start(line: str) -> tuple[str, float] | None:
     """Part and time (seconds since 1970) of a log line; ``None`` for other lines."""
     _, found, rest = line.partition(f"{PREFIX} ")
     clock, _, part = rest.strip().partition(" ")
