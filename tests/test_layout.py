@@ -193,7 +193,7 @@ ONE_ROOM = {  # what is written once, by where it stands; further places only wi
         "models/data2vec/data/audio_files.py": "a file on a network; the library has no retries",
         "platform/d2v_platform/training/shared_folder.py": "no retry: a network folder may show a file late",
         "models/data2vec/data/text_chunks.py": "no retry: looks once a second whether its parent lives",
-        "platform/d2v_platform/registry/alias_turns.py": "no retry: its turn comes when others have had theirs",
+        "platform/d2v_platform/registry/alias_turns.py": "no retry: its turn comes after the others",
         "experiments/benchmarks/scale.py": "no retry: until Ray has given back what a lost node held",
         "experiments/benchmarks/scale_processes.py": "no retry: a trial that takes its time",
     },
