@@ -23,14 +23,15 @@ class ArrayModel(ModelInUse):
     def __init__(self, artifact: Artifact) -> None:
         assert isinstance(artifact.model_config, Data2VecMultiConfig)
         self.config, self.model_config = artifact.config, artifact.model_config
-        self.network = Data2VecMulti(self.model_config, with_decoder=False)
+        self.front_end = artifact.model_config.modality
+        self.network = Data2VecMulti(artifact.model_config, with_decoder=False)
         load_strictly(self.network, artifact.trunk_state, artifact.folder)
         self._module = self.network.eval()
 
     @torch.inference_mode()
     def embed(self, array: Any) -> np.ndarray:
         """Mean of the last block's positions, (D,), of one array."""
-        source, wanted = np.asarray(array, dtype=np.float32), self.model_config.modality.sample_shape
+        source, wanted = np.asarray(array, dtype=np.float32), self.front_end.sample_shape
         if wanted is not None and source.shape != wanted:
             raise DataError(f"an array of the shape {source.shape}; the model takes {wanted}")
         x_BTD = self.network(torch.from_numpy(source)[None].to(self.device)).x_BTD

@@ -432,7 +432,12 @@ def test_classes_of_subsets_must_agree(monkeypatch: pytest.MonkeyPatch, caplog: 
 
 
 def test_a_batch_is_never_empty() -> None:
-    empty = {"id": torch.zeros(0, dtype=torch.int64), "target": torch.zeros(0), "source": None, "notes": [1]}
+    empty = {
+        "id": torch.zeros(0, dtype=torch.int64),
+        "target": torch.zeros(0),
+        "source": torch.empty(0),
+        "notes": [1],
+    }
     batch, nothing = image_data.never_empty(empty, 8)
     assert nothing and batch["source"].shape == (1, 3, 8, 8) and batch["id"].tolist() == [0]
     assert batch["notes"] == [1]
