@@ -105,10 +105,13 @@ def scale_command(
 
     Example: python experiments/benchmark.py scale --out experiments/results
     """
-    phases = scale.measure(nodes, gpus, trials)
+    phases: list[scale.Phase] = []
+    for phase in scale.measure(nodes, gpus, trials):
+        phases.append(phase)
+        typer.echo(f"{phase.name}: {phase.processes} in {phase.started_s:.1f} s", err=True)
+        if out is not None:
+            scale.write(phases, out)
     typer.echo(scale.as_markdown(phases))
-    if out is not None:
-        scale.write(phases, out)
 
 
 def peer(modality: str, samples: int, length: int) -> list[Case]:

@@ -313,14 +313,16 @@ def run_trials(cluster: FakeCluster, trials: int) -> Phase:
     return Phase(f"{trials} trials", room.slots, None, started_s, trials - done, leaked(), note)
 
 
-def measure(nodes: int, gpus: int, trials: int) -> list[Phase]:
-    """All phases on one cluster."""
+def measure(nodes: int, gpus: int, trials: int) -> Iterator[Phase]:
+    """All phases on one cluster, each as soon as it is over."""
     begin = time.perf_counter()
     with fake_cluster(nodes, gpus) as cluster:
         up = Phase(
             "the cluster", nodes, None, time.perf_counter() - begin, 0, 0, f"{cluster_info().line()}, faked"
         )
-        return [up, *launch_and_lose(cluster), run_trials(cluster, trials)]
+        yield up
+        yield from launch_and_lose(cluster)
+        yield run_trials(cluster, trials)
 
 
 def as_markdown(phases: list[Phase]) -> str:
