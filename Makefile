@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 SOURCES := models platform experiments tests
 
-.PHONY: help setup demo test test-slow test-gpu parity mutation lint format ui clean
+.PHONY: help setup demo test test-slow test-gpu gpu-check parity mutation lint format ui clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test-slow: setup ## The tests that take minutes each
 
 test-gpu: setup ## The tests that need a CUDA device (a minute)
 	@$(PY) -m pytest -m gpu $(ARGS)
+
+gpu-check: setup ## Tests and speed on this machine's GPU, as tables (8 minutes; ARGS='--out FOLDER')
+	@$(PY) experiments/gpu_check.py $(ARGS)
 
 # Families of the recorded cases that are built; a case of another family would print UNSUPPORTED and fail.
 # The repository holds copies of some cases of ../shared/golden: each is checked once.

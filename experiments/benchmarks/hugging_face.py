@@ -32,8 +32,10 @@ def case(modality: str, samples: int, length: int, matrix_flops: float) -> Case:
     )
 
 
-def build_step(modality: str, samples: int, length: int) -> Callable[[int], None]:
-    """The step to repeat."""
+def build_step(
+    modality: str, samples: int, length: int, device: torch.device | None = None
+) -> Callable[[int], None]:
+    """The step to repeat; on a ``device`` in bf16."""
     import transformers
 
     if modality == "text":
@@ -47,10 +49,15 @@ def build_step(modality: str, samples: int, length: int) -> Callable[[int], None
         model = transformers.Data2VecVisionModel(transformers.Data2VecVisionConfig(), add_pooling_layer=False)
         source = torch.randn(samples, 3, length, length)
     model.train()
+    if device is not None:
+        model, source = model.to(device), source.to(device)  # pyright: ignore
 
     def step(_: int) -> None:
         model.zero_grad(set_to_none=True)
-        model(source).last_hidden_state.square().mean().backward()
+        kind = "cpu" if device is None else device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=device is not None):
+            loss = model(source).last_hidden_state.float().square().mean()
+        loss.backward()
 
     return step
 

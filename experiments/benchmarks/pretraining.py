@@ -13,9 +13,11 @@ import torch
 
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.schema import Recipe
+from d2v_platform.tasks import task_class
 from d2v_platform.training.optimizer import make_optimizer
 from d2v_platform.training.workload import matrix_work
 from data2vec.audio_masking import block_masks_1d, mask_set
+from data2vec.compilation import compile_regions
 from data2vec.config import AudioModalityConfig, Data2VecMultiConfig
 from data2vec.conv_spec import frame_count, parse_conv_layers
 from data2vec.errors import Data2VecError
@@ -64,12 +66,30 @@ def case(
 
 
 def build_step(
-    recipe_name: str, overrides: Sequence[str], samples: int, length: int
+    recipe_name: str,
+    overrides: Sequence[str],
+    samples: int,
+    length: int,
+    device: torch.device | None = None,
+    backend: str | None = None,
 ) -> Callable[[int], None]:
-    """One update of the loop, without its bookkeeping; the argument is the number of completed updates."""
+    """One update of the loop, without its bookkeeping; the argument is the number of completed updates.
+
+    Args:
+        recipe_name: a pretraining recipe.
+        overrides: of the recipe.
+        samples: B.
+        length: as of :func:`case`.
+        device: computes in bf16; ``None`` is the CPU in fp32.
+        backend: of ``torch.compile``; ``None`` compiles nothing.
+    """
     recipe = load(recipe_name, overrides)
     model = make_model(recipe).train()
     source = random_input(recipe, samples, length)
+    if device is not None:
+        model, source = model.to(device), source.to(device)
+    if backend is not None:
+        compile_regions(model, sizes_change=task_class(recipe).sizes_change, backend=backend)
     ids = torch.arange(samples)
     optimizer = make_optimizer(recipe, model.student)
     parameters = [p for p in model.student.parameters() if p.requires_grad]
@@ -82,7 +102,9 @@ def build_step(
         options: dict[str, Any] = {}
         if isinstance(recipe.model, Data2VecMultiConfig) and recipe.model.modalities.audio is not None:
             options["masks"] = audio_block_masks(recipe.model, ids, length, update)
-        output = model(source, None, ids, update=update, seed=recipe.common.seed, **options)
+        lower = device is not None
+        with torch.autocast("cpu" if device is None else device.type, torch.bfloat16, enabled=lower):
+            output = model(source, None, ids, update=update, seed=recipe.common.seed, **options)
         output.loss.backward()
         scale_and_clip(parameters, output.sample_size, recipe.optimization.clip_norm)
         optimizer.step(update)
