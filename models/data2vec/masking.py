@@ -60,8 +60,13 @@ class MaskSet:
 
     def to(self, device: torch.device) -> MaskSet:
         """The same on a device; nothing waits for the copies."""
-        tensors = self.mask_RT, self.ids_keep_RK, self.ids_restore_RT, self.masked_N
-        return MaskSet(*(moved(x, device) for x in tensors), self.each)
+        return MaskSet(
+            moved(self.mask_RT, device),
+            moved(self.ids_keep_RK, device),
+            moved(self.ids_restore_RT, device),
+            moved(self.masked_N, device),
+            self.each,
+        )
 
     def rows(self, index_N: torch.Tensor) -> MaskSet:
         """The masks of some rows, ascending."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._guards import CompileContext
 
 from data2vec.compilation import compile_regions
 from data2vec.masking import MaskSet, masked_index
@@ -80,7 +81,7 @@ class ByRegion(Counting):
         self.of: Counter[int | None] = Counter()
 
     def __call__(self, graph: Any, inputs: Any) -> Any:
-        compiling = torch._guards.CompileContext.current_compile_id()
+        compiling = CompileContext.current_compile_id()
         assert compiling is not None
         self.of[compiling.frame_id] += 1
         return super().__call__(graph, inputs)

@@ -86,9 +86,9 @@ def test_pretraining(kind: str, modality: dict[str, Any]) -> None:
     for chunk in chunks or [{}]:
         output: PretrainOutput = model(source, padding_of(kind), IDS, update=1, **chunk)
         backward(output.loss)
-    sums = Sums(Layout(("loss", "sample_size"), {"target": 16}))
-    sums.add({"loss": output.loss.detach(), "sample_size": output.sample_size}, {"target": output.target})
-    assert sums.on(DEVICE).device == DEVICE and sums["sample_size"] == output.sample_size
+        sums = Sums(Layout(("loss", "sample_size"), {"target": 16}))
+        sums.add({"loss": output.loss.detach(), "sample_size": output.sample_size}, {"target": output.target})
+        assert sums.on(DEVICE).device == DEVICE and sums["sample_size"] == output.sample_size
 
 
 def test_masked_autoencoder() -> None:

@@ -253,9 +253,9 @@ class Data2VecAudioPretraining(nn.Module):
         if mask_BT is None:
             mask_BT = student.draw_time_mask(ids, local_BTD.shape[1], padding, seed, update)
         channels, masked_N = student.draw_channel_mask(ids, seed, update), masked_index(mask_BT)
-        mask_BT, channels, masked_N, padding = (
-            moved(x, source.device) for x in (mask_BT, channels, masked_N, padding)
-        )
+        device = source.device
+        mask_BT, masked_N = moved(mask_BT, device), moved(masked_N, device)
+        channels, padding = moved(channels, device), moved(padding, device)
         x_BTD, found = self.compute(local_BTD, padding, mask_BT, channels, masked_N, seed, update)
         watched = (local_BTD, x_BTD, padding) if watch else None
         return regression_output(found, mask_BT.numel(), watched)
