@@ -9,6 +9,8 @@ once for all of them.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -43,3 +45,8 @@ def compile_regions(
             setattr(part, name, whole)
             count += 1
     return count
+
+
+def has_compiler() -> bool:
+    """Whether this machine has the C compiler that builds what ``torch.compile`` writes, also for a GPU."""
+    return any(map(shutil.which, filter(None, (os.environ.get("CC"), "cc", "gcc", "clang"))))

@@ -17,6 +17,7 @@ from d2v_platform.training.loop_state import Summary, Worker
 from d2v_platform.training.plan import make_plan
 from d2v_platform.training.train_loop import train
 from data2vec.compilation import compile_regions
+from data2vec.errors import Data2VecError
 from tests.platform.recorder import Recorder
 
 
@@ -59,6 +60,24 @@ def test_a_resumed_run_ends_with_the_same_bits(
             load_file(tmp_path / name / "model" / f"{file}.safetensors") for name in ("straight", "resumed")
         )
         assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_without_a_compiler(
+    tiny_recipe: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "absent")
+    _, losses = run(short(tiny_recipe, compile="auto"), tmp_path / "auto")
+    assert "platform.compile=auto: torch.compile needs a C compiler" in caplog.text
+    _, eager = run(short(tiny_recipe, compile=False), tmp_path / "eager", compiled=False)
+    assert losses == eager
+    with pytest.raises(
+        Data2VecError, match=r"platform\.compile=true: .*install one, or give platform\.compile=f"
+    ):
+        run(short(tiny_recipe, compile=True), tmp_path / "true")
 
 
 @pytest.mark.parametrize(

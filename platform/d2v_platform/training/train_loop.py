@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from data2vec.compilation import compile_regions
+from data2vec.compilation import compile_regions, has_compiler
 from data2vec.errors import Data2VecError
 from data2vec.optim import scale_and_clip
 from data2vec.placing import moved
@@ -116,7 +116,7 @@ class TrainingLoop:
         self.placement = placement_of(task.module, worker, self.precision.dtype)
         task.module.train()
         recompute_activations(task.module, recipe.platform.checkpoint_activations)
-        if worker.compiled:
+        if worker.compiled and _can_compile(recipe):
             compile_regions(task.module, sizes_change=task.sizes_change)
         self.parameters = [p for p in task.trained.parameters() if p.requires_grad]
         if not self.parameters:
@@ -534,6 +534,17 @@ class TrainingLoop:
             seconds=seconds,
             bad_updates=state.bad_updates,
         )
+
+
+def _can_compile(recipe: Recipe) -> bool:
+    """Images for production have no compiler: ``auto`` does without, ``true`` is refused."""
+    if has_compiler():
+        return True
+    lacking = "torch.compile needs a C compiler (cc, gcc or clang), and this machine has none"
+    if recipe.platform.compile is True:
+        raise Data2VecError(f"platform.compile=true: {lacking}; install one, or give platform.compile=false")
+    logger.warning("platform.compile=auto: %s; the network is not compiled", lacking)
+    return False
 
 
 def _who_has(found: Sequence[Collection[int]]) -> str:
