@@ -282,7 +282,9 @@ def test_ray_train_is_given_the_plan_and_the_workers_their_assignment(
     assert made == SUMMARY and fit.worker is launching.run_on_node
     told = fit.given["train_loop_config"]
     attempt = told["attempt"]
-    job = Job(recipe, tmp_path / "run", run_id="r1", threads=3, loader_processes=1, sharded=True)
+    job = Job(
+        recipe, tmp_path / "run", run_id="r1", threads=3, loader_processes=1, sharded=True, compiled=True
+    )
     assert told == {"job": job.to_dict(), "tracker": "tracker-1", "attempt": attempt}
     scaling, run = fit.given["scaling_config"], fit.given["run_config"]
     assert (scaling.num_workers, scaling.use_gpu) == (2, True)

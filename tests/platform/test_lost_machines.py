@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import socket
@@ -400,9 +399,8 @@ def test_workers_that_do_not_fit_yet_are_planned_only_when_they_may_be_waited_fo
     plan = make_plan(Recipe.from_dict(values), ClusterInfo(2, 0, 1))
     assert (plan.num_workers, plan.gpus_per_worker) == (4, 1)
     assert plan.notes[0] == "now fit 0 of 4 workers: waiting for the others"
-    assert (
-        json.loads(json.dumps(plan.notes))
-        and make_plan(Recipe.from_dict(values), ClusterInfo(8, 4, 1)).notes == ()
+    assert not any(
+        "waiting" in note for note in make_plan(Recipe.from_dict(values), ClusterInfo(8, 4, 1)).notes
     )
 
 

@@ -43,6 +43,10 @@ elif words.startswith("ray job submit") and "lasting" in words:
     sys.exit(1)
 elif words.endswith("failing"):
     sys.exit(3)
+elif words.startswith("python -c import ray") and len(os.environ["NODES"].split()) > 1:
+    until = time.monotonic() + 20  # it waits for the other nodes
+    while "ray start --address" not in open({log!r}).read() and time.monotonic() < until:
+        time.sleep(0.05)
 elif words.startswith("ray health-check") and "dead" in os.environ["NODES"]:
     sys.exit(1)
 """

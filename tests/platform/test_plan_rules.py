@@ -45,12 +45,12 @@ def test_workers_follow_the_cluster_and_the_micro_batches() -> None:
     assert deal(ClusterInfo(9, 0, 1)).num_workers == 4, "no more than micro-batches"
     assert deal(ClusterInfo(9, 0, 1), cpus_per_worker=4).num_workers == 2
     assert deal(ClusterInfo(9, 0, 1), cpus_per_worker=4).cpus_per_worker == 4
-    made = deal(ClusterInfo(9, 2, 1))
+    made = deal(ClusterInfo(9, 2, 1), compile=False)
     assert (made.num_workers, made.gpus_per_worker) == (2, 1.0), "one GPU each where there are any"
     assert deal(ClusterInfo(9, 2, 1), gpus_per_worker=0.5).num_workers == 1, "NCCL takes one process a GPU"
     assert deal(ClusterInfo(9, 2, 1), gpus_per_worker=0).gpus_per_worker == 0
     assert made.notes == ("platform.num_workers is not given: 2 of 2 that fit the cluster",)
-    assert deal(ClusterInfo(9, 2, 1), num_workers=1).notes == ()
+    assert deal(ClusterInfo(9, 2, 1), num_workers=1, compile=False).notes == ()
 
 
 @pytest.mark.parametrize(
