@@ -276,6 +276,7 @@ def train_on_ray(
         raise Data2VecError(head_lost(error, job.folder)) from error
     finally:
         notes.remove(name)
+    notes.remove()  # those of this run's killed drivers
     returned = result.return_value
     if not isinstance(returned, dict):
         raise Data2VecError(f"the workers of run {job.run_id} ended without a result: {result.error}")

@@ -85,15 +85,22 @@ class Launches:
         with Tracker(uri) as tracker:
             return Counter(p.step for p in tracker.client.get_metric_history(run_id, "train/loss"))
 
-    @staticmethod
-    def same_weights(first: Path, second: Path) -> bool:
+    @classmethod
+    def same_weights(cls, first: Path, second: Path) -> bool:
         """Two run folders hold the same student and teacher, bit for bit."""
-        return all(
-            torch.equal(a[key], b[key])
-            for name in ("model", "teacher")
-            for a, b in [[load_file(folder / "model" / f"{name}.safetensors") for folder in (first, second)]]
-            for key in b
-        )
+        return all(torch.equal(a, b) for a, b in cls._weights(first, second))
+
+    @classmethod
+    def largest_difference(cls, first: Path, second: Path) -> float:
+        """Between any weight of two run folders' students or teachers."""
+        return max(float((a.double() - b.double()).abs().max()) for a, b in cls._weights(first, second))
+
+    @staticmethod
+    def _weights(first: Path, second: Path) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for name in ("model", "teacher"):
+            a, b = (load_file(folder / "model" / f"{name}.safetensors") for folder in (first, second))
+            assert a.keys() == b.keys()
+            yield from ((a[key], b[key]) for key in b)
 
     @staticmethod
     def until(done: Callable[[], Any], told: Callable[[], str] | str, seconds: float = 300) -> Any:

@@ -21,6 +21,13 @@ from tests.cluster.two_nodes import TwoNodes, needs_unshare
 from tests.conftest import _free_port
 
 UPDATES = 60
+FLOAT_ORDER = 1e-3  # sums in another order, 60 updates long
+# A user's package; the recipe is the same with it and without.
+SLOW = """
+import os, time
+from torch.optim.optimizer import register_optimizer_step_post_hook
+register_optimizer_step_post_hook(lambda *_: time.sleep(4 * os.path.exists({!r})))
+"""
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), needs_unshare]
 
 
@@ -100,6 +107,12 @@ def run_folder(storage: Path) -> Path:
     return run
 
 
+def group_sizes(run: Path) -> list[int]:
+    """How many workers each start of a run's group had."""
+    starts = [json.loads(line) for line in (run / "workers.jsonl").read_text().splitlines()]
+    return [start["of"] for start in starts if start["rank"] == 0]
+
+
 def nothing_was_lost(launches: Any, server: Any, storage: Path) -> Path:
     """The only run there is complete: every update once, at MLflow too."""
     run = run_folder(storage)
@@ -110,16 +123,17 @@ def nothing_was_lost(launches: Any, server: Any, storage: Path) -> Path:
     return run
 
 
-def like_undisturbed(
-    launches: Any, nodes: TwoNodes, server: Any, tmp_path: Path, run: Path, undisturbed: Path
-) -> bool:
-    """Whether a run's weights are those of one that nothing happened to."""
-    if not (undisturbed / "model").is_dir():
+def straight(
+    launches: Any, nodes: TwoNodes, server: Any, tmp_path: Path, undisturbed: Path, workers: int = 2
+) -> Path:
+    """The folder of a run of so many workers that nothing happened to."""
+    kept = undisturbed / str(workers)
+    if not kept.is_dir():
         log, storage = tmp_path / "straight.log", tmp_path / "straight"
-        straight = driver(launches, nodes, server, "straight", log, storage=str(storage))
-        assert straight.wait(400) == 0, log.read_text()
-        shutil.copytree(run_folder(storage) / "model", undisturbed / "model")
-    return launches.same_weights(run, undisturbed)
+        run = driver(launches, nodes, server, "straight", log, storage=str(storage), num_workers=workers)
+        assert run.wait(400) == 0, log.read_text()
+        shutil.copytree(run_folder(storage) / "model", kept / "model")
+    return kept
 
 
 def test_a_folder_that_is_not_shared_is_refused_before_anything_is_lost(
@@ -148,11 +162,11 @@ def test_a_node_that_is_killed_and_comes_back_costs_no_update(
     assert process.wait(400) == 0, log.read_text()
     assert "Traceback" not in log.read_text(), log.read_text()
     run = nothing_was_lost(launches, mlflow_server, storage)
-    assert like_undisturbed(launches, nodes, mlflow_server, tmp_path, run, undisturbed)
+    assert launches.same_weights(run, straight(launches, nodes, mlflow_server, tmp_path, undisturbed))
 
 
 def test_elastic_workers_follow_the_nodes(
-    launches: Any, nodes: TwoNodes, mlflow_server: Any, tmp_path: Path
+    launches: Any, nodes: TwoNodes, mlflow_server: Any, tmp_path: Path, undisturbed: Path
 ) -> None:
     log, storage = tmp_path / "driver.log", tmp_path / "shared"
     process = driver(launches, nodes, mlflow_server, "elastic", log, storage=str(storage), num_workers=[1, 2])
@@ -163,8 +177,39 @@ def test_elastic_workers_follow_the_nodes(
     told = log.read_text()
     assert "1 to 2 workers, as nodes go and come; now 2" in told and "Traceback" not in told, told
     run = nothing_was_lost(launches, mlflow_server, storage)
-    starts = [json.loads(line) for line in (run / "workers.jsonl").read_text().splitlines()]
-    assert [start["rank"] for start in starts[-1:]] == [0] and len(starts) >= 3, starts
+    assert group_sizes(run)[0] == 2 and group_sizes(run)[-1] == 1, group_sizes(run)
+    one = straight(launches, nodes, mlflow_server, tmp_path, undisturbed, workers=1)
+    apart = launches.largest_difference(run, one)
+    print(f"2 workers, then 1, beside 1: weights differ by at most {apart:.1e}")
+    assert apart < FLOAT_ORDER
+
+
+def test_elastic_workers_grow_again_when_the_node_is_back(
+    launches: Any, nodes: TwoNodes, mlflow_server: Any, tmp_path: Path, undisturbed: Path
+) -> None:
+    """Ray looks for more room when a group is a minute old: until then, updates take a while."""
+    log, storage, pause = tmp_path / "driver.log", tmp_path / "shared", tmp_path / "pause"
+    slow = tmp_path / "unhurried"
+    slow.mkdir()
+    (slow / "__init__.py").write_text(SLOW.format(str(pause)))
+    pause.touch()
+    launches.recipe["common"]["user_dir"] = str(slow)
+    process = driver(launches, nodes, mlflow_server, "elastic", log, storage=str(storage), num_workers=[1, 2])
+    launches.until(lambda: launches.highest_step() >= 5 or process.poll() is not None, log.read_text, 600)
+    nodes.kill("second")
+    recovery(launches, process, log, "raylet killed, elastic")
+    nodes.start_second()
+    recovery(launches, process, log, "node returned, elastic")
+    pause.unlink()
+    assert process.wait(600) == 0, log.read_text()
+    assert "Traceback" not in log.read_text(), log.read_text()
+    run = nothing_was_lost(launches, mlflow_server, storage)
+    assert group_sizes(run)[0] == 2 and group_sizes(run)[-2:] == [1, 2], group_sizes(run)
+    del launches.recipe["common"]["user_dir"]
+    one = straight(launches, nodes, mlflow_server, tmp_path, undisturbed, workers=1)
+    apart = launches.largest_difference(run, one)
+    print(f"2 workers, then 1, then 2, beside 1: weights differ by at most {apart:.1e}")
+    assert apart < FLOAT_ORDER
 
 
 def test_a_node_that_comes_back_without_the_shared_folder_ends_the_run_where_it_was(
@@ -202,7 +247,7 @@ def test_the_same_command_goes_on_when_the_head_was_lost(
     recovery(launches, again, log, "head restarted and command repeated")
     assert again.wait(400) == 0, log.read_text()
     run = nothing_was_lost(launches, mlflow_server, storage)
-    assert like_undisturbed(launches, head, mlflow_server, tmp_path, run, undisturbed)
+    assert launches.same_weights(run, straight(launches, head, mlflow_server, tmp_path, undisturbed))
 
 
 def test_the_second_of_two_jobs_waits_and_says_so(

@@ -428,6 +428,8 @@ def test_rays_notes_lie_where_all_nodes_see_them(
         notes.remove("attempt")
         notes.remove("never made")
         assert [path.name for path in (tmp_path / "ray").iterdir()] == ["other"]
+        notes.remove()
+        assert not (tmp_path / "ray").exists() and tmp_path.is_dir()
 
 
 def test_rays_notes_at_s3_go_through_our_file_system(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,7 +443,10 @@ def test_rays_notes_at_s3_go_through_our_file_system(s3_bucket: str, monkeypatch
     with there.open_output_stream(f"{notes.path}/attempt/.marker") as file:
         file.write(b"x")
     assert open_location(f"{s3_bucket}/runs/r1").listing() == {"ray/attempt/.marker": 1}
+    open_location(f"{s3_bucket}/runs/r1").write("ray/killed/.marker", b"x")
     notes.remove("attempt")
+    assert open_location(f"{s3_bucket}/runs/r1").listing() == {"ray/killed/.marker": 1}
+    notes.remove()
     assert open_location(f"{s3_bucket}/runs/r1").listing() == {}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,8 +27,10 @@ from d2v_platform.cli import app
 from d2v_platform.home import default_tracking_uri
 from d2v_platform.importing.command import downloads_folder
 from d2v_platform.importing.importing import ImportRequest, has_collapsed, import_lineage_tags, import_model
+from d2v_platform.registry.model_folders import model_folder
 from d2v_platform.registry.register import get_version
 from d2v_platform.registry.reload_check import CHECK_FILE
+from d2v_platform.storage import cache
 from d2v_platform.tracking.tracker import Tracker
 from data2vec.artifact import read_artifact, save_artifact
 from data2vec.config import Data2VecMultiConfig, ImageHeadConfig
@@ -154,6 +157,30 @@ def test_the_folder_of_an_import_belongs_to_what_was_asked(
     asked: list[dict[str, Any]] = [{}, {"classes": names}, {"weights": "teacher"}, {}]
     found = [import_model(ImportRequest(file, **more)).folder for more in asked]
     assert found[0] == found[3] and len(set(found)) == 3, found
+
+
+def test_converted_models_lie_in_the_one_bounded_cache(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, data = [tmp_path / f"{name}.pt" for name in "abc"], home / "cache" / "data"
+    for file in files:
+        export_fairseq(read_artifact(small_classifier(tmp_path / "ours")), file)
+    first, uri = model_folder(str(files[0]))
+    taken = import_model(ImportRequest(files[1])).folder
+    assert {first.parent, taken.parent} == {data} and uri == str(files[0])
+    with monkeypatch.context() as again:
+        again.setattr("d2v_platform.registry.model_folders.import_file", None)
+        assert model_folder(str(files[0])) == (first, uri), "converted once"
+    for folder in (first, taken):
+        cache._IN_USE.pop(folder).close()  # as after their processes
+    os.utime(data / f"{taken.name}.used", (0, 0))
+    assert model_folder(str(taken)) == (taken, str(taken))
+    bytes_for_two = sum(map(cache._size, (first, taken))) + files[2].stat().st_size - 1
+    monkeypatch.setenv("D2V_CACHE_GB", str(bytes_for_two / 1e9))
+    third, _ = model_folder(str(files[2]))
+    left = {path for path in data.iterdir() if path.is_dir()}
+    assert left == {taken, third}, "the one that a path names is in use"
+    assert {path.name for path in (home / "cache").iterdir()} == {"data"}
 
 
 @pytest.mark.parametrize(

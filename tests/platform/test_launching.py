@@ -277,8 +277,10 @@ def test_ray_train_is_given_the_plan_and_the_workers_their_assignment(
     recipe, cluster = Recipe.from_dict(values), ClusterInfo(8, 2, 1)
     from d2v_platform.training.worker_failures import LostWorkers
 
-    callback = UserCallback()
+    callback, of_killed = UserCallback(), tmp_path / "run" / "ray" / "r1-before"
+    of_killed.mkdir(parents=True)
     made = on_ray(tmp_path, recipe, cluster, callbacks=[callback])
+    assert not of_killed.exists(), "what Ray wrote for a driver that was killed"
     assert made == SUMMARY and fit.worker is launching.run_on_node
     told = fit.given["train_loop_config"]
     attempt = told["attempt"]
@@ -423,7 +425,7 @@ def test_a_workers_part(
     else:
         assert len(tracker.calls) == 1 and not (tmp_path / "e.jsonl").exists()
     note = json.loads((tmp_path / "run" / "workers.jsonl").read_text())
-    assert note == {"attempt": "a1", "rank": rank, "pid": os.getpid()}
+    assert note == {"attempt": "a1", "rank": rank, "of": size, "pid": os.getpid()}
     outcome[0] = TrainingInterrupted(3, True)
     assert workers.run_worker(told) == {"interrupted": (3, True)}
     outcome[0] = TrainingStopped("collapsed")

@@ -322,6 +322,16 @@ def test_what_is_being_fetched_counts_and_what_is_being_taken_stays(
     assert not list(tmp_path.glob(".killed.[pn]*")) and (tmp_path / "large" / "data").is_file()
 
 
+def test_what_cannot_be_made_of_its_source_takes_no_room(tmp_path: Path) -> None:
+    def wrong(beside: Path) -> Path:
+        (beside / "half").write_bytes(b"x")
+        raise DataError("it needs its dictionary")
+
+    with pytest.raises(DataError, match="dictionary"):
+        cached("made", 1000, "made", wrong, tmp_path)
+    assert not list(tmp_path.glob(".made.[pn]*")) and not (tmp_path / "made").exists()
+
+
 def test_an_etag_tells_a_change_before_the_time_does() -> None:
     infos = [{"size": 3, "ETag": tag, "LastModified": 5} for tag in ("one", "two")] + [
         {"size": 3, "mtime": 5}

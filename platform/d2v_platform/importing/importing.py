@@ -25,12 +25,12 @@ from data2vec.interop.model_folder import save_imported
 from data2vec.interop.published import PublishedFile, candidates, recipe_of
 from data2vec.interop.teacher_weights import with_teacher_weights
 
-from ..home import home_folder
 from ..markdown import code, literal
 from ..registry.model_card import CardFacts, model_card
 from ..registry.model_versions import PRETRAINED, NewVersion
 from ..registry.register import record_check, register
 from ..registry.reload_check import CHECK_FILE
+from ..storage.cache import cached
 from ..tracking.tracker import NewRun, Tracker
 
 _COLLAPSED = 1e-3  # deviation between different inputs, relative to the features' size
@@ -54,7 +54,7 @@ class ImportRequest:
         file: a fairseq file, a data2vec_vision file or a Hugging Face folder.
         dict_path: the dictionary that belongs to it; default: the one inside, or beside the file.
         classes: file with the names of a classifier's classes, by number, one a line.
-        out: model folder to write; default: ``cache/imported`` of the home.
+        out: model folder to write; default: one in the cache, which is bounded.
         weights: "student" or "teacher".
         register: name in the registry; needs MLflow.
         alias: alias to take, through the gate.
@@ -97,18 +97,32 @@ def import_model(asked: ImportRequest) -> Imported:
         imported = with_teacher_weights(imported)
     found, recipe = candidates(imported), recipe_of(imported, cfg)
     origin = origin_of(file, digest, imported, found, recipe, weights)
-    key = hashlib.sha256(
-        json.dumps([digest, weights, str(asked.dict_path), imported.classes]).encode()
-    ).hexdigest()[:8]
-    stem = re.sub(r"[^\w.-]+", "_", file.stem) or "model"
-    folder = asked.out or home_folder("cache") / "imported" / f"{stem}-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    save_imported(imported, folder, origin)
-    lines = [f"{file}: sha256 {digest}", *summary_lines(imported, cfg), f"model folder: {folder}"]
+    where = ""
+    if asked.out is not None:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        folder = save_imported(imported, asked.out, origin)
+    else:
+        folder = _in_cache(imported, file, digest, origin)
+        where = " (in the cache, where room is made for others: --out keeps it)"
+    lines = [f"{file}: sha256 {digest}", *summary_lines(imported, cfg), f"model folder: {folder}{where}"]
     version = None
     if asked.register is not None:
         version = _register(folder, imported, asked.register, asked, origin, lines)
     return Imported(folder, lines, version)
+
+
+def _in_cache(imported: ImportedModel, file: Path, digest: str, origin: Mapping[str, Any]) -> Path:
+    """The model folder among what was fetched and converted, made once for each file and wish."""
+    symbols = None if imported.dictionary is None else imported.dictionary.digest()
+    wishes = json.dumps([digest, origin["weights"], symbols, imported.classes])
+    key = hashlib.sha256(wishes.encode()).hexdigest()[:8]
+    stem = re.sub(r"[^\w.-]+", "_", file.stem).strip(".") or "model"
+    tensors = [*imported.state.values(), *(imported.teacher or {}).values()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return cached(
+        f"{stem}-{key}", size, f"{file}, converted",
+        lambda beside: save_imported(imported, beside / "model", origin),
+    )  # fmt: skip
 
 
 def summary_lines(imported: ImportedModel, cfg: Mapping[str, Any]) -> list[str]:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from data2vec.artifact import is_artifact
 from data2vec.errors import DataError
 from data2vec.folders import file_sha256
 from data2vec.interop.huggingface import import_folder
 from data2vec.interop.model_folder import import_file, save_imported
 
-from ..home import home_folder
 from ..recipe.components import pretrained_field
 from ..recipe.local_data import see_data
 from ..recipe.schema import Recipe
-from ..storage.cache import on_this_node
+from ..storage.cache import cached, keep_if_cached, on_this_node
 from ..training.job import ResolvedModels
 from .model_source import resolve
 
@@ -79,6 +78,7 @@ def model_folder(name: str, data: str | None = None) -> tuple[Path, str]:
     """
     found = resolve(name)
     if found.kind == "artifact":
+        keep_if_cached(found.path)
         return found.path, found.uri
     if found.kind == "fairseq":
         return _imported(found.path, data), found.uri
@@ -87,47 +87,53 @@ def model_folder(name: str, data: str | None = None) -> tuple[Path, str]:
 
 def _imported_folder(path: Path) -> Path:
     """A Hugging Face folder as a model folder in the cache, made once for each content."""
+    files = sorted(path.iterdir())
+    key = "|".join([str(path), *map(_state, files)])
 
-    parts = [
-        f"{file.name}|{file.stat().st_size}|{file.stat().st_mtime_ns}" for file in sorted(path.iterdir())
-    ]
-    key = hashlib.sha256("|".join([str(path), *parts]).encode()).hexdigest()[:16]
-    folder = home_folder("cache") / "imported" / key
-    if is_artifact(folder):
-        return folder
-    logger.info("importing the Hugging Face folder %s", path)
-    imported = import_folder(path)
-    for line in imported.report.lines():
-        logger.info("  %s", line)
-    return save_imported(imported, folder, {"file": path.name})
+    def convert(beside: Path) -> Path:
+        model = import_folder(path)
+        for line in model.report.lines():
+            logger.info("  %s", line)
+        return save_imported(model, beside / "model", {"file": path.name})
+
+    return _converted(path, key, sum(file.stat().st_size for file in files), convert)
 
 
 def _imported(path: Path, data: str | None) -> Path:
     """A reference ``.pt`` as a model folder in the cache, made once for each file and dictionary."""
-
     candidates = [path.parent / name for name in ("dict.txt", "dict.ltr.txt")]
     if data:
         first = Path(data.split(":")[0])
         candidates += [first / "input0" / "dict.txt", first / "dict.txt", first / "dict.ltr.txt"]
     there = [file for file in candidates if file.is_file()]
-    status = path.stat()
-    hashes = [file_sha256(file) for file in there]
-    key = f"{path}|{status.st_size}|{status.st_mtime_ns}|{hashes}"
-    folder = home_folder("cache") / "imported" / hashlib.sha256(key.encode()).hexdigest()[:16]
-    if is_artifact(folder):
-        return folder
-    model = import_file(path)
-    wanted = model.dictionary_file
-    dictionary = next((file for file in there if file.name == wanted), None)
-    if model.vocab_size is not None and model.dictionary is None:
-        if dictionary is None:
-            looked = [str(file) for file in candidates if file.name == wanted]
-            raise DataError(
-                f"{path} needs its dictionary: put {wanted} beside it, or prepare task.data with it "
-                f"(looked for {', '.join(looked)})"
-            )
-        model = import_file(path, dictionary)
-    logger.info("importing %s%s", path, f" with the dictionary {dictionary}" if dictionary else "")
-    for line in model.report.lines():
-        logger.info("  %s", line)
-    return save_imported(model, folder, {"file": path.name})
+    key = f"{path}|{_state(path)}|{[file_sha256(file) for file in there]}"
+
+    def convert(beside: Path) -> Path:
+        model = import_file(path)
+        if model.vocab_size is not None and model.dictionary is None:
+            wanted = model.dictionary_file
+            dictionary = next((file for file in there if file.name == wanted), None)
+            if dictionary is None:
+                looked = [str(file) for file in candidates if file.name == wanted]
+                raise DataError(
+                    f"{path} needs its dictionary: put {wanted} beside it, or prepare task.data with it "
+                    f"(looked for {', '.join(looked)})"
+                )
+            model = import_file(path, dictionary)
+            logger.info("  with the dictionary %s", dictionary)
+        for line in model.report.lines():
+            logger.info("  %s", line)
+        return save_imported(model, beside / "model", {"file": path.name})
+
+    return _converted(path, key, path.stat().st_size, convert)
+
+
+def _state(file: Path) -> str:
+    status = file.stat()
+    return f"{file.name}|{status.st_size}|{status.st_mtime_ns}"
+
+
+def _converted(path: Path, key: str, size: int, convert: Callable[[Path], Path]) -> Path:
+    """The model of a key, in about as many bytes as its source."""
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return cached(f"import-{digest}", size, f"{path}, converted", convert)

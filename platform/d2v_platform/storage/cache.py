@@ -1,5 +1,7 @@
 """Data and models at a URI, brought to this machine once: ``task.data=s3://bucket/x`` reads as a folder.
 
+Models of other programs are here too, as folders of ours: converted once.
+
 ::
 
     <D2V_HOME>/cache/data/
@@ -172,7 +174,10 @@ def cached(
             logger.info("fetching %s (%s) into %s", shown, data_size(needed), done)
             try:
                 take_place(fetch(beside), done)
-            except ConnectionError:
+            except (ConnectionError, StorageError):
+                raise
+            except Data2VecError:
+                _drop_partial(cache, key)  # what it is made from is wrong, and what is made of it no better
                 raise
             except OSError as error:
                 _drop_partial(cache, key)  # the disk is full, most likely
@@ -183,6 +188,15 @@ def cached(
             _drop_partial(cache, key)
         _hold(done)
     return done
+
+
+def keep_if_cached(folder: Path) -> None:
+    """A folder of the cache that is named by its path is as much in use as one named by its source."""
+    cache = home_folder("cache") / "data"
+    if folder.parent == cache and folder.is_dir():
+        with _lock(cache, folder.name):
+            if folder.is_dir():
+                _hold(folder)
 
 
 def _local(place: str) -> Path:

@@ -78,12 +78,12 @@ class RayNotes:
 
         return PyFileSystem(FSSpecHandler(self.at.filesystem))
 
-    def remove(self, name: str) -> None:
-        """Delete what Ray has written for one attempt: where a run goes on stands in its checkpoints."""
+    def remove(self, name: str = "") -> None:
+        """Delete what Ray has written for one attempt, or for all: checkpoints say where a run goes on."""
         if self.at is None:
             shutil.rmtree(Path(self.path) / name, ignore_errors=True)
             return
-        place = self.at.child(name)
+        place = self.at.child(name) if name else self.at
         try:
             place.delete(*place.listing(_SHORT), patience=_SHORT)
         except StorageError as error:

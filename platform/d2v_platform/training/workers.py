@@ -104,7 +104,7 @@ def run_worker(
     try:
         job = Job.from_dict(told["job"])
         job = replace(job, models=on_this_node(job.models, job.recipe))
-        note_worker(job.folder, attempt, rank)
+        note_worker(job.folder, attempt, rank, size)
         if rank == 0:
             tracker.workers_started(attempt)
         see_shared_folder(job, attempt)
@@ -164,10 +164,10 @@ def head_lost(error: Exception, run_folder: Path) -> str:
     )
 
 
-def note_worker(run_folder: Path, attempt: str, rank: int) -> None:
+def note_worker(run_folder: Path, attempt: str, rank: int, size: int) -> None:
     """Write down where this worker runs, one line for every start: ``workers.jsonl`` in the run folder."""
     run_folder.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"attempt": attempt, "rank": rank, "pid": os.getpid()})
+    line = json.dumps({"attempt": attempt, "rank": rank, "of": size, "pid": os.getpid()})
     with (run_folder / "workers.jsonl").open("a", encoding="utf-8") as file:
         file.write(line + "\n")
 
