@@ -15,10 +15,18 @@ from PIL import Image
 
 from d2v_platform.reports import drawing
 from d2v_platform.reports.page import key_figures, run_page, sweep_page
-from d2v_platform.reports.panels import Line, Panel, run_panels
+from d2v_platform.reports.panels import Line, Panel, over_cpu, run_panels
 from d2v_platform.reports.run_history import Curve, RunHistory, find_run, load_run
-from d2v_platform.reports.sweep_history import Setting, SweepHistory, TrialFacts, _covers, load_sweep_history
+from d2v_platform.reports.sweep_history import (
+    Setting,
+    SweepHistory,
+    TrialFacts,
+    _covers,
+    _group,
+    load_sweep_history,
+)
 from d2v_platform.reports.sweep_panels import sweep_panels
+from data2vec.errors import Data2VecError
 
 
 def curve(*values: float, first: int = 10) -> Curve:
@@ -85,6 +93,16 @@ def test_metrics_of_unlike_scale_have_axes_of_their_own() -> None:
         "throughput": ["speed/sentences_per_s", "speed/words_per_s"],  # the first decides, by its median
         "throughput-2": ["speed/tokens_per_s"],
     }
+
+
+def test_curves_over_cpu_time_stand_where_each_run_had_used_it() -> None:
+    fast = history(train__loss=curve(9, 5), speed__cpu_minutes=curve(1, 2))
+    slow = replace(history(train__loss=curve(9, 5, 4), speed__cpu_minutes=curve(4, first=20)), name="b")
+    (panel,) = over_cpu([fast, slow])
+    assert panel.x_label == "CPU-minutes of training"
+    assert [line.x.tolist() for line in panel.lines] == [[1.0, 2.0], [2.0, 4.0, 4.0]]
+    with pytest.raises(Data2VecError, match="--over cpu: a has no speed/cpu_minutes"):
+        over_cpu([history(train__loss=curve(9, 5))])
 
 
 def test_two_runs_show_both_recipes_differences_first() -> None:
@@ -182,6 +200,33 @@ def test_one_rate_alone_is_drawn_on_a_plain_axis() -> None:
     assert two[0].x_ticks == (1e-4, 4e-4)
 
 
+def test_one_number_swept_at_one_rate_is_the_axis() -> None:
+    def clones(count: int, value: float, **more: str) -> TrialFacts:
+        setting = (("lr", "0.001"), ("model.clone_batch", str(count)), *more.items())
+        return TrialFacts(task="t", setting=setting, seed=1, status="finished", metric="knn", value=value,
+                          run_id="")  # fmt: skip
+
+    def panel(*trials: TrialFacts) -> Panel:
+        settings = tuple(Setting(task="t", setting=one.setting, trials=(one,)) for one in trials)
+        return sweep_panels(SweepHistory(run=history(), settings=settings, protocol=(), complete=True))[0]
+
+    found = panel(clones(1, 20.0), clones(16, 30.0))
+    assert (found.name, found.x_label) == ("t-clone_batch", "model.clone_batch")
+    assert found.title == "t: knn over model.clone_batch" and found.log_x and found.x_ticks == (1.0, 16.0)
+    (median, _) = found.lines
+    assert median.x.tolist() == [1.0, 16.0] and median.y.tolist() == [20.0, 30.0]
+    two = panel(clones(1, 20.0, other="a"), clones(16, 30.0, other="b"))
+    assert two.x_label == "learning rate" and [line.label for line in two.lines[::2]] == [
+        "median over seeds, clone_batch 1, other a", "median over seeds, clone_batch 16, other b",
+    ]  # fmt: skip
+
+    def named(name: str) -> TrialFacts:
+        return TrialFacts(task="t", setting=(("lr", "1"), ("k", name)), seed=1, status="finished", metric="m",
+                          value=1.0, run_id="")  # fmt: skip
+
+    assert panel(named("x"), named("y")).x_label == "learning rate"
+
+
 @pytest.mark.parametrize(
     ("maximize", "within", "metric", "wanted"),
     [("true", "best", "null", 9.0), ("false", "best", "null", 3.0), ("false", "last", "null", 5.0),
@@ -218,7 +263,16 @@ def test_a_sweep_without_tables_takes_the_value_of_a_run_by_its_own_rules(
     sweep = load_sweep_history(client, parent)
     (found,) = sweep.trials
     assert not sweep.complete and found.value == wanted
-    assert (found.lr, found.seed, found.others, found.status) == (1e-4, 2, "x 7", "running")
+    assert (found.lr, found.seed, found.beside("lr"), found.status) == (1e-4, 2, "x 7", "running")
+
+
+def test_settings_stand_in_the_order_of_their_numbers() -> None:
+    def one(count: str) -> TrialFacts:
+        return TrialFacts(task="t", setting=(("lr", "1"), ("m.c", count)), seed=1, status="finished",
+                          metric="m", value=1.0, run_id="")  # fmt: skip
+
+    order = [setting.setting[1][1] for setting in _group([one(c) for c in ("x", "16", "2", "1")], {})]
+    assert order == ["1", "2", "16", "x"]
 
 
 @pytest.mark.parametrize(("runs", "whole"), [("ab", True), ("a", True), ("abc", False), ("c", False)])

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..storage.local_places import folder_to_write
+from ..storage.local_places import file_to_write, folder_to_write
+
+
+class Over(StrEnum):
+    """What curves are drawn over."""
+
+    updates = "updates"
+    cpu = "cpu"
 
 
 def report_command(
@@ -30,6 +38,24 @@ def report_command(
         list[str] | None,
         typer.Option(help='draw these curves only ("loss", "variance", "val-knn", ...); may be repeated'),
     ] = None,
+    over: Annotated[Over, typer.Option(help="draw curves over updates or CPU-minutes")] = Over.updates,
+    reference: Annotated[
+        bool,
+        typer.Option("--reference", help="is it healthy? Lay its recipe's reference curves over it"),
+    ] = False,
+    reference_file: Annotated[
+        Path | None,
+        typer.Option("--reference-file", metavar="FILE", help="the same with the curves of a file"),
+    ] = None,
+    as_reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--write-reference",
+            metavar="FILE",
+            help="keep the run's curves as a reference",
+            parser=file_to_write,
+        ),
+    ] = None,
     experiment: Annotated[str | None, typer.Option(help="look in this MLflow experiment only")] = None,
     tracking_uri: Annotated[
         str | None, typer.Option("--tracking-uri", help="MLflow server; default MLFLOW_TRACKING_URI.")
@@ -43,8 +69,11 @@ def report_command(
     from .report import write_report
 
     written = write_report(
-        names, out=out, curves=curves or (), experiment=experiment, tracking_uri=tracking_uri, only=only or ()
-    )
+        names, out=out, curves=curves or (), experiment=experiment, tracking_uri=tracking_uri,
+        only=only or (), over=over.value, reference=reference_file or reference, as_reference=as_reference,
+    )  # fmt: skip
+    for line in written.verdict:
+        typer.echo(line)
     for path in (written.html, written.png, *written.tables):
         if path is not None:
             typer.echo(str(path))

@@ -52,13 +52,22 @@ class Section:
     header: tuple[str, ...] = ()
 
 
-def run_page(histories: Sequence[RunHistory], panels: Sequence[Panel], tracking_uri: str) -> str:
+def run_page(
+    histories: Sequence[RunHistory],
+    panels: Sequence[Panel],
+    tracking_uri: str,
+    *,
+    notes: Sequence[str] = (),
+    judged: Sequence[Section] = (),
+) -> str:
     """The page of one run, with others laid over its curves.
 
     Args:
         histories: the run first; curves from files have no run id.
         panels: what is drawn.
         tracking_uri: where it was read, shown without secrets.
+        notes: further ones, at the top.
+        judged: tables before all others.
     """
     main = histories[0]
     known = [history for history in histories if history.run_id]
@@ -72,10 +81,10 @@ def run_page(histories: Sequence[RunHistory], panels: Sequence[Panel], tracking_
     return render(
         title=main.name,
         subtitle=_subtitle(main, tracking_uri),
-        notes=_notes(main),
-        drawings=_drawings(panels),
+        notes=[*_notes(main), *notes],
+        drawings=drawings(panels),
         drawings_title="Curves",
-        sections=[section for section in sections if section.rows],
+        sections=[section for section in (*judged, *sections) if section.rows],
         footer=_footer(),
     )
 
@@ -102,8 +111,8 @@ def sweep_page(sweep: SweepHistory, panels: Sequence[Panel], tracking_uri: str) 
         notes=notes,
         table=_result_table(sweep),
         winners=winner_lines(sweep),
-        drawings=_drawings(panels),
-        drawings_title="Metric over learning rate, and validations",
+        drawings=drawings(panels),
+        drawings_title="Metric over what was swept, and validations",
         sections=[
             section
             for section in (
@@ -300,7 +309,8 @@ def _lineage(run: RunHistory, several: bool = False) -> Section:
     return Section(f"Lineage of {run.name}" if several else "Lineage", [(key, run.tags[key]) for key in keys])
 
 
-def _drawings(panels: Sequence[Panel]) -> list[dict[str, Any]]:
+def drawings(panels: Sequence[Panel]) -> list[dict[str, Any]]:
+    """Panels as the template takes them; their names must differ."""
     # Markup: matplotlib escapes the text that it draws, so this is the one thing not to be escaped again.
     return [{"name": panel.name, "svg": Markup(svg(panel))} for panel in panels]
 

@@ -15,7 +15,8 @@ from ..tracking.scores import stored_scores
 from .run_history import RunHistory
 
 # Never drawn: a counter of the x axis, and best-so-far values that repeat the validation curve.
-_NOT_DRAWN = ("train/epoch",)
+CPU_MINUTES = "speed/cpu_minutes"
+_NOT_DRAWN = ("train/epoch", CPU_MINUTES)
 _BEST = "best_"
 _UNLIKE = 20.0  # times as large: too much for one set of axes
 _FEW_POINTS = 40  # up to here each point gets a marker
@@ -154,6 +155,28 @@ def run_panels(histories: Sequence[RunHistory]) -> list[Panel]:
         kind = _Kind(name=key.replace("/", "-"), title=f"{where}: {name}", takes=lambda *_: False)
         panels.append(_panel(kind, [key], histories))
     return panels
+
+
+def over_cpu(histories: Sequence[RunHistory]) -> list[Panel]:
+    """The same panels over the CPU-minutes of training that each run had used at an update.
+
+    Raises:
+        Data2VecError: a run did not log them.
+    """
+    placed = []
+    for history in histories:
+        clock = history.curves.get(CPU_MINUTES)
+        if clock is None:
+            raise Data2VecError(
+                f"--over cpu: {history.name} has no {CPU_MINUTES}; older runs are drawn over updates only"
+            )
+        from_0 = np.append(0, clock.updates), np.append(0.0, clock.values)
+        curves = {
+            key: dataclasses.replace(curve, updates=np.interp(curve.updates, *from_0))
+            for key, curve in history.curves.items()
+        }
+        placed.append(dataclasses.replace(history, curves=curves))
+    return [dataclasses.replace(panel, x_label="CPU-minutes of training") for panel in run_panels(placed)]
 
 
 def choose(panels: Sequence[Panel], names: Sequence[str]) -> list[Panel]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from data2vec.errors import Data2VecError
 
@@ -16,8 +17,9 @@ from ..home import chosen_tracking_uri, home_folder
 from ..tracking.mlflow_access import open_client
 from ..tracking.tracker import RESUME_TAG
 from .drawing import png
-from .page import run_page, sweep_page
-from .panels import choose, run_panels
+from .page import Section, run_page, sweep_page
+from .panels import choose, over_cpu, run_panels
+from .reference import HEADER, Verdict, find_reference, judge, write_reference
 from .run_history import SWEEP_TAG, RunHistory, find_run, load_run, read_curves, write_curves
 from .sweep_history import SweepHistory, load_sweep_history
 from .sweep_panels import sweep_panels
@@ -31,6 +33,7 @@ class Report:
     png: Path | None  # all curves in one picture; ``None`` if there was nothing to draw
     tables: tuple[Path, ...]  # CSV files
     run_id: str  # the run or sweep that it is about
+    verdict: tuple[str, ...] = ()  # whether the run is near its reference, in words
 
 
 def write_report(
@@ -41,6 +44,9 @@ def write_report(
     experiment: str | None = None,
     tracking_uri: str | None = None,
     only: Sequence[str] = (),
+    over: Literal["updates", "cpu"] = "updates",
+    reference: bool | Path = False,
+    as_reference: Path | None = None,
 ) -> Report:
     """Write the report of a run or of a sweep.
 
@@ -51,9 +57,13 @@ def write_report(
         experiment: look in this MLflow experiment only.
         tracking_uri: default ``MLFLOW_TRACKING_URI``, else SQLite under the home.
         only: names of the panels to draw, such as "loss" or "val-knn"; by default all.
+        over: what the curves are drawn over: updates, or the CPU-minutes of training.
+        reference: lay the reference curves of the run's recipe, or those of a file, over it and judge it.
+        as_reference: a file to keep the run's curves in as a reference.
 
     Raises:
-        Data2VecError: no such run; no such panel; a sweep among several runs; a file that is no report's.
+        Data2VecError: no such run; no such panel; a sweep among several runs; a file that is no report's; no
+            reference.
         TrackingUnavailableError: MLflow does not answer.
     """
     uri = chosen_tracking_uri(tracking_uri)
@@ -67,23 +77,43 @@ def write_report(
             f"{sweeps[0]!r} is a sweep, which cannot be laid over others: give it alone, or name its trials "
             f"({sweeps[0]}/TRIAL)"
         )
+    if sweeps and (reference or as_reference):
+        raise Data2VecError(f"{sweeps[0]!r} is a sweep; reference curves are of runs: name one of its trials")
     folder = _folder(runs[0].info.run_name or runs[0].info.run_id, out)
     if sweeps:
         return _write_sweep(load_sweep_history(client, runs[0]), folder, uri, only)
     histories = _told_apart([*(load_run(client, run) for run in runs), *beside])
-    return _write_run(histories, folder, uri, only)
+    if as_reference is not None:
+        write_reference(histories[0], as_reference)
+    verdict = None
+    if reference:
+        found = find_reference(histories[0], reference if isinstance(reference, Path) else None)
+        verdict = judge(histories[0], found)
+        histories.append(found.history())
+    return _write_run(histories, folder, uri, only, over, verdict)
 
 
-def _write_run(histories: Sequence[RunHistory], folder: Path, uri: str, only: Sequence[str]) -> Report:
-    panels = choose(run_panels(histories), only)
+def _write_run(
+    histories: Sequence[RunHistory],
+    folder: Path,
+    uri: str,
+    only: Sequence[str],
+    over: Literal["updates", "cpu"],
+    verdict: Verdict | None,
+) -> Report:
+    panels = over_cpu(histories) if over == "cpu" else run_panels(histories)
+    panels = choose(panels, only)
     page = folder / "report.html"
-    page.write_text(run_page(histories, panels, uri), encoding="utf-8")
+    judged, lines = [], tuple(verdict.lines()) if verdict else ()
+    if verdict:
+        judged.append(Section(f"Against the reference of {verdict.reference.recipe}", verdict.rows(), HEADER))
+    page.write_text(run_page(histories, panels, uri, notes=lines, judged=judged), encoding="utf-8")
     table = folder / "curves.csv"
     write_curves(table, histories)
     picture = folder / "report.png" if panels else None
     if picture:
         png(panels, " and ".join(history.name for history in histories), picture)
-    return Report(page, picture, (table,), histories[0].run_id)
+    return Report(page, picture, (table,), histories[0].run_id, lines)
 
 
 def _write_sweep(sweep: SweepHistory, folder: Path, uri: str, only: Sequence[str]) -> Report:

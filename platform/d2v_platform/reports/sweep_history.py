@@ -46,10 +46,15 @@ class TrialFacts:
         """The value as the sweep's own table counts it: only of a run that finished or was stopped early."""
         return self.value if self.status in _COUNTED else None
 
-    @property
-    def others(self) -> str:
-        """The grid's further values in words; empty if there are none."""
-        return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in self.setting if name != "lr")
+    def number(self, name: str) -> float:
+        """A value of the grid."""
+        return float(dict(self.setting)[name])
+
+    def beside(self, axis: str) -> str:
+        """The grid's values but one, and but the rate, in words; empty if there are none."""
+        return ", ".join(
+            f"{name.rpartition('.')[2]} {value}" for name, value in self.setting if name not in ("lr", axis)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +261,15 @@ def _group(
 
 
 def _sortable(setting: tuple[tuple[str, str], ...]) -> tuple[Any, ...]:
-    return (float(dict(setting)["lr"]), *(value for name, value in setting if name != "lr"))
+    return (float(dict(setting)["lr"]), *(_place(value) for name, value in setting if name != "lr"))
+
+
+def _place(value: str) -> tuple[float, str]:
+    """Numbers by their size, before words."""
+    try:
+        return float(value), ""
+    except ValueError:
+        return math.inf, value
 
 
 def _number(text: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""What a report draws of a sweep: the metric over the learning rate with all seeds, and the validations."""
+"""What a report draws of a sweep: the metric over what was swept with all seeds, and the validations."""
 
 from __future__ import annotations
 
@@ -12,34 +12,52 @@ from .sweep_history import Setting, SweepHistory
 
 
 def sweep_panels(sweep: SweepHistory) -> list[Panel]:
-    """For each task the metric over the learning rate, then the validations of its trials."""
+    """For each task the metric over what was swept, then the validations of its trials."""
     panels: list[Panel] = []
     for task, settings in sweep.tasks.items():
-        over_lr = _over_lr(task, settings)
-        if over_lr is not None:
-            panels.append(over_lr)
+        over_axis = _over_axis(task, settings)
+        if over_axis is not None:
+            panels.append(over_axis)
         validations = _validations(task, settings)
         if validations is not None:
             panels.append(validations)
     return panels
 
 
-def _over_lr(task: str, settings: Sequence[Setting]) -> Panel | None:
+def _axis(settings: Sequence[Setting]) -> str:
+    """The learning rate, or the one number that was swept in its place."""
+    values: dict[str, set[str]] = {}
+    for setting in settings:
+        for name, value in setting.setting:
+            values.setdefault(name, set()).add(value)
+    several = [name for name, found in values.items() if len(found) > 1]
+    return several[0] if len(several) == 1 and all(map(_is_number, values[several[0]])) else "lr"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _over_axis(task: str, settings: Sequence[Setting]) -> Panel | None:
     """A dot for each seed, a line through the medians, a star at the winner; ``None`` without any value."""
     measured = [setting for setting in settings if setting.values]
     if not measured:
         return None
-    metric = measured[0].trials[0].metric
-    groups = list(dict.fromkeys(setting.trials[0].others for setting in measured))
+    metric, axis = measured[0].trials[0].metric, _axis(measured)
+    groups = list(dict.fromkeys(setting.trials[0].beside(axis) for setting in measured))
     lines: list[Line] = []
     for colour, group in enumerate(groups):
-        members = [setting for setting in measured if setting.trials[0].others == group]
+        members = [setting for setting in measured if setting.trials[0].beside(axis) == group]
         suffix = f", {group}" if group else ""
         lines.append(
             Line(
                 key=f"{task} median{suffix}",
                 label=f"median over seeds{suffix}",
-                x=np.array([setting.trials[0].lr for setting in members]),
+                x=np.array([setting.trials[0].number(axis) for setting in members]),
                 y=np.array([setting.median for setting in members], dtype=np.float64),
                 colour=colour,
             )
@@ -57,7 +75,7 @@ def _over_lr(task: str, settings: Sequence[Setting]) -> Panel | None:
                     Line(
                         key=f"{task} seed {seed}{suffix}",
                         label=f"seed {seed}{suffix}",
-                        x=np.array([trial.lr for trial in drawn]),
+                        x=np.array([trial.number(axis) for trial in drawn]),
                         y=np.array([trial.counted for trial in drawn], dtype=np.float64),
                         style="dots",
                         colour=len(groups) + seeds.index(seed),
@@ -69,21 +87,22 @@ def _over_lr(task: str, settings: Sequence[Setting]) -> Panel | None:
                 Line(
                     key=f"{task} winner",
                     label="winner",
-                    x=np.array([setting.trials[0].lr]),
+                    x=np.array([setting.trials[0].number(axis)]),
                     y=np.array([setting.median], dtype=np.float64),
                     style="star",
                 )
             )
-    rates = sorted({trial.lr for setting in measured for trial in setting.trials})
+    places = sorted({trial.number(axis) for setting in measured for trial in setting.trials})
+    told = "the peak learning rate" if axis == "lr" else axis
     floors = {setting.floor for setting in measured if setting.floor is not None}
     return Panel(
-        name=f"{task}-lr",
-        title=f"{task}: {metric} over the peak learning rate",
-        x_label="learning rate",
+        name=f"{task}-{axis.rpartition('.')[2]}",
+        title=f"{task}: {metric} over {told}",
+        x_label="learning rate" if axis == "lr" else axis,
         lines=tuple(lines),
         limits=tuple((f"floor {shown(metric, floor)}", floor) for floor in sorted(floors)),
-        log_x=rates[0] > 0 and rates[-1] > rates[0],
-        x_ticks=tuple(rates),
+        log_x=places[0] > 0 and places[-1] > places[0],
+        x_ticks=tuple(places),
     )
 
 
