@@ -250,6 +250,30 @@ def test_time_is_counted_over_all_attempts(tmp_path: Path, monkeypatch: pytest.M
     assert CheckpointStore(tmp_path).load(8).state["elapsed_s"] == pytest.approx(8 * 900.0)
 
 
+def test_cpu_time_is_counted_over_all_attempts_and_asked_for_at_log_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    minutes = SimpleNamespace(perf_counter=lambda: 0.0, process_time=lambda: clock.now / 15)  # one an update
+    monkeypatch.setattr(progress_module, "time", minutes)
+    recipe = toy_recipe(
+        common={"log_interval": 3},
+        optimization={"max_update": 100, "stop_cpu_minutes": 7.0},
+        checkpoint={"save_interval_updates": 4, "save_interval": 100},
+        dataset={"validate_interval": 100},
+    )
+    with pytest.raises(Cut):
+        run_toy(recipe, tmp_path, monkeypatch, reporter=CutShort(4))
+    assert CheckpointStore(tmp_path).load(4).state["cpu_s"] == pytest.approx(4 * 60.0)
+    summary, diary, _ = run_toy(recipe, tmp_path, monkeypatch)
+    # Update 7 reaches the limit; 8 is the next that is saved, 6 and 9 are logged.
+    assert (summary.update, summary.reason) == (8, "stop_cpu_minutes 7 reached")
+    assert diary.points["speed/cpu_minutes"][6] == pytest.approx(6.0)
+    later = recipe | {"checkpoint": {"save_interval": 100}}
+    (tmp_path / "b").mkdir()
+    assert run_toy(later, tmp_path / "b", monkeypatch)[0].update == 9, "a log line"
+
+
 def test_validations_are_no_part_of_the_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, honest = Clock(monkeypatch), ToyTask.score
 
@@ -310,7 +334,7 @@ def test_a_resumed_run_knows_everything(cut: int, tmp_path: Path, monkeypatch: p
     a, b = (CheckpointStore(tmp_path / place).load(11).state for place in ("straight", "cut"))
     assert a["validations_without_gain"] > 0 and a["collapse_streaks"] == {"encoder": 2}
     differing = {key for key in a if a[key] != b[key]}
-    assert differing <= {"elapsed_s", "task"} and a.keys() == b.keys()
+    assert differing <= {"cpu_s", "elapsed_s", "task"} and a.keys() == b.keys()
     assert set(LoopState.__dataclass_fields__) <= a.keys()
 
 

@@ -76,7 +76,8 @@ def found(kind: str, **fields: Any) -> dict[str, list[str]]:
 LOWEST = {
     0: ["common.seed", "common.min_loss_scale", "common.threshold_loss_scale", "dataset.num_workers",
         "dataset.validate_interval_updates", "dataset.validate_after_updates", "dataset.curriculum",
-        "optimization.max_epoch", "optimization.stop_time_hours", "optimization.clip_norm",
+        "optimization.max_epoch", "optimization.stop_time_hours", "optimization.stop_cpu_minutes",
+        "optimization.clip_norm",
         "checkpoint.save_interval_updates", "platform.num_workers", "platform.gpus_per_worker",
         "platform.max_failures", "platform.collapse_after", "platform.collapse_min_var",
         "platform.collapse_min_rank", "platform.collapse_patience"],
@@ -186,7 +187,7 @@ def test_both_sides_of_a_limit(kind: str, field: str, inside: list[Any], outside
 def test_limits_between_fields() -> None:
     endless = {"optimization__max_update": 0, "optimization__max_epoch": 0}
     assert "optimization.max_update" in found("cola", **endless)
-    for name in ("max_epoch", "stop_time_hours", "max_update"):
+    for name in ("max_epoch", "stop_time_hours", "stop_cpu_minutes", "max_update"):
         assert "optimization.max_update" not in found("cola", **endless | {f"optimization__{name}": 1})
     empty = {"dataset__max_tokens": None, "dataset__batch_size": None}
     assert "dataset.batch_size" in found("text", **empty)

@@ -334,6 +334,7 @@ def test_words_of_a_command_line() -> None:
 
 
 FREE = ["common.log_interval=3", "dataset.num_workers=7", "optimization.stop_time_hours=1",
+        "optimization.stop_cpu_minutes=1",
         "checkpoint.save_interval=3", "checkpoint.save_interval_updates=7", "checkpoint.keep_last_epochs=2",
         "checkpoint.keep_interval_updates=5", "checkpoint.keep_best_checkpoints=2",
         "checkpoint.no_save=true", "dataset.gen_subset=other", "platform.cpus_per_worker=2",

@@ -41,6 +41,7 @@ _AT_LEAST: dict[str, float] = {
     "dataset.validate_interval_updates": 0, "dataset.validate_after_updates": 0, "dataset.max_valid_steps": 1,
     "dataset.curriculum": 0,
     "optimization.max_epoch": 0, "optimization.max_update": 0, "optimization.stop_time_hours": 0,
+    "optimization.stop_cpu_minutes": 0,
     "optimization.clip_norm": 0,
     "checkpoint.save_interval": 1, "checkpoint.save_interval_updates": 0,
     "checkpoint.keep_interval_updates": -1, "checkpoint.keep_last_epochs": -1,
@@ -89,7 +90,7 @@ def _too_small(recipe: Recipe) -> Iterator[Problem]:
 
 def _length(recipe: Recipe) -> Iterator[Problem]:
     o = recipe.optimization
-    if o.max_update == 0 and o.max_epoch == 0 and o.stop_time_hours == 0:
+    if not any((o.max_update, o.max_epoch, o.stop_time_hours, o.stop_cpu_minutes)):
         yield Problem("optimization.max_update", 0, "the run would never end; give max_update or max_epoch")
     if not o.update_freq:
         yield Problem("optimization.update_freq", [], "needs one number an epoch, for example [1]")

@@ -24,6 +24,7 @@ _FREE_TO_CHANGE = frozenset({
     "dataset.num_workers",
     "dataset.gen_subset",
     "optimization.stop_time_hours",
+    "optimization.stop_cpu_minutes",
     "checkpoint.save_interval",
     "checkpoint.save_interval_updates",
     "checkpoint.save_interval_minutes",

@@ -64,6 +64,9 @@ class Optimization:
     stop_time_hours: float = (
         0.0  # stop after this much training time, earlier attempts included; 0 = no limit
     )
+    stop_cpu_minutes: float = (
+        0.0  # ours: stop after so much CPU time of all training processes, validations aside; 0 = no limit
+    )
     clip_norm: float = 0.0  # clip the gradient to this norm; 0 = measure only
     update_freq: list[int] = field(
         default_factory=lambda: [1]

@@ -31,6 +31,7 @@ _ENDED_BY = {
     "max_update": "optimization.max_update",
     "max_epoch": "optimization.max_epoch",
     "stop_time_hours": "optimization.stop_time_hours",
+    "stop_cpu_minutes": "optimization.stop_cpu_minutes",
     "no improvement": "checkpoint.patience",
 }
 

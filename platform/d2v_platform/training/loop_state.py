@@ -114,6 +114,7 @@ class LoopState:
     bad_updates: int = 0  # skipped in all
     bad_in_a_row: int = 0
     elapsed_s: float = 0.0
+    cpu_s: float = 0.0  # of all training processes, validations aside
     first_loss: float | None = None
     collapse_streaks: dict[str, int] = field(default_factory=dict)  # log lines in a row, by collapsed stage
     metrics: dict[str, float] = field(default_factory=dict)  # of the last log line and validation

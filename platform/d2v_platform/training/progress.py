@@ -44,7 +44,7 @@ class Progress:
         self.data_wait_s = 0.0
         self.checkpoint_s = 0.0  # that the loop waited for saves in this interval
         self._begin = self._interval_begin = time.perf_counter()
-        self._interval_cpu = time.process_time()
+        self._begin_cpu = self._interval_cpu = time.process_time()
         self._first_update = self._interval_update = 0
         self._speed: dict[str, float] = {}
         self._unit, self._key, self._size = task_class(recipe).speed_unit
@@ -53,12 +53,16 @@ class Progress:
     def start(self, state: LoopState) -> None:
         """The first update of this attempt is about to run."""
         self._begin = self._interval_begin = time.perf_counter()
-        self._interval_cpu = time.process_time()
+        self._begin_cpu = self._interval_cpu = time.process_time()
         self._first_update = self._interval_update = state.update
 
     def since_start(self) -> float:
         """Seconds of this attempt."""
         return time.perf_counter() - self._begin
+
+    def cpu_since_start(self) -> float:
+        """CPU seconds of this attempt without validations: this process's, for each of the workers."""
+        return (time.process_time() - self._begin_cpu) * self.worker.size
 
     def line(self, state: LoopState, metrics: Mapping[str, float], sums: Sums) -> None:
         """Measure the interval and print its line."""
@@ -69,6 +73,7 @@ class Progress:
             "speed/s_per_update": seconds / updates,
             "speed/cpu_s_per_update": (time.process_time() - self._interval_cpu) / updates,
             "speed/data_wait_pct": 100.0 * self.data_wait_s / seconds,
+            "speed/cpu_minutes": (state.cpu_s + self.cpu_since_start()) / 60,
             "speed/memory_gb": peak_memory_gb(self.worker.device),
         }
         if self.checkpoint_s:
@@ -105,7 +110,9 @@ class Progress:
     def leave_out(self, since: tuple[float, float]) -> None:
         """What happened since that clock (a validation) is no part of this interval's speed."""
         self._interval_begin += time.perf_counter() - since[0]
-        self._interval_cpu += time.process_time() - since[1]
+        cpu = time.process_time() - since[1]
+        self._interval_cpu += cpu
+        self._begin_cpu += cpu
 
     def validation(self, state: LoopState, scores: Mapping[str, float]) -> None:
         """Print the figures of a validation."""

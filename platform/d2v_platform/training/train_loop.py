@@ -339,6 +339,10 @@ class TrainingLoop:
             hours = (state.elapsed_s + self.progress.since_start()) / 3600
             if gather_objects(hours)[0] > limits.stop_time_hours:
                 return f"stop_time_hours {limits.stop_time_hours:g} reached"
+        if limits.stop_cpu_minutes and (pause or state.update % self.recipe.common.log_interval == 0):
+            minutes = (state.cpu_s + self.progress.cpu_since_start()) / 60
+            if gather_objects(minutes)[0] >= limits.stop_cpu_minutes:
+                return f"stop_cpu_minutes {limits.stop_cpu_minutes:g} reached"
         if epoch_end and limits.stop_min_lr >= 0:
             if max(self.optimizer.learning_rates(state.update, state.epoch).values()) <= limits.stop_min_lr:
                 return f"stop_min_lr {limits.stop_min_lr:g} reached"
@@ -488,6 +492,7 @@ class TrainingLoop:
             self.reporter.flush()
             state = asdict(self.state)
             state["elapsed_s"] += self.progress.since_start()
+            state["cpu_s"] += self.progress.cpu_since_start()
             if epoch_end:
                 state["epoch"], state["cursor"] = self.state.epoch + 1, 0
             state["interval"] = self.interval.vector.tolist()
