@@ -1,4 +1,4 @@
-"""Measure speed here: python experiments/benchmark.py {text,vision,speech,overhead,scale} [--json]."""
+"""Measure: python experiments/benchmark.py {text,vision,speech,input,overlap,overhead,scale} [--json]."""
 
 import sys
 from pathlib import Path

@@ -12,7 +12,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from . import audio_input, audio_parts, ctc_speed, hugging_face, image_input, overhead, scale, text_input
+from data2vec.errors import Data2VecError
+
+from . import (
+    audio_input,
+    audio_parts,
+    ctc_speed,
+    feeding,
+    hugging_face,
+    image_input,
+    overhead,
+    overlap,
+    scale,
+    text_input,
+)
 from .measure import Case, Timing, measure
 from .pretraining import case
 
@@ -83,6 +96,39 @@ def speech(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only
     ]
     others = [*peer("audio", 2, 80000), audio_input.case(recipe), *ctc_speed.cases(recipe, 160000)]
     run([*cases, *others], steps, threads, as_json, only)
+
+
+@app.command(name="input")
+def input_command(steps: Steps = 3, as_json: AsJson = False) -> None:
+    """Text, JPEG and FLAC: samples a CPU-second, and how many H100s a host of 16 cores feeds.
+
+    Example: python experiments/benchmark.py input
+    """
+    rows: list[feeding.Fed] = []
+    for one, eaten in feeding.cases():
+        outcome = measure(one, steps, threads=1)
+        if isinstance(outcome, str):
+            raise Data2VecError(f"{one.name}: {outcome}")
+        rows.append(feeding.fed(outcome, eaten))
+    if as_json:
+        found = [asdict(row) | {"cores": row.cores(), "gpus": [row.gpus(), row.gpus(2.0)]} for row in rows]
+        typer.echo(json.dumps(found, indent=2))
+        return
+    typer.echo(feeding.as_markdown(rows))
+
+
+@app.command(name="overlap")
+def overlap_command(
+    workers: Annotated[list[int], typer.Option(help="Processes; give it several times.")] = [2, 4],  # noqa: B006
+    updates: Annotated[int, typer.Option(help="Measured updates of each way.", min=1)] = 5,
+    link: Annotated[float, typer.Option(help="MB/s of a stated link; 0 = loopback alone.", min=0)] = 125.0,
+) -> None:
+    """Gradients summed during the backward pass, after it, and not at all: how much is hidden.
+
+    Example: python experiments/benchmark.py overlap --workers 2 --link 0
+    """
+    rate = 1e6 * link or None
+    typer.echo(overlap.as_markdown([overlap.measure(count, updates, rate) for count in workers]))
 
 
 @app.command(

@@ -20,28 +20,31 @@ _SIZE = (500, 375)  # ImageNet's most frequent one
 _CELL = 12  # pixels over which made-up colours change
 
 
-def case(recipe_name: str, samples: int) -> Case:
+def case(recipe_name: str, samples: int, late: bool = False) -> Case:
     """Reading batches of B images, with a recipe's settings, in the process that trains.
 
     Args:
         recipe_name: an image pretraining recipe.
         samples: B.
+        late: a GPU would crop them (``platform.augment_on_device``): they are only decoded here.
     """
+    decoded = ", decoded only" if late else ""
     return Case(
-        name=f"input pipeline, {_SIZE[0]} x {_SIZE[1]} JPEG",
+        name=f"input pipeline, {_SIZE[0]} x {_SIZE[1]} JPEG{decoded}",
         build=build_epoch,
-        options={"recipe_name": recipe_name, "samples": samples},
+        options={"recipe_name": recipe_name, "samples": samples, "late": late},
         matrix_flops=0.0,
         units=_IMAGES,
         unit="images",
     )
 
 
-def build_epoch(recipe_name: str, samples: int) -> Callable[[int], None]:
+def build_epoch(recipe_name: str, samples: int, late: bool = False) -> Callable[[int], None]:
     """One pass over made-up images; the argument is the number of passes made."""
     folder = tempfile.TemporaryDirectory(prefix="d2v_input_")
     write_images(Path(folder.name) / "train", _IMAGES)
-    recipe = load(recipe_name, [f"dataset.batch_size={samples}"], folder.name)
+    overrides = [f"dataset.batch_size={samples}", f"platform.augment_on_device={str(late).lower()}"]
+    recipe = load(recipe_name, overrides, folder.name)
     dataset = open_task_images(recipe, recipe.dataset.train_subset, True, training_transform(recipe))
     return passes(dataset, recipe, _IMAGES, folder)
 

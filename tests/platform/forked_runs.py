@@ -45,7 +45,7 @@ def before_update(update: int) -> None:
 
 def in_backward(update: int) -> None:
     """Inside an update, after the forward pass."""
-    honest = sharding.reduce_gradients
+    honest = sharding.Replicated.reduce
 
     def reduced(*arguments: Any) -> None:
         if current[0].state.update >= update:
@@ -60,7 +60,7 @@ def in_backward(update: int) -> None:
         current.append(self)
 
     TrainingLoop.__init__ = made
-    sharding.reduce_gradients = reduced
+    sharding.Replicated.reduce = reduced
 
 
 def in_write(update: int) -> None:

@@ -117,8 +117,12 @@ def _reduce(rank: int, size: int, folder: str) -> None:
         mine.grad = torch.arange(4.0)
     half = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
     half.grad = torch.full((2,), 0.5, dtype=torch.float64)
-    reduction.reduce_gradients([used, unused, mine, half, small], cpu)
+    learning = [used, unused, mine, half, small]
+    placement = Replicated(Worker(rank=rank, size=size), learning)
+    placement.reduce(learning)
+    total, norm = placement.total(torch.tensor([1.0, rank], dtype=torch.float64), learning)
     found = {
+        "total": [*total.tolist(), norm],
         "gradients": [None if p.grad is None else p.grad.tolist() for p in (used, unused, mine, half, small)],
         "vector": reduction.reduce_vector(torch.tensor([1.0, rank], dtype=torch.float64), cpu).tolist(),
         "objects": reduction.gather_objects({"rank": rank}),
@@ -178,6 +182,7 @@ def test_sums_over_workers(two_workers: Path) -> None:
         found = json.loads((two_workers / f"{rank}.json").read_text())
         assert found["gradients"] == [[3.0] * 3, None, [0.0, 1.0, 2.0, 3.0], [1.0, 1.0], [30.0]]
         assert found["vector"] == [2.0, 1.0] and found["place"] == [rank, 2]
+        assert found["total"] == [2.0, 1.0, pytest.approx((3 * 9 + 14 + 2 + 900) ** 0.5)]
         assert found["objects"] == [{"rank": 0}, {"rank": 1}]
         figures = json.loads((two_workers / f"watch{rank}.json").read_text())
         x = torch.arange(12.0).view(6, 2).square()
@@ -198,6 +203,95 @@ def test_gradients_are_summed_in_buckets_of_one_type(monkeypatch: pytest.MonkeyP
     buckets = reduction._buckets(made)
     assert [[p.numel() for p in bucket] for bucket in buckets] == [[4, 6], [1], [1], [20]]
     assert reduction._buckets([]) == []
+
+
+class Group:
+    """In place of a process group of two workers, the other of which has the same gradients."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.told: list[str] = []
+        monkeypatch.setattr(reduction, "_distributed", lambda: True)
+        monkeypatch.setattr(reduction.dist, "all_reduce", self.all_reduce)
+
+    def all_reduce(self, flat: torch.Tensor, async_op: bool = False) -> Any:
+        self.told.append(f"sends {len(flat) - 1}")  # each bucket of these tests holds one gradient
+        self.flat = flat
+        return self if async_op else flat.mul_(2)
+
+    def wait(self) -> None:
+        self.told.append("waits")
+
+
+class Chain(torch.nn.Module):
+    """Three products with a vector each, of 1, 2 and 3 numbers, of which some may be left out."""
+
+    def __init__(self, told: list[str]) -> None:
+        super().__init__()
+        self.told, self.weights = told, torch.nn.ParameterList(torch.ones(n) for n in (1, 2, 3))
+
+    def forward(self, *left_out: int) -> torch.Tensor:
+        x = torch.ones((), requires_grad=True)
+        for number, weight in enumerate(self.weights):
+            if number not in left_out:
+                x = x * weight.sum()
+                x.register_hook(lambda _, n=number: self.told.append(f"passes {n + 1}"))
+        return x
+
+
+@pytest.fixture
+def chain(monkeypatch: pytest.MonkeyPatch) -> tuple[Chain, Replicated, Group]:
+    monkeypatch.setattr(reduction, "_BUCKET_BYTES", 4)
+    group = Group(monkeypatch)
+    model = Chain(group.told)
+    return model, Replicated(Worker(rank=0, size=2), list(model.parameters())), group
+
+
+def test_gradients_are_sent_while_the_last_backward_pass_runs(
+    chain: tuple[Chain, Replicated, Group],
+) -> None:
+    model, placement, group = chain
+    placement.backward(model(), True, last=False)
+    assert group.told == ["passes 3", "passes 2", "passes 1"], "an earlier pass sends nothing"
+    group.told.clear()
+    placement.backward(model(), True, last=True)
+    assert group.told == ["passes 3", "sends 3", "passes 2", "sends 2", "passes 1", "sends 1"]
+    placement.reduce([])
+    assert group.told[6:] == ["waits"] * 3
+    sums = [p.grad.sum().item() for p in model.parameters() if p.grad is not None]
+    assert sums == [12.0, 2 * 6.0, 3 * 4.0]
+    group.flat.zero_()  # the last one sent, of the first parameter
+    gradient = model.weights[0].grad
+    assert gradient is not None and gradient.tolist() == [0.0], "gradients lie in what was sent, not copied"
+
+
+def test_a_layer_that_was_left_out_is_sent_at_the_end_and_in_order(
+    chain: tuple[Chain, Replicated, Group],
+) -> None:
+    model, placement, group = chain
+    for update in range(2):
+        group.told.clear()
+        for parameter in model.parameters():
+            parameter.grad = None
+        placement.backward(model(0), True, last=False)
+        placement.backward(model(1), True, last=True)
+        assert [told for told in group.told if told.startswith("sends")] == ["sends 3"], update
+        placement.reduce([])
+        assert group.told[-5:] == ["sends 2", "sends 1", *["waits"] * 3], "an earlier pass had the second"
+    for parameter in model.parameters():
+        parameter.grad = None
+    placement.backward(model(0), True, last=True)
+    placement.reduce([])
+    first = model.weights[0]
+    assert first.grad is not None and first.grad.tolist() == [0.0], "another worker may have had one"
+    placement.total(torch.zeros(1, dtype=torch.float64), list(model.parameters()))
+    assert [p.grad is None for p in model.parameters()] == [True, False, False]
+
+
+def test_a_worker_without_a_micro_batch_sends_zeros(chain: tuple[Chain, Replicated, Group]) -> None:
+    model, placement, group = chain
+    placement.reduce([])
+    assert group.told == ["sends 3", "sends 2", "sends 1", *["waits"] * 3]
+    assert [p.grad.sum().item() for p in model.parameters() if p.grad is not None] == [0.0] * 3
 
 
 # ---- validations that were done ---------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import make_task
 from d2v_platform.tasks.batches import Share
-from d2v_platform.training import checkpoint
+from d2v_platform.training import checkpoint, train_loop
 from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.job import Job, ResolvedModels
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import TrainingLoop, _optimizer_tensors, train
+from data2vec.compilation import compile_regions
 from data2vec.data.manifest import manifest_text
 from tests.platform.process_group import together
 from tests.platform.recorder import Recorder
@@ -44,6 +46,7 @@ class Errand:
     sharded: bool = False
     model_folder: Path | None = None
     only_load: bool = False  # resume, write down what was loaded, and train nothing
+    compiled: bool = False
 
     def do(self, worker: Worker) -> None:
         """Obey as one worker; rank 0 leaves ``points.json``."""
@@ -70,7 +73,8 @@ class Errand:
 
 def _obey(rank: int, size: int, jobs: list[Errand]) -> None:
     for job in jobs:
-        job.do(Worker(rank=rank, size=size, threads=1, sharded=job.sharded))
+        with patch.object(train_loop, "compile_regions", partial(compile_regions, backend="aot_eager")):
+            job.do(Worker(rank=rank, size=size, threads=1, sharded=job.sharded, compiled=job.compiled))
 
 
 def points(folder: Path, name: str) -> list[float]:
@@ -255,6 +259,8 @@ def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     Errand(still, root / "chunked" / "whole").do(Worker(threads=1))
     Errand(in_chunks, root / "chunked" / "alone").do(Worker(threads=1))
     both.append(Errand(in_chunks, root / "chunked" / "sharded", sharded=True))
+    for kind in ("replicated", "sharded"):
+        both.append(Errand(still, root / "compiled" / kind, kind == "sharded", compiled=True))
     together(_obey, root / "first", both)
     # A run goes on the other way from the checkpoint of update 3.
     others: list[Errand] = []
@@ -394,6 +400,14 @@ def test_clones_in_chunks_train_equally(runs: Path) -> None:
             curve = points(runs / "chunked" / "whole", key)
             assert points(runs / "chunked" / kind, key) == pytest.approx(curve, rel=1e-4), key
         assert_near(tensors(runs / "chunked" / "whole", 4), tensors(runs / "chunked" / kind, 4), 5e-5)
+
+
+@pytest.mark.parametrize("kind", ["replicated", "sharded"])
+def test_compiled_blocks_train_equally(runs: Path, kind: str) -> None:
+    for key in ("train/loss", "train/gnorm"):
+        curve = points(runs / "chunked" / "whole", key)
+        assert points(runs / "compiled" / kind, key) == pytest.approx(curve, rel=1e-4), key
+    assert_near(tensors(runs / "chunked" / "whole", 4), tensors(runs / "compiled" / kind, 4), 5e-5)
 
 
 # ---- a group of one, in this process ----------------------------------------------------------------------

@@ -8,13 +8,15 @@ torchvision is imported where it is used: a third of the imports of a training, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 
 from ..config import IMAGENET_MEAN, IMAGENET_STD
 
-Transform = Callable[[Image.Image], torch.Tensor]
+Transform = Callable[[Any], torch.Tensor]
+"""Of a Pillow image, and those of torchvision alone also of (C, H, W) bytes on any device."""
 
 
 def pretraining_transform(

@@ -1,16 +1,18 @@
 """Images as training and evaluation samples.
 
-B images, C channels, S side in pixels.
+B images, C channels, S side in pixels, H height and W width of an image as it is stored, P all pixels.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..errors import DataError
 from ..randomness import seeded
@@ -23,7 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class ImageSample(TypedDict):
-    """One image: ``notes`` are (file, what was odd or wrong) pairs; ``image`` is absent if unreadable."""
+    """One image: ``notes`` are (file, what was odd or wrong) pairs; ``image`` is absent if unreadable.
+
+    It is (C, S, S), or (H, W, C) bytes where the transform comes later.
+    """
 
     id: int
     label: int
@@ -45,6 +50,8 @@ class ImageDataset:
         epoch: from 1.
         replace: training: replace unreadable images.
         strict: stop at the first unreadable image instead.
+        late: batches hold whole images, and :meth:`finish` transforms them where they are then. What is drawn
+            is the same; Pillow rounds otherwise than PyTorch does.
     """
 
     def __init__(
@@ -56,9 +63,11 @@ class ImageDataset:
         epoch: int = 1,
         replace: bool = False,
         strict: bool = False,
+        late: bool = False,
     ) -> None:
         self.source, self.transform = source, transform
         self.seed, self.epoch, self.replace, self.strict = seed, epoch, replace, strict
+        self.late = late
         self.sizes = np.ones(len(source), dtype=np.int32)
         self.order: SampleOrder = "random"
 
@@ -85,31 +94,54 @@ class ImageDataset:
                 continue
             if oddity is not None:
                 notes.append((name, oddity))
-            with seeded("image", self.seed, self.epoch, index):
-                tensor = self.transform(image)
+            tensor = torch.from_numpy(np.array(image)) if self.late else self._transformed(image, index)
             return {"id": index, "label": int(self.source.labels[at]), "notes": notes, "image": tensor}
         if self.replace:
             raise DataError(f"none of the {len(self)} images can be read; the last: {notes[-1]}")
         return {"id": index, "label": -1, "notes": notes}
 
     def collate(self, samples: Sequence[ImageSample]) -> dict[str, Any]:
-        """Stack what could be read: ``source`` (B, C, S, S), ``target`` (B,), ``id`` (B,), ``notes``."""
+        """Stack what could be read: ``source`` (B, C, S, S), ``target`` (B,), ``id`` (B,), ``notes``.
+
+        Where the transform comes later, ``pixels`` (P, C) and ``sides`` (B, 2) stand in place of ``source``.
+        """
         good = [s for s in samples if "image" in s]
         images = [s["image"] for s in good if "image" in s]
-        return {
+        if self.late and images:
+            sides = torch.tensor([image.shape[:2] for image in images])
+            found = {"pixels": torch.cat([image.flatten(0, 1) for image in images]), "sides": sides}
+        else:
+            found = {"source": torch.stack(images) if images else torch.empty(0)}
+        return found | {
             "id": torch.tensor([s["id"] for s in good], dtype=torch.int64),
-            "source": torch.stack(images) if images else torch.empty(0),
             "target": torch.tensor([s["label"] for s in good], dtype=torch.int64),
             "notes": [note for s in samples for note in s["notes"]],
         }
+
+    def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch with its ``source``, transformed on the device that holds its pixels, if it was not yet."""
+        if "pixels" not in batch:
+            return batch
+        rest = {key: value for key, value in batch.items() if key not in ("pixels", "sides")}
+        sides: list[tuple[int, int]] = batch["sides"].tolist()
+        parts = batch["pixels"].split([height * width for height, width in sides])
+        images = [
+            self._transformed(part.view(height, width, -1).permute(2, 0, 1), index)
+            for part, (height, width), index in zip(parts, sides, batch["id"].tolist(), strict=True)
+        ]
+        return {"source": torch.stack(images), **rest}
+
+    def _transformed(self, image: Image.Image | torch.Tensor, index: int) -> torch.Tensor:
+        with seeded("image", self.seed, self.epoch, index):
+            return self.transform(image)
 
     def for_epoch(self, epoch: int) -> ImageDataset:
         """The same images with other crops."""
         if epoch == self.epoch:
             return self
-        return ImageDataset(
-            self.source, self.transform, seed=self.seed, epoch=epoch, replace=self.replace, strict=self.strict
-        )
+        other = copy.copy(self)
+        other.epoch = epoch
+        return other
 
 
 class Oddities:

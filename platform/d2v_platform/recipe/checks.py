@@ -278,6 +278,9 @@ def _platform(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "platform.clone_chunk", p.clone_chunk, "is for models with clones: pretraining data2vec 2.0"
         )
+    if p.augment_on_device and not hasattr(recipe.task, "probe_bank"):
+        rule = "is for image pretraining alone: timm, which augments in fine-tuning, works on Pillow's images"
+        yield Problem("platform.augment_on_device", True, rule)
     if p.alias is not None and p.register_as is None:
         yield Problem("platform.alias", p.alias, "needs platform.register_as")
     for name in ("run_name", "register_as"):

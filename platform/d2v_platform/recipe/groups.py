@@ -143,6 +143,7 @@ class Platform:
         "auto"  # full = workers share the model (FSDP2); auto = where it does not fit otherwise
     )
     compile: bool | Literal["auto"] = "auto"  # torch.compile of blocks, decoder and losses; auto = on GPUs
+    augment_on_device: bool = False  # image pretraining: loaders only decode, the GPU crops, flips, jitters
     checkpoint_activations: bool = False  # run blocks again in the backward pass: less memory, more work
     clone_chunk: int | None = None  # data2vec 2.0: clones computed at a time, for less memory; null = all
     plan_accelerator: Literal["cpu", "v100", "a100-40gb", "a100", "h100", "h200"] | None = (

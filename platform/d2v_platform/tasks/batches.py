@@ -1,11 +1,12 @@
 """A worker's micro-batches: which they are, read ahead of the loop by processes of their own, and how they
-reach its device. What cannot be read is told all at once.
+reach its device while it computes the one before. What cannot be read is told all at once.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class Share:
         return range(self.rank, -(-count // self.size) * self.size if self.padded else count, self.size)
 
 
-DECIDES = frozenset({"id", "padding_mask", "frames", "target_lengths"})
+DECIDES = frozenset({"id", "padding_mask", "frames", "target_lengths", "sides"})
 """Tensors of a batch that masks and shapes follow from."""
 
 
@@ -54,6 +55,63 @@ def to_device(
         key: moved(value, device) if isinstance(value, torch.Tensor) and key not in on_cpu else value
         for key, value in batch.items()
     }
+
+
+class Ahead(Iterator[dict[str, Any]]):
+    """Batches on their device, of which the next one is on its way while one is computed.
+
+    On a GPU it travels and is prepared in a stream of its own: what computes it waits for that, not the host.
+
+    Args:
+        batches: as they are read.
+        arrive: brings one to the device, and does there what is left to do.
+        device: where that is.
+        waited: is told the seconds that reading took while the device had nothing to do.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[Any],
+        arrive: Callable[[Any], dict[str, Any]],
+        device: torch.device,
+        waited: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self.batches, self.arrive, self.device, self.waited = batches, arrive, device, waited
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._next: dict[str, Any] | Exception | None = None
+
+    def fetch(self) -> None:
+        """Send the next batch on its way, unless it is; an error is raised by whoever asks for the batch."""
+        if self._next is not None:
+            return
+        busy = None
+        if self.stream is not None:
+            busy = torch.cuda.current_stream(self.device).record_event()
+        begin = time.perf_counter()
+        try:
+            try:
+                read = next(self.batches)
+            finally:
+                if busy is None or busy.query():
+                    self.waited(time.perf_counter() - begin)
+            with torch.cuda.stream(self.stream):
+                self._next = self.arrive(read)
+        except Exception as error:
+            self._next = error
+
+    def __next__(self) -> dict[str, Any]:
+        self.fetch()
+        batch, self._next = self._next, None
+        if isinstance(batch, Exception):
+            raise batch
+        assert batch is not None
+        if self.stream is not None:
+            computing = torch.cuda.current_stream(self.device)
+            computing.wait_stream(self.stream)
+            for value in batch.values():  # their memory is that of the other stream
+                if isinstance(value, torch.Tensor) and value.device.type == "cuda":
+                    value.record_stream(computing)
+        return batch
 
 
 @dataclass(frozen=True)
@@ -96,7 +154,7 @@ def make_loader(
         dataset: the samples.
         batches: their numbers.
         processes: that read ahead of the loop; 0: this one reads.
-        pinned: their tensors go to a GPU.
+        pinned: their tensors go to a GPU, which fetches them itself from memory that stays in place.
 
     Raises:
         DataError: samples of a batch cannot be read; all of them are named.

@@ -119,8 +119,9 @@ def open_task_images(recipe: Recipe, subset: str, training: bool, transform: Tra
     assert isinstance(task, ImagePretraining | ImageClassificationData)
     labelled = isinstance(task, ImageClassificationData) or (task_has_probe(recipe) and not training)
     source = _open(recipe, subset, labelled)
+    late = training and recipe.platform.augment_on_device
     return ImageDataset(
-        source, transform, seed=recipe.common.seed, replace=training, strict=task.strict_images
+        source, transform, seed=recipe.common.seed, replace=training, strict=task.strict_images, late=late
     )
 
 

@@ -156,7 +156,8 @@ class ImagePretraining(OnImages, PretrainingTask):
             rows = [
                 row
                 for batch in start.batches(subset, 1, training=False)
-                for row in start.predict(to_device(data.collate([data[i] for i in batch]), device))
+                for read in [to_device(data.collate([data[i] for i in batch]), device)]
+                for row in start.predict(data.finish(read))
             ]
         value = start.score(subset, sorted(rows, key=lambda row: row["id"]))[metric]
         return Floor(metric, value, "the network before training", data.source.fingerprint())

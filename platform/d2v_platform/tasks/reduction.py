@@ -1,7 +1,7 @@
-"""What workers tell each other: above all one sum of gradients an update, after its last micro-batch.
+"""What workers tell each other: above all one sum of gradients an update, during its last backward pass.
 
-Gradients are summed in buckets over the parameters that any worker used, so that a parameter without a
-gradient anywhere stays without one and the optimizer leaves it alone, wherever the micro-batches ran.
+With each gradient goes how many workers had one, so that a parameter without a gradient anywhere stays
+without one and the optimizer leaves it alone, wherever the micro-batches ran.
 """
 
 from __future__ import annotations
@@ -13,32 +13,75 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from data2vec.placing import moved
+
 _BUCKET_BYTES = 32 * 2**20
 
 
-def reduce_gradients(parameters: Sequence[nn.Parameter], device: torch.device) -> None:
-    """Sum gradients over the workers of the default process group, in place.
+class GradientSum:
+    """The sum of gradients over the workers of the default process group, while the backward pass goes on.
+
+    Buckets hold parameters in the order in which a backward pass comes to them, about the reverse of theirs.
+    In the last pass of an update each is sent once all its gradients are there and the ones before it are
+    sent, so that every worker sends the same ones in the same order; :meth:`finish` sends those that wait for
+    a parameter without a gradient, or for a pass that this worker has not. Gradients then lie in the buckets.
 
     Args:
-        parameters: all trainable parameters, in the same order on every worker.
-        device: where the process group communicates.
+        parameters: all trainable ones, in the same order on every worker.
     """
-    if not _distributed():
-        return
-    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=device)
-    dist.all_reduce(used, op=dist.ReduceOp.MAX)
-    chosen = [p for p, flag in zip(parameters, used.tolist(), strict=True) if flag]
-    for parameter in chosen:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    for bucket in _buckets(chosen):
-        gradients = [p.grad for p in bucket if p.grad is not None]
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        dist.all_reduce(flat)
-        offset = 0
-        for gradient in gradients:
-            gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
-            offset += gradient.numel()
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self._buckets = _buckets(parameters[::-1]) if _distributed() else []
+        self._bucket_of = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
+        self._missing: list[int] | None = None  # gradients that each bucket waits for, in the last pass
+        self._sent: list[tuple[dist.Work, torch.Tensor]] = []
+        for parameter in self._bucket_of:
+            parameter.register_post_accumulate_grad_hook(self._arrived)
+
+    def last_pass(self) -> None:
+        """The backward pass that begins now is the last one of this update."""
+        self._missing = [len(bucket) for bucket in self._buckets]
+
+    def finish(self) -> torch.Tensor:
+        """Wait for the sums.
+
+        Returns:
+            For each parameter of :attr:`order`, how many workers had a gradient, on the gradients' device.
+        """
+        while len(self._sent) < len(self._buckets):
+            self._send()
+        for work, _ in self._sent:
+            work.wait()
+        counts = [count.double() for _, count in self._sent]
+        self._sent, self._missing = [], None
+        return torch.cat(counts) if counts else torch.zeros(0, dtype=torch.float64)
+
+    @property
+    def order(self) -> list[nn.Parameter]:
+        """Parameters as the buckets hold them."""
+        return list(self._bucket_of)
+
+    def _arrived(self, parameter: torch.Tensor) -> None:
+        if self._missing is None:
+            return
+        number = self._bucket_of[parameter]  # pyright: ignore[reportArgumentType]
+        assert number >= len(self._sent), "a gradient came after its bucket was sent"
+        self._missing[number] -= 1
+        while len(self._sent) < len(self._buckets) and not self._missing[len(self._sent)]:
+            self._send()
+
+    def _send(self) -> None:
+        bucket = self._buckets[len(self._sent)]
+        had = [parameter.grad is not None for parameter in bucket]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        count = torch.tensor(had, dtype=bucket[0].dtype)
+        flat = torch.cat([*(g.reshape(-1) for g in gradients), moved(count, bucket[0].device)])
+        numbers, count = flat.split([len(flat) - len(bucket), len(bucket)])
+        for parameter, part in zip(bucket, numbers.split([p.numel() for p in bucket]), strict=True):
+            parameter.grad = part.view_as(parameter)
+        work = dist.all_reduce(flat, async_op=True)
+        assert work is not None
+        self._sent.append((work, count))
 
 
 def reduce_vector(vector: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -173,7 +173,8 @@ class TrainingTask(ABC):
     def opened(self, subset: str) -> Any:
         """A subset as the loop reads it, which asks once: a map-style data set.
 
-        It has ``sizes``, ``order``, ``collate``, items by index, and ``for_epoch``.
+        It has ``sizes``, ``order``, ``collate``, items by index and ``for_epoch``; and ``finish`` where
+        something is left to do to a batch on its device.
         """
         return self.open_subset(self.recipe, subset)
 

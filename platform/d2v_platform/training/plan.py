@@ -114,6 +114,8 @@ def make_plan(recipe: Recipe, cluster: ClusterInfo | None, local_gpus: int = 0) 
     if compiled:
         asked = f"platform.compile={str(platform.compile).lower()}"
         notes.append(f"the network is compiled ({asked}): minutes more before the first update")
+    if platform.augment_on_device and not gpus:
+        notes.append("platform.augment_on_device: there is no GPU, so each trainer does it on its CPU")
     if platform.sharding == "full" and workers < 2:
         notes.append("platform.sharding full -> none: there is no second worker to share the model with")
     return Plan(

@@ -130,6 +130,10 @@ class Progress:
         self._interval_cpu = time.process_time()
         self.data_wait_s = self.flops = self.checkpoint_s = 0.0
 
+    def waited(self, seconds: float) -> None:
+        """So long was a batch read while nothing could be computed."""
+        self.data_wait_s += seconds
+
     def micro_batch(self, batch: Mapping[str, torch.Tensor]) -> None:
         """A micro-batch is about to be computed: count its work."""
         source = batch.get("source")

@@ -1,7 +1,8 @@
 """Who holds the model: every worker all of it, or each its rows of every tensor (PyTorch's FSDP2).
 
 The loop asks either kind for the same few things. Both deal the same micro-batches, sum gradients over them
-and divide once, so that a run may change from one to the other at any checkpoint.
+while the last backward pass runs, and divide once, so that a run may change from one to the other at any
+checkpoint.
 
 Sharded, a block's parameters are gathered when it runs and given back afterwards, in both passes, and its
 gradients are summed over the workers row by row. All workers therefore run the same blocks equally often:
@@ -25,13 +26,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from data2vec.audio_events import EventOutput
 from data2vec.ctc import CTCOutput
 from data2vec.optim import gradient_norm
-from data2vec.placing import read
+from data2vec.placing import moved, read
 from data2vec.pretraining import PretrainOutput
 from data2vec.shards import is_sharded, set_part, whole
 from data2vec.transformer import transformer_blocks
 
 from ..tasks.batches import Share
-from ..tasks.reduction import add_up, reduce_gradients, reduce_vector
+from ..tasks.reduction import GradientSum, add_up, reduce_vector
 from .loop_state import Worker
 
 if TYPE_CHECKING:
@@ -69,11 +70,14 @@ class Placement(Protocol):
         ...
 
     def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum gradients over the workers; one that no worker used becomes ``None``."""
+        """Sum gradients over the workers."""
         ...
 
     def total(self, vector: torch.Tensor, parameters: Sequence[nn.Parameter]) -> tuple[torch.Tensor, float]:
-        """The sum of a vector over the workers and the norm of all gradients: where an update waits."""
+        """The sum of a vector over the workers and the norm of all gradients: where an update waits.
+
+        A gradient that no worker had is ``None`` from then on.
+        """
         ...
 
     def free_gathered(self) -> None:
@@ -94,14 +98,16 @@ class Placement(Protocol):
 
 
 class Replicated:
-    """Every worker holds everything; gradients are summed in buckets after the last pass.
+    """Every worker holds everything; gradients are summed in buckets during the last backward pass.
 
     Args:
         worker: this process.
+        parameters: those that learn.
     """
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+    def __init__(self, worker: Worker, parameters: Sequence[nn.Parameter] = ()) -> None:
+        self.worker, self._sum = worker, GradientSum(parameters)
+        self._had = torch.zeros(0, dtype=torch.float64)  # workers that had a gradient, by parameter
 
     def own_passes(self, count: int) -> Iterator[OwnPass]:
         """Its own micro-batches alone."""
@@ -112,17 +118,23 @@ class Replicated:
         return Share(batches, start, per_update, self.worker.rank, self.worker.size)
 
     def backward(self, loss: torch.Tensor, counts: bool, last: bool) -> None:
-        """Gradients stay here until :meth:`reduce`."""
+        """Gradients stay here until the last pass, which sends them bucket by bucket."""
+        if last:
+            self._sum.last_pass()
         loss.backward()
 
     def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
-        """One bucketed sum."""
-        reduce_gradients(parameters, self.worker.device)
+        """What the last pass has not sent."""
+        self._had = self._sum.finish()
 
     def total(self, vector: torch.Tensor, parameters: Sequence[nn.Parameter]) -> tuple[torch.Tensor, float]:
         """Every worker holds all gradients."""
         norm = gradient_norm(parameters, vector.device).double()
-        sums, norm = read(torch.cat([add_up(vector), norm[None]])).split([len(vector), 1])
+        found = read(torch.cat([add_up(vector), norm[None], moved(self._had, vector.device)]))
+        sums, norm, had = found.split([len(vector), 1, len(self._had)])
+        for parameter, workers in zip(self._sum.order, had.tolist(), strict=True):
+            if not workers:
+                parameter.grad = None
         return sums, norm.item()
 
     def free_gathered(self) -> None:
@@ -258,7 +270,7 @@ def placement_of(module: nn.Module, worker: Worker, dtype: torch.dtype | None) -
         module.to(worker.device)  # buffers of parts without parameters
         return placement
     module.to(worker.device)
-    return Replicated(worker)
+    return Replicated(worker, [p for p in module.parameters() if p.requires_grad])
 
 
 def _passes(share: Share, count: int) -> Iterator[OwnPass]:

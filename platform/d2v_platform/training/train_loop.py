@@ -1,10 +1,9 @@
 """The one training loop: every recipe, every modality, on one process or many.
 
 An update consumes W * F micro-batches of the epoch's list, where W and F are the recipe's; the k workers
-at hand share them out. Gradients are sums, reduced once after the last micro-batch and divided by the global
-sample size,
-and all randomness is a function of (seed, update, sample), so that results do not depend on k, and a run that
-was killed ends with the weights of an undisturbed one.
+at hand share them out. Gradients are sums, reduced once, during the last backward pass, and divided by the
+global sample size, and all randomness is a function of (seed, update, sample), so that results do not depend
+on k, and a run that was killed ends with the weights of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,7 +32,7 @@ from ..recipe.local_data import with_local_data
 from ..recipe.schema import Recipe
 from ..storage.locations import open_location
 from ..tasks import make_task
-from ..tasks.batches import Share, make_loader, to_device
+from ..tasks.batches import Ahead, Share, make_loader, to_device
 from ..tasks.reduction import barrier, gather_objects
 from ..tasks.statistics import Sums
 from ..tasks.task import TrainingTask, floor_facts, size_facts
@@ -214,7 +213,7 @@ class TrainingLoop:
         state.cursor = 0
         return None
 
-    def _update(self, loader: Iterator[Any], count: int, batches: Sequence[np.ndarray]) -> None:
+    def _update(self, loader: Ahead, count: int, batches: Sequence[np.ndarray]) -> None:
         """One optimizer update from ``count`` micro-batches, of which this worker computes its share."""
         state, task, recipe = self.state, self.task, self.recipe
         sums = Sums(task.layout)
@@ -223,7 +222,8 @@ class TrainingLoop:
         for parameter in self.parameters:
             parameter.grad = None
         for one in self.placement.own_passes(count):
-            batch = self._next(loader)
+            batch = next(loader)
+            self.progress.micro_batch(batch)
             passes = task.passes(batch, state.update)
             for number, compute in enumerate(passes):
                 key = (recipe.common.seed, state.update, one.index, *([number] if number else []))
@@ -235,6 +235,7 @@ class TrainingLoop:
                 if one.counts:
                     sums.add(result.scalars, result.moments)
                     self.watch.add(result.stages)
+            loader.fetch()
         task.watching = False
         self.placement.reduce(self.parameters)
         first = self.worker.rank == 0
@@ -350,21 +351,17 @@ class TrainingLoop:
 
     # ---- data ---------------------------------------------------------------------------------------------
 
-    def _loader(self, epoch: int, batches: Sequence[np.ndarray], per_update: int) -> Iterator[Any]:
+    def _loader(self, epoch: int, batches: Sequence[np.ndarray], per_update: int) -> Ahead:
         """This worker's micro-batches from the cursor on, decoded ahead where there are loader processes."""
         share = self.placement.own_batches(batches, self.state.cursor, per_update)
-        return self._read(self.task.dataset(self.recipe.dataset.train_subset, epoch), share)
+        dataset = self.task.dataset(self.recipe.dataset.train_subset, epoch)
+        return self._read(dataset, share, self.progress.waited)
 
-    def _read(self, dataset: Any, share: Share) -> Iterator[Any]:
-        worker = self.worker
-        return make_loader(dataset, share, worker.loader_processes, pinned=worker.device.type == "cuda")
-
-    def _next(self, loader: Iterator[Any]) -> dict[str, torch.Tensor]:
-        begin = time.perf_counter()
-        batch = next(loader)
-        self.progress.data_wait_s += time.perf_counter() - begin
-        self.progress.micro_batch(batch)
-        return to_device(batch, self.worker.device, self.task.on_cpu)
+    def _read(self, dataset: Any, share: Share, waited: Callable[[float], None] = lambda _: None) -> Ahead:
+        worker, on_cpu = self.worker, self.task.on_cpu
+        finish = getattr(dataset, "finish", lambda batch: batch)
+        read = make_loader(dataset, share, worker.loader_processes, pinned=worker.device.type == "cuda")
+        return Ahead(read, lambda b: finish(to_device(b, worker.device, on_cpu)), worker.device, waited)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision.dtype is None:
@@ -469,7 +466,7 @@ class TrainingLoop:
         ahead = self._read(task.dataset(subset), mine)
         for index, batch in zip(mine.own_indices(len(batches)), ahead, strict=True):
             with self._autocast():
-                found = task.predict(to_device(batch, self.worker.device, task.on_cpu))
+                found = task.predict(batch)
             results += found if index < len(batches) else []
         module.train()
         everyone = [result for part in gather_objects(results) for result in part]
