@@ -108,7 +108,7 @@ def _work(rank: int, workers: int, place: str, updates: int, link: float | None)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if link is not None:
         reduction.dist.all_reduce = Link(link, workers).all_reduce
-    placement = Replicated(Worker(rank=rank, size=workers), parameters)
+    placement = Replicated(Worker(rank=rank, size=workers), model)
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for update in range(updates + 1):
         for way in WAYS:

@@ -48,6 +48,7 @@ class TransformerBlock(nn.Module):
             parameters are spread over workers that must all take part.
         in_fp32: compute in fp32 even where training's other blocks do not.
         took_part: the block ran with gradients since this was last set to false.
+        spared: layer drop did so in the newest pass.
     """
 
     regions = ("_run",)
@@ -56,6 +57,7 @@ class TransformerBlock(nn.Module):
     in_step = False
     in_fp32 = False
     took_part = False
+    spared = False
 
     def forward(
         self, x_RTD: torch.Tensor, bias: torch.Tensor | None = None
@@ -180,7 +182,9 @@ def kept_blocks(
     """
     for index, block in enumerate(blocks):
         assert isinstance(block, TransformerBlock)
-        if training and layerdrop > 0.0 and stable_key("layerdrop", index, *key) / 2**63 < layerdrop:
+        drawn = training and layerdrop > 0.0
+        block.spared = drawn and stable_key("layerdrop", index, *key) / 2**63 < layerdrop
+        if block.spared:
             if block.in_step:
                 yield index, block.without_effect
             continue

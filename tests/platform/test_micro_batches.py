@@ -27,9 +27,11 @@ from d2v_platform.training.progress import Progress, peak_memory_gb
 from d2v_platform.training.sharding import OwnPass, Replicated
 from d2v_platform.training.train_loop import TrainingLoop, _optimizer_tensors
 from data2vec.collapse import Scatter
+from data2vec.config import Data2VecMultiConfig
 from data2vec.errors import DataError
 from data2vec.folders import file_sha256
 from data2vec.pretraining import Moments
+from data2vec.transformer import kept_blocks, make_blocks
 from tests.platform.process_group import together
 from tests.platform.toy_task import Diary, ToyTask, toy_recipe
 
@@ -53,9 +55,9 @@ def test_the_micro_batches_of_an_update_go_round() -> None:
 
 def test_turns_know_their_place_and_the_last_of_them() -> None:
     for rank, wanted in ((0, [(0, False), (2, False), (4, True)]), (1, [(1, False), (3, True)])):
-        passes = Replicated(Worker(rank=rank, size=2)).own_passes(5)
+        passes = Replicated(Worker(rank=rank, size=2), torch.nn.Module()).own_passes(5)
         assert list(passes) == [OwnPass(index, True, last) for index, last in wanted]
-    assert list(Replicated(Worker(rank=1, size=2)).own_passes(1)) == []
+    assert list(Replicated(Worker(rank=1, size=2), torch.nn.Module()).own_passes(1)) == []
 
 
 # ---- loading ----------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ def _reduce(rank: int, size: int, folder: str) -> None:
     half = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
     half.grad = torch.full((2,), 0.5, dtype=torch.float64)
     learning = [used, unused, mine, half, small]
-    placement = Replicated(Worker(rank=rank, size=size), learning)
+    placement = Replicated(Worker(rank=rank, size=size), torch.nn.ParameterList(learning))
     placement.reduce(learning)
     total, norm = placement.total(torch.tensor([1.0, rank], dtype=torch.float64), learning)
     found = {
@@ -243,7 +245,7 @@ def chain(monkeypatch: pytest.MonkeyPatch) -> tuple[Chain, Replicated, Group]:
     monkeypatch.setattr(reduction, "_BUCKET_BYTES", 4)
     group = Group(monkeypatch)
     model = Chain(group.told)
-    return model, Replicated(Worker(rank=0, size=2), list(model.parameters())), group
+    return model, Replicated(Worker(rank=0, size=2), model), group
 
 
 def test_gradients_are_sent_while_the_last_backward_pass_runs(
@@ -285,6 +287,50 @@ def test_a_layer_that_was_left_out_is_sent_at_the_end_and_in_order(
     assert first.grad is not None and first.grad.tolist() == [0.0], "another worker may have had one"
     placement.total(torch.zeros(1, dtype=torch.float64), list(model.parameters()))
     assert [p.grad is None for p in model.parameters()] == [True, False, False]
+
+
+class Stack(torch.nn.Module):
+    """A head that is not used, two blocks, and a norm before them that is registered after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes: Any = {"embed_dim": 8, "num_heads": 2, "depth": 2, "average_top_k_layers": 1}
+        self.blocks = make_blocks(Data2VecMultiConfig(**sizes))
+        self.norm, self.head = torch.nn.LayerNorm(8), torch.nn.Linear(8, 8)
+        self.frozen = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+
+    def forward(self, layerdrop: float = 0.0, *key: int) -> torch.Tensor:
+        x = self.norm(torch.randn(1, 2, 8))
+        for _, block in kept_blocks(self.blocks, layerdrop, True, *key):
+            x = block(x, None)[0]
+        return x.square().sum()
+
+
+def test_blocks_are_sent_before_what_may_wait_and_none_for_a_spared_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reduction, "_BUCKET_BYTES", 1)
+    group, model = Group(monkeypatch), Stack()
+    placement = Replicated(Worker(rank=0, size=2), model)
+    names = {id(p): name for name, p in model.named_parameters()}
+    order = [names[id(p)] for p in placement._sum.order]
+    inside = len(list(model.blocks.parameters()))
+    assert all(name.startswith("blocks.1.") for name in order[: inside // 2])
+    assert order[inside:] == ["head.bias", "head.weight", "norm.bias", "norm.weight"]
+    placement.backward(model(), True, last=True)
+    assert len(group.told) == inside, "what lies around the head waits for it"
+    placement.reduce([])
+    key = next(key for key in range(99) if [n for n, _ in kept_blocks(model.blocks, 0.5, True, key)] == [0])
+    for parameter in model.parameters():
+        parameter.grad = None
+    group.told.clear()
+    placement.backward(model(0.5, key), True, last=True)
+    assert len(group.told) == inside, "the second block was known not to come"
+    placement.reduce([])
+    placement.total(torch.zeros(1, dtype=torch.float64), list(model.parameters()))
+    assert {n.split(".")[0] + n.split(".")[1] for n, p in model.named_parameters() if p.grad is not None} == {
+        "blocks0", "normweight", "normbias"
+    }  # fmt: skip
 
 
 def test_a_worker_without_a_micro_batch_sends_zeros(chain: tuple[Chain, Replicated, Group]) -> None:

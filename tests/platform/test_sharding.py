@@ -354,9 +354,9 @@ def test_a_block_that_nobody_used_is_not_touched(further: Path) -> None:
     for name in ("text", "text v1"):
         steps = {
             kind: {k: int(v) for k, v in tensors(further / name / kind).items() if k.endswith(".step")}
-            for kind in ("alone", "sharded")
+            for kind in ("alone", "replicated", "sharded")
         }
-        assert steps["alone"] == steps["sharded"]
+        assert steps["alone"] == steps["replicated"] == steps["sharded"]
         assert len(set(steps["alone"].values())) > 1, "a layer was dropped by all"
 
 

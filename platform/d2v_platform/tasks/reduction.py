@@ -6,7 +6,7 @@ without one and the optimizer leaves it alone, wherever the micro-batches ran.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -21,26 +21,29 @@ _BUCKET_BYTES = 32 * 2**20
 class GradientSum:
     """The sum of gradients over the workers of the default process group, while the backward pass goes on.
 
-    Buckets hold parameters in the order in which a backward pass comes to them, about the reverse of theirs.
-    In the last pass of an update each is sent once all its gradients are there and the ones before it are
+    In the last pass of an update a bucket is sent once all its gradients are there and the ones before it are
     sent, so that every worker sends the same ones in the same order; :meth:`finish` sends those that wait for
     a parameter without a gradient, or for a pass that this worker has not. Gradients then lie in the buckets.
 
     Args:
-        parameters: all trainable ones, in the same order on every worker.
+        parameters: all trainable ones, about as a backward pass comes to them, the same on every worker.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._buckets = _buckets(parameters[::-1]) if _distributed() else []
+        self._buckets = _buckets(parameters) if _distributed() else []
         self._bucket_of = {p: number for number, bucket in enumerate(self._buckets) for p in bucket}
         self._missing: list[int] | None = None  # gradients that each bucket waits for, in the last pass
         self._sent: list[tuple[dist.Work, torch.Tensor]] = []
         for parameter in self._bucket_of:
             parameter.register_post_accumulate_grad_hook(self._arrived)
 
-    def last_pass(self) -> None:
-        """The backward pass that begins now is the last one of this update."""
-        self._missing = [len(bucket) for bucket in self._buckets]
+    def last_pass(self, spared: Collection[nn.Parameter] = ()) -> None:
+        """The backward pass that begins now is the last one of this update.
+
+        Args:
+            spared: what it does not come to.
+        """
+        self._missing = [sum(p not in spared for p in bucket) for bucket in self._buckets]
 
     def finish(self) -> torch.Tensor:
         """Wait for the sums.

@@ -102,11 +102,12 @@ class Replicated:
 
     Args:
         worker: this process.
-        parameters: those that learn.
+        module: everything with state.
     """
 
-    def __init__(self, worker: Worker, parameters: Sequence[nn.Parameter] = ()) -> None:
-        self.worker, self._sum = worker, GradientSum(parameters)
+    def __init__(self, worker: Worker, module: nn.Module) -> None:
+        self.worker, self._sum = worker, GradientSum(_backward_order(module))
+        self._blocks = transformer_blocks(module)
         self._had = torch.zeros(0, dtype=torch.float64)  # workers that had a gradient, by parameter
 
     def own_passes(self, count: int) -> Iterator[OwnPass]:
@@ -120,7 +121,7 @@ class Replicated:
     def backward(self, loss: torch.Tensor, counts: bool, last: bool) -> None:
         """Gradients stay here until the last pass, which sends them bucket by bucket."""
         if last:
-            self._sum.last_pass()
+            self._sum.last_pass({p for block in self._blocks if block.spared for p in block.parameters()})
         loss.backward()
 
     def reduce(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -270,7 +271,16 @@ def placement_of(module: nn.Module, worker: Worker, dtype: torch.dtype | None) -
         module.to(worker.device)  # buffers of parts without parameters
         return placement
     module.to(worker.device)
-    return Replicated(worker, [p for p in module.parameters() if p.requires_grad])
+    return Replicated(worker, module)
+
+
+def _backward_order(module: nn.Module) -> list[nn.Parameter]:
+    """What learns: the last block's parameters first, at the end those around the blocks, among which are the
+    ones that a backward pass comes to last, and a head that it never comes to."""
+    blocks = [p for block in transformer_blocks(module) for p in block.parameters()]
+    inside = dict.fromkeys(blocks)
+    around = [p for p in module.parameters() if p not in inside]
+    return [p for p in (*reversed(inside), *reversed(around)) if p.requires_grad]
 
 
 def _passes(share: Share, count: int) -> Iterator[OwnPass]:
