@@ -18,8 +18,9 @@ from d2v_platform.tasks import image_data
 from d2v_platform.tasks.batches import Ahead, Share, make_loader, to_device
 from d2v_platform.tasks.image_pretraining import ImagePretraining
 from d2v_platform.training.plan import make_plan
+from d2v_platform.training.sharding import Replicated
 from data2vec.errors import DataError
-from tests.platform.toy_task import ToyTask, run_toy, toy_recipe
+from tests.platform.toy_task import Samples, run_toy, toy_recipe
 
 CPU = torch.device("cpu")
 
@@ -100,17 +101,25 @@ def test_only_reading_is_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_log_says_how_long_a_run_waited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    slow = ToyTask.dataset(ToyTask(Recipe.from_dict(toy_recipe())), "train").__class__
-
-    def collate(self: Any, ids: Any) -> Any:
-        time.sleep(0.05)
-        return honest(self, ids)
-
-    honest = slow.collate
-    monkeypatch.setattr(slow, "collate", collate)
+    read = Samples.collate
+    monkeypatch.setattr(Samples, "collate", lambda *given: time.sleep(0.05) or read(*given))
     _, diary, _ = run_toy(toy_recipe(optimization={"max_update": 4}), tmp_path, monkeypatch)
     shares = diary.curve("speed/data_wait_pct")
     assert len(shares) == 4 and all(50 < share <= 100 for share in shares)
+
+
+def test_the_next_batch_is_read_before_an_update_waits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Four batches, two in each update; what comes next is read once a backward pass is under way."""
+    told: list[str] = []
+    read, backward, reduce = Samples.collate, Replicated.backward, Replicated.reduce
+    monkeypatch.setattr(Samples, "collate", lambda *given: told.append("read") or read(*given))
+    monkeypatch.setattr(Replicated, "backward", lambda *given: told.append("pass") or backward(*given))
+    monkeypatch.setattr(Replicated, "reduce", lambda *given: told.append("wait") or reduce(*given))
+    two = toy_recipe(optimization={"max_update": 2, "update_freq": [2]})
+    run_toy(two, tmp_path, monkeypatch)
+    assert told == ["read", *["pass", "read", "pass", "read", "wait"] * 2]
 
 
 def test_a_run_that_goes_on_computes_what_was_read_ahead(
