@@ -38,6 +38,7 @@ def compile_regions(
         The number of regions.
     """
     torch._dynamo.config.recompile_limit = MOST_VARIANTS
+    torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
     count, dynamic = 0, True if sizes_change else None
     for part in module.modules():
         for name in getattr(part, "regions", ()):

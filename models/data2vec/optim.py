@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -130,9 +131,13 @@ class Adam(torch.optim.AdamW):
             for parameter in group["params"]:  # type: ignore[attr-defined]
                 self._steps[parameter] = self._next_step(parameter)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As PyTorch's."""
+        return inspect.unwrap(torch.optim.AdamW.state_dict)(self)
+
     def load_state_dict(self, state_dict: dict[str, object]) -> None:  # type: ignore[override]
         """Also forgets the cached step counts."""
-        super().load_state_dict(state_dict)
+        inspect.unwrap(torch.optim.AdamW.load_state_dict)(self, state_dict)
         self._steps.clear()
 
     def _next_step(self, parameter: torch.Tensor) -> int:

@@ -35,7 +35,10 @@ def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Ge
 
 def seed_dropout(*parts: int | str) -> None:
     """Re-seed the default generators, which dropout draws from: the only use of global randomness."""
-    torch.manual_seed(stable_key(*parts))
+    key = stable_key(*parts)
+    torch.default_generator.manual_seed(key)  # torch.manual_seed would import the compiler
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(key)
 
 
 @contextlib.contextmanager

@@ -174,6 +174,8 @@ def fork_launch(order: dict[str, Any], kill: dict[str, Any] | None) -> int:
         if kill is not None and "at" in kill:
             MOMENTS[kill["at"]](kill["update"])
         run(lambda: launch(compose(order["name"], order["overrides"], order["folder"])))
+        # A compiler that nobody asked for would cost every worker's start four CPU-seconds.
+        assert "torch._dynamo" not in sys.modules
         os._exit(0)
     except SystemExit as end:
         sys.stderr.flush()

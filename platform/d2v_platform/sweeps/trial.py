@@ -153,7 +153,7 @@ def _train(
         plan = placed(plan, forecast_at_hand(recipe, plan, cluster, job.models.pretrained))
         return train_on_ray(job.planned(plan), plan, tracker, callbacks=[TuneReportCallback()])
 
-    torch.use_deterministic_algorithms(False)  # a process outlives its trials; the recipe turns it on
+    torch.set_deterministic_debug_mode("default")  # a process outlives its trials; the recipe turns it on
     worker = job.worker(device="cuda" if config["gpu"] else "cpu")
     return train(job, TrialReporter(tracker, run_id, evaluation_log(folder)), worker)
 

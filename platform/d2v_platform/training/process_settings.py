@@ -27,6 +27,8 @@ def be_deterministic(*, strict: bool) -> None:
 
     # Attention kernels of a GPU are deterministic only where an operation that is not would be an error.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=not strict)
+    # Not use_deterministic_algorithms: that imports the compiler, which takes seconds; where regions are
+    # compiled, compilation.py tells it.
+    torch.set_deterministic_debug_mode("error" if strict else "warn")
     # Every tensor here is written before it is read.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - missing in the types
