@@ -38,6 +38,8 @@ class AudioPretrainingTask(AudioTask):
 
     precompute_mask_config: dict[str, Any] | None = None  # {}: block masks with the model's values
     masks_before_crop: bool = False  # as the reference: unequal rows, whose kept length follows row 0
+    probe_data: str | None = None  # ours: labelled set that probes features at validations (train, valid)
+    probe_layer: int = -1  # ours: block whose features are probed; -1 = the last
 
 
 @dataclass(kw_only=True)

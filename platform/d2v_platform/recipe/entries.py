@@ -26,7 +26,7 @@ from .audio_components import (
     Wav2VecCTC,
 )
 from .components import ModelCriterion, register_component
-from .image_checks import CLASSIFICATION_METRICS, image_problems, probe_metrics
+from .image_checks import CLASSIFICATION_METRICS, image_problems
 from .image_components import (
     Data2VecImageClassification,
     ImageClassificationTask,
@@ -37,7 +37,7 @@ from .image_components import (
 )
 from .language_checks import PERPLEXITY, language_problems
 from .language_components import AdaptiveLossCriterion, CrossEntropyCriterion, LanguageModelingTask
-from .pretraining_checks import pretraining_problems
+from .pretraining_checks import pretraining_problems, probe_metrics
 from .text_checks import masked_lm_problems, reported_sentence_metrics, sentence_problems
 from .text_components import (
     MaskedLMTask,
@@ -128,6 +128,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         room=_ours("text_pretraining", "TextPretraining"),
         data=_TOKENS,
         problems=masked_lm_problems,
+        metrics=probe_metrics,
     ),
     SentencePredictionTask: _text(
         models=(TextClassification, Roberta),
@@ -151,6 +152,7 @@ _ENTRIES: dict[type[Any], TaskEntry] = {
         models=(Data2VecMultiConfig, Data2VecAudioConfig),
         room=_ours("audio_pretraining", "AudioPretraining"),
         data="the folder that d2v prepare audio-manifest wrote (train.tsv)",
+        metrics=probe_metrics,
     ),
     AudioFinetuningTask: _audio(
         models=(Wav2VecCTC,),

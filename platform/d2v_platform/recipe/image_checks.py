@@ -27,14 +27,7 @@ from .pretraining_checks import pretraining_problems
 if TYPE_CHECKING:
     from .schema import Recipe
 
-PROBE_METRICS = ("knn", "linear_probe")
 CLASSIFICATION_METRICS = ("accuracy", "top5")
-
-
-def probe_metrics(recipe: Recipe) -> dict[str, bool]:
-    """What validation of pretraining reports besides the loss where it probes features; larger is better."""
-    probed = getattr(recipe.task, "probe_bank", None) is not None
-    return dict.fromkeys(PROBE_METRICS if probed else (), True)
 
 
 def image_problems(recipe: Recipe) -> Iterator[Problem]:

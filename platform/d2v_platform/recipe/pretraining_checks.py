@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 # Values of the model that can be logged: data2vec2's monitors (spec: data2vec 2.0, section 10).
 _MODEL_LOGS = ("ema_decay", "target_var", "pred_var", "masked_pct")
 _NORM_LOGS = ("model_norm", "ema_norm")
+PROBE_METRICS = ("knn", "linear_probe")
+
+
+def probe_metrics(recipe: Recipe) -> dict[str, bool]:
+    """What validation of pretraining reports besides the loss where it probes features; larger is better."""
+    probed = any(getattr(recipe.task, name, None) is not None for name in ("probe_bank", "probe_data"))
+    return dict.fromkeys(PROBE_METRICS if probed else (), True)
 
 
 def pretraining_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -25,6 +32,18 @@ def pretraining_problems(recipe: Recipe) -> Iterator[Problem]:
         yield NO_TEACHER
     if isinstance(recipe.model, ModelConfig) and isinstance(recipe.criterion, ModelCriterion):
         yield from _logged(recipe.model, recipe.criterion)
+    if hasattr(recipe.task, "probe_data"):
+        yield from _probed(recipe, recipe.task.probe_data, recipe.task.probe_layer)
+
+
+def _probed(recipe: Recipe, folder: str | None, layer: int) -> Iterator[Problem]:
+    if folder is not None and recipe.dataset.disable_validation:
+        yield Problem(
+            "task.probe_data", folder, "probes run at validations; set dataset.disable_validation=false"
+        )
+    depth = getattr(recipe.model, "depth", None)
+    if depth is not None and not -depth <= layer < depth:
+        yield Problem("task.probe_layer", layer, f"must lie in {-depth} ... {depth - 1}")
 
 
 def _logged(model: ModelConfig, criterion: ModelCriterion) -> Iterator[Problem]:

@@ -26,6 +26,8 @@ class MaskedLMTask:
     mask_multiple_length: int = 1  # data2vec 1: tokens of a masked span
     shorten_method: Shorten = "none"  # what happens to lines longer than a block before blocking
     shorten_data_split_list: str = ""  # subsets to shorten, separated by commas; "" = all
+    probe_data: str | None = None  # ours: labelled set that probes features at validations (train, valid)
+    probe_layer: int = -1  # ours: block whose features are probed; -1 = the last
 
 
 @dataclass(kw_only=True)

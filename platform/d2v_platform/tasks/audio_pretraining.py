@@ -22,11 +22,14 @@ from data2vec.v1.config import Data2VecAudioConfig
 from ..recipe.audio_components import AudioPretrainingTask
 from ..recipe.schema import Recipe
 from .audio_data import OnAudio, audio_options
+from .labelled_probe import both_sides, read_recordings
 from .pretraining import PretrainingTask
 
 
 class AudioPretraining(OnAudio, PretrainingTask):
     """The ``audio_pretraining`` task with the ``data2vec_multi`` or the ``data2vec_audio`` model."""
+
+    read_labelled = staticmethod(read_recordings)
 
     def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
         assert isinstance(recipe.task, AudioPretrainingTask)
@@ -50,6 +53,7 @@ class AudioPretraining(OnAudio, PretrainingTask):
         """Open every subset that training will use, and read the headers of its files."""
         for subset in (recipe.dataset.train_subset, *recipe.valid_subsets()):
             open_recordings(recipe, subset).verify()
+        both_sides(recipe, cls.read_labelled)
 
     def compute(self, batch: Mapping[str, torch.Tensor], update: int) -> PretrainOutput:
         """Losses of one micro-batch; masks are functions of (seed, update, clip, clone)."""

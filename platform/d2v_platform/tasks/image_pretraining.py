@@ -18,8 +18,8 @@ from data2vec.probes import knn_predict, linear_probe, top1
 from data2vec.v1.image import Data2VecVisionPretraining
 from data2vec.v1.image_config import Data2VecVisionConfig
 
-from ..recipe.image_checks import PROBE_METRICS
 from ..recipe.image_components import ImagePretraining as ImagePretrainingRecipe
+from ..recipe.pretraining_checks import PROBE_METRICS
 from ..recipe.schema import Recipe
 from .batches import Share, to_device
 from .floor import Floor

@@ -19,7 +19,10 @@ from data2vec.pretraining import Data2VecPretraining, Moments, PretrainOutput
 from data2vec.v1.image_config import Data2VecVisionConfig
 
 from ..recipe.components import ModelCriterion
+from ..recipe.pretraining_checks import PROBE_METRICS
 from ..recipe.schema import Recipe
+from .floor import Floor
+from .labelled_probe import Labelled, probe_scores
 from .statistics import Layout, Sums
 from .task import MicroBatch, TrainingTask, part_of
 
@@ -38,6 +41,7 @@ class PretrainingTask(TrainingTask):
     model: Any
     task: Any
     chunk: CloneChunk | None = None  # the clones that are being computed, where not all are at once
+    read_labelled: Callable[[str, str], Labelled]  # one side of task.probe_data, of tasks that have the field
     exports_best = False  # targets grow with the teacher: a lower loss is not a better model
     pretraining = True
 
@@ -167,6 +171,19 @@ class PretrainingTask(TrainingTask):
             **self.teacher_figures(),
         }
 
+    def floor(self, subset: str, metric: str) -> Floor | None:
+        """Where the recipe probes features: those of the network before training."""
+        if not self._probed:
+            return None
+        start = type(self)(self.recipe)
+        start.model.to(next(self.model.parameters()).device)
+        metric = metric if metric in PROBE_METRICS else PROBE_METRICS[0]
+        return Floor(metric, probe_scores(start)[metric], "the network before training")
+
+    @property
+    def _probed(self) -> bool:
+        return getattr(self.recipe.task, "probe_data", None) is not None
+
     def teacher_figures(self) -> dict[str, float]:
         """The decay in force and, of data2vec 2.0, the norms of student and teacher."""
         teacher = self.model.teacher
@@ -219,6 +236,8 @@ class PretrainingTask(TrainingTask):
         return [{"id": int(batch["id"][0]), "loss": total, "sample_size": output.sample_size}]
 
     def score(self, subset: str, results: list[dict[str, Any]]) -> dict[str, float]:
-        """Loss per masked position."""
+        """Loss per masked position and, on the first subset, probes where the recipe asks for them."""
         size = sum(result["sample_size"] for result in results)
-        return {"loss": sum(result["loss"] for result in results) / max(size, 1)}
+        scores = {"loss": sum(result["loss"] for result in results) / max(size, 1)}
+        first = subset == next(iter(self.recipe.valid_subsets()), None)
+        return scores | (probe_scores(self) if first and self._probed else {})

@@ -17,6 +17,7 @@ from data2vec.v1.text_config import Data2VecTextConfig
 from ..recipe.components import ModelCriterion
 from ..recipe.schema import Recipe
 from ..recipe.text_components import MaskedLMTask
+from .labelled_probe import both_sides, read_texts
 from .pretraining import PretrainingTask
 from .text_blocks import check_blocks, open_blocks, vocabulary_size
 
@@ -25,6 +26,7 @@ class TextPretraining(PretrainingTask):
     """The ``masked_lm`` task with the ``data2vec_multi`` or ``data2vec_text`` model."""
 
     refilled = False
+    read_labelled = staticmethod(read_texts)
 
     def __init__(self, recipe: Recipe, model_folder: Path | None = None) -> None:
         assert isinstance(recipe.model, Data2VecMultiConfig | Data2VecTextConfig)
@@ -64,6 +66,7 @@ class TextPretraining(PretrainingTask):
     def check_data(cls, recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use."""
         check_blocks(TextBlocksDataset, recipe)
+        both_sides(recipe, cls.read_labelled)
 
     def kept(self) -> dict[str, Any]:
         """The longest text, and the tokenizer."""

@@ -1,0 +1,135 @@
+"""Probes of audio and text pretraining at validations: what frozen features say about a small labelled set.
+
+``task.probe_data`` holds ``train`` and ``valid``: of audio manifests with a class a line beside them
+(``train.tsv``, ``train.wrd``), of text ``class<TAB>text`` a line (``train.tsv``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributed.tensor import DTensor
+
+from data2vec.artifact import EMBEDDING_KEY, V1_EMBEDDING_KEY, Artifact
+from data2vec.audio_model import AudioModel
+from data2vec.data.manifest import read_manifest
+from data2vec.errors import Data2VecError, DataError
+from data2vec.probes import knn_predict, linear_probe, top1
+from data2vec.text_model import TextModel
+
+from ..recipe.schema import Recipe
+from .reduction import gather_objects, rank_and_size
+
+_SIDES = ("train", "valid")  # taught on, judged on
+NEIGHBOURS = 20
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs of one side with their classes."""
+
+    inputs: list[str]  # paths of recordings, or texts
+    classes: list[str]
+
+
+def read_recordings(folder: str, side: str) -> Labelled:
+    """A manifest and the classes beside it.
+
+    Raises:
+        DataError: a file is missing, or they do not have equally many lines.
+    """
+    manifest = read_manifest(Path(folder) / f"{side}.tsv")
+    path = Path(folder) / f"{side}.wrd"
+    classes = _lines(path)
+    if len(classes) != len(manifest):
+        raise DataError(f"{path} has {len(classes)} lines for {len(manifest)} recordings of {manifest.path}")
+    return Labelled([manifest.file(index) for index in range(len(manifest))], classes)
+
+
+def read_texts(folder: str, side: str) -> Labelled:
+    """A class and a text a line.
+
+    Raises:
+        DataError: the file is missing, or a line has not two fields.
+    """
+    path = Path(folder) / f"{side}.tsv"
+    rows = [line.split("\t") for line in _lines(path)]
+    wrong = [number for number, row in enumerate(rows, start=1) if len(row) != 2]
+    if wrong or not rows:
+        where = f"line {wrong[0]} is no class<TAB>text" if wrong else "it is empty"
+        raise DataError(f"{path}: {where}, as task.probe_data needs it")
+    return Labelled([row[1] for row in rows], [row[0] for row in rows])
+
+
+def both_sides(recipe: Recipe, read: Callable[[str, str], Labelled]) -> tuple[Labelled, Labelled] | None:
+    """What a pretraining is probed with; ``None`` if its recipe does not ask for it.
+
+    Args:
+        recipe: of a pretraining.
+        read: one side of a folder.
+
+    Raises:
+        DataError: it cannot be used.
+    """
+    folder = getattr(recipe.task, "probe_data", None)
+    if folder is None:
+        return None
+    taught, judged = (read(folder, side) for side in _SIDES)
+    unknown = sorted(set(judged.classes) - set(taught.classes))
+    if unknown or len(set(taught.classes)) < 2:
+        rule = f"valid has the class {unknown[0]!r}, train has not" if unknown else "train has one class only"
+        raise DataError(f"task.probe_data {folder}: {rule}")
+    return taught, judged
+
+
+def probe_scores(task: Any) -> dict[str, float]:
+    """kNN and linear probe in percent; rank 0 computes them and every worker gets them."""
+    sides = both_sides(task.recipe, task.read_labelled)
+    if sides is None:
+        return {}
+    mine = _scores(task, *sides) if rank_and_size()[0] == 0 else {}
+    return gather_objects(mine)[0]
+
+
+def _scores(task: Any, taught: Labelled, judged: Labelled) -> dict[str, float]:
+    model = _in_use(task)
+    names = sorted(set(taught.classes))
+    features, labels = [], []
+    for side in (taught, judged):
+        rows = model.embed(side.inputs, "mean", task.recipe.task.probe_layer)
+        features.append(torch.from_numpy(np.stack(rows)))
+        labels.append(torch.tensor([names.index(name) for name in side.classes]))
+    logits = linear_probe(features[0], labels[0], features[1], len(names), seed=task.recipe.common.seed)
+    votes = knn_predict(features[0], labels[0], features[1], NEIGHBOURS, len(names))
+    return {"knn": top1(votes, labels[1]), "linear_probe": top1(logits, labels[1])}
+
+
+def _in_use(task: Any) -> AudioModel | TextModel:
+    """The student as a user has it, with the weights of this moment."""
+    weights: Mapping[str, torch.Tensor] = task.model.student.state_dict()
+    if any(isinstance(tensor, DTensor) for tensor in weights.values()):
+        raise Data2VecError("task.probe_data needs the whole model on a worker: set platform.sharding=none")
+    kept = task.kept()
+    described = {"kind": "pretrained", "task": kept.get("task", {})}
+    artifact = Artifact(
+        "pretrained", task.config, None, described, kept.get("tokenizer"), Path("the student")
+    )
+    artifact.state = {name: tensor.detach().cpu() for name, tensor in weights.items()}
+    for key in (EMBEDDING_KEY, V1_EMBEDDING_KEY):
+        if key in weights:
+            artifact.vocab_size = weights[key].shape[0]
+    with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
+        model = (AudioModel if artifact.modality == "AUDIO" else TextModel)(artifact)
+    return model.to(next(task.model.parameters()).device)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"task.probe_data: {path} cannot be read: {error}") from None
