@@ -81,9 +81,9 @@ class TwoNodes:
                 path.mkdir(parents=True, exist_ok=True)
             hidden = [f"mount -t tmpfs own {shlex.quote(str(path))}" for path in self.own]
             command = ["unshare", "-m", "bash", "-c", " && ".join([*hidden, f"exec {shlex.join(command)}"])]
-        with (self.folder / f"{name}.log").open("ab") as log:
+        with (self.folder / f"{name}.log").open("wb") as log:
             # Not on loopback alone, and with time to start.
-            environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "RAY_raylet_start_wait_time_s": "120"}
+            environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "RAY_raylet_start_wait_time_s": "60"}
             self._nodes[name] = subprocess.Popen(
                 command,
                 env=os.environ | environment,
@@ -94,7 +94,11 @@ class TwoNodes:
             )
 
     def _is_there(self, name: str, nodes: int, *, must: bool) -> bool:
-        """Wait until the head knows so many nodes; false if this one has ended."""
+        """Wait until the head knows so many nodes; false if this one has ended.
+
+        Who asks imports Ray, and slows the start down: not before the node says that it runs.
+        """
+        log = self.folder / f"{name}.log"
         deadline = time.monotonic() + STARTED_S
         asked = (
             "import ray, sys; ray.init(sys.argv[1], logging_level=40); "
@@ -102,15 +106,19 @@ class TwoNodes:
         )
         while True:
             if self._nodes[name].poll() is not None:
-                assert not must, (self.folder / f"{name}.log").read_text()[-3000:]
+                assert not must, log.read_text()[-3000:]
                 return False
+            assert time.monotonic() < deadline, f"{nodes} nodes do not come: {log.read_text()[-2000:]}"
+            if "Ray runtime started" not in log.read_text():
+                time.sleep(0.5)
+                continue
             found = subprocess.run(
                 [sys.executable, "-c", asked, self.address],
                 capture_output=True, text=True, timeout=2 * STARTED_S, check=False,
             )  # fmt: skip
             if found.stdout.strip() == str(nodes):
                 return True
-            assert time.monotonic() < deadline, f"{nodes} nodes do not come: {found.stderr[-2000:]}"
+            time.sleep(2)  # a lost one counts until the head has missed it
 
 
 def may_unshare() -> bool:

@@ -29,7 +29,7 @@ from d2v_platform.training.ray_session import ClusterInfo
 from d2v_platform.training.train_loop import TrainingLoop
 from d2v_platform.training.waiting import STATE_TAG, Waiting, cluster_in_words
 from d2v_platform.training.worker_failures import LostWorkers, StartsAllowed
-from data2vec.errors import ConfigError, Data2VecError
+from data2vec.errors import ConfigError, Data2VecError, DataError
 from tests.platform.toy_task import Diary, ToyTask, run_toy, toy_recipe
 
 LOST_PEER = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]:4711")
@@ -285,7 +285,9 @@ def test_a_group_that_never_gets_on_is_given_up(tmp_path: Path) -> None:
     workers.RayTrainReporter(None, job(tmp_path, max_failures=2), "a").resumed(7)  # rank 0 asks for all
 
 
-def test_ray_gives_up_only_groups_that_never_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_gives_up_only_groups_that_never_begin(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     import ray
     from ray.train.v2._internal.execution.failure_handling import FailureDecision, create_failure_policy
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -304,7 +306,10 @@ def test_ray_gives_up_only_groups_that_never_begin(monkeypatch: pytest.MonkeyPat
         FailureDecision.RETRY, FailureDecision.RETRY, FailureDecision.RAISE,
     ]  # fmt: skip
     LostWorkers("tracker-1", "a").after_exception(None, {0: LOST_PEER})
-    assert lost == ["a"]
+    assert lost == ["a"] and "the workers lost the connection" in caplog.text
+    caplog.clear()
+    LostWorkers("tracker-1", "a").after_exception(None, {0: LOST_PEER, 1: DataError("no such file")})
+    assert lost == ["a", "a"] and not caplog.text, "the driver tells it"
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     assert StartsAllowed(4, "tracker-1", "a").max_failures == 4, "the driver makes it before Ray runs"
 

@@ -10,8 +10,10 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 from ray.train import FailureConfig, UserCallback
 
+from data2vec.errors import Data2VecError
+
 from ..tracking.tracker_actor import RemoteTracker
-from .ray_output import LOST_PEER, USERS_MISTAKE, last_line
+from .ray_output import LOST_PEER, last_line
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +31,8 @@ class LostWorkers(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Some workers have failed."""
-        if not any(
-            USERS_MISTAKE in str(error) for error in worker_exceptions.values()
-        ):  # the driver tells it
+        if not any(isinstance(error, Data2VecError) for error in worker_exceptions.values()):
+            # A user's mistake is the driver's to tell.
             logger.warning("%s", in_words(worker_exceptions))
         RemoteTracker(self._tracker).workers_lost(self._attempt)
 
