@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -15,8 +16,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import _free_port
+
 RAY = shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray"
 STARTED_S = 240
+_AGENTS = {  # options of ray start, and the files in which a raylet looks for what the agents have opened
+    "dashboard-agent-grpc-port": "metrics_agent_port",
+    "metrics-export-port": "metrics_export_port",
+    "dashboard-agent-listen-port": "dashboard_agent_listen_port",
+    "runtime-env-agent-port": "runtime_env_agent_port",
+}
 
 
 class TwoNodes:
@@ -76,14 +85,15 @@ class TwoNodes:
             RAY, "start", *options, f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--block",
             "--object-store-memory=100000000", "--disable-usage-stats",
         ]  # fmt: skip
+        # Not on loopback alone, and with time to start.
+        environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "RAY_raylet_start_wait_time_s": "120"}
         if name != "head":
             for path in self.own:
                 path.mkdir(parents=True, exist_ok=True)
             hidden = [f"mount -t tmpfs own {shlex.quote(str(path))}" for path in self.own]
+            command += self._agents(environment)
             command = ["unshare", "-m", "bash", "-c", " && ".join([*hidden, f"exec {shlex.join(command)}"])]
         with (self.folder / f"{name}.log").open("wb") as log:
-            # Not on loopback alone, and with time to start.
-            environment = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1", "RAY_raylet_start_wait_time_s": "60"}
             self._nodes[name] = subprocess.Popen(
                 command,
                 env=os.environ | environment,
@@ -92,6 +102,14 @@ class TwoNodes:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+
+    def _agents(self, environment: dict[str, str]) -> list[str]:
+        """Ports of a node's agents; its raylet, which gives itself up after 15 s without, is told them."""
+        node, ports = secrets.token_hex(28), {name: _free_port() for name in _AGENTS}
+        environment["RAY_OVERRIDE_NODE_ID_FOR_TESTING"] = node
+        for name, port in ports.items():
+            (self.folder / "ray" / "session_latest" / f"{_AGENTS[name]}_{node}").write_text(str(port))
+        return [f"--{name}={port}" for name, port in ports.items()]
 
     def _is_there(self, name: str, nodes: int, *, must: bool) -> bool:
         """Wait until the head knows so many nodes; false if this one has ended.
