@@ -46,6 +46,8 @@ def pieces(lines: list[str], size: int) -> list[str]:
         ["Graceful shutdown of backend failed. This is expected if one of the workers has crashed.",
          *FRAMES, *DIED],
         ["Error in training function:", *FRAMES, RESET, ""],
+        ["Failed to get reserved resources for train-d6. Will not resize the worker group.", *FRAMES,
+         "ray.exceptions.GetTimeoutError: Get timed out: some object(s) not ready."],
         ["Failed to send resource request for train-d6. If this only happens transiently", *FRAMES,
          "ray.exceptions.GetTimeoutError: Get timed out: some object(s) not ready."],
         ["Exception ignored in: <function WeakSet.__init__.<locals>._remove at 0x7f>", *FRAMES, "",

@@ -52,6 +52,7 @@ _BLOCKS = (
     # busy machine. A cluster that stays too small is told by the controller's own warnings.
     _Block("Failed to send resource request for "),
     _Block("Failed to cancel resource request for "),
+    _Block("Failed to get reserved resources for "),  # an elastic group asks again a second later
     # Ray Tune ends processes of trials with SIGTERM, wherever they are.
     _Block("Exception ignored in: ", ("sigterm_handler",)),
 )
