@@ -28,7 +28,7 @@ Kind = Literal[
     "pretrained", "sentence_classifier", "ctc", "image_classifier", "audio_classifier", "language_model"
 ]  # fmt: skip
 HeadConfig = SentenceHeadConfig | CTCConfig | ImageHeadConfig | AudioEventConfig
-_HEADS: dict[str, tuple[type[HeadConfig], ModalityKind]] = {
+_HEADS: dict[Kind, tuple[type[HeadConfig], ModalityKind]] = {
     "sentence_classifier": (SentenceHeadConfig, "TEXT"),
     "ctc": (CTCConfig, "AUDIO"),
     "image_classifier": (ImageHeadConfig, "IMAGE"),
@@ -38,6 +38,13 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U8")
 _COUNTED = ("relative_position_index",)  # ends of the names of tensors of whole numbers
 _SHOWN = 8
+
+
+def kind_of(config: ModelConfig, head: HeadConfig | None) -> Kind:
+    """What a network with such a head is."""
+    if isinstance(config, TransformerLMConfig):
+        return "language_model"
+    return next((kind for kind, (cls, _) in _HEADS.items() if type(head) is cls), "pretrained")
 
 
 @dataclass(kw_only=True)

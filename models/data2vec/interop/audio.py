@@ -15,13 +15,18 @@ from ..rules import impossible
 from ..typed import build
 from ..v1.config import Data2VecAudioConfig
 from ..weight_shapes import pretraining_shapes, weight_shapes
-from .fairseq_file import FairseqCheckpoint
+from .fairseq_file import PRETRAINING_ONLY, FairseqCheckpoint
 from .imported import ImportedModel, Sorting, State
-from .v2_config import broken_config, compare_depth, multi_config, without_absent_decoder, without_names
+from .v2_config import (
+    broken_config,
+    multi_config,
+    read_config,
+    without_absent_decoder,
+    without_names,
+)
 
 V1, CTC, EVENTS = "data2vec_audio", "wav2vec_ctc", "audio_classification"
 CTC_TRUNK, EVENT_TRUNK = "w2v_encoder.w2v_model.", "d2v_model."
-_PRETRAINING_ONLY = "pretraining only"
 Options = TypeVar("Options", bound=TrunkOptions)
 
 
@@ -46,9 +51,9 @@ def import_audio(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None = 
 
 
 def _v2_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
-    sorting = Sorting(checkpoint.path)
-    config, ignored = multi_config(checkpoint, "AUDIO", "model")
-    compare_depth(checkpoint, config, "", sorting)
+    sorting = checkpoint.sorting()
+    config = multi_config(checkpoint, sorting, "AUDIO", "model")
+    sorting.compare_depth(checkpoint.model, "blocks.", config.depth, "blocks", "depth ")
     model = _five_dimensional(checkpoint.model)
     student, averaged = pretraining_shapes(config)
     student = without_absent_decoder(config, student, model, sorting)
@@ -59,72 +64,46 @@ def _v2_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
     state = sorting.take(model, student)
     sorting.drop(r"modality_encoders\.AUDIO\.decoder\.", "not part of the teacher")
     found = checkpoint.teacher and _five_dimensional(checkpoint.teacher)
-    teacher = sorting.take_teacher(found, averaged)
-    sorting.finish()
-    return ImportedModel(
-        kind="pretrained",
-        model_config=config,
-        state=state,
-        teacher=teacher,
-        head_config=None,
-        num_updates=checkpoint.num_updates,
-        report=sorting.report("v2 audio, pretrained", ignored),
-        normalize=_normalize(checkpoint.section("task"), sorting),
-    )
+    sorting.take_teacher(found, averaged)
+    return _model(checkpoint, sorting, config, state)
 
 
 def _v1_pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
-    sorting = Sorting(checkpoint.path)
-    config, ignored = _v1_config(checkpoint, "model")
+    sorting = checkpoint.sorting()
+    config = read_config(Data2VecAudioConfig, checkpoint, sorting, "model")
     student, averaged = pretraining_shapes(config)
     # The released files' head is a sequence of one layer.
     model = {name.replace("final_proj.0.", "final_proj."): t for name, t in checkpoint.model.items()}
     state = sorting.take(model, student)
-    teacher = sorting.take_teacher(checkpoint.teacher, averaged)
-    sorting.finish()
-    return ImportedModel(
-        kind="pretrained",
-        model_config=config,
-        state=state,
-        teacher=teacher,
-        head_config=None,
-        num_updates=checkpoint.num_updates,
-        report=sorting.report("v1 audio, pretrained", ignored),
-        normalize=_normalize(checkpoint.section("task"), sorting),
-    )
+    sorting.take_teacher(checkpoint.teacher, averaged)
+    return _model(checkpoint, sorting, config, state)
 
 
 def _ctc(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
-    sorting = Sorting(checkpoint.path)
-    config, ignored = _trunk(checkpoint, "w2v_args", CTC_TRUNK, sorting)
+    sorting = checkpoint.sorting(finetuned=True)
+    config = _trunk(checkpoint, sorting, "w2v_args", CTC_TRUNK)
     options = _build_options(checkpoint, CTCConfig)
     projection = checkpoint.model.get("w2v_encoder.proj.weight")
     if projection is None or projection.ndim != 2:
         raise CheckpointError(f"checkpoint {checkpoint.path} has no projection (w2v_encoder.proj.weight)")
     wanted = weight_shapes(config, options, num_symbols=len(projection))
     state = sorting.take(_five_dimensional(checkpoint.model), wanted)
-    if checkpoint.teacher is not None:
-        sorting.dropped["_ema"] = _PRETRAINING_ONLY
-    sorting.finish()
-    task = checkpoint.section("model", "w2v_args", "task") or checkpoint.section("task")
-    return ImportedModel(
-        kind="ctc",
-        model_config=config,
-        state=state,
-        teacher=None,
-        head_config=options,
-        num_updates=checkpoint.num_updates,
-        report=sorting.report(f"v{generation_of(config)} audio, fine-tuned for CTC", ignored),
+    return _model(
+        checkpoint,
+        sorting,
+        config,
+        state,
+        options,
+        "w2v_args",
         dictionary=_letters(checkpoint, dictionary, projection.shape[0], sorting),
         vocab_size=projection.shape[0],
-        normalize=_normalize(task, sorting),
     )
 
 
 def _events(checkpoint: FairseqCheckpoint) -> ImportedModel:
     """Class names are not in the file: classes are called by their numbers."""
-    sorting = Sorting(checkpoint.path)
-    config, ignored = _trunk(checkpoint, "d2v_args", EVENT_TRUNK, sorting)
+    sorting = checkpoint.sorting(finetuned=True)
+    config = _trunk(checkpoint, sorting, "d2v_args", EVENT_TRUNK)
     options = _build_options(checkpoint, AudioEventConfig)
     last = next((n for n in ("proj2.weight", "proj.4.weight", "proj.1.weight", "proj.weight")
                  if n in checkpoint.model), None)  # fmt: skip
@@ -132,53 +111,36 @@ def _events(checkpoint: FairseqCheckpoint) -> ImportedModel:
         raise CheckpointError(f"checkpoint {checkpoint.path} has no projection onto classes (proj.weight)")
     options.num_classes = checkpoint.model[last].shape[0]
     state = sorting.take(_five_dimensional(checkpoint.model), weight_shapes(config, options))
-    if checkpoint.teacher is not None:
-        sorting.dropped["_ema"] = _PRETRAINING_ONLY
-    sorting.finish()
-    task = checkpoint.section("model", "d2v_args", "task") or checkpoint.section("task")
-    return ImportedModel(
-        kind="audio_classifier",
-        model_config=config,
-        state=state,
-        teacher=None,
-        head_config=options,
-        num_updates=checkpoint.num_updates,
-        report=sorting.report(f"v{generation_of(config)} audio, fine-tuned for events", ignored),
-        normalize=_normalize(task, sorting),
-    )
+    return _model(checkpoint, sorting, config, state, options, "d2v_args")
 
 
-def _trunk(
-    checkpoint: FairseqCheckpoint, group: str, prefix: str, sorting: Sorting
-) -> tuple[AudioConfig, dict[str, str]]:
+def _model(
+    checkpoint: FairseqCheckpoint,
+    sorting: Sorting,
+    config: AudioConfig,
+    state: State,
+    head: CTCConfig | AudioEventConfig | None = None,
+    pretrained: str = "",
+    **facts: Any,
+) -> ImportedModel:
+    """With what the task says; that of pretraining counts, whose group a fine-tuned file holds."""
+    task = checkpoint.section("model", pretrained, "task") or checkpoint.section("task")
+    facts["normalize"] = _normalize(task, sorting)
+    return sorting.imported(f"v{generation_of(config)} audio", config, state, head, **facts)
+
+
+def _trunk(checkpoint: FairseqCheckpoint, sorting: Sorting, group: str, prefix: str) -> AudioConfig:
     """The pretraining configuration inside a fine-tuned file, and rules for what only pretraining needs."""
     where, start = ("model", group, "model"), re.escape(prefix)
     sorting.drop(rf"{start}(_ema|final_proj|recon_proj|shared_decoder|modality_encoders\.AUDIO\.decoder)",
-                 _PRETRAINING_ONLY)  # fmt: skip
+                 PRETRAINING_ONLY)  # fmt: skip
     sorting.drop(rf"{start}modality_encoders\.(?!AUDIO\.)", "another modality")
     sorting.drop(rf"{start}modality_encoders\.AUDIO\.encoder_mask$", "not used: noise is drawn")
     if any(name.startswith(f"{prefix}modality_encoders.") for name in checkpoint.model):
-        config, ignored = multi_config(checkpoint, "AUDIO", *where)
-        compare_depth(checkpoint, config, prefix, sorting)
-        return config, ignored
-    return _v1_config(checkpoint, *where)
-
-
-def _v1_config(checkpoint: FairseqCheckpoint, *where: str) -> tuple[Data2VecAudioConfig, dict[str, str]]:
-    values = without_names(checkpoint.section(*where))
-    group = ".".join(("cfg", *where))
-    if not values:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} has no model configuration ({group}), and weights alone do not "
-            "tell the number of attention heads"
-        )
-    unknown: list[str] = []
-    try:
-        config = Data2VecAudioConfig.from_dict(values, unknown=unknown)
-        config.check(len(checkpoint.model))
-    except ConfigError as error:
-        raise broken_config(checkpoint, group, error) from None
-    return config, dict.fromkeys(unknown, "unknown here")
+        config = multi_config(checkpoint, sorting, "AUDIO", *where)
+        sorting.compare_depth(checkpoint.model, f"{prefix}blocks.", config.depth, "blocks", "depth ")
+        return config
+    return read_config(Data2VecAudioConfig, checkpoint, sorting, *where)
 
 
 def _build_options(checkpoint: FairseqCheckpoint, kind: type[Options]) -> Options:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError
-from .imported import State, some
+from .imported import Sorting, State, some
 from .pickles import load_inert, plain
 
+PRETRAINING_ONLY = "pretraining only"
 _TEACHER = "_ema"
 _BEIT_TEACHER = "model_ema"
 _INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
@@ -38,6 +39,13 @@ class FairseqCheckpoint:
         for name in names:
             value = value.get(name) if isinstance(value, dict) else None
         return value if isinstance(value, dict) else {}
+
+    def sorting(self, *, finetuned: bool = False) -> Sorting:
+        """For its tensors; a fine-tuned model has no use for a teacher."""
+        sorting = Sorting(self.path, self.num_updates)
+        if finetuned and self.teacher is not None:
+            sorting.dropped[_TEACHER] = PRETRAINING_ONLY
+        return sorting
 
     @property
     def family(self) -> str | None:

@@ -36,7 +36,7 @@ from .hf_processor import (
     write_json,
     write_processor,
 )
-from .imported import ImportedModel, Sorting, State
+from .imported import ImportedModel, Sorting, State, rename_report
 from .pickles import load_inert
 from .v2_text import SENTENCE_HEAD
 
@@ -257,24 +257,12 @@ def _checked(
     for name in left:
         sorting.dropped[name] = "no place in our model"
     state = sorting.take(made, wanted)
-    sorting.finish()
     if head is None:
         sorting.missing.append("_ema and the regression head")
         sorting.notes.append("without regression head: not to be pretrained further")
-    kinds = {CTCConfig: "ctc", SentenceHeadConfig: "sentence_classifier", ImageHeadConfig: "image_classifier"}
-    kind: Any = "pretrained" if head is None else kinds[type(head)]
-    return ImportedModel(
-        kind=kind,
-        model_config=config,
-        state=state,
-        teacher=None,
-        head_config=head,
-        num_updates=None,
-        vocab_size=symbols,
-        normalize=family == "v1 audio",
-        dictionary=letters,
-        report=sorting.report(f"{family} of Hugging Face", {}),
-    )
+    normalize = family == "v1 audio"
+    facts = {"vocab_size": symbols, "dictionary": letters, "normalize": normalize}
+    return rename_report(sorting.imported(family, config, state, head, **facts), f"{family} of Hugging Face")
 
 
 def weights_file(folder: Path) -> Path:

@@ -7,16 +7,25 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ..artifact import LETTERS, WORDS, HeadConfig, Kind
+from ..artifact import LETTERS, WORDS
+from ..artifact_schema import HeadConfig, Kind, kind_of
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError
 from ..families import ModelConfig
 from ..weight_shapes import Shapes
 
 State = dict[str, torch.Tensor]
+_TRAINED_FOR: dict[Kind, str] = {
+    "pretrained": "pretrained",
+    "sentence_classifier": "fine-tuned for sentences",
+    "ctc": "fine-tuned for CTC",
+    "image_classifier": "fine-tuned for classification",
+    "audio_classifier": "fine-tuned for events",
+}
 _SHOWN = 6  # names in a message; the rest is counted
 
 
@@ -72,10 +81,13 @@ class Sorting:
     """Sorts the tensors of one file into taken, dropped, missing and refused."""
 
     path: Path
+    num_updates: int | None = None  # that the file tells
     mapped: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    ignored_config: dict[str, str] = field(default_factory=dict)
+    teacher: State | None = None
     refused: list[str] = field(default_factory=list)
     _rules: list[tuple[re.Pattern[str], str]] = field(default_factory=list)
 
@@ -111,13 +123,28 @@ class Sorting:
         self.mapped += [prefix + name for name in taken]
         return taken
 
-    def take_teacher(self, tensors: State | None, wanted: Shapes) -> State | None:
+    def take_teacher(self, tensors: State | None, wanted: Shapes) -> None:
         """The teacher's tensors; where a file has none, that is noted."""
         if tensors is None:
             self.missing.append("_ema")
             self.notes.append("without teacher: further pretraining would start it as a copy of the student")
-            return None
-        return self.take(tensors, wanted, "_ema.")
+        else:
+            self.teacher = self.take(tensors, wanted, "_ema.")
+
+    def compare_depth(
+        self, names: Iterable[str], beginning: str, said: int, what: str, key: str = ""
+    ) -> None:
+        """One clear line instead of a dozen missing tensors.
+
+        Args:
+            names: of all tensors.
+            beginning: of the names of blocks, before their number.
+            said: number of blocks by the configuration.
+            what: blocks or layers.
+            key: the configuration's, for the message.
+        """
+        if (found := count_blocks(names, beginning)) != said:
+            self.refused.append(f"{found} {what} are there, but its configuration says {key}{said}")
 
     def finish(self) -> None:
         """Raise :class:`CheckpointError` with everything that does not fit."""
@@ -130,21 +157,49 @@ class Sorting:
                 f"checkpoint {self.path} does not fit the configuration inside it\n  {text}"
             )
 
-    def report(self, family: str, ignored_config: dict[str, str]) -> ImportReport:
-        """The account of the import."""
-        return ImportReport(
-            family=family,
+    def imported(
+        self, family: str, config: ModelConfig, state: State, head: HeadConfig | None = None, **facts: Any
+    ) -> ImportedModel:
+        """The model with the account of its import, if everything fits.
+
+        Args:
+            family: for the report, which adds what the model was trained for.
+            config: of the network.
+            state: the model's tensors.
+            head: configuration of what was put on it for fine-tuning.
+            facts: further fields of :class:`ImportedModel`.
+        """
+        self.finish()
+        kind = kind_of(config, head)
+        report = ImportReport(
+            family=f"{family}, {_TRAINED_FOR[kind]}" if kind in _TRAINED_FOR else family,
             mapped=self.mapped,
             dropped=self.dropped,
             missing=self.missing,
-            ignored_config=ignored_config,
+            ignored_config=self.ignored_config,
             notes=self.notes,
+        )
+        return ImportedModel(
+            kind=kind,
+            model_config=config,
+            state=state,
+            teacher=self.teacher,
+            head_config=head,
+            num_updates=self.num_updates,
+            report=report,
+            **facts,
         )
 
 
 def rename_report(imported: ImportedModel, family: str) -> ImportedModel:
     """The same import under another name of its family."""
     return dataclasses.replace(imported, report=dataclasses.replace(imported.report, family=family))
+
+
+def count_blocks(names: Iterable[str], beginning: str) -> int:
+    """How many different numbers stand after the beginning of a name."""
+    pattern = re.compile(re.escape(beginning) + r"(\d+)\.")
+    return len({match.group(1) for name in names if (match := pattern.match(name))})
 
 
 def some(names: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from ..lm.config import TransformerLMConfig
 from ..weight_shapes import weight_shapes
 from .fairseq_file import FairseqCheckpoint
 from .imported import ImportedModel, Sorting, State
-from .v2_config import broken_config, without_names
+from .v2_config import broken_config, model_section, read_config
 
 NAME = "transformer_lm"
 _EMBEDDING = "decoder.embed_tokens.weight"
@@ -50,13 +50,13 @@ def import_transformer_lm(
         CheckpointError: an option that is not built here; tensors missing, unknown or of another shape than
             the configuration inside the file says; a vocabulary that does not fit the dictionary.
     """
-    sorting = Sorting(checkpoint.path)
+    sorting = checkpoint.sorting()
     model = _renamed(checkpoint.model)
-    config, ignored = _config(checkpoint, model)
+    config = _config(checkpoint, model, sorting)
     vocab_size = _vocab_size(checkpoint, model, config)
     if problems := config.vocabulary_problems(vocab_size):
         raise broken_config(checkpoint, "cfg.model", ConfigError(problems))
-    _compare_depth(model, config, sorting)
+    sorting.compare_depth(model, "decoder.layers.", config.decoder_layers, "layers")
     for name, source in tied_names(config).items():
         copy = model.pop(name, None)
         if copy is None:
@@ -69,7 +69,6 @@ def import_transformer_lm(
     for pattern in _MARKERS:
         sorting.drop(pattern, "a marker without content")
     state = sorting.take(model, weight_shapes(config, vocab_size=vocab_size))
-    sorting.finish()
     if dictionary is None:
         sorting.notes.append(f"no dictionary given: the vocabulary of {vocab_size} symbols is not checked")
     elif len(dictionary) != vocab_size:
@@ -77,16 +76,12 @@ def import_transformer_lm(
             f"checkpoint {checkpoint.path} has a vocabulary of {vocab_size} symbols, but the dictionary has "
             f"{len(dictionary)} (specials included); give the dict.txt that belongs to it"
         )
-    return ImportedModel(
-        kind="language_model",
-        model_config=config,
-        state=state,
-        teacher=None,
-        head_config=None,
+    return sorting.imported(
+        "transformer language model",
+        config,
+        state,
         vocab_size=vocab_size,
         dictionary=dictionary,
-        num_updates=checkpoint.num_updates,
-        report=sorting.report("transformer language model", ignored),
     )
 
 
@@ -148,13 +143,8 @@ def _renamed(tensors: State) -> State:
     return out
 
 
-def _config(checkpoint: FairseqCheckpoint, model: State) -> tuple[TransformerLMConfig, dict[str, str]]:
-    values = without_names(checkpoint.section("model"))
-    if not values:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} has no model configuration (cfg.model), and weights alone do not "
-            "tell the number of attention heads"
-        )
+def _config(checkpoint: FairseqCheckpoint, model: State, sorting: Sorting) -> TransformerLMConfig:
+    values = model_section(checkpoint, "model")
     task = checkpoint.section("task")
     wrong = [f"model.{k} = {values[k]!r}" for k, good in _REFUSED.items() if values.get(k) not in good]
     wrong += [f"task.{k} = {task[k]!r}" for k, good in _REFUSED_TASK.items() if task.get(k) not in good]
@@ -184,13 +174,9 @@ def _config(checkpoint: FairseqCheckpoint, model: State) -> tuple[TransformerLMC
             values[name] = ",".join(map(str, values[name]))
     names = TransformerLMConfig.__dataclass_fields__
     given = {k: v for k, v in values.items() if k in names and v is not None}
-    try:
-        config = TransformerLMConfig.from_dict(given)
-        config.check(len(checkpoint.model))
-    except ConfigError as error:
-        raise broken_config(checkpoint, "cfg.model", error) from None
     known = {*names, *_REFUSED}
-    return config, dict.fromkeys((k for k in values if k not in known), "no part of the model")
+    sorting.ignored_config |= dict.fromkeys((k for k in values if k not in known), "no part of the model")
+    return read_config(TransformerLMConfig, checkpoint, sorting, "model", values=given)
 
 
 def _vocab_size(checkpoint: FairseqCheckpoint, model: State, config: TransformerLMConfig) -> int:
@@ -205,12 +191,3 @@ def _vocab_size(checkpoint: FairseqCheckpoint, model: State, config: Transformer
             "table"
         )
     return sum(table.shape[0] for table in tables)
-
-
-def _compare_depth(model: State, config: TransformerLMConfig, sorting: Sorting) -> None:
-    pattern = re.compile(r"decoder\.layers\.(\d+)\.")
-    found = len({match.group(1) for name in model if (match := pattern.match(name))})
-    if found != config.decoder_layers:
-        sorting.refused.append(
-            f"{found} layers are there, but its configuration says {config.decoder_layers}"
-        )

@@ -6,20 +6,21 @@ import re
 from typing import Any
 
 from ..data.dictionary import Dictionary
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError
 from ..text import PAD
 from ..v1.text_config import Data2VecTextConfig
 from ..weight_shapes import pretraining_shapes, weight_shapes
-from .fairseq_file import FairseqCheckpoint
-from .imported import ImportedModel, Sorting, State
-from .v2_config import broken_config, without_names
-from .v2_text import fitting_dictionary, sentence_head_config
+from .fairseq_file import PRETRAINING_ONLY, FairseqCheckpoint
+from .imported import ImportedModel, Sorting, State, count_blocks
+from .v2_config import model_section, read_config
+from .v2_text import sentence_head_config, text_model
 
 PRETRAINED = "data2vec_text"
 FINETUNED = "roberta"
 ENCODER = "encoder.sentence_encoder."
 HEAD = "encoder.regression_head."
 EMBEDDING = f"{ENCODER}embed_tokens.weight"
+_LAYERS = f"{ENCODER}layers."
 
 # RoBERTa's flat names of what ``data2vec_text`` nests below ``transformer``.
 _FLAT = {"dropout": "dropout", "attention_dropout": "attention_dropout", "activation_fn": "activation_fn",
@@ -45,55 +46,30 @@ def import_v1_text(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None 
 
 
 def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
-    sorting = Sorting(checkpoint.path)
+    sorting = checkpoint.sorting()
     model = renamed(checkpoint.model, of_pretraining=True)
     vocab_size = _vocab_size(checkpoint, model)
-    config, ignored = _config(checkpoint, model)
-    _compare_depth(model, config, sorting)
+    config = _config(checkpoint, model, sorting)
+    sorting.compare_depth(model, _LAYERS, config.depth, "layers")
     sorting.drop(r"classification_heads\.", "a head that the pretraining configuration does not name")
     student, averaged = pretraining_shapes(config, vocab_size=vocab_size)
     state = sorting.take(model, student)
     found = checkpoint.teacher and renamed(checkpoint.teacher, of_pretraining=True)
-    teacher = sorting.take_teacher(found, averaged)
-    sorting.finish()
-    return ImportedModel(
-        kind="pretrained",
-        model_config=config,
-        state=state,
-        teacher=teacher,
-        head_config=None,
-        vocab_size=vocab_size,
-        dictionary=fitting_dictionary(checkpoint, dictionary, vocab_size, sorting),
-        num_updates=checkpoint.num_updates,
-        report=sorting.report("v1 text, pretrained", ignored),
-    )
+    sorting.take_teacher(found, averaged)
+    return text_model(checkpoint, sorting, dictionary, config, state, vocab_size)
 
 
 def _finetuned(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
-    sorting = Sorting(checkpoint.path)
+    sorting = checkpoint.sorting(finetuned=True)
     model = renamed(checkpoint.model, of_pretraining=False)
     vocab_size = _vocab_size(checkpoint, model)
-    config, ignored = _config(checkpoint, model, sorting)
-    _compare_depth(model, config, sorting)
+    config = _config(checkpoint, model, sorting)
+    sorting.compare_depth(model, _LAYERS, config.depth, "layers")
     head_config = sentence_head_config(checkpoint)
     sorting.drop(r"encoder\.lm_head\.", "not used by the sentence head")
-    sorting.drop(r"encoder\.(regression_head|_ema)", "pretraining only")
+    sorting.drop(r"encoder\.(regression_head|_ema)", PRETRAINING_ONLY)
     state = sorting.take(model, weight_shapes(config, head_config, vocab_size=vocab_size))
-    if checkpoint.teacher is not None:
-        sorting.dropped["_ema"] = "pretraining only"
-    sorting.finish()
-    return ImportedModel(
-        kind="sentence_classifier",
-        model_config=config,
-        state=state,
-        teacher=None,
-        head_config=head_config,
-        regression=bool(checkpoint.section("criterion").get("regression_target")),
-        vocab_size=vocab_size,
-        dictionary=fitting_dictionary(checkpoint, dictionary, vocab_size, sorting),
-        num_updates=checkpoint.num_updates,
-        report=sorting.report("v1 text, fine-tuned for sentences", ignored),
-    )
+    return text_model(checkpoint, sorting, dictionary, config, state, vocab_size, head_config)
 
 
 def renamed(tensors: State, *, of_pretraining: bool) -> State:
@@ -110,37 +86,24 @@ def renamed(tensors: State, *, of_pretraining: bool) -> State:
     return {today(name): tensor for name, tensor in tensors.items()}
 
 
-def _config(
-    checkpoint: FairseqCheckpoint, model: State, sorting: Sorting | None = None
-) -> tuple[Data2VecTextConfig, dict[str, str]]:
-    values = without_names(checkpoint.section("model"))
-    if not values:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} has no model configuration (cfg.model), and weights alone do not "
-            "tell the number of attention heads"
-        )
+def _config(checkpoint: FairseqCheckpoint, model: State, sorting: Sorting) -> Data2VecTextConfig:
+    values = model_section(checkpoint, "model")
     if "transformer" not in values:
         values = _from_roberta(values, model, sorting)
-    unknown: list[str] = []
-    try:
-        config = Data2VecTextConfig.from_dict(values, unknown=unknown)
-        config.check(len(checkpoint.model))
-    except ConfigError as error:
-        raise broken_config(checkpoint, "cfg.model", error) from None
-    return config, dict.fromkeys(unknown, "unknown here")
+    return read_config(Data2VecTextConfig, checkpoint, sorting, "model", values=values)
 
 
-def _from_roberta(flat: dict[str, Any], model: State, sorting: Sorting | None) -> dict[str, Any]:
+def _from_roberta(flat: dict[str, Any], model: State, sorting: Sorting) -> dict[str, Any]:
     """RoBERTa's flat fields as ours; what older files lack follows from the shapes."""
     embedding, positions = model[EMBEDDING], model.get(f"{ENCODER}embed_positions.weight")
     hidden = model.get(f"{ENCODER}layers.0.fc1.weight")
     dim = embedding.shape[1]
-    layers = _depth(model)
+    layers = count_blocks(model, _LAYERS)
     sizes: dict[str, Any] = {"embed_dim": dim, "layers": layers, "learned_pos": True,
                              "attention_heads": max(dim // _HEAD_WIDTH, 1)}  # fmt: skip
     if hidden is not None and hidden.ndim == 2:
         sizes["ffn_embed_dim"] = hidden.shape[0]
-    if flat.get("encoder_attention_heads") is None and sorting is not None:
+    if flat.get("encoder_attention_heads") is None:
         sorting.notes.append(
             f"the file does not tell the number of attention heads; taken as {sizes['attention_heads']} "
             f"({_HEAD_WIDTH} channels each, as in every RoBERTa size)"
@@ -159,17 +122,6 @@ def _from_roberta(flat: dict[str, Any], model: State, sorting: Sorting | None) -
         "transformer": {**options, "encoder": sizes},
         "average_top_k_layers": min(8, max(layers, 1)),
     }
-
-
-def _depth(model: State) -> int:
-    pattern = re.compile(re.escape(ENCODER) + r"layers\.(\d+)\.")
-    return len({match.group(1) for name in model if (match := pattern.match(name))})
-
-
-def _compare_depth(model: State, config: Data2VecTextConfig, sorting: Sorting) -> None:
-    found = _depth(model)
-    if found != config.depth:
-        sorting.refused.append(f"{found} layers are there, but its configuration says {config.depth}")
 
 
 def _vocab_size(checkpoint: FairseqCheckpoint, model: State) -> int:

@@ -9,12 +9,11 @@ from ..errors import CheckpointError, ConfigError
 from ..typed import build
 from ..v1.image_config import Data2VecVisionConfig
 from ..weight_shapes import pretraining_shapes, weight_shapes
-from .fairseq_file import FairseqCheckpoint
-from .imported import ImportedModel, Sorting, State
-from .v2_config import broken_config, without_names
+from .fairseq_file import PRETRAINING_ONLY, FairseqCheckpoint
+from .imported import ImportedModel, State
+from .v2_config import broken_config, read_config
 
 V1, FINETUNED = "data2vec_vision", "data2vec_image_classification"
-_PRETRAINING_ONLY = "pretraining only"
 
 # The BEiT-based code's names and fairseq's, which are ours. Parts that only one of them has are not listed.
 _BEIT_NAMES = (
@@ -49,28 +48,19 @@ def from_beit_names(tensors: State) -> State:
 
 
 def _pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
-    sorting = Sorting(checkpoint.path)
-    config, ignored = _config(checkpoint, "model")
+    sorting = checkpoint.sorting()
+    config = read_config(Data2VecVisionConfig, checkpoint, sorting, "model")
     student, averaged = pretraining_shapes(config)
     state = sorting.take(from_beit_names(checkpoint.model), student)
     if not config.ema_transformer_only:
         sorting.drop(r"mask_emb|final_proj\.", "not part of the teacher")
-    teacher = sorting.take_teacher(checkpoint.teacher, averaged)
-    sorting.finish()
-    return ImportedModel(
-        kind="pretrained",
-        model_config=config,
-        state=state,
-        teacher=teacher,
-        head_config=None,
-        num_updates=checkpoint.num_updates,
-        report=sorting.report("v1 images, pretrained", ignored),
-    )
+    sorting.take_teacher(checkpoint.teacher, averaged)
+    return sorting.imported("v1 images", config, state)
 
 
 def _finetuned(checkpoint: FairseqCheckpoint) -> ImportedModel:
-    sorting = Sorting(checkpoint.path)
-    config, ignored = _config(checkpoint, "model", "pretrained_model_args", "model")
+    sorting = checkpoint.sorting(finetuned=True)
+    config = read_config(Data2VecVisionConfig, checkpoint, sorting, "model", "pretrained_model_args", "model")
     head = checkpoint.model.get("head.weight")
     if head is None or head.ndim != 2:
         raise CheckpointError(f"checkpoint {checkpoint.path} has no image head (head.weight)")
@@ -82,28 +72,6 @@ def _finetuned(checkpoint: FairseqCheckpoint) -> ImportedModel:
         head_config = build(ImageHeadConfig, {**given, **quirks, "num_classes": head.shape[0]})
     except ConfigError as error:
         raise broken_config(checkpoint, "cfg.model", error) from None
-    sorting.drop(r"(model\.)?(_ema|mask_emb|final_proj\.|encoder\.norm\.)", _PRETRAINING_ONLY)
+    sorting.drop(r"(model\.)?(_ema|mask_emb|final_proj\.|encoder\.norm\.)", PRETRAINING_ONLY)
     state = sorting.take(checkpoint.model, weight_shapes(config, head_config))
-    sorting.finish()
-    return ImportedModel(
-        kind="image_classifier",
-        model_config=config,
-        state=state,
-        teacher=None,
-        head_config=head_config,
-        num_updates=checkpoint.num_updates,
-        report=sorting.report("v1 images, fine-tuned for classification", ignored),
-    )
-
-
-def _config(checkpoint: FairseqCheckpoint, *where: str) -> tuple[Data2VecVisionConfig, dict[str, str]]:
-    group, values = ".".join(("cfg", *where)), without_names(checkpoint.section(*where))
-    if not values:
-        raise CheckpointError(f"checkpoint {checkpoint.path} has no model configuration ({group})")
-    unknown: list[str] = []
-    try:
-        config = Data2VecVisionConfig.from_dict(values, unknown=unknown)
-        config.check(len(checkpoint.model))
-    except ConfigError as error:
-        raise broken_config(checkpoint, group, error) from None
-    return config, dict.fromkeys(unknown, "unknown here")
+    return sorting.imported("v1 images", config, state, head=head_config)

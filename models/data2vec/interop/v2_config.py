@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 from ..config import Data2VecMultiConfig
 from ..errors import CheckpointError, ConfigError
+from ..rules import ModelConfig
 from ..weight_shapes import Shapes
 from .fairseq_file import FairseqCheckpoint
 from .imported import Sorting, State
+
+Config = TypeVar("Config", bound=ModelConfig)
 
 
 def modalities_in(checkpoint: FairseqCheckpoint, prefix: str = "") -> list[str]:
@@ -40,26 +43,20 @@ def without_absent_decoder(
 
 
 def multi_config(
-    checkpoint: FairseqCheckpoint, modality: str, *where: str
-) -> tuple[Data2VecMultiConfig, dict[str, str]]:
-    """The architecture from the configuration inside the file, and the fields that were ignored.
+    checkpoint: FairseqCheckpoint, sorting: Sorting, modality: str, *where: str
+) -> Data2VecMultiConfig:
+    """The architecture from the configuration inside the file.
 
     Args:
         checkpoint: the file's content.
+        sorting: notes the fields that are ignored.
         modality: "TEXT", "IMAGE" or "AUDIO"; the other ones' fields are left out.
         where: section of the run's configuration.
     """
-    values = without_names(checkpoint.section(*where))
-    group = ".".join(("cfg", *where))
-    if not values:
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} has no model configuration ({group}), and weights alone do not "
-            "tell the number of attention heads"
-        )
-    own = modality.lower()
+    values, own = model_section(checkpoint, *where), modality.lower()
     modalities = values.get("modalities")
     modalities = modalities if isinstance(modalities, dict) else {}
-    ignored = {
+    sorting.ignored_config |= {
         f"modalities.{name}": "another modality"
         for name, value in modalities.items()
         if value and name != own
@@ -69,13 +66,46 @@ def multi_config(
         mine = {**mine, "type": modality}
     values["modalities"] = {"text": None, own: mine}
     values["supported_modality"] = modality
+    return read_config(Data2VecMultiConfig, checkpoint, sorting, *where, values=values)
+
+
+def model_section(checkpoint: FairseqCheckpoint, *where: str) -> dict[str, Any]:
+    """A section of the run's configuration that describes a network."""
+    values = without_names(checkpoint.section(*where))
+    if not values:
+        group = ".".join(("cfg", *where))
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has no model configuration ({group}), and weights alone do not "
+            "tell the number of attention heads"
+        )
+    return values
+
+
+def read_config(
+    kind: type[Config],
+    checkpoint: FairseqCheckpoint,
+    sorting: Sorting,
+    *where: str,
+    values: dict[str, Any] | None = None,
+) -> Config:
+    """The architecture.
+
+    Args:
+        kind: its class.
+        checkpoint: the file's content.
+        sorting: notes the fields that are ignored.
+        where: section of the run's configuration.
+        values: what to take instead of that section.
+    """
+    values = model_section(checkpoint, *where) if values is None else values
     unknown: list[str] = []
     try:
-        config = Data2VecMultiConfig.from_dict(values, unknown=unknown)
+        config = kind.from_dict(values, unknown=unknown)
         config.check(len(checkpoint.model))
     except ConfigError as error:
-        raise broken_config(checkpoint, group, error) from None
-    return config, ignored | dict.fromkeys(unknown, "unknown here")
+        raise broken_config(checkpoint, ".".join(("cfg", *where)), error) from None
+    sorting.ignored_config |= dict.fromkeys(unknown, "unknown here")
+    return config
 
 
 def broken_config(checkpoint: FairseqCheckpoint, group: str, error: ConfigError) -> CheckpointError:
@@ -88,15 +118,3 @@ def without_names(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: without_names(v) for k, v in value.items() if k != "_name"}
     return value
-
-
-def compare_depth(
-    checkpoint: FairseqCheckpoint, config: Data2VecMultiConfig, prefix: str, sorting: Sorting
-) -> None:
-    """One clear line instead of a dozen missing tensors."""
-    pattern = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
-    found = {int(match.group(1)) for name in checkpoint.model if (match := pattern.match(name))}
-    if len(found) != config.depth:
-        sorting.refused.append(
-            f"{len(found)} blocks are there, but its configuration says depth {config.depth}"
-        )

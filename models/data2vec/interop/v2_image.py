@@ -6,9 +6,9 @@ from ..config import ImageHeadConfig
 from ..errors import CheckpointError, ConfigError
 from ..typed import build
 from ..weight_shapes import pretraining_shapes, weight_shapes
-from .fairseq_file import FairseqCheckpoint
-from .imported import ImportedModel, Sorting, State
-from .v2_config import broken_config, compare_depth, modalities_in, multi_config, without_absent_decoder
+from .fairseq_file import PRETRAINING_ONLY, FairseqCheckpoint
+from .imported import ImportedModel, State
+from .v2_config import broken_config, modalities_in, multi_config, without_absent_decoder
 
 FINETUNED = "mae_image_classification"
 
@@ -29,10 +29,10 @@ def import_v2_image(checkpoint: FairseqCheckpoint) -> ImportedModel:
 
 
 def _pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
-    sorting = Sorting(checkpoint.path)
+    sorting = checkpoint.sorting()
     _check_modality(checkpoint, "")
-    config, ignored = multi_config(checkpoint, "IMAGE", "model")
-    compare_depth(checkpoint, config, "", sorting)
+    config = multi_config(checkpoint, sorting, "IMAGE", "model")
+    sorting.compare_depth(checkpoint.model, "blocks.", config.depth, "blocks", "depth ")
     model = _renamed(checkpoint.model, "")
     student, averaged = pretraining_shapes(config)
     student = without_absent_decoder(config, student, model, sorting)
@@ -42,23 +42,14 @@ def _pretrained(checkpoint: FairseqCheckpoint) -> ImportedModel:
     state = sorting.take(model, student)
     sorting.drop(r"modality_encoders\.IMAGE\.decoder\.|decoder\.", "not part of the teacher")
     found = checkpoint.teacher and _renamed(checkpoint.teacher, "")
-    teacher = sorting.take_teacher(found, averaged)
-    sorting.finish()
-    return ImportedModel(
-        kind="pretrained",
-        model_config=config,
-        state=state,
-        teacher=teacher,
-        head_config=None,
-        num_updates=checkpoint.num_updates,
-        report=sorting.report("v2 images, pretrained", ignored),
-    )
+    sorting.take_teacher(found, averaged)
+    return sorting.imported("v2 images", config, state)
 
 
 def _finetuned(checkpoint: FairseqCheckpoint) -> ImportedModel:
-    sorting = Sorting(checkpoint.path)
+    sorting = checkpoint.sorting(finetuned=True)
     _check_modality(checkpoint, "model.")
-    config, ignored = multi_config(checkpoint, "IMAGE", "model", "pretrained_model_args", "model")
+    config = multi_config(checkpoint, sorting, "IMAGE", "model", "pretrained_model_args", "model")
     image = config.modalities.image
     assert image is not None
     given = checkpoint.section("model")
@@ -67,24 +58,13 @@ def _finetuned(checkpoint: FairseqCheckpoint) -> ImportedModel:
     for name in PRENET_REGULARISATION:
         setattr(image, name, float(given.get(name) or 0.0))
     config.clone_batch, image.decoder, config.recon_loss = 1, None, 0.0
-    compare_depth(checkpoint, config, "model.", sorting)
+    sorting.compare_depth(checkpoint.model, "model.blocks.", config.depth, "blocks", "depth ")
     head_config = _head_config(checkpoint)
-    sorting.drop(r"(model\.)?(_ema|shared_decoder|recon_proj)", "pretraining only")
-    sorting.drop(r"model\.modality_encoders\.IMAGE\.(decoder\.|encoder_mask$)", "pretraining only")
+    sorting.drop(r"(model\.)?(_ema|shared_decoder|recon_proj)", PRETRAINING_ONLY)
+    sorting.drop(r"model\.modality_encoders\.IMAGE\.(decoder\.|encoder_mask$)", PRETRAINING_ONLY)
     sorting.drop(r"model\.modality_encoders\.(?!IMAGE\.)", "another modality")
     state = sorting.take(_renamed(checkpoint.model, "model."), weight_shapes(config, head_config))
-    if checkpoint.teacher is not None:
-        sorting.dropped["_ema"] = "pretraining only"
-    sorting.finish()
-    return ImportedModel(
-        kind="image_classifier",
-        model_config=config,
-        state=state,
-        teacher=None,
-        head_config=head_config,
-        num_updates=checkpoint.num_updates,
-        report=sorting.report("v2 images, fine-tuned for classification", ignored),
-    )
+    return sorting.imported("v2 images", config, state, head=head_config)
 
 
 def _check_modality(checkpoint: FairseqCheckpoint, prefix: str) -> None:

@@ -8,15 +8,17 @@ pretraining needs may be left out, and anything else is refused.
 from __future__ import annotations
 
 from ..artifact import EMBEDDING_KEY
-from ..config import SentenceHeadConfig
+from ..config import Data2VecMultiConfig, SentenceHeadConfig
 from ..data.dictionary import Dictionary
 from ..errors import CheckpointError, ConfigError
+from ..families import generation_of
 from ..text import PAD
 from ..typed import build
+from ..v1.text_config import Data2VecTextConfig
 from ..weight_shapes import pretraining_shapes, weight_shapes
-from .fairseq_file import FairseqCheckpoint
-from .imported import ImportedModel, Sorting
-from .v2_config import broken_config, compare_depth, modalities_in, multi_config, without_absent_decoder
+from .fairseq_file import PRETRAINING_ONLY, FairseqCheckpoint
+from .imported import ImportedModel, Sorting, State
+from .v2_config import broken_config, modalities_in, multi_config, without_absent_decoder
 
 PRETRAINED = "data2vec_multi"
 FINETUNED = "data2vec_text_classification"
@@ -38,57 +40,31 @@ def import_v2_text(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None 
 
 
 def _pretrained(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
-    sorting = Sorting(checkpoint.path)
+    sorting = checkpoint.sorting()
     vocab_size = _vocab_size(checkpoint, "")
-    config, ignored = multi_config(checkpoint, "TEXT", "model")
-    compare_depth(checkpoint, config, "", sorting)
+    config = multi_config(checkpoint, sorting, "TEXT", "model")
+    sorting.compare_depth(checkpoint.model, "blocks.", config.depth, "blocks", "depth ")
     student, averaged = pretraining_shapes(config, vocab_size=vocab_size)
     student = without_absent_decoder(config, student, checkpoint.model, sorting)
     sorting.drop(r"modality_encoders\.(?!TEXT\.)", "another modality")
     sorting.drop(r"modality_encoders\.TEXT\.encoder_mask$|shared_decoder\.|recon_proj\.", "not used by text")
     state = sorting.take(checkpoint.model, student)
-    teacher = sorting.take_teacher(checkpoint.teacher, averaged)
-    sorting.finish()
-    return ImportedModel(
-        kind="pretrained",
-        model_config=config,
-        state=state,
-        teacher=teacher,
-        head_config=None,
-        regression=False,
-        vocab_size=vocab_size,
-        dictionary=fitting_dictionary(checkpoint, dictionary, vocab_size, sorting),
-        num_updates=checkpoint.num_updates,
-        report=sorting.report("v2 text, pretrained", ignored),
-    )
+    sorting.take_teacher(checkpoint.teacher, averaged)
+    return text_model(checkpoint, sorting, dictionary, config, state, vocab_size)
 
 
 def _finetuned(checkpoint: FairseqCheckpoint, dictionary: Dictionary | None) -> ImportedModel:
-    sorting = Sorting(checkpoint.path)
+    sorting = checkpoint.sorting(finetuned=True)
     vocab_size = _vocab_size(checkpoint, "model.")
-    config, ignored = multi_config(checkpoint, "TEXT", "model", "pretrained_model_args", "model")
-    compare_depth(checkpoint, config, "model.", sorting)
+    config = multi_config(checkpoint, sorting, "TEXT", "model", "pretrained_model_args", "model")
+    sorting.compare_depth(checkpoint.model, "model.blocks.", config.depth, "blocks", "depth ")
     head_config = sentence_head_config(checkpoint)
     sorting.drop(
-        r"(model\.)?_ema|(model\.)?shared_decoder|model\.modality_encoders\.TEXT\.decoder", "pretraining only"
+        r"(model\.)?_ema|(model\.)?shared_decoder|model\.modality_encoders\.TEXT\.decoder", PRETRAINING_ONLY
     )
     sorting.drop(r"model\.modality_encoders\.(?!TEXT\.)", "another modality")
     state = sorting.take(checkpoint.model, weight_shapes(config, head_config, vocab_size=vocab_size))
-    if checkpoint.teacher is not None:
-        sorting.dropped["_ema"] = "pretraining only"
-    sorting.finish()
-    return ImportedModel(
-        kind="sentence_classifier",
-        model_config=config,
-        state=state,
-        teacher=None,
-        head_config=head_config,
-        regression=bool(checkpoint.section("criterion").get("regression_target")),
-        vocab_size=vocab_size,
-        dictionary=fitting_dictionary(checkpoint, dictionary, vocab_size, sorting),
-        num_updates=checkpoint.num_updates,
-        report=sorting.report("v2 text, fine-tuned for sentences", ignored),
-    )
+    return text_model(checkpoint, sorting, dictionary, config, state, vocab_size, head_config)
 
 
 def _vocab_size(checkpoint: FairseqCheckpoint, prefix: str) -> int:
@@ -102,6 +78,27 @@ def _vocab_size(checkpoint: FairseqCheckpoint, prefix: str) -> int:
             "give a v2 text checkpoint"
         )
     return embedding.shape[0]
+
+
+def text_model(
+    checkpoint: FairseqCheckpoint,
+    sorting: Sorting,
+    dictionary: Dictionary | None,
+    config: Data2VecMultiConfig | Data2VecTextConfig,
+    state: State,
+    vocab_size: int,
+    head: SentenceHeadConfig | None = None,
+) -> ImportedModel:
+    """A text model of either generation with what its file and the dictionary say of it."""
+    return sorting.imported(
+        f"v{generation_of(config)} text",
+        config,
+        state,
+        head,
+        regression=bool(checkpoint.section("criterion").get("regression_target")),
+        vocab_size=vocab_size,
+        dictionary=fitting_dictionary(checkpoint, dictionary, vocab_size, sorting),
+    )
 
 
 def sentence_head_config(checkpoint: FairseqCheckpoint) -> SentenceHeadConfig:
