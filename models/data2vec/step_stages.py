@@ -45,8 +45,8 @@ class Storage:
 
     Attributes:
         matrix_bytes: size of a number that enters or leaves a matrix product: 4 in fp32, 2 under autocast.
-        attention_maps: attention with dropout or a learned bias makes maps of a few rows at a time and keeps
-            its dropout mask as flags; GPU kernels do neither.
+        attention_maps: attention with dropout or a learned bias makes maps, keeps small ones, and keeps its
+            dropout mask as flags; GPU kernels do none of it.
     """
 
     matrix_bytes: int = 4
@@ -112,10 +112,17 @@ def _block_kept(config: Data2VecMultiConfig, rows: int, length: int, storage: St
     norms = (2 * width + 4) * FLOAT
     rates = (config.encoder_dropout, config.post_mlp_drop, config.activation_dropout)
     flags = width * sum(rate > 0 for rate in rates) + hidden * (config.activation_dropout > 0)
+    map_row = config.num_heads * length  # numbers of attention maps, of one token
     if storage.attention_maps and config.attention_dropout > 0:
-        flags += config.num_heads * length
+        flags += map_row
+    made = config.attention_dropout > 0 or config.modality.learned_alibi_scale
+    if (
+        storage.attention_maps and made and tokens * map_row <= PART_ENTRIES
+    ):  # kept: weights, and as they enter
+        copied = config.attention_dropout > 0 or storage.matrix_bytes < FLOAT
+        matrix += map_row * (FLOAT + storage.matrix_bytes * copied)
     if config.modality.use_alibi_encoder and storage.matrix_bytes < FLOAT:
-        matrix += config.num_heads * length * storage.matrix_bytes  # each block has its own copy of the bias
+        matrix += map_row * storage.matrix_bytes  # each block has its own copy of the bias
     return tokens * (matrix + norms + flags * FLAG)
 
 

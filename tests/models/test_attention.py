@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -144,14 +145,21 @@ def test_dropped_attention_weights_have_the_asked_share_and_mean() -> None:
     assert float(kept.std()) == pytest.approx((64 * 0.25 * 0.75) ** 0.5, rel=0.1)
 
 
-def test_nothing_but_flags_is_kept_of_the_attention_maps() -> None:
-    """(R, H, T, T) tensors that autograd saves: flags of one byte, no numbers."""
+@pytest.mark.parametrize(
+    ("entries", "kept"),
+    [(2 * 40 * 40, {torch.bool: 3}), (3 * 2 * 40 * 40, {torch.float32: 2, torch.uint8: 1})],
+)
+def test_large_attention_maps_are_not_kept_but_for_flags(
+    entries: int, kept: dict[torch.dtype, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(R, H, T, T) tensors that autograd saves: flags of one byte; of small maps numbers too."""
+    monkeypatch.setattr("data2vec.attention.PART_ENTRIES", entries)
     attention, x = Attention(8, 2, attention_dropout=0.1), torch.randn(3, 40, 8)
     saved: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         attention(x)
-    maps = [tensor for tensor in saved if tensor.shape[-2:] == (40, 40)]
-    assert [tensor.dtype for tensor in maps] == [torch.bool]
+    maps = {t.data_ptr(): t.dtype for t in saved if t.shape[-2:] == (40, 40)}
+    assert Counter(maps.values()) == kept
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2], ids=["a bias that learns", "dropout too"])

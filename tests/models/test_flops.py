@@ -87,7 +87,7 @@ CASES: dict[str, tuple[dict[str, Any], StepShape]] = {
     ),
     "image": (image(), StepShape(samples=4, positions=64, kept=12, clones=4)),
     "image, no dropout": (image(**NO_DROPOUT), StepShape(samples=4, positions=64, kept=12, clones=4)),
-    "speech": (audio(), StepShape(samples=3, positions=99, kept=50, clones=2, raw=8000)),
+    "speech": (audio(), StepShape(samples=3, positions=99, kept=62, clones=2, raw=8000)),
 }  # fmt: skip
 
 

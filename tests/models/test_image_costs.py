@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -75,8 +76,9 @@ def assert_near(planned: StepCost, module: nn.Module, loss: Callable[[], torch.T
 
 
 def test_pretraining_the_first_generation() -> None:
-    model = Data2VecVisionPretraining(FIRST).train()
-    planned = pretraining_step(sizes(FIRST), StepShape(samples=4, positions=64, kept=64), branch_scales=True)
+    config = dataclasses.replace(FIRST, drop_path=0.0)  # which keeps less, by chance
+    model = Data2VecVisionPretraining(config).train()
+    planned = pretraining_step(sizes(config), StepShape(samples=4, positions=64, kept=64), branch_scales=True)
     assert_near(planned, model, lambda: model(IMAGES, update=1).loss)
 
 
