@@ -22,7 +22,7 @@ from .conv_spec import frame_count, parse_conv_layers
 from .decoders import Decoder1d
 from .errors import DataError
 from .masking import MaskSet, random_masks
-from .modality import ModalityEncoder
+from .modality import ModalityEncoder, with_gradient_times
 from .randomness import generator
 from .waveform import PositionalConvolutions, WaveformConvolutions, frame_padding
 
@@ -78,25 +78,11 @@ class AudioEncoder(ModalityEncoder):
                 f"audio is {tuple(source.shape)}; the model takes (B, samples), at least one frame"
             )
         assert self.local_encoder is not None
-        return self.project(self.local_encoder(source))
+        return self.project(with_gradient_times(self.audio.local_grad_mult, self.local_encoder, source))
 
     def local_features(self, source: torch.Tensor) -> torch.Tensor:
-        """As :meth:`compute_local_features`; ``local_grad_mult`` reaches the convolutions alone.
-
-        The norm and the projection after them always train, as in the reference.
-        """
-        mult = self.audio.local_grad_mult
-        if mult == 1.0 or not torch.is_grad_enabled():
-            return self.compute_local_features(source)
-        assert self.local_encoder is not None
-        if mult <= 0.0:
-            with torch.no_grad():
-                x_BTC = self.local_encoder(source)
-        else:
-            x_BTC = self.local_encoder(source)
-            if x_BTC.requires_grad:
-                x_BTC = x_BTC.detach() + (x_BTC - x_BTC.detach()) * mult
-        return self.project(x_BTC)
+        """Norm and projection after the convolutions always train, as in the reference."""
+        return self.compute_local_features(source)
 
     def project(self, x_BTC: torch.Tensor) -> torch.Tensor:
         """(B, T, C) convolution outputs to (B, T, D)."""

@@ -15,16 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .audio_trunk import (
-    AudioConfig,
-    AudioTrunk,
-    TrainingMasks,
-    TrunkOptions,
-    freeze_matching,
-    make_audio_trunk,
-    masked_features,
-)
-from .dropout import Dropout
+from .audio_trunk import AudioConfig, AudioHead, AudioTrunk, TrunkOptions, freeze_matching, make_audio_trunk
 from .errors import Problem
 from .placing import moved
 from .randomness import generator
@@ -105,7 +96,7 @@ class EventOutput:
             return F.binary_cross_entropy(scores_BC, labels_BC, reduction="sum")
 
 
-class AudioEventModel(nn.Module):
+class AudioEventModel(AudioHead[EventOutput]):
     """Trunk, projection onto the classes and pooling over frames, under the reference's names.
 
     Args:
@@ -115,11 +106,10 @@ class AudioEventModel(nn.Module):
     """
 
     def __init__(self, pretrained: AudioConfig, options: AudioEventConfig, *, seed: int = 1) -> None:
-        super().__init__()
-        self.pretrained_config, self.options = pretrained, options
+        super().__init__(pretrained, options)
+        self.options: AudioEventConfig = options
         trunk, dim = make_audio_trunk(pretrained, options, seed)
         self.d2v_model = trunk
-        self.final_dropout = Dropout(options.final_dropout)
         self.proj, self.proj2 = _projection(options, dim)
         for name, module in (("proj", self.proj), ("proj2", self.proj2)):
             for index, part in enumerate([] if module is None else module.modules()):
@@ -133,31 +123,8 @@ class AudioEventModel(nn.Module):
         assert isinstance(self.d2v_model, Data2VecMulti | Data2VecAudio)
         return self.d2v_model
 
-    def forward(
-        self,
-        source: torch.Tensor,
-        padding_mask: torch.Tensor | None = None,
-        ids: torch.Tensor | None = None,
-        *,
-        update: int = 0,
-        seed: int = 1,
-        masks: TrainingMasks | None = None,
-    ) -> EventOutput:
-        """Scores of every clip and class.
-
-        Args:
-            source: (B, S) samples at 16 kHz, normalised as the trunk expects.
-            padding_mask: (B, S) bool, true where padded.
-            ids: (B,) clip ids; masks are functions of (seed, update, id), while training only.
-            update: completed optimizer updates; decides freezing and layer drop.
-            seed: seed of masks and layer drop.
-            masks: given masks instead of drawn ones.
-        """
-        ids = torch.arange(len(source), device=source.device) if ids is None else ids
-        x_BTD, padding_BT = masked_features(
-            self.trunk, self.options, source, padding_mask, ids, training=self.training, update=update,
-            seed=seed, masks=masks,
-        )  # fmt: skip
+    def judge(self, x_BTD: torch.Tensor, padding_BT: torch.Tensor | None) -> EventOutput:
+        """Scores of every clip and class."""
         padding_BT = moved(padding_BT, x_BTD.device)
         if padding_BT is not None:
             x_BTD = x_BTD.masked_fill(padding_BT[..., None], 0.0)

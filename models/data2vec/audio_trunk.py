@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from torch import nn
 from .audio import AudioEncoder
 from .audio_masking import span_masks
 from .config import Data2VecMultiConfig
+from .dropout import Dropout
 from .errors import Problem
 from .placing import moved
 from .randomness import generator
@@ -29,6 +30,7 @@ from .v1.config import Data2VecAudioConfig
 
 AudioConfig = Data2VecMultiConfig | Data2VecAudioConfig
 AudioTrunk = Data2VecMulti | Data2VecAudio
+Output = TypeVar("Output")
 
 
 @dataclass(kw_only=True)
@@ -158,6 +160,56 @@ def freeze_matching(module: nn.Module, pattern: str | None) -> None:
     for name, parameter in module.named_parameters():
         if re.fullmatch(pattern, name):
             parameter.requires_grad_(False)
+
+
+class AudioHead(nn.Module, Generic[Output]):
+    """A pretrained trunk under something that is made of its frames: recognition or events.
+
+    Args:
+        pretrained: configuration of the pretrained model, of either generation.
+        options: fine-tuning options.
+    """
+
+    def __init__(self, pretrained: AudioConfig, options: TrunkOptions) -> None:
+        super().__init__()
+        self.pretrained_config, self.options = pretrained, options
+        self.final_dropout = Dropout(options.final_dropout)
+
+    @property
+    def trunk(self) -> AudioTrunk:
+        """The pretrained network."""
+        raise NotImplementedError
+
+    def judge(self, x_BTD: torch.Tensor, padding_BT: torch.Tensor | None) -> Output:
+        """What is made of (B, T, D) features; the padding lies where the given flags do."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        source: torch.Tensor,
+        padding_mask: torch.Tensor | None = None,
+        ids: torch.Tensor | None = None,
+        *,
+        update: int = 0,
+        seed: int = 1,
+        masks: TrainingMasks | None = None,
+    ) -> Output:
+        """What the model says of each recording.
+
+        Args:
+            source: (B, S) samples at 16 kHz, normalised as the trunk expects.
+            padding_mask: (B, S) bool, true where padded.
+            ids: (B,) recording ids; masks are functions of (seed, update, id), while training only.
+            update: completed optimizer updates; decides freezing and layer drop.
+            seed: seed of masks and layer drop.
+            masks: given masks instead of drawn ones.
+        """
+        ids = torch.arange(len(source), device=source.device) if ids is None else ids
+        training, options = self.training, self.options
+        return self.judge(*masked_features(
+            self.trunk, options, source, padding_mask, ids, training=training, update=update, seed=seed,
+            masks=masks,
+        ))  # fmt: skip
 
 
 def masked_features(

@@ -15,16 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .audio_trunk import (
-    AudioConfig,
-    AudioTrunk,
-    TrainingMasks,
-    TrunkOptions,
-    freeze_matching,
-    make_audio_trunk,
-    masked_features,
-)
-from .dropout import Dropout
+from .audio_trunk import AudioConfig, AudioHead, AudioTrunk, TrunkOptions, freeze_matching, make_audio_trunk
 from .placing import moved
 from .randomness import generator
 from .student import Data2VecMulti
@@ -68,7 +59,7 @@ class CTCSums:
     too_short: int = field(default=0)  # utterances with fewer frames than their labels need
 
 
-class CTCModel(nn.Module):
+class CTCModel(AudioHead[CTCOutput]):
     """Trunk and projection onto the symbols, under the reference's names.
 
     Args:
@@ -81,11 +72,10 @@ class CTCModel(nn.Module):
     def __init__(
         self, pretrained: AudioConfig, options: CTCConfig, *, num_symbols: int, seed: int = 1
     ) -> None:
-        super().__init__()
-        self.pretrained_config, self.options = pretrained, options
+        super().__init__(pretrained, options)
+        self.options: CTCConfig = options
         trunk, dim = make_audio_trunk(pretrained, options, seed)
         projection = nn.Linear(dim, num_symbols)
-        self.final_dropout = Dropout(options.final_dropout)
         self.w2v_encoder = nn.ModuleDict({"w2v_model": trunk, "proj": projection})
         with torch.no_grad():
             bound = (6.0 / (dim + num_symbols)) ** 0.5
@@ -105,38 +95,8 @@ class CTCModel(nn.Module):
         """V."""
         return int(self.w2v_encoder["proj"].out_features)  # pyright: ignore[reportArgumentType]
 
-    def forward(
-        self,
-        source: torch.Tensor,
-        padding_mask: torch.Tensor | None = None,
-        ids: torch.Tensor | None = None,
-        *,
-        update: int = 0,
-        seed: int = 1,
-        masks: TrainingMasks | None = None,
-    ) -> CTCOutput:
-        """Logits of every frame.
-
-        Args:
-            source: (B, S) samples at 16 kHz, normalised as the trunk expects.
-            padding_mask: (B, S) bool, true where padded.
-            ids: (B,) utterance ids; masks are functions of (seed, update, id), while training only.
-            update: completed optimizer updates; decides freezing and layer drop.
-            seed: seed of masks and layer drop.
-            masks: given masks instead of drawn ones.
-        """
-        ids = torch.arange(len(source), device=source.device) if ids is None else ids
-        x_BTD, padding = masked_features(
-            self.trunk,
-            self.options,
-            source,
-            padding_mask,
-            ids,
-            training=self.training,
-            update=update,
-            seed=seed,
-            masks=masks,
-        )
+    def judge(self, x_BTD: torch.Tensor, padding_BT: torch.Tensor | None) -> CTCOutput:
+        """Logits of every frame."""
         logits_BTV = self.w2v_encoder["proj"](self.final_dropout(x_BTD)).float()
         if self.options.blank_weight != 0.0:
             blank = logits_BTV[..., BLANK] if self.options.blank_mode == "add" else 0.0
@@ -145,10 +105,10 @@ class CTCModel(nn.Module):
                 torch.full((1,), BLANK, device=logits_BTV.device),
                 (blank + torch.full_like(logits_BTV[..., BLANK], self.options.blank_weight))[..., None],
             )
-        frames_B = torch.full((len(source),), x_BTD.shape[1], dtype=torch.int64)
-        if padding is not None:
-            frames_B = (~padding).sum(dim=1)
-        return CTCOutput(logits_BTV, frames_B, moved(padding, x_BTD.device))
+        frames_B = torch.full((len(x_BTD),), x_BTD.shape[1], dtype=torch.int64)
+        if padding_BT is not None:
+            frames_B = (~padding_BT).sum(dim=1)
+        return CTCOutput(logits_BTV, frames_B, moved(padding_BT, x_BTD.device))
 
     def loss(self, output: CTCOutput, targets_BU: torch.Tensor, lengths_B: torch.Tensor) -> CTCSums:
         """CTC loss summed over utterances; those with too few frames for their labels are left out.

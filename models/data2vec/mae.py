@@ -19,9 +19,9 @@ from .image_masking import image_masks
 from .mae_config import MaeConfig
 from .masking import MaskSet
 from .placing import moved
-from .pretraining import Comparison, PretrainOutput
+from .pretraining import Comparison, PretrainingModel, PretrainOutput
 from .randomness import generator
-from .student import Data2VecMulti, Features, initialise
+from .student import Data2VecMulti, initialise
 from .transformer import make_blocks, make_norm
 
 TOKEN_STD = 0.02  # of class and mask token
@@ -63,7 +63,7 @@ class MaeDecoder(nn.Module):
         return self.pred(masks.gather_masked(self.norm(x_BTC)[:, 1:]))
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(PretrainingModel):
     """Encoder and decoder with the objective; the decoder is a part of ``student``, as in data2vec 2.0.
 
     Args:
@@ -131,9 +131,3 @@ class MaskedAutoencoder(nn.Module):
         target_NP, prediction_NP = masks.gather_masked_targets(targets_BTP), prediction_NP.float()
         loss = F.mse_loss(prediction_NP, target_NP, reduction="sum") / self.config.pixels
         return Comparison.of({"regression": loss}, prediction_NP, target_NP)
-
-    def student_features(
-        self, source: torch.Tensor, padding_mask: None = None, *, all_layers: bool = False
-    ) -> Features:
-        """The encoder's features of complete images, see :meth:`Data2VecMulti.forward`."""
-        return self.student(source, padding_mask, all_layers=all_layers)

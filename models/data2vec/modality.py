@@ -5,7 +5,7 @@ B samples, R rows (samples x clones), T positions, K kept positions, E extra tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -51,14 +51,7 @@ class ModalityEncoder(nn.Module):
 
     def local_features(self, source: torch.Tensor) -> torch.Tensor:
         """Raw input to (B, T, D) features under the front end's gradient multiplier."""
-        mult = self.config.local_grad_mult
-        if mult <= 0.0:  # frozen: without a gradient, not even weight decay moves the parameters
-            with torch.no_grad():
-                return self.compute_local_features(source)
-        x = self.compute_local_features(source)
-        if mult == 1.0 or not x.requires_grad:
-            return x
-        return x.detach() + (x - x.detach()) * mult  # forward unchanged, gradient scaled
+        return with_gradient_times(self.config.local_grad_mult, self.compute_local_features, source)
 
     def token_padding(self, padding_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
         """Padding of the raw input to (B, T) flags of padded positions; ``None`` where nothing is padded."""
@@ -131,3 +124,14 @@ class ModalityEncoder(nn.Module):
         if padding_mask_RK is not None:
             padding_mask_RK = nn.functional.pad(padding_mask_RK, (self.num_extra_tokens, 0), value=False)
         return x_RKD, padding_mask_RK
+
+
+def with_gradient_times(
+    factor: float, compute: Callable[[torch.Tensor], torch.Tensor], source: torch.Tensor
+) -> torch.Tensor:
+    """``compute(source)``, whose gradient is multiplied; by 0 it has none: not even weight decay moves it."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and factor > 0.0):
+        x = compute(source)
+    if factor == 1.0 or not x.requires_grad:
+        return x
+    return x.detach() + (x - x.detach()) * factor

@@ -106,7 +106,19 @@ class Comparison:
         return PretrainOutput(self.losses, size, self.prediction, self.target, masked_pct, stages)
 
 
-class Data2VecPretraining(nn.Module):
+class PretrainingModel(nn.Module):
+    """A network that learns with what only pretraining needs; ``forward`` gives a :class:`PretrainOutput`."""
+
+    student: nn.Module
+
+    def student_features(
+        self, source: torch.Tensor, padding_mask: torch.Tensor | None = None, *, all_layers: bool = False
+    ) -> Features:
+        """The student's features of complete input, as its ``forward`` gives them."""
+        return self.student(source, padding_mask, all_layers=all_layers)
+
+
+class Data2VecPretraining(PretrainingModel):
     """Student, decoder and teacher with the v2 objective.
 
     Args:
@@ -207,12 +219,6 @@ class Data2VecPretraining(nn.Module):
                 "predictions": (found.prediction_ND, None),
             } | ({"local_features": (local_BTD, padding_mask)} if chunk.first else {}))  # fmt: skip
         return found.output(1.0 - masks.num_kept / length, stages)
-
-    def student_features(
-        self, source: torch.Tensor, padding_mask: torch.Tensor | None = None, *, all_layers: bool = False
-    ) -> Features:
-        """The student's features of complete input, see :meth:`Data2VecMulti.forward`."""
-        return self.student(source, padding_mask, all_layers=all_layers)
 
     def _noise(self, row_ids_R: torch.Tensor, gaps: int, device: torch.device, *key: int) -> torch.Tensor:
         """(R, gaps, D) decoder noise; ``key`` is (seed, update)."""

@@ -19,8 +19,9 @@ from ..conv_spec import frame_count, parse_conv_layers
 from ..dropout import Dropout
 from ..errors import DataError
 from ..masking import masked_index
+from ..modality import with_gradient_times
 from ..placing import moved
-from ..pretraining import Comparison, PretrainOutput
+from ..pretraining import Comparison
 from ..randomness import generator
 from ..student import Features, initialise
 from ..targets import TargetAverage
@@ -29,7 +30,7 @@ from ..transformer import kept_blocks
 from ..waveform import PositionalConvolutions, WaveformConvolutions, frame_padding
 from .config import Data2VecAudioConfig
 from .layers import EncoderLayer
-from .objective import compared, masked_positions, regression_output
+from .objective import RegressionPretraining, Seen
 
 
 class AudioTransformer(nn.Module):
@@ -124,13 +125,8 @@ class Data2VecAudio(nn.Module):
             raise DataError(
                 f"audio is {tuple(source_BS.shape)}; the model takes (B, samples), at least one frame"
             )
-        mult = self.config.feature_grad_mult
-        with torch.set_grad_enabled(torch.is_grad_enabled() and mult > 0.0):
-            x_BTC = self.feature_extractor(source_BS)
-        if mult not in (0.0, 1.0) and x_BTC.requires_grad:
-            x_BTC = x_BTC.detach() + (x_BTC - x_BTC.detach()) * mult
-        x = self.layer_norm(x_BTC)
-        return self.post_extract_proj(x)
+        x_BTC = with_gradient_times(self.config.feature_grad_mult, self.feature_extractor, source_BS)
+        return self.post_extract_proj(self.layer_norm(x_BTC))
 
     def token_padding(self, padding_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
         """(B, S) flags of padded samples to (B, T) flags of padded frames; ``None`` if nothing is padded."""
@@ -205,15 +201,13 @@ class Data2VecAudio(nn.Module):
         return Features(x, tuple(layers))
 
 
-class Data2VecAudioPretraining(nn.Module):
+class Data2VecAudioPretraining(RegressionPretraining):
     """Student, head and teacher with the objective of data2vec 1.
 
     Args:
         config: architecture and objective.
         seed: seed of the initial weights.
     """
-
-    regions = ("_compare",)
 
     def __init__(self, config: Data2VecAudioConfig, *, seed: int = 1) -> None:
         super().__init__()
@@ -222,43 +216,26 @@ class Data2VecAudioPretraining(nn.Module):
         copied = ("pos_conv.",) if config.ema_layers_only else ()
         self.teacher = Teacher(AudioTransformer(config), self.student.encoder, config, copied=copied)
 
-    def forward(
+    def see(
         self,
         source: torch.Tensor,
-        padding_mask: torch.Tensor | None = None,
-        ids: torch.Tensor | None = None,
-        *,
-        update: int = 0,
-        seed: int | None = None,
-        mask_BT: torch.Tensor | None = None,
-        watch: bool = False,
-    ) -> PretrainOutput:
-        """Losses of one micro-batch.
-
-        Args:
-            source: (B, S) samples at 16 kHz.
-            padding_mask: (B, S) bool, true where padded; best on the CPU, as are ``ids`` and ``mask_BT``:
-                then a GPU is asked for nothing.
-            ids: (B,) sample ids; masks are functions of (seed, update, id), and of the other rows' counts.
-            update: completed optimizer updates.
-            seed: seed of the masks; by default the configuration's.
-            mask_BT: given mask instead of a drawn one.
-            watch: also sum what the collapse watch looks at.
-        """
+        padding_mask: torch.Tensor | None,
+        ids: torch.Tensor,
+        mask_BT: torch.Tensor | None,
+        *key: int,
+    ) -> Seen:
+        """Frames, masked in spans of frames and channels."""
         student = self.student
-        seed = self.config.seed if seed is None else seed
-        ids = torch.arange(len(source)) if ids is None else ids
         local_BTD = student.local_features(source)
         padding = student.token_padding(padding_mask, local_BTD.shape[1])
         if mask_BT is None:
-            mask_BT = student.draw_time_mask(ids, local_BTD.shape[1], padding, seed, update)
-        channels, masked_N = student.draw_channel_mask(ids, seed, update), masked_index(mask_BT)
+            mask_BT = student.draw_time_mask(ids, local_BTD.shape[1], padding, *key)
+        channels, masked_N = student.draw_channel_mask(ids, *key), masked_index(mask_BT)
         device = source.device
         mask_BT, masked_N = moved(mask_BT, device), moved(masked_N, device)
         channels, padding = moved(channels, device), moved(padding, device)
-        x_BTD, found = self.compute(local_BTD, padding, mask_BT, channels, masked_N, seed, update)
-        watched = (local_BTD, x_BTD, padding) if watch else None
-        return regression_output(found, mask_BT.numel(), watched)
+        x_BTD, found = self.compute(local_BTD, padding, mask_BT, channels, masked_N, *key)
+        return Seen(local_BTD, x_BTD, padding, found)
 
     def compute(
         self,
@@ -275,16 +252,10 @@ class Data2VecAudioPretraining(nn.Module):
         x_BTD = student.encoder(hidden_BTD, padding_BT, *key)
         return x_BTD, self._compare(x_BTD, self._targets(local_BTD, padding_BT), masked_N)
 
-    def _compare(self, x_BTD: torch.Tensor, targets_BTD: torch.Tensor, masked_N: torch.Tensor) -> Comparison:
-        config, final_proj = self.config, self.student.final_proj
-        assert final_proj is not None
-        return compared(
-            "regression",
-            final_proj(masked_positions(x_BTD, masked_N)),
-            masked_positions(targets_BTD, masked_N),
-            beta=config.loss_beta,
-            scale=config.encoder_embed_dim**-0.5 if config.loss_scale is None else config.loss_scale,
-        )
+    def predict(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """One linear layer."""
+        assert self.student.final_proj is not None
+        return self.student.final_proj(x_ND)
 
     @torch.no_grad()
     def _targets(self, local_BTD: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What a data2vec 1 audio model is, with the reference's field names (``data2vec_audio``) and defaults."""
+"""What all data2vec 1 models share, and what one for audio is (``data2vec_audio``): names and defaults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,35 @@ MaskSelection = Literal["static", "uniform", "normal", "poisson"]
 
 
 @dataclass(kw_only=True)
-class Data2VecAudioConfig(ModelConfig):
+class RegressionConfig(ModelConfig):
+    """The objective of data2vec 1: the student regresses its own teacher's features at masked positions."""
+
+    loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
+    loss_scale: float | None = None  # factor of the loss; null = 1 / sqrt(width)
+    average_top_k_layers: int = 8  # teacher layers averaged into the target, from the top
+    layer_norm_target_layer: bool = False  # layer norm of each teacher layer
+    instance_norm_target_layer: bool = False  # instance norm of each teacher layer
+    batch_norm_target_layer: bool = False  # batch norm of each teacher layer
+    instance_norm_targets: bool = False  # instance norm of the averaged target
+    layer_norm_targets: bool = False  # layer norm of the averaged target
+    ema_decay: float = 0.999  # teacher decay at the first update
+    ema_end_decay: float = 0.9999  # teacher decay after annealing
+    ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
+    max_update: int | None = None  # length of the run, for the annealing
+    min_target_var: float = 0.1  # stop below this deviation of the targets (after update 5000); 0 = never
+    min_pred_var: float = 0.01  # stop below this deviation of the predictions (after update 5000); 0 = never
+    seed: int = 1  # seed of the masks
+
+    def objective_rules(self, rule: Rules, layers: int, name: str) -> None:
+        """What holds for these fields in a network of so many layers, which ``name`` tells."""
+        rule.share("ema_decay", "ema_end_decay")
+        fits = 1 <= self.average_top_k_layers <= max(layers, 1)
+        rule("average_top_k_layers", fits, f"must lie in 1 ... {name} ({layers})")
+        rule.at_least(0, "loss_beta")
+
+
+@dataclass(kw_only=True)
+class Data2VecAudioConfig(RegressionConfig):
     """data2vec 1 for audio: a transformer over masked frames, regressing its own teacher's features."""
 
     extractor_mode: Literal["default", "layer_norm"] = "default"  # norm after each convolution
@@ -54,25 +82,10 @@ class Data2VecAudioConfig(ModelConfig):
     conv_pos_groups: int = 16  # groups of the positional convolutions
     pos_conv_depth: int = 1  # number of positional convolutions; 1 = one weight-normed convolution
     required_seq_len_multiple: int = 2  # without effect: lengths need no padding here
-    loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
-    loss_scale: float | None = None  # factor of the loss; null = 1 / sqrt(encoder_embed_dim)
-    average_top_k_layers: int = 8  # teacher layers averaged into the target, from the top
-    layer_norm_target_layer: bool = False  # layer norm of each teacher layer
-    instance_norm_target_layer: bool = False  # instance norm of each teacher layer
-    instance_norm_targets: bool = False  # instance norm of the averaged target
-    layer_norm_targets: bool = False  # layer norm of the averaged target
-    batch_norm_target_layer: bool = False  # batch norm of each teacher layer
     group_norm_target_layer: bool = False  # group norm (frames and channels together) of each teacher layer
-    ema_decay: float = 0.999  # teacher decay at the first update
-    ema_end_decay: float = 0.9999  # teacher decay after annealing
-    ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
     ema_transformer_only: bool = True  # the teacher is the transformer alone
     ema_layers_only: bool = True  # positional convolutions are copied instead of averaged
-    max_update: int | None = None  # length of the run, for the annealing
-    min_target_var: float = 0.1  # stop below this deviation of the targets (after update 5000)
-    min_pred_var: float = 0.01  # stop below this deviation of the predictions (after update 5000)
     padding_leaks: bool = False  # padded frames reach real ones through positions, as in the reference
-    seed: int = 1  # seed of the masks
 
     @property
     def depth(self) -> int:
@@ -117,10 +130,7 @@ class Data2VecAudioConfig(ModelConfig):
             "mask_prob",
         )
         rule.share("mask_channel_prob")
-        rule.share("ema_decay", "ema_end_decay")
-        rule("average_top_k_layers", 1 <= self.average_top_k_layers <= max(self.encoder_layers, 1),
-             f"must lie in 1 ... encoder_layers ({self.encoder_layers})")  # fmt: skip
-        rule.at_least(0, "loss_beta")
+        self.objective_rules(rule, self.encoder_layers, "encoder_layers")
         rule("pos_conv_depth", self.pos_conv_depth >= 2,
              "the single weight-normed convolution of wav2vec 2.0 is not built; data2vec uses 5")  # fmt: skip
         rule.only(

@@ -21,7 +21,7 @@ from ..errors import DataError
 from ..feed_forward import feed_forward
 from ..masking import masked_index
 from ..placing import moved
-from ..pretraining import Comparison, PretrainOutput
+from ..pretraining import Comparison
 from ..randomness import generator
 from ..student import Features
 from ..targets import TargetAverage
@@ -29,7 +29,7 @@ from ..teacher import Teacher
 from ..transformer import TransformerBlock, drop_path_rates, kept_blocks
 from .image_config import Data2VecVisionConfig
 from .image_masking import rectangle_masks
-from .objective import compared, masked_positions, regression_output
+from .objective import RegressionPretraining, Seen
 
 EachLayer = Callable[[int, torch.Tensor, torch.Tensor], None]
 INIT_STD = 0.02
@@ -225,10 +225,8 @@ class Data2VecVision(nn.Module):
         return Features(last[:, 1:], tuple(layers), last[:, :1])
 
 
-class Data2VecVisionPretraining(nn.Module):
+class Data2VecVisionPretraining(RegressionPretraining):
     """Student and teacher with the v1 objective."""
-
-    regions = ("_compare",)
 
     def __init__(self, config: Data2VecVisionConfig, *, seed: int = 1) -> None:
         super().__init__()
@@ -241,43 +239,28 @@ class Data2VecVisionPretraining(nn.Module):
             module.mask_emb = module.final_proj = None
             self.teacher = Teacher(module, self.student, config)
 
-    def forward(
+    def see(
         self,
         source: torch.Tensor,
-        padding_mask: None = None,
-        ids: torch.Tensor | None = None,
-        *,
-        update: int = 0,
-        seed: int | None = None,
-        mask_BT: torch.Tensor | None = None,
-        watch: bool = False,
-    ) -> PretrainOutput:
-        """Losses of one micro-batch.
-
-        Args:
-            source: (B, C, S, S) images.
-            padding_mask: images have none.
-            ids: (B,) sample ids; masks are functions of (seed, update, id).
-            update: completed optimizer updates.
-            seed: seed of the masks; by default the configuration's.
-            mask_BT: given mask instead of a drawn one.
-            watch: also sum what the collapse watch looks at.
-        """
+        padding_mask: torch.Tensor | None,
+        ids: torch.Tensor,
+        mask_BT: torch.Tensor | None,
+        *key: int,
+    ) -> Seen:
+        """Patches, rectangles of which are masked."""
         config = self.config
         if mask_BT is None:
-            ids = torch.arange(len(source)) if ids is None else ids
             mask_BT = rectangle_masks(
                 ids,
                 config.grid,
                 num_patches=config.num_mask_patches,
                 min_per_block=config.min_mask_patches_per_block,
                 max_per_block=config.max_mask_patches_per_block,
-                key=(config.seed if seed is None else seed, update),
+                key=key,
             )
         masked_N = moved(masked_index(mask_BT), source.device)
         local_BTD, x_BTD, found = self.compute(source, moved(mask_BT, source.device), masked_N)
-        watched = (local_BTD, x_BTD, None) if watch else None
-        return regression_output(found, mask_BT.numel(), watched)
+        return Seen(local_BTD, x_BTD, None, found)
 
     def compute(
         self, source: torch.Tensor, mask_BT: torch.Tensor, masked_N: torch.Tensor
@@ -291,27 +274,18 @@ class Data2VecVisionPretraining(nn.Module):
         x_BTD = student.encoder(student.with_class_token(hidden))[:, 1:]
         return local_BTD, x_BTD, self._compare(x_BTD, self._targets(source, local_BTD), masked_N)
 
-    def _compare(self, x_BTD: torch.Tensor, targets_BTD: torch.Tensor, masked_N: torch.Tensor) -> Comparison:
-        config, prediction_ND = self.config, masked_positions(x_BTD, masked_N)
-        if config.use_final_proj:
-            assert self.student.final_proj is not None
-            prediction_ND = self.student.final_proj(prediction_ND)
-        scale = config.loss_scale
-        if scale is None:
-            scale = 1.0 if config.mean_loss else config.embed_dim**-0.5
-        return compared(
-            "regression",
-            prediction_ND,
-            masked_positions(targets_BTD, masked_N),
-            beta=config.loss_beta,
-            scale=scale / config.embed_dim if config.mean_loss else scale,
-        )
+    def predict(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """The encoder's output itself, unless the head is wanted."""
+        if not self.config.use_final_proj:
+            return x_ND
+        assert self.student.final_proj is not None
+        return self.student.final_proj(x_ND)
 
-    def student_features(
-        self, source: torch.Tensor, padding_mask: None = None, *, all_layers: bool = False
-    ) -> Features:
-        """The student's features of complete input, see :meth:`Data2VecVision.forward`."""
-        return self.student(source, padding_mask, all_layers=all_layers)
+    def loss_factor(self) -> float:
+        """The mean over channels has no other scale of its own."""
+        if not self.config.mean_loss:
+            return super().loss_factor()
+        return (1.0 if self.config.loss_scale is None else self.config.loss_scale) / self.config.embed_dim
 
     @torch.no_grad()
     def _targets(self, source: torch.Tensor, local_BTD: torch.Tensor) -> torch.Tensor:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import Problem
-from ..rules import ModelConfig, Rules
+from ..rules import Rules
+from .config import RegressionConfig
 
 
 @dataclass(kw_only=True)
-class Data2VecVisionConfig(ModelConfig):
+class Data2VecVisionConfig(RegressionConfig):
     """data2vec 1 for images: a BEiT over masked patches, regressing its own teacher's features."""
 
     layer_scale_init_value: float = 1e-4  # initial scale of each branch; 0 = no scales
@@ -31,27 +32,12 @@ class Data2VecVisionConfig(ModelConfig):
     embed_dim: int = 768  # width
     num_heads: int = 12  # attention heads
     mlp_ratio: int = 4  # feed-forward width / embed_dim
-    loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
-    loss_scale: float | None = None  # factor of the loss; null = 1 / sqrt(embed_dim)
-    average_top_k_layers: int = 8  # teacher blocks averaged into the target, from the top
     end_of_block_targets: bool = True  # average block outputs; false: feed-forward branches
-    layer_norm_target_layer: bool = False  # layer norm of each teacher layer
-    instance_norm_target_layer: bool = False  # instance norm of each teacher layer
-    batch_norm_target_layer: bool = False  # batch norm of each teacher layer
-    instance_norm_targets: bool = False  # instance norm of the averaged target
-    layer_norm_targets: bool = False  # layer norm of the averaged target
-    ema_decay: float = 0.999  # teacher decay at the first update
-    ema_end_decay: float = 0.9999  # teacher decay after annealing
-    ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
     ema_transformer_only: bool = True  # the teacher is the transformer alone; false: with its own patches
-    max_update: int | None = None  # length of the run, for the annealing
     norm_eps: float = 1e-5  # epsilon of the layer norms; 1e-6 in the BEiT-based code
     use_final_proj: bool = False  # predict through the linear head, which the reference builds and leaves out
     beit_init: bool = False  # initial weights of the BEiT-based code instead of the reference's
     mean_loss: bool = False  # mean over channels instead of the sum: the loss of the BEiT-based code
-    min_target_var: float = 0.1  # stop below this deviation of the targets (after update 5000)
-    min_pred_var: float = 0.01  # stop below this deviation of the predictions (after update 5000)
-    seed: int = 1  # seed of the masks
 
     @property
     def grid(self) -> int:
@@ -66,13 +52,10 @@ class Data2VecVisionConfig(ModelConfig):
             rule("num_heads", self.embed_dim % self.num_heads == 0, f"must divide embed_dim {self.embed_dim}")
         rule("image_size", self.image_size >= max(self.patch_size, 1), "must be at least one patch")
         rule.probability("drop_path", "attention_dropout")
-        rule.share("ema_decay", "ema_end_decay")
         cells = self.grid**2 if self.patch_size >= 1 else 0
         rule("num_mask_patches", 1 <= self.num_mask_patches <= cells, f"must lie in 1 ... {cells} patches")
         low, high = self.min_mask_patches_per_block, self.max_mask_patches_per_block
         rule("min_mask_patches_per_block", 1 <= low <= high, f"must lie in 1 ... the largest block {high}")
-        rule("average_top_k_layers", 1 <= self.average_top_k_layers <= max(self.depth, 1),
-             f"must lie in 1 ... depth ({self.depth})")  # fmt: skip
-        rule.at_least(0, "loss_beta")
+        self.objective_rules(rule, self.depth, "depth")
         rule("loss_scale", self.loss_scale is None or self.loss_scale > 0, "must be > 0, or null")
         return rule.found

@@ -20,7 +20,7 @@ from ..dropout import Dropout
 from ..errors import DataError
 from ..masking import masked_index
 from ..placing import moved
-from ..pretraining import Comparison, PretrainOutput
+from ..pretraining import Comparison
 from ..randomness import hashed_scores, row_keys
 from ..student import Features, initialise
 from ..targets import TargetAverage
@@ -28,7 +28,7 @@ from ..teacher import Teacher
 from ..text import PAD, position_ids
 from ..transformer import kept_blocks
 from .layers import EncoderLayer
-from .objective import compared, masked_positions, regression_output
+from .objective import RegressionPretraining, Seen
 from .text_config import Data2VecTextConfig
 
 _EMBEDDINGS = ("embed_tokens.", "embed_positions.", "layernorm_embedding.")
@@ -201,7 +201,7 @@ def make_regression_head(config: Data2VecTextConfig) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(width, dim))
 
 
-class Data2VecTextPretraining(nn.Module):
+class Data2VecTextPretraining(RegressionPretraining):
     """Student, head and teacher with the objective of data2vec 1.
 
     Args:
@@ -210,8 +210,6 @@ class Data2VecTextPretraining(nn.Module):
         masking: how tokens are masked where no mask is given.
         seed: seed of the initial weights.
     """
-
-    regions = ("_compare",)
 
     def __init__(
         self,
@@ -230,41 +228,24 @@ class Data2VecTextPretraining(nn.Module):
             SentenceEncoder(config, vocab_size), self.student.sentence_encoder, config, copied=copied
         )
 
-    def forward(
+    def see(
         self,
         source: torch.Tensor,
-        padding_mask: torch.Tensor | None = None,
-        ids: torch.Tensor | None = None,
-        *,
-        update: int = 0,
-        seed: int | None = None,
-        mask_BT: torch.Tensor | None = None,
-        watch: bool = False,
-    ) -> PretrainOutput:
-        """Losses of one micro-batch.
-
-        Args:
-            source: (B, T) token ids before masking, 1 where padded.
-            padding_mask: (B, T) bool, true where padded; best on the CPU, as are ``ids`` and ``mask_BT``:
-                then a GPU is asked for nothing.
-            ids: (B,) sample ids; masks are functions of (seed, update, id).
-            update: completed optimizer updates.
-            seed: seed of the masks; by default the configuration's.
-            mask_BT: given mask instead of a drawn one.
-            watch: also sum what the collapse watch looks at.
-        """
-        seed = self.config.seed if seed is None else seed
-        ids = torch.arange(len(source)) if ids is None else ids
+        padding_mask: torch.Tensor | None,
+        ids: torch.Tensor,
+        mask_BT: torch.Tensor | None,
+        *key: int,
+    ) -> Seen:
+        """Embeddings of tokens, spans of which are masked."""
         if padding_mask is None:
             padding_mask = source.eq(PAD)
         if mask_BT is None:
-            mask_BT = token_spans(ids, ~padding_mask, self.masking, seed, update)
+            mask_BT = token_spans(ids, ~padding_mask, self.masking, *key)
         masked_N = moved(masked_index(mask_BT), source.device)
         mask_BT = moved(mask_BT, source.device)
         source, padding = padded_source(source, padding_mask)
-        local_BTD, x_BTD, found = self.compute(source, padding, mask_BT, masked_N, seed, update)
-        watched = (local_BTD, x_BTD, padding) if watch else None
-        return regression_output(found, mask_BT.numel(), watched)
+        local_BTD, x_BTD, found = self.compute(source, padding, mask_BT, masked_N, *key)
+        return Seen(local_BTD, x_BTD, padding, found)
 
     def compute(
         self,
@@ -283,17 +264,15 @@ class Data2VecTextPretraining(nn.Module):
             source_BT, padding_BT = source_BT.masked_fill(~mask_BT, PAD), ~mask_BT
         return local_BTD, x_BTD, self._compare(x_BTD, self._targets(source_BT, padding_BT), masked_N)
 
-    def _compare(self, x_BTD: torch.Tensor, targets_BTD: torch.Tensor, masked_N: torch.Tensor) -> Comparison:
-        config, head = self.config, self.student.encoder.regression_head
-        assert head is not None
-        given = config.loss_scale
-        return compared(
-            "main",
-            head(masked_positions(x_BTD, masked_N)),
-            masked_positions(targets_BTD, masked_N),
-            beta=config.loss_beta,
-            scale=config.embed_dim**-0.5 if given is None or given <= 0 else given,
-        )
+    def predict(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """The regression head."""
+        assert self.student.encoder.regression_head is not None
+        return self.student.encoder.regression_head(x_ND)
+
+    def loss_factor(self) -> float:
+        """Here a scale that is not positive means the usual one too."""
+        given = self.config.loss_scale
+        return self.config.embed_dim**-0.5 if given is None or given <= 0 else given
 
     @torch.no_grad()
     def _targets(self, source_BT: torch.Tensor, padding_BT: torch.Tensor | None) -> torch.Tensor:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import Problem
-from ..rules import ModelConfig, Rules
+from ..rules import Rules
+from .config import RegressionConfig
 
 
 @dataclass(kw_only=True)
@@ -38,30 +39,17 @@ class TextTransformer:
 
 
 @dataclass(kw_only=True)
-class Data2VecTextConfig(ModelConfig):
+class Data2VecTextConfig(RegressionConfig):
     """data2vec 1 for text: a transformer over masked tokens, regressing its own teacher's features."""
 
     head_layers: int = 1  # linear layers of the regression head; hidden ones are twice as wide
     transformer: TextTransformer = field(default_factory=TextTransformer)  # the sentence encoder
-    loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
-    loss_scale: float | None = None  # factor of the loss; null or <= 0 = 1 / sqrt(embed_dim)
-    average_top_k_layers: int = 8  # teacher layers averaged into the target, from the top
-    layer_norm_target_layer: bool = False  # layer norm of each teacher layer
-    instance_norm_target_layer: bool = False  # instance norm of each teacher layer
-    batch_norm_target_layer: bool = False  # batch norm of each teacher layer
-    instance_norm_targets: bool = False  # instance norm of the averaged target
-    layer_norm_targets: bool = False  # layer norm of the averaged target
-    ema_decay: float = 0.999  # teacher decay at the first update
-    ema_end_decay: float = 0.9999  # teacher decay after annealing
-    ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
     ema_transformer_layers_only: bool = True  # embeddings are copied instead of averaged
-    max_update: int | None = None  # length of the run, for the annealing
     min_target_var: float = 0.0  # stop below this deviation of the targets (after update 5000); 0 = never
     min_pred_var: float = 0.0  # stop below this deviation of the predictions (after update 5000)
     teacher_sees_masked_only: bool = (
         False  # as the reference's code: the teacher gets the masked tokens alone
     )
-    seed: int = 1  # seed of the masks
 
     @property
     def depth(self) -> int:
@@ -97,8 +85,5 @@ class Data2VecTextConfig(ModelConfig):
         rule.probability(*(f"transformer.{name}" for name in names))
         rule.at_least(2, "transformer.max_source_positions")
         rule.at_least(1, "head_layers")
-        rule.share("ema_decay", "ema_end_decay")
-        rule("average_top_k_layers", 1 <= self.average_top_k_layers <= max(sizes.layers, 1),
-             f"must lie in 1 ... transformer.encoder.layers ({sizes.layers})")  # fmt: skip
-        rule.at_least(0, "loss_beta")
+        self.objective_rules(rule, sizes.layers, "transformer.encoder.layers")
         return rule.found
