@@ -6,8 +6,10 @@ import copy
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,7 +27,7 @@ from d2v_platform.tasks.batches import Share
 from d2v_platform.training import checkpoint, train_loop
 from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.job import Job, ResolvedModels
-from d2v_platform.training.loop_state import Worker
+from d2v_platform.training.loop_state import TrainingInterrupted, Worker
 from d2v_platform.training.train_loop import TrainingLoop, _optimizer_tensors, train
 from data2vec.compilation import compile_regions
 from data2vec.data.manifest import manifest_text
@@ -378,6 +380,33 @@ def test_a_run_of_two_goes_on_with_three(runs: Path, tmp_path: Path) -> None:
     recipe = from_the_third_update(runs, tmp_path / "run")
     together(_obey, tmp_path / "three", [Errand(recipe, tmp_path / "run", sharded=True)], size=3)
     assert_near(tensors(runs / "image" / "alone"), tensors(tmp_path / "run"), 2e-5)
+
+
+def _so_many(rank: int, size: int, recipe: dict[str, Any], folder: Path, updates: int) -> None:
+    """Be one of ``size`` workers for some updates; the last of them is saved."""
+    done = count(1)
+    with suppress(TrainingInterrupted):
+        train(
+            Job(Recipe.from_dict(recipe), folder), Recorder(), Worker(rank, size, threads=1),
+            stop_asked=lambda: next(done) >= updates,
+        )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_workers_that_go_and_come_leave_the_weights_to_float_order(
+    tiny_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    """60 updates by one, and by two, then one, then two: what elastic scaling does to a run."""
+    recipe = tiny_recipe | {"optimization": tiny_recipe["optimization"] | {"max_update": 60}}
+    _so_many(0, 1, recipe, tmp_path / "one", 61)
+    together(_so_many, tmp_path / "first", recipe, tmp_path / "elastic", 20)
+    _so_many(0, 1, recipe, tmp_path / "elastic", 20)
+    together(_so_many, tmp_path / "second", recipe, tmp_path / "elastic", 21)
+    for part in ("model", "teacher"):
+        one, elastic = (load_file(tmp_path / k / "model" / f"{part}.safetensors") for k in ("one", "elastic"))
+        apart = max(float((one[name] - elastic[name]).abs().max()) for name in one)
+        print(f"{part}: at most {apart:.1e} apart, of {max(float(t.abs().max()) for t in one.values()):.2g}")
+        assert_near(one, elastic, 2e-5)
 
 
 def test_turns_of_padded_shares() -> None:
