@@ -68,7 +68,8 @@ def test_a_killed_worker_costs_no_step_and_no_metric(
     from d2v_platform.recipe.compose import compose
 
     recipe = json.loads(json.dumps(tiny_recipe))
-    recipe["optimization"]["max_update"] = 60
+    recipe["optimization"]["max_update"] = 40
+    recipe["distributed_training"]["distributed_world_size"] = 2  # one micro-batch a worker
     recipe["platform"] = {"num_workers": 2}
     file = write_recipe(tmp_path, recipe)
 
@@ -83,12 +84,14 @@ def test_a_killed_worker_costs_no_step_and_no_metric(
     )
     assert starts == {0: 2, 1: 2}
 
-    straight = launch(compose("tiny_run", ["platform.run_name=straight"], str(file.parent)))
+    # Without Ray: two summands have one sum, whoever adds them.
+    alone = ["platform.run_name=straight", "platform.num_workers=0"]
+    straight = launch(compose("tiny_run", alone, str(file.parent)))
     for name in ("model", "teacher"):
         first = load_file(disturbed.folder / "model" / f"{name}.safetensors")
         second = load_file(straight.folder / "model" / f"{name}.safetensors")
         assert all(torch.equal(first[key], second[key]) for key in second)
-    assert metric_steps(disturbed.run_id) == dict.fromkeys(range(1, 61), 1)
+    assert metric_steps(disturbed.run_id) == dict.fromkeys(range(1, 41), 1)
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
+mp.get_context("forkserver").set_forkserver_preload(["d2v_platform.training.train_loop", "d2v_platform.tasks"])
+
 
 def together(work: Callable[..., None], place: Path, *given: Any, size: int = 2) -> None:
     """Call ``work(rank, size, *given)`` in ``size`` processes; they meet in the folder ``place``.
@@ -19,10 +21,20 @@ def together(work: Callable[..., None], place: Path, *given: Any, size: int = 2)
         torch.multiprocessing.ProcessRaisedException: what the first process to fail raised.
     """
     place.mkdir(parents=True, exist_ok=True)
-    mp.start_processes(_member, (size, str(place), work, given), nprocs=size, start_method="spawn")
+    # Forks of one process that has imported everything and computed nothing: a start costs no imports.
+    arguments = (dict(os.environ), size, str(place), work, given)
+    mp.start_processes(_member, arguments, nprocs=size, start_method="forkserver")
 
 
-def _member(rank: int, size: int, place: str, work: Callable[..., None], given: tuple[Any, ...]) -> None:
+def _member(
+    rank: int,
+    environment: dict[str, str],
+    size: int,
+    place: str,
+    work: Callable[..., None],
+    given: tuple[Any, ...],
+) -> None:
+    os.environ |= environment  # the forks have that of the first call
     store = torch.distributed.FileStore(f"{place}/rendezvous", size)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
     work(rank, size, *given)
