@@ -408,7 +408,7 @@ def test_speed_leaves_out_validations_and_counts_each_interval_anew(
     assert speed.pop("speed/memory_gb") == peak_memory_gb(torch.device("cpu"))
     assert speed == pytest.approx({
         "speed/tokens_per_s": 10.0, "speed/s_per_update": 5.0, "speed/cpu_s_per_update": 2.0,
-        "speed/data_wait_pct": 50.0,
+        "speed/data_wait_pct": 50.0, "speed/cpu_minutes": 4 / 60,
     })  # fmt: skip
     progress.reset_interval(LoopState(update=4))
     clock.now, clock.cpu = 36.0, 20.5
