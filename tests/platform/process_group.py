@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.multiprocessing as mp
 
-mp.get_context("forkserver").set_forkserver_preload(["d2v_platform.training.train_loop", "d2v_platform.tasks"])
+IMPORTED = ["d2v_platform.training.train_loop", "d2v_platform.tasks"]
+mp.get_context("forkserver").set_forkserver_preload(IMPORTED)
 
 
 def together(work: Callable[..., None], place: Path, *given: Any, size: int = 2) -> None:

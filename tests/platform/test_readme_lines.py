@@ -97,7 +97,7 @@ def execute(line: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("modality", "make", "written"),
     [
-        ("Text", text, "score_1"),
+        pytest.param("Text", text, "score_1", marks=pytest.mark.slow),
         pytest.param("Speech", speech, "transcripts/talk.txt", marks=pytest.mark.slow),
         pytest.param("Images", images, "photos.parquet", marks=pytest.mark.slow),
     ],
