@@ -110,6 +110,7 @@ def input_command(steps: Steps = 3, as_json: AsJson = False) -> None:
         if isinstance(outcome, str):
             raise Data2VecError(f"{one.name}: {outcome}")
         rows.append(feeding.fed(outcome, eaten))
+        typer.echo(f"{rows[-1].name}: {rows[-1].read:.3g} {rows[-1].unit} a CPU-second", err=True)
     if as_json:
         found = [asdict(row) | {"cores": row.cores(), "gpus": [row.gpus(), row.gpus(2.0)]} for row in rows]
         typer.echo(json.dumps(found, indent=2))
