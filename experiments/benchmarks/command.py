@@ -120,16 +120,17 @@ def input_command(steps: Steps = 3, as_json: AsJson = False) -> None:
 
 @app.command(name="overlap")
 def overlap_command(
-    workers: Annotated[list[int], typer.Option(help="Processes; give it several times.")] = [2, 4],  # noqa: B006
-    updates: Annotated[int, typer.Option(help="Measured updates of each way.", min=1)] = 5,
-    link: Annotated[float, typer.Option(help="MB/s of a stated link; 0 = loopback alone.", min=0)] = 125.0,
+    workers: Annotated[list[int] | None, typer.Option(help="Processes: 2 and 4.", min=2)] = None,
+    link: Annotated[list[float] | None, typer.Option(help="MB/s: 250 and 1000.", min=1)] = None,
+    updates: Annotated[int, typer.Option(help="Measured updates of each way.", min=1)] = 1,
 ) -> None:
-    """Gradients summed during the backward pass, after it, and not at all: how much is hidden.
+    """Gradients summed during the last backward pass against after it: the share of waiting that is hidden.
 
-    Example: python experiments/benchmark.py overlap --workers 2 --link 0
+    Example: python experiments/benchmark.py overlap --workers 2 --link 125
     """
-    rate = 1e6 * link or None
-    typer.echo(overlap.as_markdown([overlap.measure(count, updates, rate) for count in workers]))
+    links = [1e6 * rate for rate in link or (250, 1000)]
+    found = [row for count in workers or (2, 4) for row in overlap.measure(count, updates, links)]
+    typer.echo(overlap.as_markdown(found))
 
 
 @app.command(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from d2v_platform.recipe.sweep_definition import SweepDefinition
@@ -19,7 +20,9 @@ from experiments.benchmarks import (
     audio_parts,
     command,
     ctc_speed,
+    feeding,
     image_input,
+    overlap,
     scale,
     text_input,
 )
@@ -64,6 +67,9 @@ def test_the_image_input_reads_every_image_cropped_otherwise_each_time(
     read(0)  # asserts the number of images
     read(1)
     assert image_input.case("v2/base_images_only_task", 4).units == 6
+    late = image_input.case("v2/base_images_only_task", 4, late=True)
+    assert late.options["late"] and late.name.endswith("decoded only")
+    late.build(**late.options)(0)
 
 
 def test_the_audio_input_reads_every_clip(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +143,49 @@ def test_table_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = json.loads(printed.stdout)
     assert [row["name"] for row in rows] == ["step", "step", "input pipeline"]  # 2 and 8 clones
     assert rows[0]["share"] == pytest.approx(0.88)
+
+
+def test_gpus_that_a_host_feeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    eaten = feeding.Eaten("an update", units=64, milliseconds=250)  # 256 a second
+    row = feeding.fed(timing("input pipeline, JPEG", rate=1024.0, seconds=2.0, cpu=16.0), eaten)
+    assert (row.name, row.read, row.cores(), row.cores(2.0)) == ("JPEG", 128.0, 2.0, 4.0)
+    assert row.gpus() == pytest.approx(16 / 3) and row.gpus(2.0) == pytest.approx(16 / 5)
+    assert feeding.TEXT.per_second == pytest.approx(16 * 512 / 0.136)
+    names = [one.name for one, _ in feeding.cases()]
+    assert len(names) == 4 and sum("decoded only" in name for name in names) == 1
+    cases = [(Case(name, fill, {}, 0.0, 1.0, "images"), eaten) for name in ("input pipeline, JPEG", "other")]
+    monkeypatch.setattr(feeding, "cases", lambda: cases)
+    monkeypatch.setattr(command, "measure", lambda one, *_, **__: timing(one.name, 1024.0, 2.0, 16.0))
+    shown = CliRunner().invoke(command.app, ["input"])
+    assert shown.stdout.splitlines()[2] == "| JPEG | 128 tokens | 256 | 2 | 5.3 | 3.2 |"
+    rows = json.loads(CliRunner().invoke(command.app, ["input", "--json"]).stdout)
+    assert [row["name"] for row in rows] == ["JPEG", "other"] and rows[0]["gpus"][1] == pytest.approx(3.2)
+
+
+class Sent:
+    """A sum that is there at once."""
+
+    def wait(self) -> None:
+        """It is."""
+
+
+def test_a_stated_link_takes_its_time_bucket_by_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(overlap.time, "thread_time", lambda: now[0])
+    monkeypatch.setattr(overlap.dist, "all_reduce", lambda flat, async_op=False: Sent())
+    link, bucket = overlap.Link(workers=4), torch.zeros(25)  # 100 bytes, of which a ring sends 150
+    link.rate = 50.0
+    assert isinstance(link.all_reduce(bucket), Sent), "what is waited for at once is not a bucket"
+    first, second = link.all_reduce(bucket, async_op=True), link.all_reduce(bucket, async_op=True)
+    now[0] = 2.0  # computed meanwhile
+    first.wait()
+    assert link.waited == 1.0
+    second.wait()
+    assert link.waited == 4.0 and link.now() == 6.0
+    second.wait()
+    assert link.waited == 4.0
+    row = overlap.Hidden(4, 50e6, 2.0, {"after": 6.0, "during": 1.5})
+    assert overlap.as_markdown([row]).splitlines()[-1] == "| 4 | 50 | 2.00 | 6.00 | 1.50 | 75% |"
 
 
 def test_the_scale_test_places_what_the_platform_plans(tmp_path: Path) -> None:
