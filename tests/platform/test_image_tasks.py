@@ -58,14 +58,13 @@ def test_a_run_that_goes_on_ends_with_the_same_bits(image_runs: Any, pictures: P
     """From the checkpoint that a killed run leaves behind; crops, masks and teacher go on."""
     recipe = image_runs.pretraining(
         pictures, optimization={"max_update": 12},
-        checkpoint={"save_interval_updates": 4, "keep_interval_updates": -1},
+        checkpoint={"save_interval_updates": 5, "keep_interval_updates": -1},
     )  # fmt: skip
     whole, _ = image_runs.run(recipe, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole" / "checkpoints", tmp_path / "killed" / "checkpoints")
-    for update in (8, 12):
-        shutil.rmtree(CheckpointStore(tmp_path / "killed")._path(update))
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "update_00000012")
     resumed, recorder = image_runs.run(recipe, tmp_path / "killed")
-    assert min(recorder.points["train/loss"]) == 5, "it did not start again"
+    assert min(recorder.points["train/loss"]) == 6, "it did not start again"
     for name in ("model", "teacher"):
         one, two = (load_file(Path(s.export) / f"{name}.safetensors") for s in (whole, resumed))
         assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
