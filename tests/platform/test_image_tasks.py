@@ -23,7 +23,6 @@ from d2v_platform.recipe.schema import Recipe
 from d2v_platform.registry.image_models import check_images, image_check_outputs, image_signature
 from d2v_platform.registry.registration import gate_tags
 from d2v_platform.tasks import check_data, make_task
-from d2v_platform.training.checkpoint import CheckpointStore
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.train_loop import TrainingLoop
 from data2vec.data.image_sources import open_images

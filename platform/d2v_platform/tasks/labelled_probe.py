@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
 
 from data2vec.artifact import EMBEDDING_KEY, V1_EMBEDDING_KEY, Artifact
 from data2vec.audio_model import AudioModel
 from data2vec.data.manifest import read_manifest
 from data2vec.errors import Data2VecError, DataError
 from data2vec.probes import knn_predict, linear_probe, top1
+from data2vec.shards import is_sharded
 from data2vec.text_model import TextModel
 
 from ..recipe.schema import Recipe
@@ -112,7 +112,7 @@ def _scores(task: Any, taught: Labelled, judged: Labelled) -> dict[str, float]:
 def _in_use(task: Any) -> AudioModel | TextModel:
     """The student as a user has it, with the weights of this moment."""
     weights: Mapping[str, torch.Tensor] = task.model.student.state_dict()
-    if any(isinstance(tensor, DTensor) for tensor in weights.values()):
+    if any(map(is_sharded, weights.values())):
         raise Data2VecError("task.probe_data needs the whole model on a worker: set platform.sharding=none")
     kept = task.kept()
     described = {"kind": "pretrained", "task": kept.get("task", {})}
