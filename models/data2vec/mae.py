@@ -63,7 +63,7 @@ class MaeDecoder(nn.Module):
         return self.pred(masks.gather_masked(self.norm(x_BTC)[:, 1:]))
 
 
-class MaskedAutoencoder(PretrainingModel):
+class MaskedAutoencoder(PretrainingModel[Data2VecMulti]):
     """Encoder and decoder with the objective; the decoder is a part of ``student``, as in data2vec 2.0.
 
     Args:

@@ -13,6 +13,7 @@ import contextlib
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ from .student import Data2VecMulti, Features
 from .targets import TargetAverage
 from .teacher import Teacher
 from .transformer import make_blocks, transformer_blocks
+
+Student = TypeVar("Student", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,10 @@ class Comparison:
         return PretrainOutput(self.losses, size, self.prediction, self.target, masked_pct, stages)
 
 
-class PretrainingModel(nn.Module):
+class PretrainingModel(nn.Module, Generic[Student]):
     """A network that learns with what only pretraining needs; ``forward`` gives a :class:`PretrainOutput`."""
 
-    student: nn.Module
+    student: Student
 
     def student_features(
         self, source: torch.Tensor, padding_mask: torch.Tensor | None = None, *, all_layers: bool = False
@@ -118,7 +121,7 @@ class PretrainingModel(nn.Module):
         return self.student(source, padding_mask, all_layers=all_layers)
 
 
-class Data2VecPretraining(PretrainingModel):
+class Data2VecPretraining(PretrainingModel[Data2VecMulti]):
     """Student, decoder and teacher with the v2 objective.
 
     Args:

@@ -201,7 +201,7 @@ class Data2VecAudio(nn.Module):
         return Features(x, tuple(layers))
 
 
-class Data2VecAudioPretraining(RegressionPretraining):
+class Data2VecAudioPretraining(RegressionPretraining[Data2VecAudio, Data2VecAudioConfig]):
     """Student, head and teacher with the objective of data2vec 1.
 
     Args:

@@ -225,7 +225,7 @@ class Data2VecVision(nn.Module):
         return Features(last[:, 1:], tuple(layers), last[:, :1])
 
 
-class Data2VecVisionPretraining(RegressionPretraining):
+class Data2VecVisionPretraining(RegressionPretraining[Data2VecVision, Data2VecVisionConfig]):
     """Student and teacher with the v1 objective."""
 
     def __init__(self, config: Data2VecVisionConfig, *, seed: int = 1) -> None:

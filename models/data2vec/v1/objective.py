@@ -6,12 +6,15 @@ B samples, T positions, N masked positions in all rows, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
 from ..collapse import Scatter, stage_scatters
-from ..pretraining import Comparison, PretrainingModel, PretrainOutput, regression_loss
+from ..pretraining import Comparison, PretrainingModel, PretrainOutput, Student, regression_loss
 from .config import RegressionConfig
+
+Config = TypeVar("Config", bound=RegressionConfig)
 
 
 def masked_positions(x_BTD: torch.Tensor, masked_N: torch.Tensor) -> torch.Tensor:
@@ -29,11 +32,11 @@ class Seen:
     found: Comparison
 
 
-class RegressionPretraining(PretrainingModel):
+class RegressionPretraining(PretrainingModel[Student], Generic[Student, Config]):
     """Student, head and teacher with the objective of data2vec 1."""
 
     regions = ("_compare",)
-    config: RegressionConfig
+    config: Config
 
     def forward(
         self,

@@ -201,7 +201,7 @@ def make_regression_head(config: Data2VecTextConfig) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(width, dim))
 
 
-class Data2VecTextPretraining(RegressionPretraining):
+class Data2VecTextPretraining(RegressionPretraining[Data2VecText, Data2VecTextConfig]):
     """Student, head and teacher with the objective of data2vec 1.
 
     Args:
