@@ -1,11 +1,10 @@
 """How much of the communication of gradients the backward pass hides, on a CPU stand-in of several GPUs.
 
-Each of k processes (gloo, one thread) makes updates of two micro-batches of ViT-B, with all buckets sent
-after the last backward pass and with each sent during it. What travels is gloo's; how long it takes is
-stated: the bytes of a ring, ``2 (k - 1) / k`` of a bucket, go over a link of that rate, one
-bucket after the other.
-Time is the CPU time of the thread that trains and what it then waits for the link, so that what else this
-machine does counts for nothing.
+Each of k processes (gloo, one thread) makes updates of two micro-batches of ViT-S, in buckets of a quarter so
+that each holds a block as ViT-B's do, all sent after the last backward pass and each during it. What travels
+is gloo's; how long it takes is stated: the bytes of a ring, ``2 (k - 1) / k`` of a bucket, go over a link of
+that rate, one bucket after the other. Time is the CPU time of the thread that trains and what it then waits
+for the link, so that what else this machine does counts for nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ from d2v_platform.training.sharding import Replicated
 
 from .pretraining import load, make_model, random_input
 
-RECIPE, OVERRIDES = "v2/base_images_only_task", ("model.clone_batch=2",)
+RECIPE = "v2/base_images_only_task"
+OVERRIDES = ("model.clone_batch=2", "model.embed_dim=384", "model.num_heads=6")
 WAYS = ("after", "during")
 
 
@@ -126,6 +126,7 @@ def work(
     parameters = [p for p in model.parameters() if p.requires_grad]
     link = Link(workers)
     reduction.dist.all_reduce = link.all_reduce
+    reduction._BUCKET_BYTES //= 4
     placement = Replicated(Worker(rank=rank, size=workers), model)
 
     def update(way: str) -> tuple[float, float]:
