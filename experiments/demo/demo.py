@@ -14,12 +14,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from d2v_platform.home import d2v_home
+from d2v_platform.home import d2v_home, home_folder
 from d2v_platform.training import ray_session
 from data2vec.errors import Data2VecError
 
-from .material import TASKS, Material, MaterialSize, check_data, make_prose, prepare_material
-from .screen import Prediction, PretrainingFigures, Screen, TaskFigures, render
+from .live import Live
+from .material import (
+    TASKS,
+    Material,
+    MaterialSize,
+    check_data,
+    held_out_sentences,
+    make_prose,
+    prepare_material,
+)
+from .screen import Prediction, Predictions, PretrainingFigures, Screen, TaskFigures, render
 from .worker_kill import KillProof, WorkerKiller, prove
 
 logger = logging.getLogger(__name__)
@@ -28,7 +37,13 @@ ALIAS = "demo"
 PRETRAINED = "data2vec2-text-demo"
 WORKERS = 2
 READMES_RATES = (1e-5, 2e-5, 4e-5, 6e-5)  # as in configs/sweep/demo.yaml
-_STEPS = 5
+_STAGES = (
+    "text that Python and its packages ship, and tasks made from it",
+    f"pretraining on {WORKERS} Ray Train workers",
+    "Ray Tune sweep from the pretrained weights",
+    "the same sweep from random weights",
+    "a model from the registry, in a clean process, predicts",
+)
 _TITLES = {"cola": "acceptability, CoLA's layout", "rte": "same paragraph, RTE's layout"}
 #: Neither sentence is in the prose; the second one is the first with its function words disturbed.
 _SENTENCES = (
@@ -36,6 +51,7 @@ _SENTENCES = (
     "The old captain wrote long a letter to owner the the of ship.",
 )
 _CLASSES = {"1": "acceptable", "0": "unacceptable"}
+_TRUTHS = ("1", "0")  # of the sentences above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,24 +173,27 @@ def run_demo(options: DemoOptions) -> Screen:
     """
     begin = time.monotonic()
     _check(options)
-    size = options.size
-    with _step(1, "text that Python and its packages ship, and tasks made from it"):
-        folder, facts = make_prose(size.material)
-        material = prepare_material(folder, facts, size.material, options.data)
-        for line in _material_lines(material, options):
-            logger.info("      %s", line)
+    size, folder = options.size, home_folder("reports") / "demo"
+    folder.mkdir(exist_ok=True)
     cpus = None if (os.cpu_count() or 1) >= WORKERS else WORKERS
-    with ray_session.connected(num_cpus=cpus):
-        with _step(2, f"pretraining on {WORKERS} Ray Train workers"):
-            pretraining, proof = _pretrain(options, material)
-        with _step(3, "Ray Tune sweep from the pretrained weights"):
-            tuned = _sweep(options, material, pretrained=True)
-        with _step(4, "the same sweep from random weights"):
-            control = _sweep(options, material, pretrained=False)
-    tasks = [_figures(task, tuned.get(task), control.get(task), material) for task in TASKS]
-    with _step(5, "a model from the registry, in a clean process, predicts"):
-        predictions = _predict(tuned["cola"].uri if "cola" in tuned else None, options)
-    return Screen(
+    with Live(_STAGES, folder / "demo.log").running() as live:
+        with live.stage(1):
+            prose, facts = make_prose(size.material)
+            live.reached(0.5)
+            material = prepare_material(prose, facts, size.material, options.data)
+            for line in _material_lines(material, options):
+                logger.info("      %s", line)
+        with ray_session.connected(num_cpus=cpus):
+            with live.stage(2):
+                pretraining, run, proof = _pretrain(options, material)
+            with live.stage(3):
+                tuned, sweep = _sweep(options, material, live, pretrained=True)
+            with live.stage(4):
+                control, random_sweep = _sweep(options, material, live, pretrained=False)
+        tasks = [_figures(task, tuned.get(task), control.get(task), material) for task in TASKS]
+        with live.stage(5):
+            predictions = _predict(tuned["cola"].uri if "cola" in tuned else None, options, material)
+    screen = Screen(
         title=_title(options, facts.sources),
         seconds=time.monotonic() - begin,
         pretraining=pretraining,
@@ -186,7 +205,10 @@ def run_demo(options: DemoOptions) -> Screen:
         proof=proof,
         home=str(d2v_home()),
         command=_command(),
+        page=folder / "report.html",
     )
+    _write_page(screen, material, run, {"pretrained": sweep, "random": random_sweep})
+    return screen
 
 
 def _check(options: DemoOptions) -> None:
@@ -209,7 +231,8 @@ def _check(options: DemoOptions) -> None:
 # ---- pretraining ----------------------------------------------------------------------------------------
 
 
-def _pretrain(options: DemoOptions, material: Material) -> tuple[PretrainingFigures, KillProof | None]:
+def _pretrain(options: DemoOptions, material: Material) -> tuple[PretrainingFigures, str, KillProof | None]:
+    """Figures, MLflow's id of the run and, if a worker was killed, the proof."""
     from d2v_platform.launch import launch
     from d2v_platform.recipe.compose import compose
 
@@ -252,12 +275,13 @@ def _pretrain(options: DemoOptions, material: Material) -> tuple[PretrainingFigu
         model=_short_name(result.registered),
     )
     if killer is None:
-        return figures, None
+        return figures, result.run_id, None
     if killer.killed is None:
         raise Data2VecError(
             "no worker was killed: the run was over before the moment came; try --updates 600"
         )
-    return figures, prove(killer.killed, result.folder, result.summary.update, size.log_interval)
+    proof = prove(killer.killed, result.folder, result.summary.update, size.log_interval)
+    return figures, result.run_id, proof
 
 
 def _short_name(registered: str | None) -> str:
@@ -287,8 +311,10 @@ def _registered_name(task: str, options: DemoOptions) -> str:
     return f"{PRETRAINED}-{'glue-' if options.data is not None else ''}{task}"
 
 
-def _sweep(options: DemoOptions, material: Material, *, pretrained: bool) -> dict[str, _Best]:
-    """One sweep over both tasks; only pretrained weights are registered."""
+def _sweep(
+    options: DemoOptions, material: Material, live: Live, *, pretrained: bool
+) -> tuple[dict[str, _Best], str]:
+    """One sweep over both tasks, and its name; only pretrained weights are registered."""
     from d2v_platform.recipe.sweep_definition import load_sweep
     from d2v_platform.sweeps.engine import run_sweep
 
@@ -303,7 +329,7 @@ def _sweep(options: DemoOptions, material: Material, *, pretrained: bool) -> dic
         overrides.append(f"register.name={_registered_name('{task}', options)}")
     else:
         overrides += ["model.no_pretrained_weights=true", "register.name=null", "register.alias=null"]
-    result = run_sweep(load_sweep("demo", overrides), quiet=True)
+    result = run_sweep(load_sweep("demo", overrides), quiet=True, reached=live.reached)
     for trial, why in result.failed.items():
         logger.warning("      trial %s has no result: %s", trial, why)
     for row in result.rows:
@@ -334,7 +360,7 @@ def _sweep(options: DemoOptions, material: Material, *, pretrained: bool) -> dic
             model=model,
             uri=uri,
         )
-    return found
+    return found, result.name
 
 
 def _figures(task: str, tuned: _Best | None, control: _Best | None, material: Material) -> TaskFigures:
@@ -354,17 +380,36 @@ def _figures(task: str, tuned: _Best | None, control: _Best | None, material: Ma
 # ---- the rest -------------------------------------------------------------------------------------------
 
 
-def _predict(uri: str | None, options: DemoOptions) -> list[Prediction]:
+def _predict(uri: str | None, options: DemoOptions, material: Material) -> Predictions:
     """By this demo's model, or by an earlier one's where no trial has a result."""
     from .registry_prediction import predict
 
     uri = uri or f"models:/{_registered_name('cola', options)}@{ALIAS}"
-    return [
+    known = [*zip(_SENTENCES, _TRUTHS, strict=True), *held_out_sentences(material)]
+    answers = [
         Prediction(
-            model=uri, sentence=found.text, label=_CLASSES.get(found.label, found.label), score=found.score
+            sentence=found.text,
+            label=_CLASSES.get(found.label, found.label),
+            score=found.score,
+            truth=_CLASSES[truth],
         )
-        for found in predict(uri, _SENTENCES)
+        for found, (_, truth) in zip(predict(uri, [text for text, _ in known]), known, strict=True)
     ]
+    return Predictions(model=uri, shown=answers[: len(_SENTENCES)], held_out=answers[len(_SENTENCES) :])
+
+
+def _write_page(screen: Screen, material: Material, run: str, sweeps: dict[str, str]) -> None:
+    from d2v_platform.recipe.compose import compose
+    from data2vec.data.dictionary import Dictionary
+    from data2vec.data.tokenizer import TextTokenizer
+
+    from .page import masks_of, write_page
+
+    model = compose("tiny/text_pretraining", ["task.data=/not/read"]).recipe.model
+    tokenizer = TextTokenizer(dictionary=Dictionary.load(material.text / "dict.txt"))
+    masks = masks_of(_SENTENCES[0], tokenizer, model.modalities.text.mask_prob, model.clone_batch)
+    assert screen.page is not None
+    write_page(screen.page, screen, run=run, sweeps=sweeps, masks=masks)
 
 
 def _material_lines(material: Material, options: DemoOptions) -> Iterator[str]:
@@ -395,12 +440,3 @@ def _command() -> str:
     with contextlib.suppress(ValueError):
         return shlex.quote(str(path.relative_to(Path.cwd())))
     return shlex.quote(str(path))
-
-
-@contextlib.contextmanager
-def _step(number: int, title: str) -> Iterator[None]:
-    """Say what begins and how long it took."""
-    begin = time.monotonic()
-    logger.info("[%d/%d] %s", number, _STEPS, title)
-    yield
-    logger.info("      done in %.0f s", time.monotonic() - begin)

@@ -82,6 +82,7 @@ class Material:
     tasks: Path  # the prepared tasks' parent folder, for ``task.data`` of the sweep
     tokens: TextReport  # the report on the token files
     reports: dict[str, GlueReport]  # one a task
+    raw: Path  # the folder that the tasks were made from
 
 
 def check_data(data: Path) -> None:
@@ -159,7 +160,14 @@ def prepare_material(folder: Path, facts: ProseFacts, size: MaterialSize, data: 
         tasks=folder / name,
         tokens=tokens,
         reports={report.task: report for report in reports},
+        raw=raw,
     )
+
+
+def held_out_sentences(material: Material) -> list[tuple[str, str]]:
+    """The acceptability task's dev sentences with their labels."""
+    lines = (material.raw / "CoLA" / "dev.tsv").read_text(encoding="utf-8").splitlines()
+    return [(line.split("\t")[3], line.split("\t")[1]) for line in lines]
 
 
 def _write_prose(folder: Path, size: MaterialSize, sources: Mapping[str, str]) -> ProseFacts:

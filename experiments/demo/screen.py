@@ -1,12 +1,17 @@
-"""The demo's last screen: what came out, in about a dozen lines, whether or not pretraining won."""
+"""The demo's last screen: what came out, whether or not pretraining won, and no more than that."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from .worker_kill import KillProof
+
+SURE = 10  # the most certain answers are looked at: one in so many
+_ERRORS = 2.0  # standard errors that a difference must exceed to count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +40,70 @@ class TaskFigures:
     model: str  # name in the registry
     examples: int  # size of the dev set
 
+    @property
+    def noise(self) -> float:
+        """Two standard errors of the difference of two values, by the number of examples alone."""
+        if not self.examples:
+            return math.inf
+        if self.metric == "mcc":
+            return _ERRORS * 100.0 * math.sqrt(2.0 / self.examples)
+        shares = [value / 100.0 for value in (self.random, self.pretrained) if value is not None]
+        spread = sum(share * (1.0 - share) for share in shares) * 2.0 / max(len(shares), 1)
+        return _ERRORS * 100.0 * math.sqrt(spread / self.examples)
+
+    def verdict(self) -> str:
+        """Pretrained beside random weights, in words."""
+        if self.random is None or self.pretrained is None:
+            return "not compared: a sweep has no result"
+        gain = self.pretrained - self.random
+        if abs(gain) <= self.noise:
+            return f"{gain:+.1f}: no difference beyond noise (+-{self.noise:.1f})"
+        return f"{gain:+.1f}: {'ahead' if gain > 0 else 'BEHIND'} beyond noise (+-{self.noise:.1f})"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a registered model said about one raw sentence."""
+    """What a registered model said about one raw sentence that it was not trained on."""
 
-    model: str
     sentence: str
-    label: str
-    score: float
+    label: str  # the likelier one
+    score: float  # its probability
+    truth: str  # the right one
+
+    @property
+    def right(self) -> bool:
+        """Whether it is."""
+        return self.label == self.truth
+
+    def line(self) -> str:
+        """In words."""
+        return (
+            f'"{self.sentence}" -> {self.label} ({self.score:.2f}), {"right" if self.right else "WRONG"}'
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Answers of one model from the registry."""
+
+    model: str  # its address there
+    shown: Sequence[Prediction]  # written for the demo
+    held_out: Sequence[Prediction] = ()  # the task's dev sentences, by which the rate was chosen
+
+    def summary(self) -> list[str]:
+        """How often it is right, and how often where it is sure."""
+        known = sorted(self.held_out, key=lambda one: -one.score)
+        if not known:
+            return []
+        sure = known[: max(len(known) // SURE, 1)]
+        share, noise = _right(known), _ERRORS * 100.0 * math.sqrt(0.25 / len(known))
+        same = 100.0 * max(Counter(one.truth for one in known).values()) / len(known)
+        return [
+            f"of {len(known)} held-out sentences {share:.0f} % right; of the {len(sure)} it is most sure of "
+            f"(confidence {sure[-1].score:.2f} and more) {_right(sure):.0f} %",
+            f"one answer for all gets {same:.0f} %, noise is +-{noise:.0f}: "
+            + ("it has learnt something" if share - same > noise else "this model answers no better"),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +117,11 @@ class Screen:
     rates: int  # learning rates tried in both sweeps
     seeds: Sequence[int]  # of the sweep
     max_updates: int  # of each trial
-    predictions: Sequence[Prediction]  # from the registry
+    predictions: Predictions  # from the registry
     proof: KillProof | None  # of a worker's death, if one was killed
     home: str  # where state lives
     command: str  # how ``d2v`` is called here
+    page: Path | None = None  # the report
 
 
 def render(screen: Screen) -> list[str]:
@@ -72,13 +133,14 @@ def render(screen: Screen) -> list[str]:
         f"{p.workers} Ray Train workers   {p.updates} updates in {p.seconds:.0f} s   {p.model}",
     ]
     if screen.proof is not None:
-        lines += [f"kill         {line}" if not n else f"             {line}"
-                  for n, line in enumerate(screen.proof.lines())]  # fmt: skip
-    lines += ["", *table(screen.tasks), *_notes(screen), ""]
-    lines += [
-        f'prediction   "{found.sentence}" -> {found.label} ({found.score:.2f}; {found.model})'
-        for found in screen.predictions
-    ]
+        lines += _under("kill", screen.proof.lines())
+    lines += ["", *table(screen.tasks), *notes(screen), ""]
+    found = screen.predictions
+    told = [f"{found.model}, loaded in a clean process", *(p.line() for p in found.shown)]
+    lines += _under("prediction", told)
+    lines += _under("", found.summary())
+    if screen.page is not None:
+        lines.append(f"report       {screen.page.as_uri()}   curves, table, masks and predictions")
     lines += [
         f"registry     make ui   runs, tables and models of {screen.home} in MLflow's pages",
         "your tasks   make demo DATA=/path/to/glue   (a folder with CoLA/ and RTE/)",
@@ -88,40 +150,49 @@ def render(screen: Screen) -> list[str]:
     return lines
 
 
+HEADER = ("task (metric, %)", "majority class", "random weights", "pretrained", "lr", "model@alias")
+
+
+def rows(tasks: Sequence[TaskFigures]) -> list[tuple[str, ...]]:
+    """Cells of the table."""
+    return [
+        (f"{task.task} ({task.metric})", *map(_value, (task.majority, task.random, task.pretrained)),
+         "-" if task.lr is None else f"{task.lr:g}", task.model)
+        for task in tasks
+    ]  # fmt: skip
+
+
 def table(tasks: Sequence[TaskFigures]) -> list[str]:
     """The table, columns aligned, numbers to the right."""
-    rows = [("task (metric, %)", "majority class", "random weights", "pretrained", "lr", "model@alias")]
-    for task in tasks:
-        rate = "-" if task.lr is None else f"{task.lr:g}"
-        values = [_value(value) for value in (task.majority, task.random, task.pretrained)]
-        rows.append((f"{task.task} ({task.metric})", values[0], values[1], values[2], rate, task.model))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    cells = [HEADER, *rows(tasks)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
     return [
         "  ".join(
             text.ljust(width) if column in (0, 5) else text.rjust(width)
             for column, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for row in cells
     ]
 
 
-def _notes(screen: Screen) -> list[str]:
+def notes(screen: Screen) -> list[str]:
     """Protocol and honesty."""
     seeds = ", ".join(map(str, screen.seeds))
-    known = [task for task in screen.tasks if task.random is not None and task.pretrained is not None]
-    won = sum((task.pretrained or 0.0) > (task.random or 0.0) for task in known)
-    verdict = (
-        f"pretrained weights are ahead on {won} of {len(known)} tasks" if known else "no task has a result"
-    )
-    examples = min((task.examples for task in screen.tasks), default=0)
-    error = 100.0 * math.sqrt(0.25 / examples) if examples else float("nan")
     word = "seed" if len(screen.seeds) == 1 else "seeds"
-    noise = "one seed is noise" if len(screen.seeds) == 1 else "few seeds are noisy"
     return [
+        *(f"{task.task}: pretrained weights {task.verdict()}" for task in screen.tasks),
         f"{word} {seeds}; both the best of {screen.rates} rates, at most {screen.max_updates} updates a "
-        f"trial; {verdict}.",
-        f"{noise}: {examples} dev examples alone mean +-{error:.1f} points of accuracy (1 standard error).",
+        f"trial; noise is {_ERRORS:g} standard errors by the dev examples, seeds come on top.",
     ]
+
+
+def _right(found: Sequence[Prediction]) -> float:
+    """Percent."""
+    return 100.0 * sum(one.right for one in found) / len(found)
+
+
+def _under(name: str, told: Sequence[str]) -> list[str]:
+    return [f"{'' if number else name:13}{line}" for number, line in enumerate(told)]
 
 
 def _value(value: float | None) -> str:

@@ -11,9 +11,19 @@ from types import SimpleNamespace
 import pytest
 
 from d2v_platform.recipe.sweep_definition import load_sweep
+from data2vec.data.tokenizer import TextTokenizer
 from data2vec.errors import Data2VecError
 from experiments.demo.demo import FAST, DemoOptions, DemoSize, run_demo
-from experiments.demo.screen import Prediction, PretrainingFigures, Screen, TaskFigures, render, table
+from experiments.demo.page import masks_of
+from experiments.demo.screen import (
+    Prediction,
+    Predictions,
+    PretrainingFigures,
+    Screen,
+    TaskFigures,
+    render,
+    table,
+)
 from experiments.demo.worker_kill import Killed, KillProof, proof_from
 
 REPO = Path(__file__).resolve().parents[2]
@@ -46,20 +56,24 @@ SCREEN = Screen(
     rates=4,
     seeds=(1,),
     max_updates=300,
-    predictions=(Prediction(model="models:/m@demo", sentence="A text.", label="acceptable", score=0.613),),
+    predictions=Predictions(
+        model="models:/m@demo",
+        shown=[Prediction(sentence="A text.", label="good", score=0.613, truth="bad")],
+    ),
     proof=None,
     home="/home/me/.d2v",
     command=".venv/bin/d2v",
 )
 
 
-def test_the_screen_is_about_a_dozen_lines_and_holds_every_figure() -> None:
-    lines = render(SCREEN)
+def test_the_screen_is_short_and_holds_every_figure() -> None:
+    lines = render(dataclasses.replace(SCREEN, page=Path("/home/me/report.html")))
     text = "\n".join(lines)
-    assert 11 <= len(lines) <= 16
+    assert 11 <= len(lines) <= 20
     for wanted in ("5 min 23 s", "42.95 -> 24.88", "target variance 0.80", "2 Ray Train workers",
-                   "240 updates in 81 s", "seed 1;", "one seed is noise", "+-2.5 points",
-                   "ahead on 1 of 1 tasks", "acceptable (0.61; models:/m@demo)", "make ui",
+                   "240 updates in 81 s", "seed 1;", "seeds come on top", "+8.2: no difference beyond noise",
+                   "not compared: a sweep has no result", "models:/m@demo, loaded in a clean process",
+                   '"A text." -> good (0.61), WRONG', "make ui", "file:///home/me/report.html",
                    "make demo DATA=", "/home/me/.d2v", ".venv/bin/d2v prepare text"):  # fmt: skip
         assert wanted in text, wanted
 
@@ -74,10 +88,62 @@ def test_the_table_is_aligned_and_admits_a_missing_value() -> None:
     assert second.split()[-5:] == ["50.0", "-", "48.0", "6e-05", "data2vec2-text-demo-cola@demo"]
 
 
-def test_losing_is_reported_as_such() -> None:
-    worse = dataclasses.replace(COLA, pretrained=12.0)
-    text = "\n".join(render(dataclasses.replace(SCREEN, tasks=(worse,), seeds=(1, 2))))
-    assert "ahead on 0 of 1 tasks" in text and "seeds 1, 2;" in text and "one seed" not in text
+def row(metric: str, random: float, pretrained: float, examples: int = 400) -> TaskFigures:
+    return dataclasses.replace(
+        COLA, metric=metric, random=random, pretrained=pretrained, examples=examples
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        # Two standard errors of a difference: 2 * 100 * sqrt(2 * 0.25 / 400) = 7.07 near one half.
+        (row("accuracy", 50.0, 57.0), "+7.0: no difference beyond noise (+-7.0)"),
+        (row("accuracy", 50.0, 57.2), "+7.2: ahead beyond noise (+-7.0)"),
+        (row("accuracy", 57.2, 50.0), "-7.2: BEHIND beyond noise (+-7.0)"),
+        (row("accuracy", 50.0, 57.2, examples=300), "+7.2: no difference beyond noise (+-8.1)"),
+        (row("accuracy", 90.0, 96.0), "+6.0: ahead beyond noise (+-3.6)"),
+        (row("mcc", 0.0, 14.0), "+14.0: no difference beyond noise (+-14.1)"),
+        (row("mcc", 0.0, 14.2), "+14.2: ahead beyond noise (+-14.1)"),
+        (row("accuracy", 50.0, 99.0, examples=0), "+49.0: no difference beyond noise (+-inf)"),
+    ],
+)
+def test_a_difference_counts_beyond_two_standard_errors(task: TaskFigures, said: str) -> None:
+    assert task.verdict() == said
+
+
+def answers(right: int, wrong: int, score: float) -> list[Prediction]:
+    """Right and wrong ones, alternately of two truths."""
+    truths = ["a", "b"] * (right + wrong)
+    return [
+        Prediction(sentence="s", label=truths[n] if n < right else "c", score=score, truth=truths[n])
+        for n in range(right + wrong)
+    ]
+
+
+def test_the_surest_answers_are_counted_by_themselves() -> None:
+    found = Predictions(model="m", shown=(), held_out=[*answers(120, 70, 0.6), *answers(9, 1, 0.9)])
+    first, second = found.summary()
+    assert first == (
+        "of 200 held-out sentences 64 % right; of the 20 it is most sure of (confidence 0.60 and more) 95 %"
+    )
+    assert second == "one answer for all gets 50 %, noise is +-7: it has learnt something"
+    chance = Predictions(model="m", shown=(), held_out=answers(113, 87, 0.6))
+    assert chance.summary()[1].endswith("this model answers no better")
+    lone = [dataclasses.replace(p, truth="a", label="a") for p in answers(100, 0, 0.6)]
+    assert "one answer for all gets 100 %" in Predictions(model="m", shown=(), held_out=lone).summary()[1]
+    assert Predictions(model="m", shown=()).summary() == []
+
+
+def test_masks_hide_the_share_that_pretraining_hides_in_every_clone_another(tmp_path: Path) -> None:
+    sentence = "The old captain wrote a long letter."
+    section = masks_of(sentence, TextTokenizer(), 0.5, 3)
+    assert "50 %" in section.title and [name for name, _ in section.rows] == ["clone 1", "clone 2", "clone 3"]
+    texts = [text for _, text in section.rows]
+    assert len(set(texts)) == 3 and all(len(text) == len(sentence) for text in texts)
+    for text in texts:
+        assert "▒" in text and all(c in ("▒", was) for c, was in zip(text, sentence, strict=True))
+    assert str(masks_of("a < b", TextTokenizer(), 0.0, 1).rows[0][1]) == "a &lt; b"
 
 
 def _history(steps: list[int]) -> dict[str, list[SimpleNamespace]]:

@@ -13,7 +13,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,13 +97,20 @@ class SweepResult:
     table: ResultTable
 
 
-def run_sweep(sweep: Sweep, *, name: str | None = None, quiet: bool = False) -> SweepResult:
+def run_sweep(
+    sweep: Sweep,
+    *,
+    name: str | None = None,
+    quiet: bool = False,
+    reached: Callable[[float], object] | None = None,
+) -> SweepResult:
     """Run a sweep, or go on with the one of this name.
 
     Args:
         sweep: definition and trials.
         name: its identity, the same as ``platform.run_name`` on its command line; a fresh one by default.
         quiet: print neither single trials nor the table; warnings come through.
+        reached: told now and then which share of the trials' updates is done.
 
     Raises:
         Data2VecError: anything that is the user's to mend before a trial starts. A trial that fails does not
@@ -143,7 +150,7 @@ def run_sweep(sweep: Sweep, *, name: str | None = None, quiet: bool = False) -> 
         assert isinstance(tracker, RemoteTracker)
         stack.callback(tracker.close)
         parent = _open_parent(tracker, sweep, chosen, ready)
-        driver = _Driver(sweep, chosen, folder, tracker, parent, room, quiet, stop)
+        driver = _Driver(sweep, chosen, folder, tracker, parent, room, quiet, stop, reached)
         with driver.finishing():
             return driver.run(ready, todo)
 
@@ -161,9 +168,11 @@ class _Driver:
         room: Capacity,
         quiet: bool,
         stop: _Stop,
+        reached: Callable[[float], object] | None = None,
     ) -> None:
         self.sweep, self.name, self.folder, self.tracker = sweep, name, folder, tracker
         self.parent, self.room, self.quiet, self.stop = parent, room, quiet, stop
+        self.reached = reached
         self.say = logger.debug if quiet else logger.info
         self.failed = False
         self.freed = 0
@@ -228,6 +237,7 @@ class _Driver:
             parent=self.parent,
             capacity=self.room,
             quiet=self.quiet,
+            reached=self.reached,
         )
         self.say("%d trials to run, %s", len(todo), self.room.line())
         running = {stored.name for stored in todo}

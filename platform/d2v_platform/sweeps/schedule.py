@@ -39,6 +39,18 @@ class SweepProgress:
         """Trials that were taken up and have not ended."""
         return [name for name in self.started if name not in self.seconds]
 
+    def share(self, newest: Mapping[str, int]) -> float:
+        """The share of all updates that is done; trials count alike where a length is not known.
+
+        Args:
+            newest: trial that runs -> the update it has reached.
+        """
+        known = all(self.lengths.values())
+        sizes = {name: length if known else 1 for name, length in self.lengths.items()}
+        done = sum(sizes[name] for name in self.seconds)
+        done += sum(min(newest.get(name, 0), sizes[name]) for name in self.running) if known else 0
+        return done / max(sum(sizes.values()), 1)
+
     def left_s(self, newest: Mapping[str, int], now: float) -> float | None:
         """Seconds to the end of the last trial; ``None`` as long as no trial shows a speed.
 

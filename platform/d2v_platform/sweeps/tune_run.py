@@ -29,6 +29,7 @@ from .trial import run_trial
 logger = logging.getLogger(__name__)
 
 _STATUS_S = 60.0  # after so long a silence it is said how far the trials are
+_TOLD_S = 1.0  # between two answers to who asked how far they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Launch:
     parent: str  # MLflow run of the sweep
     capacity: Capacity  # trials at a time
     quiet: bool = False  # say nothing about single trials
+    reached: Callable[[float], object] | None = None  # told the share of the updates that is done
 
 
 def run_trials(
@@ -159,7 +161,7 @@ class _Watch(Callback):
         self.launch, self.todo, self.on_ended = launch, todo, on_ended
         lengths = {name: stored.trial.recipe.optimization.max_update for name, stored in todo.items()}
         self.progress = SweepProgress(lengths, launch.capacity.slots)
-        self._said = time.perf_counter()
+        self._said = self._told = time.perf_counter()
         self._best: dict[str, float] = {}
         self._closed: list[Path] = []
 
@@ -180,6 +182,10 @@ class _Watch(Callback):
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Ray Tune has looked at its trials, as it does several times a second."""
+        now = time.perf_counter()
+        if self.launch.reached is not None and now - self._told > _TOLD_S:
+            self._told = now
+            self.launch.reached(self.progress.share({n: self._newest(n) for n in self.progress.running}))
         if time.perf_counter() - self._said < _STATUS_S or not self.progress.running:
             return
         running = self.progress.running

@@ -126,6 +126,19 @@ class Output:
         return bool(line.strip()) and who != pid and now - when < _SAME_S
 
 
+_takers: list[Callable[[str], object]] = []
+
+
+@contextlib.contextmanager
+def taken(take: Callable[[str], object]) -> Iterator[None]:
+    """Inside, lines that would be printed go to ``take`` instead, without the prefix of their process."""
+    _takers.append(take)
+    try:
+        yield
+    finally:
+        _takers.remove(take)
+
+
 @contextlib.contextmanager
 def filtered() -> Iterator[None]:
     """Inside, what Ray prints of other processes goes through :class:`Output`."""
@@ -140,7 +153,10 @@ def filtered() -> Iterator[None]:
     output = Output()
 
     def show(data: dict[str, Any]) -> None:
-        if lines := output.shown(data):
+        lines = output.shown(data)
+        for line in lines if _takers else ():
+            _takers[-1](line)
+        if lines and not _takers:
             for printer in printers:
                 printer({**data, "lines": lines})
 
