@@ -1,18 +1,41 @@
 #!/usr/bin/env bash
-# The tables of experiments/README.md on real data, from raw files to reports:  bash experiments/reproduce.sh text|images|speech
+# The figures and tables of experiments/README.md on real data, from raw files to reports. A lane that was cut off goes on
+# when run again: runs and trials that are complete are passed over.
+#
+#   bash experiments/reproduce.sh LANE...
+#
+#   lane        CPU-hours  makes
+#   text              1.5  GLUE from pretrained and random weights: table, curves
+#   images            3.0  kNN, linear probe, fine-tuning of data2vec 2.0, 1 and MAE: table, curves
+#   speech            3.0  word error rates from 1 minute to 15: tables, curves
+#   speed             0.3  seconds of steps, CPU and memory
+#   reference         0.3  reference curves of the tiny recipes, for d2v report RUN --reference
+#   quality          13.5  a probe over CPU-minutes, up to 90 a run, of data2vec 2.0, 1 and (images) MAE: one plot a modality
+#   clones            4.0  a probe over 1 to 16 clones at equal CPU time: one sweep and plot a modality
 #
 #   DATA=../shared/data   folder with text/, glue/, images/ and speech/ (read only)
-#   WORK=~/d2v-tables     prepared data, runs, registry and reports; a lane that was cut off goes on when run again
-#   SHARE=1               share of the updates: SHARE=0.1 tries a lane out
+#   WORK=~/d2v-tables     prepared data, runs, registry, tables/, figures/ and reports/
+#   SHARE=1               share of the updates: SHARE=0.02 tries a lane out
 #
-# On two CPU cores a lane takes one to three hours; runs and trials that are complete are passed over.
+# What is swept stands in configs/sweep/small_*.yaml, minutes.yaml and clones_*.yaml; copy and edit those.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-DATA=$(realpath "${DATA:-../shared/data}") WORK=${WORK:-$HOME/d2v-tables} SHARE=${SHARE:-1}
+case "${1:---help}" in
+  -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
+esac
+for lane in "$@"; do
+  [[ " text images speech speed reference quality clones " == *" $lane "* ]] || {
+    echo "error: there is no lane '$lane'; there are text, images, speech, speed, reference, quality, clones" >&2
+    exit 2
+  }
+done
+DATA=${DATA:-../shared/data}
+[ -d "$DATA/text" ] || { echo "error: DATA=$DATA has no text/; give the folder with text/, glue/, images/, speech/" >&2; exit 2; }
+DATA=$(realpath "$DATA") WORK=${WORK:-$HOME/d2v-tables} SHARE=${SHARE:-1}
 export D2V_HOME=$WORK/home
 PREPARED=$WORK/prepared
 D2V=(.venv/bin/python -m d2v_platform.cli)
-mkdir -p "$PREPARED"
+mkdir -p "$PREPARED" "$WORK"/{done,tables,figures,reports}
 
 d2v() { echo "[$(date +%T)] d2v $*" >&2; "${D2V[@]}" "$@"; }
 updates() { awk -v n="$1" -v share="$SHARE" 'BEGIN { n = int(n * share + 0.5); print n < 6 ? 6 : n }'; }
@@ -21,70 +44,80 @@ warmup() { awk -v n="$1" -v share="$SHARE" 'BEGIN { n = int(n * share); print n 
 once() {
   local mark=$WORK/done/$1
   shift
-  [ -f "$mark" ] || { "$@"; mkdir -p "$WORK/done"; touch "$mark"; }
+  [ -f "$mark" ] || { "$@"; touch "$mark"; }
 }
-report() { for run in "$@"; do d2v report "$run" --out "$WORK/reports/$run"; done; }
-random_weights() { [ "$1" = random ] && echo model.no_pretrained_weights=true || echo model.no_pretrained_weights=false; }
+# sweep NAME DEFINITION UPDATES WORDS...: a sweep, its report and its table; UPDATES of a trial, cut by SHARE.
+sweep() {
+  local name=$1 definition=$2 length=$3 cut=()
+  shift 3
+  [ "$SHARE" = 1 ] || [ "$length" = 1000000 ] || cut=(max_updates="$(updates "$length")")
+  d2v sweep "$definition" "$@" "${cut[@]}" platform.run_name="$name"
+  report "$name"
+  cp "$D2V_HOME/sweeps/$name/results.md" "$WORK/tables/$name.md"
+}
+# report RUN [OPTIONS]: its page, and its curves among the figures.
+report() {
+  d2v report "$@" --out "$WORK/reports/$1" > /dev/null
+  cp "$WORK/reports/$1/report.png" "$WORK/figures/$1.png"
+}
 
-text() {
+text_data() {
   [ -f "$PREPARED/text/valid.idx" ] || d2v prepare text --train "$DATA/text/gutenberg_books/train.txt" \
     --valid "$DATA/text/gutenberg_books/valid.txt" --build-dict --dest "$PREPARED/text"
+}
+
+text() {
+  text_data
   once text-small d2v train tiny/text_pretraining task.data="$PREPARED/text" platform.num_workers=2 \
     optimization.max_update="$(updates 600)" model.ema_anneal_end_step="$(updates 300)" \
     optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 60)" checkpoint.save_interval_updates=50 \
     platform.run_name=text-small platform.register_as=data2vec2-text-small platform.alias=champion
-  # Rates for a network that has a thirtieth of the base model's parameters.
-  local weights common
-  for weights in pretrained random; do
-    common=(task.data="$DATA/glue" model.model_path=models:/data2vec2-text-small@champion
-      "$(random_weights $weights)" 'grid.lr=[1.0e-4,2.0e-4,5.0e-4,1.0e-3]' fixed.task.max_positions=128
-      fixed.task.shorten_method=truncate fixed.dataset.num_workers=0 test_files=false register.name=null register.alias=null)
-    d2v sweep glue "${common[@]}" 'grid.task=[cola,sst_2,sts_b]' max_updates="$(updates 120)" \
-      fixed.dataset.validate_interval_updates="$(updates 60)" platform.run_name=small-glue-$weights
-    # RTE's pairs of paragraphs cost several times as much an update.
-    d2v sweep glue "${common[@]}" 'grid.task=[rte]' max_updates="$(updates 60)" \
-      fixed.dataset.validate_interval_updates="$(updates 30)" platform.run_name=small-rte-$weights
-  done
-  report text-small small-{glue,rte}-{pretrained,random}
+  report text-small
+  local parent=(task.data="$DATA/glue" model.model_path=models:/data2vec2-text-small@champion)
+  sweep small-glue small_text 120 "${parent[@]}"
+  # RTE's pairs of paragraphs cost several times as much an update.
+  sweep small-rte small_text 60 "${parent[@]}" 'grid.task=[rte]' max_updates=60
 }
 
-images() {
-  local sets=$DATA/images tree=$PREPARED/images generation weights recipe run
+images_data() {
+  local sets=$DATA/images tree=$PREPARED/images
   mkdir -p "$tree/train"
   # Pretraining reads the images of two sets; probes and fine-tuning the labelled clothes alone.
   ln -sfn "$sets"/clothing10_160/train/* "$sets"/imagenet_sample_160/train/* "$tree/train/"
   ln -sfn "$sets/clothing10_160/train" "$tree/bank"
   ln -sfn "$sets/clothing10_160/val" "$tree/val"
+}
+PROBED=(dataset.disable_validation=false dataset.valid_subset=val dataset.validate_interval=1000000)
+
+images() {
+  images_data
+  local tree=$PREPARED/images
+  image_model image-small-v2 tiny/image_pretraining 9000 "$tree" optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 200)" \
+    model.ema_anneal_end_step="$(updates 3000)" task.probe_bank=bank
+  image_model image-small-v1 tiny/image_pretraining_v1 1200 "$tree" lr_scheduler.warmup_updates="$(warmup 200)" task.probe_bank=bank
+  image_model image-small-mae tiny/image_pretraining_mae 500 "$DATA/images/cifar10_subset" task.probe_bank=train
+  local generation
   for generation in 2 1; do
-    recipe=tiny/image_pretraining length=1200 own=(lr_scheduler.warmup_updates="$(warmup 200)")
-    if [ $generation = 2 ]; then
-      length=9000 own=(optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 200)" \
-        model.ema_anneal_end_step="$(updates 3000)")
-    else
-      recipe=${recipe}_v1
-    fi
-    once image-small-v$generation d2v train $recipe task.data="$tree" platform.num_workers=0 optimization.max_update="$(updates $length)" \
-      "${own[@]}" dataset.disable_validation=false dataset.valid_subset=val task.probe_bank=bank \
-      dataset.validate_interval=1000000 dataset.validate_interval_updates="$(updates $((length / 6)))" \
-      checkpoint.save_interval_updates="$(updates $((length / 6)))" platform.run_name=image-small-v$generation \
-      platform.register_as=data2vec$generation-image-small platform.alias=champion
-    d2v probe "$tree" --bank bank --subset val --model models:/data2vec$generation-image-small@champion \
-      --random-weights 3
-    [ $generation = 2 ] && recipe=image_finetuning || recipe=image_finetuning_v1
-    for weights in pretrained random; do
-      run=image-small-v$generation-$weights
-      d2v sweep small_images "grid.task=[$recipe]" grid.lr=[1.0e-3] task.data="$sets/clothing10_160" "$(random_weights $weights)" \
-        model.model_path=models:/data2vec$generation-image-small@champion dataset.num_workers=0 \
-        optimization.max_update="$(updates 300)" dataset.validate_interval_updates="$(updates 100)" \
-        optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 30)" platform.run_name=$run
-      report $run
-    done
-    report image-small-v$generation
+    sweep image-small-v$generation-tuned small_images 300 task.data="$DATA/images/clothing10_160" \
+      "grid.task=[image_finetuning$([ $generation = 2 ] || echo _v1)]" model.model_path=models:/image-small-v$generation@champion
   done
 }
 
-speech() {
-  local sets=$DATA/speech ready=$PREPARED/speech set split order length weights common
+# image_model NAME RECIPE UPDATES DATA WORDS...: pretrained, probed as it is trained and beside three random weights.
+image_model() {
+  local name=$1 recipe=$2 length=$3 data=$4 bank=train
+  shift 4
+  [ -d "$data/bank" ] && bank=bank
+  once "$name" d2v train "$recipe" task.data="$data" platform.num_workers=0 optimization.max_update="$(updates "$length")" \
+    "${PROBED[@]}" dataset.validate_interval_updates="$(updates $((length / 6)))" \
+    checkpoint.save_interval_updates="$(updates $((length / 6)))" platform.run_name="$name" \
+    platform.register_as="$name" platform.alias=champion "$@"
+  report "$name"
+  d2v probe "$data" --bank $bank --subset val --model "models:/$name@champion" --random-weights 3 | tee "$WORK/tables/$name-probe.txt"
+}
+
+speech_data() {
+  local sets=$DATA/speech ready=$PREPARED/speech set split order
   if [ ! -d "$ready/fsdd-minutes/10m" ]; then
     for set in fsdd asterisk_prompts_en; do
       for split in train valid test; do
@@ -96,33 +129,35 @@ speech() {
     done
     d2v prepare audio-subsets "$ready/fsdd/train.tsv" --dest "$ready/fsdd-minutes" --minutes 1,3,10
   fi
-  if [ ! -f "$ready/pretrain/train.tsv" ]; then
-    mkdir -p "$ready/recordings"
-    ln -sfn "$sets/ljspeech_mini/train" "$ready/recordings/ljspeech_mini"
-    ln -sfn "$sets/asterisk_prompts_en/train" "$ready/recordings/asterisk_prompts_en"
-    strings_of_digits "$sets/fsdd/train" "$ready/recordings/fsdd"
-    d2v prepare audio-manifest "$ready/recordings" --dest "$ready/pretrain" --valid-percent 0
-  fi
+  [ -f "$ready/pretrain/train.tsv" ] && return
+  mkdir -p "$ready/recordings"
+  ln -sfn "$sets/ljspeech_mini/train" "$ready/recordings/ljspeech_mini"
+  ln -sfn "$sets/asterisk_prompts_en/train" "$ready/recordings/asterisk_prompts_en"
+  strings_of_digits "$sets/fsdd/train" "$ready/recordings/fsdd"
+  d2v prepare audio-manifest "$ready/recordings" --dest "$ready/pretrain" --valid-percent 0
+}
+
+speech() {
+  speech_data
+  local ready=$PREPARED/speech set weights from model=models:/data2vec2-speech-small@champion
   once speech-small d2v train tiny/audio_pretraining task.data="$ready/pretrain" platform.num_workers=0 \
     optimization.max_update="$(updates 2400)" lr_scheduler.warmup_updates="$(warmup 200)" \
     model.ema_anneal_end_step="$(updates 2400)" checkpoint.save_interval_updates=200 \
     platform.run_name=speech-small platform.register_as=data2vec2-speech-small platform.alias=champion
-  for weights in pretrained random; do
-    common=(model.w2v_path=models:/data2vec2-speech-small@champion "$(random_weights $weights)" dataset.num_workers=0)
+  report speech-small
+  for weights in pretrained random; do  # two sweeps: the best model of each is decoded
+    from=(model.w2v_path=$model model.no_pretrained_weights="$([ $weights = random ] && echo true || echo false)")
     for set in fsdd asterisk_prompts_en; do
       # Whole sentences leave CTC's phase of blanks later than single words.
       [ $set = fsdd ] && length=1200 || length=3000
-      d2v sweep small_speech "grid.task=[$set]" 'grid.seed=[1,2,3]' task.data="$ready" "${common[@]}" \
-        optimization.max_update="$(updates $length)" dataset.validate_interval_updates="$(updates $((length / 4)))" \
-        evaluate.lexicon="$ready/$set/lm/lexicon.txt" evaluate.lmpath="$ready/$set/lm/lm.arpa" \
-        platform.run_name=$set-$weights
+      sweep $set-$weights small_speech $length "grid.task=[$set]" task.data="$ready" "${from[@]}" \
+        optimization.max_update=$length dataset.validate_interval_updates=$((length / 4)) \
+        evaluate.lexicon="$ready/$set/lm/lexicon.txt" evaluate.lmpath="$ready/$set/lm/lm.arpa"
     done
-    d2v sweep minutes task.data="$ready/fsdd-minutes" "${common[@]}" 'grid.seed=[1,2,3]' \
-      optimization.max_update="$(updates 400)" dataset.validate_interval_updates="$(updates 100)" \
+    sweep minutes-$weights minutes 400 task.data="$ready/fsdd-minutes" "${from[@]}" 'grid.seed=[1,2,3]' \
       evaluate.lexicon="$ready/fsdd/lm/lexicon.txt" evaluate.lmpath="$ready/fsdd/lm/lm.arpa" \
-      register.name=null register.alias=null platform.run_name=minutes-$weights
+      register.name=null register.alias=null
   done
-  report speech-small {fsdd,asterisk_prompts_en,minutes}-{pretrained,random}
 }
 
 # strings_of_digits FROM TO: the training clips of each speaker in random order, ten to a file of some 4 s. A digit alone,
@@ -149,7 +184,97 @@ for speaker in sorted(path for path in source.iterdir() if path.is_dir()):
 PYTHON
 }
 
-case "${1:-}" in
-  text | images | speech) "$1" ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2 ;;
-esac
+speed() {
+  local what
+  for what in text vision speech overhead scale; do
+    [ -s "$WORK/tables/speed-$what.txt" ] || {
+      .venv/bin/python experiments/benchmark.py $what > "$WORK/tables/speed-$what.part"
+      mv "$WORK/tables/speed-$what".{part,txt}
+    }
+  done
+}
+
+# The recipes as they are, for at most three CPU-minutes each; their schedules are those of the whole run.
+reference() {
+  text_data
+  images_data
+  speech_data
+  local recipe words
+  for recipe in {image,text,audio}_pretraining{,_v1} image_pretraining_mae; do
+    words=(task.data="$PREPARED/images" "${PROBED[@]}" task.probe_bank=bank dataset.validate_interval_updates=100)
+    [[ $recipe = text* ]] && words=(task.data="$PREPARED/text")
+    [[ $recipe = audio* ]] && words=(task.data="$PREPARED/speech/pretrain")
+    once reference-$recipe d2v train tiny/$recipe "${words[@]}" optimization.stop_cpu_minutes="$(awk -v s="$SHARE" 'BEGIN { print 3 * s }')" \
+      platform.num_workers=0 platform.run_name=reference-$recipe
+    report reference-$recipe --write-reference "$REFERENCE/tiny/$recipe.csv"
+  done
+}
+# Labelled sets that probe frozen features: digits of fsdd, sentences of SST-2 (CLASS<TAB>TEXT a line).
+probe_data() {
+  local side
+  speech_data
+  mkdir -p "$PREPARED/digits" "$PREPARED/sst-2"
+  for side in train valid; do
+    cp "$PREPARED/speech/fsdd/$side".{tsv,wrd} "$PREPARED/digits/"
+    tail -n +2 "$DATA/glue/SST-2/$([ $side = train ] && echo train || echo dev).tsv" | head -n 4000 |
+      awk -F'\t' '{ print $2 "\t" $1 }' > "$PREPARED/sst-2/$side.tsv"
+  done
+  # Recordings to validate on; the loss is not what is looked at.
+  [ -f "$PREPARED/speech/pretrain/valid.tsv" ] || cp "$PREPARED/speech/asterisk_prompts_en/valid.tsv" "$PREPARED/speech/pretrain/"
+}
+TEXT_PROBE=(task.data="$PREPARED/text" task.probe_data="$PREPARED/sst-2")
+SPEECH_PROBE=(task.data="$PREPARED/speech/pretrain" task.probe_data="$PREPARED/digits" dataset.num_workers=0)
+minutes() { awk -v n="$1" -v share="$SHARE" 'BEGIN { print n * share }'; }
+
+# One run a method: the rate stays at its peak, so that what it has reached after 5, 15 or 45 minutes is what a run of that
+# length would have reached.
+quality() {
+  text_data
+  images_data
+  probe_data
+  local images=(task.data="$PREPARED/images" task.probe_bank=bank dataset.valid_subset=val) slow=model.ema_anneal_end_step=3000
+  local composite=optimizer.groups.default.lr_scheduler.warmup_updates=200 plain=lr_scheduler.warmup_updates=200
+  lasting image-v2 tiny/image_pretraining 250 "${images[@]}" $composite $slow
+  lasting image-v1 tiny/image_pretraining_v1 100 "${images[@]}" $plain
+  lasting image-mae tiny/image_pretraining_mae 250 "${images[@]}"
+  lasting speech-v2 tiny/audio_pretraining 250 "${SPEECH_PROBE[@]}" $plain $slow
+  lasting speech-v1 tiny/audio_pretraining_v1 250 "${SPEECH_PROBE[@]}" $plain $slow
+  lasting text-v2 tiny/text_pretraining 50 "${TEXT_PROBE[@]}" $composite $slow
+  lasting text-v1 tiny/text_pretraining_v1 50 "${TEXT_PROBE[@]}" $plain $slow
+  local what subset=val
+  for what in image speech text; do
+    [ $what = image ] || subset=valid
+    d2v report quality-$what-v2 quality-$what-v1 $([ $what = image ] && echo quality-image-mae) --over cpu --only $subset-knn \
+      --only $subset-linear_probe --out "$WORK/reports/quality-$what" > /dev/null
+    cp "$WORK/reports/quality-$what/report.png" "$WORK/figures/quality-$what.png"
+    cp "$WORK/reports/quality-$what/curves.csv" "$WORK/tables/quality-$what.csv"
+  done
+}
+
+# lasting NAME RECIPE INTERVAL WORDS...: 90 CPU-minutes, probed every INTERVAL updates.
+lasting() {
+  local name=quality-$1 recipe=$2 interval=$3
+  shift 3
+  once "$name" d2v train "$recipe" "$@" optimization.stop_cpu_minutes="$(minutes 90)" optimization.max_update=1000000 \
+    common.log_interval=10 dataset.disable_validation=false dataset.validate_interval=1000000 \
+    dataset.validate_interval_updates="$(updates "$interval")" checkpoint.save_interval=1000000 checkpoint.save_interval_updates=0 \
+    checkpoint.save_interval_minutes=10 platform.num_workers=0 platform.run_name="$name"
+}
+
+clones() {
+  text_data
+  images_data
+  probe_data
+  local cut=(fixed.optimization.stop_cpu_minutes="$(minutes 15)" fixed.dataset.validate_interval_updates="$(updates 500)")
+  sweep clones-images clones_images 1000000 task.data="$PREPARED/images" "${cut[@]}"
+  sweep clones-speech clones_speech 1000000 "${SPEECH_PROBE[@]}" "${cut[@]}"
+  sweep clones-text clones_text 1000000 "${TEXT_PROBE[@]}" "${cut[@]}"
+}
+
+REFERENCE=experiments/results/reference
+[ "$SHARE" = 1 ] || REFERENCE=$WORK/reference  # a trial run is no reference
+
+for lane in "$@"; do
+  "$lane"
+  echo "$lane: tables, figures and reports in $WORK"
+done

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from d2v_platform.recipe.components import PolynomialSchedule
+from d2v_platform.recipe.difference import changes
 from d2v_platform.recipe.locate import sweep_names
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.recipe.sweep_definition import load_sweep, sweep_of
@@ -28,6 +29,32 @@ def test_the_glue_sweep_has_the_readmes_grid() -> None:
         assert by_task[task].named_recipe == f"v2/text_finetuning/{task}"
     assert sweep.metric(by_task["cola"]) == ("mcc", True)
     assert sweep.metric(by_task["sts_b"]) == ("pearson_and_spearman", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "given"),
+    [("images", "tiny/image_pretraining", []), ("speech", "tiny/audio_pretraining", ["task.probe_data=/d"]),
+     ("text", "tiny/text_pretraining", ["task.probe_data=/d"])],
+)  # fmt: skip
+def test_clones_are_compared_at_equal_cpu_time_by_a_probe(name: str, recipe: str, given: list[str]) -> None:
+    sweep = load_sweep(f"clones_{name}", ["task.data=/x", *given])
+    assert [trial.values["model.clone_batch"] for trial in sweep.trials] == [1, 2, 4, 8, 16]
+    assert {trial.named_recipe for trial in sweep.trials} == {recipe}
+    assert {trial.recipe.optimization.stop_cpu_minutes for trial in sweep.trials} == {15}
+    first, *others = (trial.recipe.to_dict() for trial in sweep.trials)
+    assert all(list(changes(first, other)) == ["model.clone_batch"] for other in others)
+    assert all(sweep.metric(trial) == ("linear_probe", True) for trial in sweep.trials)
+    assert sweep.definition.resources_per_trial.cpu == 1 and sweep.definition.select.within_run == "last"
+
+
+def test_small_models_are_tuned_from_pretrained_and_random_weights_in_one_sweep() -> None:
+    parent = ["task.data=/x", "model.model_path=/m"]
+    for name, length, trials in (("small_text", 120, 3 * 4 * 2 * 3), ("small_images", 300, 2 * 3)):
+        sweep = load_sweep(name, parent)
+        assert len(sweep.trials) == trials and sweep.definition.register.name is None
+        assert {trial.recipe.optimization.max_update for trial in sweep.trials} == {length}
+        weights = [trial.values["model.no_pretrained_weights"] for trial in sweep.trials]
+        assert weights.count(True) == weights.count(False) == trials // 2
 
 
 def test_the_command_line_narrows_the_grid() -> None:
