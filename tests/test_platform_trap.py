@@ -94,7 +94,7 @@ def installed_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     checkout = folder / "checkout"
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("models", "platform", "configs"):
+    for name in ("models", "platform", "configs", "experiments/results/reference"):
         shutil.copytree(REPO / name, checkout / name, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPO / name, checkout / name)
@@ -131,6 +131,13 @@ def test_wheel_carries_the_recipes(installed_wheel: Path, tmp_path: Path) -> Non
     shipped = {str(path.relative_to(REPO / "configs")) for path in (REPO / "configs").rglob("*.yaml")}
     assert shipped
     assert set(listing.split()) == shipped
+
+
+def test_wheel_carries_the_reference_curves(installed_wheel: Path, tmp_path: Path) -> None:
+    code = "from d2v_platform.reports.reference import reference_root as r; print(*r().rglob('*.csv'))"
+    found = [Path(path).name for path in run(installed_wheel, "-c", code, cwd=tmp_path).split()]
+    assert sorted(found) == sorted(p.name for p in (REPO / "experiments/results/reference").rglob("*.csv"))
+    assert found
 
 
 def test_wheel_command(installed_wheel: Path, tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from d2v_platform.cli import app
+from d2v_platform.recipe.locate import recipe_names
 from d2v_platform.reports import reference
 from d2v_platform.reports.reference import (
     Reference,
     find_reference,
     judge,
     read_reference,
+    reference_root,
     write_reference,
 )
 from d2v_platform.reports.run_history import Curve, RunHistory
@@ -49,9 +51,9 @@ def against(metric: str, value: float, wanted: float) -> bool:
     ("metric", "value", "near"),
     [
         ("train/loss", 15.0, True), ("train/loss", 15.1, False), ("train/loss", 6.67, True),
-        ("train/loss", 6.6, False), ("train/loss", float("nan"), False), ("valid/loss", 15.1, False),
+        ("train/loss", 6.6, False), ("train/loss", float("nan"), False),
         ("train/target_var", 5.0, True), ("train/target_var", 4.9, False), ("train/target_var", 900.0, True),
-        ("train/targets_rank", 4.9, False), ("train/targets_rank", 5.0, True),
+        ("train/targets_rank", 3.2, False), ("train/targets_rank", 3.4, True),
         ("val/knn", 5.0, True), ("val/knn", 4.9, False), ("val/linear_probe", 4.9, False),
         ("val/knn", 99.0, True),
     ],
@@ -125,7 +127,12 @@ def test_a_run_becomes_a_reference_and_is_read_again(tmp_path: Path) -> None:
         "train/loss": curve(u10=1 / 3, u20=0.25), "train/targets_rank": curve(u20=17.0),
         "val/knn": curve(u15=31.5),
     }  # fmt: skip
-    left = {"speed/s_per_update": curve(u10=1.0), "train/lr": curve(u10=1.0), "val/best_knn": curve(u15=1.0)}
+    left = {
+        "speed/s_per_update": curve(u10=1.0),
+        "train/encoder_rank": curve(u10=1.0),
+        "train/lr": curve(u10=1.0),
+        "val/best_knn": curve(u15=1.0),
+    }
     path = tmp_path / "new" / "x.csv"
     write_reference(run(kept | left, model__depth=[2, 4]), path)
     assert path.read_text() == (
@@ -176,6 +183,19 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         Data2VecError, match=r"the run has train/loss 20\.\.20; the reference train/loss 10\.\.10"
     ):
         judge(run({"train/loss": curve(u20=9.0)}), find_reference(run(mine)))
+
+
+def test_every_reference_is_of_a_recipe_has_its_watched_curves_and_is_near_itself() -> None:
+    paths = sorted(reference_root().rglob("*.csv"))
+    assert paths
+    for path in paths:
+        found = read_reference(path)
+        assert found.recipe == path.relative_to(reference_root()).with_suffix("").as_posix()
+        assert found.recipe in recipe_names()
+        assert found.commit and found.curves["train/loss"].updates[-1] == found.updates
+        if "mae" not in found.recipe:
+            assert {"train/target_var", "train/targets_rank"} <= set(found.curves), path
+        assert judge(run(dict(found.curves)), found).healthy
 
 
 def test_the_command_says_whether_the_run_is_healthy_and_draws_both(tracker: Tracker, tmp_path: Path) -> None:

@@ -21,14 +21,16 @@ from data2vec.folders import write_text
 from ..recipe.difference import resume_differences
 from .run_history import Curve, RunHistory
 
-LOSS_FACTOR, LEAST_SHARE, PROBE_POINTS = 1.5, 0.5, 5.0
+LOSS_FACTOR, LEAST_VAR, LEAST_RANK, PROBE_POINTS = 1.5, 0.5, 0.33, 5.0
 NEARNESS = 0.9  # share of the compared points that must be near, besides the last one
 RULE = (
-    f"near is, at the same update, a loss within a factor of {LOSS_FACTOR:g} of the reference, a variance or "
-    f"effective rank of at least {LEAST_SHARE:g} of it, a probe at most {PROBE_POINTS:g} points below it; a "
-    f"curve is near if its last compared point and {100 * NEARNESS:.0f} % of all are"
+    f"near is, at the same update, a loss within a factor of {LOSS_FACTOR:g} of the reference, a target "
+    f"variance of at least {LEAST_VAR:g} and an effective rank of at least {LEAST_RANK:g} of it, a probe at "
+    f"most {PROBE_POINTS:g} points below it; a curve is near if its last compared point and "
+    f"{100 * NEARNESS:.0f} % of all are"
 )
 _FACTS = ("recipe", "commit", "seed", "updates")
+_WATCHED = ("loss", "target_var", "targets_rank")  # of training; more curves would mean more chance alarms
 _PROBES = ("knn", "linear", "accuracy")
 # Changes of these move no curve of the training.
 _WITHOUT_EFFECT = ("checkpoint.", "criterion.log_keys", "dataset.valid", "dataset.disable_validation",
@@ -246,8 +248,8 @@ def _curve(points: list[tuple[int, float]]) -> Curve:
 def _kept(key: str) -> bool:
     group, _, name = key.rpartition("/")
     if group == "train":
-        return name == "loss" or name.endswith(("_var", "_rank"))
-    return group != "speed" and not name.startswith("best_")
+        return name in _WATCHED
+    return name.startswith(_PROBES)
 
 
 def _compare(key: str, run: Curve, reference: Curve) -> Comparison | None:
@@ -261,7 +263,7 @@ def _compare(key: str, run: Curve, reference: Curve) -> Comparison | None:
     if name == "loss":
         near = (values <= LOSS_FACTOR * wanted) & (values * LOSS_FACTOR >= wanted)
     elif name.endswith(("_var", "_rank")):
-        near = values >= LEAST_SHARE * wanted
+        near = values >= (LEAST_VAR if name.endswith("_var") else LEAST_RANK) * wanted
     elif name.startswith(_PROBES):
         near = values >= wanted - PROBE_POINTS
     else:
