@@ -80,16 +80,21 @@ class AudioModel(ModelInUse):
             load_strictly(self.classifier, artifact.state, artifact.folder)
             self.network = self.classifier.trunk
         else:
-            if isinstance(config, Data2VecAudioConfig):
-                self.network = Data2VecAudio(config, with_head=False)
-            else:
-                self.network = Data2VecMulti(config, with_decoder=False)
+            self.network = _bare(config)
             load_strictly(self.network, artifact.trunk_state, artifact.folder)
         self._module = (self.ctc or self.classifier or self.network).eval()
         self.layers: tuple[ConvLayer, ...] = conv_layers(self.model_config)
         self.frame_s = total_stride(self.layers) / SAMPLE_RATE
         #: pieces of long audio, in seconds
         self.chunk_s, self.overlap_s = CHUNK_S, OVERLAP_S
+
+    def untrained(self, seed: int = 1) -> AudioModel:
+        """The same architecture with random initial weights, without a head: the baseline of a probe.
+
+        Args:
+            seed: of the weights; the ones that a pretraining with this ``common.seed`` starts from.
+        """
+        return self._with(_bare(self.network.config, seed))
 
     @overload
     def embed(
@@ -365,6 +370,13 @@ class AudioModel(ModelInUse):
 _A_RECORDING = (
     "a recording (its path, the content of its file, an array of samples at 16 kHz, or (samples, rate))"
 )
+
+
+def _bare(config: Data2VecMultiConfig | Data2VecAudioConfig, seed: int = 1) -> Data2VecMulti | Data2VecAudio:
+    """The network without its pretraining parts."""
+    if isinstance(config, Data2VecAudioConfig):
+        return Data2VecAudio(config, with_head=False, seed=seed)
+    return Data2VecMulti(config, with_decoder=False, seed=seed)
 
 
 def _is_recording(item: Any) -> bool:

@@ -5,7 +5,6 @@ B images, T patches, D width, C classes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -77,10 +76,7 @@ class ImageModel(ModelInUse):
         Args:
             seed: of the weights; the ones that a pretraining with this ``common.seed`` starts from.
         """
-        other = copy.copy(self)
-        other.classifier = None
-        other.network = other._module = make_image_trunk(self.network.config, seed).eval().to(self.device)
-        return other
+        return self._with(make_image_trunk(self.network.config, seed))
 
     @overload
     def embed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
@@ -71,6 +72,13 @@ class ModelInUse:
     def device(self) -> torch.device:
         """Where it computes."""
         return next(self._module.parameters()).device
+
+    def _with(self, network: nn.Module) -> Self:
+        """The same around another network, without a head."""
+        other = copy.copy(self)
+        other.__dict__ |= dict.fromkeys(("classifier", "ctc") & self.__dict__.keys())
+        other.__dict__ |= {"network": network, "_module": network.eval().to(self.device)}
+        return other
 
     def to(self, device: torch.device | str) -> Self:
         """Move it; returns itself.

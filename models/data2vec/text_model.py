@@ -48,6 +48,15 @@ class TextModel(ModelInUse):
             self.network = make_text_trunk(artifact.model_config, vocab_size=artifact.vocab_size)
             load_strictly(self.network, artifact.trunk_state, artifact.folder)
         self._module = (self.classifier or self.network).eval()
+        self._vocab_size = artifact.vocab_size
+
+    def untrained(self, seed: int = 1) -> TextModel:
+        """The same architecture with random initial weights, without a head: the baseline of a probe.
+
+        Args:
+            seed: of the weights; the ones that a pretraining with this ``common.seed`` starts from.
+        """
+        return self._with(make_text_trunk(self.model_config, vocab_size=self._vocab_size, seed=seed))
 
     @overload
     def embed(  # pyright: ignore[reportOverlappingOverload]  # a text is a sequence of texts too

@@ -66,10 +66,11 @@ _MODULES = {
         "--model models:/NAME@ALIAS --dest frames.parquet --pooling none --layer 5",
     ),
     "probe": (
-        ".inference.image_commands",
+        ".inference.probing",
         "probe_command",
-        "kNN and linear probe of a frozen image model's features, in percent.",
-        "Example: d2v probe /imagenet --model models:/NAME@ALIAS --random-weights 3",
+        "kNN and linear probe of a frozen model's features, in percent.",
+        "Examples: d2v probe /imagenet --model models:/NAME@ALIAS --random-weights 3; d2v probe /sentences "
+        "--model models:/TEXT@ALIAS --subset test",
     ),
     "import": (
         ".importing.command",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import json
@@ -18,22 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import data2vec
-from d2v_platform.cli import app, run
+from d2v_platform.cli import app
 from d2v_platform.inference.image_rows import open_any, run_model
 from d2v_platform.inference.images import class_names
 from data2vec.errors import DataError
-
-
-def called(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command."""
-    monkeypatch.setenv("COLUMNS", "160")
-    said, shown = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
-        try:
-            run(lambda: app(words, prog_name="d2v", standalone_mode=False))
-        except SystemExit as ended:
-            return int(ended.code or 0), shown.getvalue(), " ".join(said.getvalue().split())
-    return 0, shown.getvalue(), " ".join(said.getvalue().split())
+from tests.platform.commands import called
 
 
 def test_infer_shows_and_writes_everything(

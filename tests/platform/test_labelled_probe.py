@@ -14,12 +14,20 @@ import data2vec
 from d2v_platform.recipe import checks
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import make_task
-from d2v_platform.tasks.labelled_probe import NEIGHBOURS, both_sides, read_recordings, read_texts
+from d2v_platform.tasks.labelled_probe import (
+    NEIGHBOURS,
+    both_sides,
+    judge,
+    read_recordings,
+    read_texts,
+    taught_and_judged,
+)
 from d2v_platform.training.job import Job
 from d2v_platform.training.train_loop import train
 from data2vec.data.manifest import manifest_text
 from data2vec.errors import DataError
 from data2vec.probes import knn_predict, linear_probe, top1
+from tests.platform.commands import called
 from tests.platform.recorder import Recorder
 
 SPEC = "[(16, 10, 5)] + [(16, 3, 2)] * 4 + [(16,2,2)] * 2"
@@ -168,3 +176,40 @@ def test_a_labelled_set_that_cannot_be_used_is_named(tones: Path, sentences: Pat
     refused(read_texts, sentences, plain, "train has one class only")
     (sentences / "valid.tsv").write_text("no\tone\nno two\n")
     refused(read_texts, sentences, plain, "valid.tsv: line 2 is no class<TAB>text")
+
+
+def test_the_command_judges_text_beside_random_weights(
+    tiny_glue: Any, sentences: Path, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, shown, said = called(
+        [
+            "probe",
+            str(sentences),
+            "--model",
+            str(tiny_glue.model),
+            "--neighbours",
+            "3",
+            "--random-weights",
+            "2",
+        ],
+        monkeypatch,
+    )
+    assert code == 0, said
+    rows = [line.split("│") for line in shown.splitlines() if "train" in line]
+    assert [row[1].strip() for row in rows] == ["model", "random 1", "random 2"]
+    model = data2vec.load(tiny_glue.model)
+    sides = taught_and_judged(str(sentences), ("train", "valid"), read_texts, "the probe")
+    for row, one in zip(rows, (model, model.untrained(1), model.untrained(2)), strict=True):
+        scores = judge(one, *sides, layer=-1, neighbours=3, seed=1)
+        assert [row[3].strip(), row[5].strip()] == ["12", "6"]
+        assert [float(x) for x in row[6:8]] == pytest.approx(
+            [scores["knn"], scores["linear_probe"]], abs=0.01
+        )
+    kept = model.embed("a man")
+    assert np.array_equal(model.untrained(1).embed("a man"), model.untrained(1).embed("a man"))
+    assert not np.allclose(model.untrained(1).embed("a man"), model.untrained(2).embed("a man"))
+    assert np.array_equal(model.embed("a man"), kept), "the model itself stays"
+    code, _, said = called([*words, "--subset", "test"], monkeypatch)
+    assert code == 2 and "test.tsv cannot be read" in said
+    code, _, said = called([*words, "--pooling", "cls"], monkeypatch)
+    assert code == 2 and "--pooling cls: features of text and audio are the mean" in said

@@ -37,6 +37,10 @@ class Labelled:
     classes: list[str]
 
 
+Reader = Callable[[str, str], Labelled]
+"""A folder and a side's name to its inputs and classes."""
+
+
 def read_recordings(folder: str, side: str) -> Labelled:
     """A manifest and the classes beside it.
 
@@ -62,11 +66,11 @@ def read_texts(folder: str, side: str) -> Labelled:
     wrong = [number for number, row in enumerate(rows, start=1) if len(row) != 2]
     if wrong or not rows:
         where = f"line {wrong[0]} is no class<TAB>text" if wrong else "it is empty"
-        raise DataError(f"{path}: {where}, as task.probe_data needs it")
+        raise DataError(f"{path}: {where}")
     return Labelled([row[1] for row in rows], [row[0] for row in rows])
 
 
-def both_sides(recipe: Recipe, read: Callable[[str, str], Labelled]) -> tuple[Labelled, Labelled] | None:
+def both_sides(recipe: Recipe, read: Reader) -> tuple[Labelled, Labelled] | None:
     """What a pretraining is probed with; ``None`` if its recipe does not ask for it.
 
     Args:
@@ -77,13 +81,30 @@ def both_sides(recipe: Recipe, read: Callable[[str, str], Labelled]) -> tuple[La
         DataError: it cannot be used.
     """
     folder = getattr(recipe.task, "probe_data", None)
-    if folder is None:
-        return None
-    taught, judged = (read(folder, side) for side in _SIDES)
+    return None if folder is None else taught_and_judged(folder, _SIDES, read, "task.probe_data")
+
+
+def taught_and_judged(
+    folder: str, sides: tuple[str, str], read: Reader, what: str
+) -> tuple[Labelled, Labelled]:
+    """Both sides of a folder.
+
+    Args:
+        folder: holds them.
+        sides: their names.
+        read: reads one.
+        what: who asks, for messages.
+
+    Raises:
+        DataError: a side cannot be read, or no probe can learn from them.
+    """
+    taught, judged = (read(folder, side) for side in sides)
     unknown = sorted(set(judged.classes) - set(taught.classes))
     if unknown or len(set(taught.classes)) < 2:
-        rule = f"valid has the class {unknown[0]!r}, train has not" if unknown else "train has one class only"
-        raise DataError(f"task.probe_data {folder}: {rule}")
+        rule = f"{sides[0]} has one class only"
+        if unknown:
+            rule = f"{sides[1]} has the class {unknown[0]!r}, {sides[0]} has not"
+        raise DataError(f"{what} {folder}: {rule}")
     return taught, judged
 
 
@@ -97,15 +118,31 @@ def probe_scores(task: Any) -> dict[str, float]:
 
 
 def _scores(task: Any, taught: Labelled, judged: Labelled) -> dict[str, float]:
-    model = _in_use(task)
+    recipe = task.recipe
+    return judge(_in_use(task), taught, judged, recipe.task.probe_layer, NEIGHBOURS, recipe.common.seed)
+
+
+def judge(
+    model: AudioModel | TextModel, taught: Labelled, judged: Labelled, layer: int, neighbours: int, seed: int
+) -> dict[str, float]:
+    """kNN and linear probe of frozen features, the mean over positions of a block's output, in percent.
+
+    Args:
+        model: gives the features.
+        taught: what the probes learn from.
+        judged: what they are judged on; its classes are all in ``taught``.
+        layer: block whose output is taken.
+        neighbours: k.
+        seed: of the linear probe.
+    """
     names = sorted(set(taught.classes))
     features, labels = [], []
     for side in (taught, judged):
-        rows = model.embed(side.inputs, "mean", task.recipe.task.probe_layer)
+        rows = model.embed(side.inputs, "mean", layer)
         features.append(torch.from_numpy(np.stack(rows)))
         labels.append(torch.tensor([names.index(name) for name in side.classes]))
-    logits = linear_probe(features[0], labels[0], features[1], len(names), seed=task.recipe.common.seed)
-    votes = knn_predict(features[0], labels[0], features[1], NEIGHBOURS, len(names))
+    logits = linear_probe(features[0], labels[0], features[1], len(names), seed=seed)
+    votes = knn_predict(features[0], labels[0], features[1], neighbours, len(names))
     return {"knn": top1(votes, labels[1]), "linear_probe": top1(logits, labels[1])}
 
 
@@ -132,4 +169,4 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"task.probe_data: {path} cannot be read: {error}") from None
+        raise DataError(f"{path} cannot be read: {error}") from None
