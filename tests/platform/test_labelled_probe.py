@@ -181,19 +181,8 @@ def test_a_labelled_set_that_cannot_be_used_is_named(tones: Path, sentences: Pat
 def test_the_command_judges_text_beside_random_weights(
     tiny_glue: Any, sentences: Path, tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, shown, said = called(
-        [
-            "probe",
-            str(sentences),
-            "--model",
-            str(tiny_glue.model),
-            "--neighbours",
-            "3",
-            "--random-weights",
-            "2",
-        ],
-        monkeypatch,
-    )
+    words = ["probe", str(sentences), "--model", str(tiny_glue.model)]
+    code, shown, said = called([*words, "--neighbours", "3", "--random-weights", "2"], monkeypatch)
     assert code == 0, said
     rows = [line.split("│") for line in shown.splitlines() if "train" in line]
     assert [row[1].strip() for row in rows] == ["model", "random 1", "random 2"]

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+import data2vec
 from data2vec.errors import DataError
 
 from ..storage.cache import local_data
@@ -47,7 +48,6 @@ def probe_command(
     device: Device = "auto",
 ) -> None:
     """kNN and linear probe of a frozen model's features, in percent."""
-    import data2vec
     from data2vec.audio_model import AudioModel
     from data2vec.image_model import ImageModel
     from data2vec.in_use import device_of
