@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from d2v_platform.home import d2v_home, home_folder
 from d2v_platform.training import ray_session
@@ -79,7 +80,7 @@ class DemoSize:
         "task.tokens_per_sample=64",
         "optimization.lr=[1e-3]",
     )
-    trial_updates: int = 300
+    trial_updates: int = 260
     rates: tuple[float, ...] = READMES_RATES
     material: MaterialSize = field(default_factory=MaterialSize)
 
@@ -405,7 +406,7 @@ def _write_page(screen: Screen, material: Material, run: str, sweeps: dict[str, 
 
     from .page import masks_of, write_page
 
-    model = compose("tiny/text_pretraining", ["task.data=/not/read"]).recipe.model
+    model: Any = compose("tiny/text_pretraining", ["task.data=/not/read"]).recipe.model
     tokenizer = TextTokenizer(dictionary=Dictionary.load(material.text / "dict.txt"))
     masks = masks_of(_SENTENCES[0], tokenizer, model.modalities.text.mask_prob, model.clone_batch)
     assert screen.page is not None
