@@ -52,7 +52,7 @@ def test_what_is_drawn_follows_seed_epoch_and_sample(source: FolderSource) -> No
     data = ImageDataset(source, TRANSFORMS["crop after jitter"], seed=3, late=True)
     torch.manual_seed(0)
     first, state = batch_of(data, 0, 1)["source"], torch.get_rng_state()
-    assert torch.equal(batch_of(data, 2, 1)["source"][1], first[1]), "not the place in the batch"
+    assert torch.equal(batch_of(data, 1, 2)["source"][0], first[1]), "not the place in the batch"
     assert torch.equal(torch.get_rng_state(), state), "the global generator is left as it was"
     other = ImageDataset(source, data.transform, seed=4, late=True)
     for changed in (data.for_epoch(2), other):
