@@ -6,6 +6,7 @@
 #
 #   lane        CPU-hours  makes
 #   text              1.5  GLUE from pretrained and random weights: table, curves
+#   words             0.8  what a small text model without positions learns about words: probes, GLUE
 #   images            3.0  kNN, linear probe, fine-tuning of data2vec 2.0, 1 and MAE: table, curves
 #   speech            3.0  word error rates from 1 minute to 15: tables, curves
 #   speed             0.3  seconds of steps, CPU and memory
@@ -24,8 +25,8 @@ case "${1:---help}" in
   -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}"; exit 0 ;;
 esac
 for lane in "$@"; do
-  [[ " text images speech speed reference quality clones " == *" $lane "* ]] || {
-    echo "error: there is no lane '$lane'; there are text, images, speech, speed, reference, quality, clones" >&2
+  [[ " text words images speech speed reference quality clones " == *" $lane "* ]] || {
+    echo "error: there is no lane '$lane'; there are text, words, images, speech, speed, reference, quality, clones" >&2
     exit 2
   }
 done
@@ -77,6 +78,94 @@ text() {
   sweep small-glue small_text 120 "${parent[@]}"
   # RTE's pairs of paragraphs cost several times as much an update.
   sweep small-rte small_text 60 "${parent[@]}" 'grid.task=[rte]' max_updates=60
+}
+
+# Pieces of the data's own, sentences of GLUE beside the books, no positions and no dropout: what limits the lane text.
+words() {
+  local place=$PREPARED/words probe
+  [ -f "$place/probes/sst-2/valid.tsv" ] || word_material "$DATA" "$place"
+  [ -f "$place/text/valid.idx" ] || d2v prepare text --train "$place/train.txt" --valid "$DATA/text/gutenberg_books/valid.txt" \
+    --build-dict --encoder-json "$place/encoder.json" --vocab-bpe "$place/vocab.bpe" --dest "$place/text"
+  once words d2v train tiny/text_pretraining task.data="$place/text" platform.num_workers=0 \
+    optimization.max_update="$(updates 7000)" optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 100)" \
+    model.ema_anneal_end_step="$(updates 500)" common.log_interval=100 checkpoint.save_interval_updates=500 \
+    task.tokens_per_sample=64 dataset.batch_size=16 distributed_training.distributed_world_size=1 'optimization.lr=[2.0e-3]' \
+    model.depth=2 model.average_top_k_layers=2 model.embed_dim=128 model.clone_batch=2 \
+    model.modalities.text.no_token_positional_embeddings=true model.modalities.text.dropout=0 model.encoder_dropout=0 \
+    model.post_mlp_drop=0 model.attention_dropout=0 model.modalities.text.decoder.decoder_dim=64 \
+    platform.run_name=words platform.register_as=data2vec2-words platform.alias=champion
+  report words
+  for probe in classes sst-2; do
+    d2v probe "$place/probes/$probe" --model models:/data2vec2-words@champion --layer 0 --random-weights 3 |
+      tee "$WORK/tables/words-$probe.txt"
+  done
+}
+
+# word_material DATA TO: text of books and of GLUE's training sentences, 4000 byte-level pieces of it (the development
+# packages have tokenizers), and probes: the class of words that have one in the lexicon that TextBlob ships, each behind a
+# comma so that it begins with a space; classes of SST-2.
+word_material() {
+  mkdir -p "$2/probes"
+  [ -f "$2/textblob/en/en-lexicon.txt" ] || .venv/bin/python -m pip install --quiet --no-deps --target "$2" textblob==0.20.1
+  .venv/bin/python - "$1" "$2" <<'PYTHON'
+import collections
+import random
+import re
+import sys
+from pathlib import Path
+
+from tokenizers import ByteLevelBPETokenizer
+
+data, place = map(Path, sys.argv[1:])
+COLUMNS = {
+    "SST-2": ("sentence",), "CoLA": None, "MRPC": ("#1 String", "#2 String"), "QNLI": ("question", "sentence"),
+    "RTE": ("sentence1", "sentence2"), "STS-B": ("sentence1", "sentence2"), "QQP": ("question1", "question2"),
+    "MNLI": ("sentence1", "sentence2"),
+}  # fmt: skip
+CLASSES = {
+    "NN": "noun", "NNS": "plural noun", "JJ": "adjective", "RB": "adverb", "VB": "verb", "VBD": "past tense",
+    "VBG": "-ing form", "VBN": "participle",
+}  # fmt: skip
+
+
+def rows(task: str, split: str) -> list[list[str]]:
+    return [line.rstrip("\n").split("\t") for line in (data / "glue" / task / f"{split}.tsv").open(encoding="utf-8")]
+
+
+def write(name: str, side: str, lines: list[str]) -> None:
+    folder = place / "probes" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{side}.tsv").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+sentences = []
+for task, names in COLUMNS.items():
+    table = rows(task, "train")
+    at = [3] if names is None else [[cell.lstrip("\ufeff") for cell in table[0]].index(name) for name in names]
+    sentences += [row[i].strip() for row in table[names is not None :] if len(row) > max(at) for i in at]
+books = (data / "text/gutenberg_books/train.txt").read_text(encoding="utf-8")
+text = place / "train.txt"
+text.write_text(books + "\n\n" + "\n\n".join(sentences), encoding="utf-8")
+
+pieces = ByteLevelBPETokenizer()
+pieces.train([str(text)], vocab_size=4000, min_frequency=2)
+for made, name in zip(pieces.save_model(str(place)), ("encoder.json", "vocab.bpe"), strict=True):
+    Path(made).rename(place / name)
+
+count = collections.Counter(re.findall(r"(?<= )[a-z]{3,}(?=[ ,.;:])", text.read_text(encoding="utf-8")))
+entries = [line.split() for line in (place / "textblob/en/en-lexicon.txt").open(encoding="utf-8")]
+classes = {e[0]: CLASSES[e[1]] for e in entries if len(e) == 2 and e[1] in CLASSES and count[e[0]] >= 20}
+words = sorted(classes)
+random.Random(1).shuffle(words)
+third = len(words) // 3
+write("classes", "valid", [f"{classes[word]}\t, {word}" for word in words[:third]])
+write("classes", "train", [f"{classes[word]}\t, {word}" for word in words[third:]])
+judged = {"0": "negative", "1": "positive"}
+taught = rows("SST-2", "train")[1:]
+random.Random(1).shuffle(taught)
+write("sst-2", "train", [f"{judged[row[1]]}\t{row[0].strip()}" for row in taught[:4000]])
+write("sst-2", "valid", [f"{judged[row[1]]}\t{row[0].strip()}" for row in rows("SST-2", "dev")[1:]])
+PYTHON
 }
 
 images_data() {
