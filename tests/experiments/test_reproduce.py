@@ -36,7 +36,7 @@ def test_help_lists_every_lane_with_its_hours() -> None:
 @pytest.mark.parametrize(
     ("words", "data", "said"),
     [
-        (("text", "imgaes"), "/x", "error: there is no lane 'imgaes'; there are text, images"),
+        (("text", "imgaes"), "/x", "error: there is no lane 'imgaes'; there are text, words, images"),
         (("text",), "/does/not/exist", "error: DATA=/does/not/exist has no text/; give the folder"),
     ],
 )
