@@ -287,6 +287,11 @@ def test_a_layer_that_was_left_out_is_sent_at_the_end_and_in_order(
     assert first.grad is not None and first.grad.tolist() == [0.0], "another worker may have had one"
     placement.total(torch.zeros(1, dtype=torch.float64), list(model.parameters()))
     assert [p.grad is None for p in model.parameters()] == [True, False, False]
+    placement.backward(model(2), True, last=True)
+    placement.reduce([])
+    group.told.clear()
+    placement.backward(model(), True, last=False)
+    assert group.told == ["passes 3", "passes 2", "passes 1"], "what waited in the update before is over"
 
 
 class Stack(torch.nn.Module):
