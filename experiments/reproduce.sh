@@ -102,8 +102,8 @@ words() {
 }
 
 # word_material DATA TO: text of books and of GLUE's training sentences, 4000 byte-level pieces of it (the development
-# packages have tokenizers), and probes: the class of words that have one in the lexicon that TextBlob ships, each behind a
-# comma so that it begins with a space; classes of SST-2.
+# packages have tokenizers), and probes: the class of words in sentences of a held-out book, by the lexicon that TextBlob ships,
+# where no word that is judged is among those that teach; classes of SST-2.
 word_material() {
   mkdir -p "$2/probes"
   [ -f "$2/textblob/en/en-lexicon.txt" ] || .venv/bin/python -m pip install --quiet --no-deps --target "$2" textblob==0.20.1
@@ -152,14 +152,21 @@ pieces.train([str(text)], vocab_size=4000, min_frequency=2)
 for made, name in zip(pieces.save_model(str(place)), ("encoder.json", "vocab.bpe"), strict=True):
     Path(made).rename(place / name)
 
-count = collections.Counter(re.findall(r"(?<= )[a-z]{3,}(?=[ ,.;:])", text.read_text(encoding="utf-8")))
 entries = [line.split() for line in (place / "textblob/en/en-lexicon.txt").open(encoding="utf-8")]
-classes = {e[0]: CLASSES[e[1]] for e in entries if len(e) == 2 and e[1] in CLASSES and count[e[0]] >= 20}
-words = sorted(classes)
-random.Random(1).shuffle(words)
-third = len(words) // 3
-write("classes", "valid", [f"{classes[word]}\t, {word}" for word in words[:third]])
-write("classes", "train", [f"{classes[word]}\t, {word}" for word in words[third:]])
+classes = {entry[0]: CLASSES[entry[1]] for entry in entries if len(entry) == 2 and entry[1] in CLASSES}
+held_out = (data / "text/gutenberg_books/valid.txt").read_text(encoding="utf-8")
+sentences = [s.split() for line in held_out.splitlines() for s in re.split(r"(?<=[.!?]) ", line)]
+random.Random(1).shuffle(sentences)
+places = collections.defaultdict(list)  # of each word three
+for words in sentences:
+    for number, word in enumerate(words, start=1):
+        if 8 <= len(words) <= 30 and word in classes and len(word) > 2 and len(places[word]) < 3:
+            places[word].append(f"{classes[word]}\t{' '.join(words)}\t{number}")
+found = sorted(word for word in places if places[word])
+random.Random(1).shuffle(found)
+third = len(found) // 3
+write("classes", "valid", [line for word in found[:third] for line in places[word]])
+write("classes", "train", [line for word in found[third:] for line in places[word]])
 judged = {"0": "negative", "1": "positive"}
 taught = rows("SST-2", "train")[1:]
 random.Random(1).shuffle(taught)

@@ -193,7 +193,7 @@ def test_elastic_workers_grow_again_when_the_node_is_back(
     slow.mkdir()
     (slow / "__init__.py").write_text(SLOW.format(str(pause)))
     launches.recipe["common"]["user_dir"] = str(slow)
-    process = driver(launches, nodes, mlflow_server, "elastic", log, storage=str(storage), num_workers=[1, 2])
+    process = driver(launches, nodes, mlflow_server, "growing", log, storage=str(storage), num_workers=[1, 2])
     launches.until(lambda: launches.highest_step() >= 11 or process.poll() is not None, log.read_text, 600)
     pause.touch()
     nodes.kill("second")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import data2vec
 from d2v_platform.recipe import checks
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.tasks import make_task
+from d2v_platform.tasks import labelled_probe, make_task
 from d2v_platform.tasks.labelled_probe import (
     NEIGHBOURS,
     both_sides,
@@ -202,3 +203,31 @@ def test_the_command_judges_text_beside_random_weights(
     assert code == 2 and "test.tsv cannot be read" in said
     code, _, said = called([*words, "--pooling", "cls"], monkeypatch)
     assert code == 2 and "--pooling cls: features of text and audio are the mean" in said
+
+
+def test_words_are_judged_as_they_stand_in_their_texts(
+    tiny_glue: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [("noun", "the  dog ran", 2), ("verb", "the dog ran", 3), ("noun", "unbelievable dogs sat", 2),
+            ("verb", "dogs unbelievably ran", 3)]  # fmt: skip
+    for side in ("train", "valid"):
+        (tmp_path / f"{side}.tsv").write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
+    model = data2vec.load(tiny_glue.model)
+    labelled = read_texts(str(tmp_path), "train")
+    assert labelled.words == [2, 3, 2, 3]
+    monkeypatch.setattr(labelled_probe, "_AT_A_TIME", 3)
+    found = labelled_probe._word_features(model, labelled, -1)
+    for vector, (_, text, number) in zip(found, rows, strict=True):
+        words = text.split()
+        ids = [model.tokenizer.bpe.encode((" " if at else "") + word) for at, word in enumerate(words)]
+        first = 1 + sum(map(len, ids[: number - 1]))
+        wanted = model.embed(" ".join(words), "none")[first : first + len(ids[number - 1])].mean(axis=0)
+        assert vector == pytest.approx(wanted, abs=1e-5)
+    for row, rule in (
+        ("noun\tthe dog\t3", "line 2 names word '3'; its text has the words 1 ... 2"),
+        ("noun\tthe dog\t0", "line 2 names word '0'"),
+        ("noun\tthe dog", "line 2 is no class<TAB>text<TAB>number"),
+    ):
+        (tmp_path / "bad.tsv").write_text(f"verb\tthe dog ran\t3\n{row}\n")
+        with pytest.raises(DataError, match=re.escape(rule)):
+            read_texts(str(tmp_path), "bad")

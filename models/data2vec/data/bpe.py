@@ -56,6 +56,7 @@ class GPT2BPE:
         self.encoder_json = Path(encoder_json) if encoder_json is not None else folder / ENCODER_NAME
         self.vocab_bpe = Path(vocab_bpe) if vocab_bpe is not None else folder / MERGES_NAME
         self.hashes = {ENCODER_NAME: _sha256(self.encoder_json), MERGES_NAME: _sha256(self.vocab_bpe)}
+        self.own = self.hashes != OFFICIAL_SHA256  # not GPT-2's: it travels with the data
         if official and self.hashes != OFFICIAL_SHA256:
             raise DataError(
                 f"{folder} does not hold OpenAI's GPT-2 vocabulary (SHA-256 {self.hashes}, expected "

@@ -304,6 +304,8 @@ def _write(
         dictionary=dictionary.digest(),
         fingerprint={s: fingerprint_files(sentence_files(folder, s, s == "train")) for s in rows},
     )
+    if bpe.own:
+        bpe.save(folder)
     write_card(folder, _card(task, report, tokenizer))
     assert (folder / CARD_NAME).is_file()
     return report

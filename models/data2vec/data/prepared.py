@@ -14,8 +14,9 @@ import numpy as np
 
 from ..errors import DataError
 from ..folders import write_text
+from .bpe import ENCODER_NAME, GPT2BPE, MERGES_NAME
 from .dictionary import Dictionary
-from .tokenizer import DICTIONARY_NAME
+from .tokenizer import DICTIONARY_NAME, TextTokenizer
 
 CARD_NAME = "card.json"
 ShortenMethod = Literal["none", "truncate", "random_crop"]
@@ -64,6 +65,23 @@ def load_dictionary(folder: Path, card: dict[str, Any] | None) -> Dictionary:
             f"with (hash {str(recorded)[:12]}); restore the file or prepare the data again"
         )
     return dictionary
+
+
+def load_tokenizer(folder: Path, dictionary: Dictionary) -> TextTokenizer:
+    """What the text of a folder was encoded with: the vocabulary that lies beside it, or GPT-2's.
+
+    Raises:
+        DataError: the card tells of another vocabulary.
+    """
+    beside = any((folder / name).is_file() for name in (ENCODER_NAME, MERGES_NAME))
+    tokenizer = TextTokenizer(GPT2BPE.load(folder) if beside else None, dictionary)
+    if (read_card(folder) or {}).get("tokenizer") not in (None, tokenizer.digest()):
+        what = "the one beside it" if beside else "GPT-2's"
+        raise DataError(
+            f"{folder} was prepared with another vocabulary than {what}: copy its {ENCODER_NAME} and "
+            f"{MERGES_NAME} into the folder, or prepare it again"
+        )
+    return tokenizer
 
 
 def fingerprint_files(files: Iterable[tuple[str, Path]]) -> str:

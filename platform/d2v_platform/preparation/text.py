@@ -310,6 +310,8 @@ class _Run:
             "vocabulary": len(dictionary),
             "splits": {**kept, split: entry},
         }
+        if self.bpe.own:
+            self.bpe.save(self.dest)
         write_card(self.dest, self.card)
 
 

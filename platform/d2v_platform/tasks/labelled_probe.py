@@ -1,13 +1,14 @@
 """Probes of audio and text pretraining at validations: what frozen features say about a small labelled set.
 
 ``task.probe_data`` holds ``train`` and ``valid``: of audio manifests with a class a line beside them
-(``train.tsv``, ``train.wrd``), of text ``class<TAB>text`` a line (``train.tsv``).
+(``train.tsv``, ``train.wrd``), of text ``class<TAB>text`` a line (``train.tsv``), or of words in their texts
+``class<TAB>text<TAB>number``, where the first word has number 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from .reduction import gather_objects, rank_and_size
 
 _SIDES = ("train", "valid")  # taught on, judged on
 NEIGHBOURS = 20
+_AT_A_TIME = 512  # texts whose features of all positions are held at once
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Labelled:
 
     inputs: list[str]  # paths of recordings, or texts
     classes: list[str]
+    words: list[int] | None = None  # number of the word of each text that is judged; None: the whole text
 
 
 Reader = Callable[[str, str], Labelled]
@@ -56,18 +59,27 @@ def read_recordings(folder: str, side: str) -> Labelled:
 
 
 def read_texts(folder: str, side: str) -> Labelled:
-    """A class and a text a line.
+    """A class and a text a line, or a class, a text and the number of a word in it.
 
     Raises:
-        DataError: the file is missing, or a line has not two fields.
+        DataError: the file is missing, lines differ in their fields, or a text has no such word.
     """
     path = Path(folder) / f"{side}.tsv"
     rows = [line.split("\t") for line in _lines(path)]
-    wrong = [number for number, row in enumerate(rows, start=1) if len(row) != 2]
-    if wrong or not rows:
-        where = f"line {wrong[0]} is no class<TAB>text" if wrong else "it is empty"
-        raise DataError(f"{path}: {where}")
-    return Labelled([row[1] for row in rows], [row[0] for row in rows])
+    fields = len(rows[0]) if rows and len(rows[0]) == 3 else 2
+    if wrong := [number for number, row in enumerate(rows, start=1) if len(row) != fields]:
+        form = "class<TAB>text" + "<TAB>number" * (fields == 3)
+        raise DataError(f"{path}: line {wrong[0]} is no {form}")
+    if not rows:
+        raise DataError(f"{path} is empty")
+    found = Labelled([row[1] for row in rows], [row[0] for row in rows])
+    if fields == 2:
+        return found
+    for number, (_, text, word) in enumerate(rows, start=1):
+        if not (word.isascii() and word.isdecimal() and 1 <= int(word) <= len(text.split())):
+            most = len(text.split())
+            raise DataError(f"{path}: line {number} names word {word!r}; its text has the words 1 ... {most}")
+    return replace(found, words=[int(row[2]) for row in rows])
 
 
 def both_sides(recipe: Recipe, read: Reader) -> tuple[Labelled, Labelled] | None:
@@ -138,12 +150,38 @@ def judge(
     names = sorted(set(taught.classes))
     features, labels = [], []
     for side in (taught, judged):
-        rows = model.embed(side.inputs, "mean", layer)
+        rows = (
+            model.embed(side.inputs, "mean", layer)
+            if side.words is None
+            else _word_features(model, side, layer)
+        )
         features.append(torch.from_numpy(np.stack(rows)))
         labels.append(torch.tensor([names.index(name) for name in side.classes]))
     logits = linear_probe(features[0], labels[0], features[1], len(names), seed=seed)
     votes = knn_predict(features[0], labels[0], features[1], neighbours, len(names))
     return {"knn": top1(votes, labels[1]), "linear_probe": top1(logits, labels[1])}
+
+
+def _word_features(model: TextModel, side: Labelled, layer: int) -> list[np.ndarray]:
+    """The mean over the pieces of each text's word, as it stands in its text."""
+    assert side.words is not None
+    found: list[np.ndarray] = []
+    for start in range(0, len(side.inputs), _AT_A_TIME):
+        texts = [text.split() for text in side.inputs[start : start + _AT_A_TIME]]
+        features = model.embed([" ".join(words) for words in texts], "none", layer)
+        for words, number, all_TD in zip(texts, side.words[start:], features, strict=False):
+            before, until = (_pieces(model, words[:count]) for count in (number - 1, number))
+            pieces_TD = all_TD[1 + before : 1 + until]  # <s> is the first
+            if not len(pieces_TD):
+                raise DataError(
+                    f"{words[number - 1]!r} lies beyond the longest text of the model: shorten it"
+                )
+            found.append(pieces_TD.mean(axis=0))
+    return found
+
+
+def _pieces(model: TextModel, words: list[str]) -> int:
+    return len(model.tokenizer.encode(" ".join(words), append_eos=False))
 
 
 def _in_use(task: Any) -> AudioModel | TextModel:

@@ -13,9 +13,8 @@ import torch
 
 from data2vec.artifact import Artifact, load_strictly, read_artifact, save_artifact
 from data2vec.config import SentenceHeadConfig
-from data2vec.data.bpe import GPT2BPE
+from data2vec.data.prepared import load_tokenizer
 from data2vec.data.sentences import SentenceDataset
-from data2vec.data.tokenizer import TextTokenizer
 from data2vec.errors import CheckpointError, ConfigError, DataError, Problem
 from data2vec.heads import SentenceClassifier, TextConfig, max_text_positions
 from data2vec.metrics import sentence_metrics, wanted_metrics
@@ -163,7 +162,7 @@ class SentencePrediction(OneModelTask[SentenceClassifier]):
                 "max_positions": self.task.max_positions,
                 "metric": self.recipe.checkpoint.best_checkpoint_metric,
             },
-            tokenizer=TextTokenizer(GPT2BPE(), self.dictionary),
+            tokenizer=load_tokenizer(self.dataset(self.recipe.dataset.train_subset).folder, self.dictionary),
             origin=origin,
         )
 
@@ -247,6 +246,14 @@ def _check_fit(recipe: Recipe, parent: Artifact, train: SentenceDataset) -> None
             f"{len(train.dictionary)} symbols) than the model {parent.folder} (sha256 "
             f"{str(parent.config.get('dictionary'))[:12]}, {parent.vocab_size} symbols); prepare it again: "
             f"d2v prepare glue RAW_FOLDER --dict {parent.folder}/tokenizer/dict.txt"
+        )
+    tokenizer = load_tokenizer(train.folder, train.dictionary)
+    if parent.tokenizer is not None and parent.tokenizer.bpe.digest() != tokenizer.bpe.digest():
+        there = f"{parent.folder}/tokenizer"
+        raise DataError(
+            f"task.data = {recipe.task.data!r} was encoded with another vocabulary than the model "
+            f"{parent.folder}; prepare it again: d2v prepare glue RAW_FOLDER --dict {there}/dict.txt "
+            f"--encoder-json {there}/encoder.json --vocab-bpe {there}/vocab.bpe"
         )
     assert isinstance(parent.model_config, TextConfig)
     limit = max_text_positions(parent.model_config)

@@ -7,8 +7,8 @@ from typing import Any
 
 from data2vec.artifact import Artifact
 from data2vec.config import Data2VecMultiConfig
-from data2vec.data.bpe import GPT2BPE
 from data2vec.data.masked_lm import TextBlocksDataset
+from data2vec.data.prepared import load_tokenizer
 from data2vec.data.tokenizer import TextTokenizer
 from data2vec.pretraining import Data2VecPretraining
 from data2vec.v1.text import Data2VecTextPretraining, SpanMasking
@@ -65,15 +65,21 @@ class TextPretraining(PretrainingTask):
     @classmethod
     def check_data(cls, recipe: Recipe, model_folder: Path | None) -> None:
         """Open every subset that training will use."""
-        check_blocks(TextBlocksDataset, recipe)
+        _tokenizer(check_blocks(TextBlocksDataset, recipe))
         both_sides(recipe, cls.read_labelled)
 
     def kept(self) -> dict[str, Any]:
         """The longest text, and the tokenizer."""
-        tokenizer = TextTokenizer(GPT2BPE(), self.dictionary)
+        tokenizer = _tokenizer(self.dataset(self.recipe.dataset.train_subset))
         return {"task": {"max_positions": self.task.tokens_per_sample}, "tokenizer": tokenizer}
 
     def facts(self) -> dict[str, str]:
         """Data fingerprint and dictionary hash."""
         train = self.dataset(self.recipe.dataset.train_subset)
         return {"data.fingerprint": train.fingerprint(), "dictionary.hash": self.dictionary.digest()}
+
+
+def _tokenizer(train: TextBlocksDataset) -> TextTokenizer:
+    """What the folders of the training data were encoded with."""
+    first, *_ = (load_tokenizer(folder, train.dictionary) for folder in train.folders)
+    return first
