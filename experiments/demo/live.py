@@ -36,7 +36,7 @@ class Live:
     """
 
     def __init__(self, titles: Sequence[str], log: Path, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, markup=False, highlight=False)
+        self.console = console or Console(markup=False, stderr=True, highlight=False)
         self.bars = Bars(
             TextColumn("{task.description}"), BarColumn(bar_width=24), _Share(), TimeElapsedColumn(), _Left(),
             console=self.console, disable=not self.console.is_terminal,

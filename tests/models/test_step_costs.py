@@ -157,7 +157,8 @@ def test_what_each_storage_keeps_of_a_block() -> None:
     assert kept(cpu) == kept(gpu) == 4 * (6 * D + F) + norms and kept(half) == 2 * (6 * D + F) + norms
     assert kept(cpu, encoder_dropout=0.1) - kept(cpu) == D == kept(gpu, post_mlp_drop=0.1) - kept(gpu)
     assert kept(cpu, activation_dropout=0.1) - kept(cpu) == D + F
-    assert kept(cpu, attention_dropout=0.1) - kept(cpu) == H * K
+    # Small maps are kept: the softmax, its product with the dropout's factors, and the flags.
+    assert kept(cpu, attention_dropout=0.1) - kept(cpu) == (4 + 4 + 1) * H * K
     assert kept(gpu, attention_dropout=0.1) == kept(gpu)
 
 

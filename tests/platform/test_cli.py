@@ -77,7 +77,7 @@ def test_the_list_of_verbs_says_what_each_says_itself(name: str) -> None:
     ("line", "found"),
     [
         ("d2v pr", ["prepare", "probe"]),
-        ("d2v train tiny/text", ["tiny/text_finetuning", "tiny/text_pretraining"]),
+        ("d2v train tiny/text_f", ["tiny/text_finetuning"]),
         ("d2v train --plan tiny/language", ["tiny/language_model"]),
         ("d2v config show tiny/language", ["tiny/language_model"]),
         ("d2v sweep gl", ["glue", "glue_v1"]),

@@ -37,8 +37,9 @@ def run(recipe: Recipe, folder: Path, compiled: bool = True) -> tuple[Summary, l
     return summary, recorder.curve()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_a_resumed_run_ends_with_the_same_bits(
     backend: str, tiny_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -386,6 +386,7 @@ def test_a_useless_model_gets_no_alias_but_by_force_and_on_the_record(
     assert move is not None and move.reason.startswith("first holder")  # nothing spoke against it
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)  # clean processes import torch and mlflow: slow beside other work
 def test_a_pretrained_model_must_reproduce_its_outputs_in_a_clean_process(
     tracker: Tracker, run_id: str, folders: dict[str, Path], tmp_path: Path

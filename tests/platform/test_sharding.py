@@ -249,20 +249,24 @@ def further(data: Path, tiny_recipe: dict[str, Any], tmp_path_factory: pytest.Te
     return root
 
 
+def _still(data: Path) -> dict[str, Any]:
+    """Without dropout, four updates."""
+    made = without_dropout(image(data))
+    made["optimization"] = {"max_update": 4, "lr": [2e-3]}
+    return made
+
+
 @pytest.fixture(scope="module")
 def runs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Recipes alone, by two workers that hold all of it, and by two that share it; one in clone chunks."""
     root = tmp_path_factory.mktemp("runs")
     recipes = {"image": image(data), "classes": classes(data), "diverging": diverging(data)}
     both = _alone(root, recipes, {"classes": root / "image" / "alone" / "model"})
-    still = without_dropout(image(data))
-    still["optimization"] = {"max_update": 4, "lr": [2e-3]}
+    still = _still(data)
     in_chunks = still | {"platform": {"clone_chunk": 1}}
     Errand(still, root / "chunked" / "whole").do(Worker(threads=1))
     Errand(in_chunks, root / "chunked" / "alone").do(Worker(threads=1))
     both.append(Errand(in_chunks, root / "chunked" / "sharded", sharded=True))
-    for kind in ("replicated", "sharded"):
-        both.append(Errand(still, root / "compiled" / kind, kind == "sharded", compiled=True))
     together(_obey, root / "first", both)
     # A run goes on the other way from the checkpoint of update 3.
     others: list[Errand] = []
@@ -431,12 +435,18 @@ def test_clones_in_chunks_train_equally(runs: Path) -> None:
         assert_near(tensors(runs / "chunked" / "whole", 4), tensors(runs / "chunked" / kind, 4), 5e-5)
 
 
-@pytest.mark.parametrize("kind", ["replicated", "sharded"])
-def test_compiled_blocks_train_equally(runs: Path, kind: str) -> None:
-    for key in ("train/loss", "train/gnorm"):
-        curve = points(runs / "chunked" / "whole", key)
-        assert points(runs / "compiled" / kind, key) == pytest.approx(curve, rel=1e-4), key
-    assert_near(tensors(runs / "chunked" / "whole", 4), tensors(runs / "compiled" / kind, 4), 5e-5)
+@pytest.mark.slow
+def test_compiled_blocks_train_equally(data: Path, tmp_path: Path) -> None:
+    still = _still(data)
+    Errand(still, tmp_path / "whole").do(Worker(threads=1))
+    kinds = {"replicated": False, "sharded": True}
+    jobs = [Errand(still, tmp_path / kind, sharded, compiled=True) for kind, sharded in kinds.items()]
+    together(_obey, tmp_path / "both", jobs)
+    for kind in kinds:
+        for key in ("train/loss", "train/gnorm"):
+            curve = points(tmp_path / "whole", key)
+            assert points(tmp_path / kind, key) == pytest.approx(curve, rel=1e-4), (kind, key)
+        assert_near(tensors(tmp_path / "whole", 4), tensors(tmp_path / kind, 4), 5e-5)
 
 
 # ---- a group of one, in this process ----------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_a_silent_sweep_says_how_far_its_trials_are(
         Capacity(slots=2, workers=1, cpus=1, gpus=0, threads=1, loaders=0),
     )
     todo = {stored.name: stored for stored in prepared(sweep_on(tiny_glue))[:3]}
-    launch = SimpleNamespace(folder=folder, capacity=room, quiet=False)
+    launch = SimpleNamespace(folder=folder, capacity=room, quiet=False, reached=None)
     watch = tune_run._Watch(launch, todo, lambda name: None)  # pyright: ignore[reportArgumentType]
     caplog.clear()
     watch.on_step_end(0, [])
