@@ -9,6 +9,7 @@ once for all of them.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Callable
@@ -38,7 +39,8 @@ def compile_regions(
         The number of regions.
     """
     torch._dynamo.config.recompile_limit = MOST_VARIANTS
-    torch._inductor.config.deterministic = torch.are_deterministic_algorithms_enabled()
+    compiler: Any = importlib.import_module("torch._inductor.config")
+    compiler.deterministic = torch.are_deterministic_algorithms_enabled()
     count, dynamic = 0, True if sizes_change else None
     for part in module.modules():
         for name in getattr(part, "regions", ()):

@@ -56,7 +56,7 @@ class TextModel(ModelInUse):
         Args:
             seed: of the weights; the ones that a pretraining with this ``common.seed`` starts from.
         """
-        return self._with(make_text_trunk(self.model_config, vocab_size=self._vocab_size, seed=seed))
+        return self._with(make_text_trunk(self.network.config, vocab_size=self._vocab_size, seed=seed))
 
     @overload
     def embed(  # pyright: ignore[reportOverlappingOverload]  # a text is a sequence of texts too

@@ -33,7 +33,9 @@ def pretraining_problems(recipe: Recipe) -> Iterator[Problem]:
     if isinstance(recipe.model, ModelConfig) and isinstance(recipe.criterion, ModelCriterion):
         yield from _logged(recipe.model, recipe.criterion)
     if hasattr(recipe.task, "probe_data"):
-        yield from _probed(recipe, recipe.task.probe_data, recipe.task.probe_layer)
+        yield from _probed(
+            recipe, getattr(recipe.task, "probe_data", None), getattr(recipe.task, "probe_layer", -1)
+        )
 
 
 def _probed(recipe: Recipe, folder: str | None, layer: int) -> Iterator[Problem]:

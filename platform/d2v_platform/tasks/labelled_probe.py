@@ -162,9 +162,9 @@ def judge(
     return {"knn": top1(votes, labels[1]), "linear_probe": top1(logits, labels[1])}
 
 
-def _word_features(model: TextModel, side: Labelled, layer: int) -> list[np.ndarray]:
+def _word_features(model: AudioModel | TextModel, side: Labelled, layer: int) -> list[np.ndarray]:
     """The mean over the pieces of each text's word, as it stands in its text."""
-    assert side.words is not None
+    assert isinstance(model, TextModel) and side.words is not None
     found: list[np.ndarray] = []
     for start in range(0, len(side.inputs), _AT_A_TIME):
         texts = [text.split() for text in side.inputs[start : start + _AT_A_TIME]]
