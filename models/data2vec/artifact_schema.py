@@ -44,7 +44,8 @@ def kind_of(config: ModelConfig, head: HeadConfig | None) -> Kind:
     """What a network with such a head is."""
     if isinstance(config, TransformerLMConfig):
         return "language_model"
-    return next((kind for kind, (cls, _) in _HEADS.items() if type(head) is cls), "pretrained")
+    found: list[Kind] = [kind for kind, (cls, _) in _HEADS.items() if type(head) is cls]
+    return found[0] if found else "pretrained"
 
 
 @dataclass(kw_only=True)
