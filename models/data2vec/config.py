@@ -158,14 +158,40 @@ class ModalitiesConfig:
 
 
 @dataclass(kw_only=True)
-class Data2VecMultiConfig(ModelConfig):
+class RegressionConfig(ModelConfig):
+    """What both generations share: the student regresses its own teacher's features at masked positions."""
+
+    loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
+    loss_scale: float | None = None  # factor of the loss; null = 1 / sqrt(width of the blocks)
+    average_top_k_layers: int = 8  # teacher blocks averaged into the target, from the top
+    layer_norm_target_layer: bool = False  # layer norm of each teacher layer
+    instance_norm_target_layer: bool = False  # instance norm of each teacher layer
+    batch_norm_target_layer: bool = False  # batch norm of each teacher layer
+    instance_norm_targets: bool = False  # instance norm of the averaged target
+    layer_norm_targets: bool = False  # layer norm of the averaged target
+    ema_decay: float = 0.999  # teacher decay at the first update
+    ema_end_decay: float = 0.9999  # teacher decay after annealing
+    ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
+    max_update: int | None = None  # length of the run, for the annealing
+    min_target_var: float = 0.1  # stop below this deviation of the targets (after update 5000); 0 = never
+    min_pred_var: float = 0.01  # stop below this deviation of the predictions (after update 5000); 0 = never
+    seed: int = 1  # seed of the masks
+
+    def objective_rules(self, rule: Rules, layers: int, name: str) -> None:
+        """What holds for these fields in a network of so many layers, which ``name`` tells."""
+        rule.share("ema_decay", "ema_end_decay")
+        fits = 1 <= self.average_top_k_layers <= max(layers, 1)
+        rule("average_top_k_layers", fits, f"must lie in 1 ... {name} ({layers})")
+        rule.at_least(0, "loss_beta")
+
+
+@dataclass(kw_only=True)
+class Data2VecMultiConfig(RegressionConfig):
     """data2vec 2.0: shared transformer blocks, masking, teacher, targets and losses."""
 
     #: field of the front end's configuration, of a family that has one of its own beside ``modalities``
     own_modality: ClassVar[str | None] = None
 
-    loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
-    loss_scale: float | None = None  # factor of the loss; null = 1 / sqrt(embed_dim)
     depth: int = 8  # shared transformer blocks
     start_drop_path_rate: float = 0.0  # drop path of the first shared block
     end_drop_path_rate: float = 0.0  # drop path of the last shared block
@@ -181,28 +207,15 @@ class Data2VecMultiConfig(ModelConfig):
     embed_dim: int = 768  # width
     mlp_ratio: float = 4.0  # feed-forward width / embed_dim
     layer_norm_first: bool = False  # pre-LN blocks, as in masked autoencoders; no published model has them
-    average_top_k_layers: int = 8  # teacher blocks averaged into the target, from the top
     end_of_block_targets: bool = False  # average block outputs instead of feed-forward outputs
     clone_batch: int = 1  # masked copies of each sample
-    layer_norm_target_layer: bool = False  # layer norm of each teacher layer
-    batch_norm_target_layer: bool = False  # batch norm of each teacher layer
-    instance_norm_target_layer: bool = False  # instance norm of each teacher layer
-    instance_norm_targets: bool = False  # instance norm of the averaged target
-    layer_norm_targets: bool = False  # layer norm of the averaged target
-    ema_decay: float = 0.999  # teacher decay at the first update
     ema_same_dtype: bool = True  # teacher computes in the student's precision; false: in fp32
     log_norms: bool = True  # log the norms of the averaged weights: model_norm and ema_norm
-    ema_end_decay: float = 0.9999  # teacher decay after annealing
-    ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
     ema_encoder_only: bool = True  # the teacher is the shared blocks alone
-    max_update: int | None = None  # length of the run, for the annealing
     modalities: ModalitiesConfig = field(default_factory=ModalitiesConfig)  # the front ends
     shared_decoder: DecoderConfig | None = None  # a further decoder shared by modalities
-    min_target_var: float = 0.1  # stop below this deviation of the targets (after update 5000)
-    min_pred_var: float = 0.01  # stop below this deviation of the predictions (after update 5000)
     supported_modality: ModalityKind | None = None  # build this modality only
     mae_init: bool = False  # Xavier initialisation of linear layers
-    seed: int = 1  # seed of the masks
     skip_ema: bool = False  # no teacher; must be false, because pretraining learns from it
     cls_loss: float = 0.0  # weight of the class-token loss
     recon_loss: float = 0.0  # weight of the pixel reconstruction loss
@@ -254,11 +267,7 @@ class Data2VecMultiConfig(ModelConfig):
             rule("num_heads", self.embed_dim % self.num_heads == 0, f"must divide embed_dim {self.embed_dim}")
         rule("depth", self.depth > 0, "must be > 0")
         rule("clone_batch", self.clone_batch > 0, "must be > 0")
-        rule(
-            "average_top_k_layers",
-            1 <= self.average_top_k_layers <= max(self.depth, 1),
-            f"must lie in 1 ... depth ({self.depth})",
-        )
+        self.objective_rules(rule, self.depth, "depth")
         rule.probability(
             "encoder_dropout",
             "post_mlp_drop",
@@ -269,8 +278,6 @@ class Data2VecMultiConfig(ModelConfig):
             "start_drop_path_rate",
             "end_drop_path_rate",
         )
-        rule.share("ema_decay", "ema_end_decay")
-        rule.at_least(0, "loss_beta")
         rule("shared_decoder", self.shared_decoder is None, "a shared decoder is not supported; use null")
         text, image = self.modalities.text, self.modalities.image
         name = self.modality_name

@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
+from .figures import clock
+
 logger = logging.getLogger(__name__)
 
 _TELL_EVERY_S = 30.0
@@ -44,9 +46,5 @@ class Bars(Progress):
         task = self._tasks[task_id]
         done, left = f"{task.completed:,.0f}", task.time_remaining
         of = "" if task.total is None else f" of {task.total:,.0f}"
-        eta = (
-            ""
-            if left is None
-            else f", eta {int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d}"
-        )
+        eta = "" if left is None else f", eta {clock(left)}"
         logger.info("%s: %s%s%s", task.description, done, of, eta)

@@ -1,44 +1,16 @@
-"""What all data2vec 1 models share, and what one for audio is (``data2vec_audio``): names and defaults."""
+"""What a data2vec 1 model for audio is (``data2vec_audio``): names and defaults."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from ..config import AUDIO_CONVOLUTIONS
+from ..config import AUDIO_CONVOLUTIONS, RegressionConfig
 from ..conv_spec import parse_conv_layers
 from ..errors import Data2VecError, Problem
-from ..rules import ModelConfig, Rules
+from ..rules import Rules
 
 MaskSelection = Literal["static", "uniform", "normal", "poisson"]
-
-
-@dataclass(kw_only=True)
-class RegressionConfig(ModelConfig):
-    """The objective of data2vec 1: the student regresses its own teacher's features at masked positions."""
-
-    loss_beta: float = 0.0  # 0 = squared error, > 0 = smooth L1 with this beta
-    loss_scale: float | None = None  # factor of the loss; null = 1 / sqrt(width)
-    average_top_k_layers: int = 8  # teacher layers averaged into the target, from the top
-    layer_norm_target_layer: bool = False  # layer norm of each teacher layer
-    instance_norm_target_layer: bool = False  # instance norm of each teacher layer
-    batch_norm_target_layer: bool = False  # batch norm of each teacher layer
-    instance_norm_targets: bool = False  # instance norm of the averaged target
-    layer_norm_targets: bool = False  # layer norm of the averaged target
-    ema_decay: float = 0.999  # teacher decay at the first update
-    ema_end_decay: float = 0.9999  # teacher decay after annealing
-    ema_anneal_end_step: int | None = None  # updates of annealing; null = max_update
-    max_update: int | None = None  # length of the run, for the annealing
-    min_target_var: float = 0.1  # stop below this deviation of the targets (after update 5000); 0 = never
-    min_pred_var: float = 0.01  # stop below this deviation of the predictions (after update 5000); 0 = never
-    seed: int = 1  # seed of the masks
-
-    def objective_rules(self, rule: Rules, layers: int, name: str) -> None:
-        """What holds for these fields in a network of so many layers, which ``name`` tells."""
-        rule.share("ema_decay", "ema_end_decay")
-        fits = 1 <= self.average_top_k_layers <= max(layers, 1)
-        rule("average_top_k_layers", fits, f"must lie in 1 ... {name} ({layers})")
-        rule.at_least(0, "loss_beta")
 
 
 @dataclass(kw_only=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..config import RegressionConfig
 from ..errors import Problem
 from ..rules import Rules
-from .config import RegressionConfig
 
 
 @dataclass(kw_only=True)

@@ -11,8 +11,8 @@ from typing import Generic, TypeVar
 import torch
 
 from ..collapse import Scatter, stage_scatters
+from ..config import RegressionConfig
 from ..pretraining import Comparison, PretrainingModel, PretrainOutput, Student, regression_loss
-from .config import RegressionConfig
 
 Config = TypeVar("Config", bound=RegressionConfig)
 

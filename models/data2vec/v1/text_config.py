@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..config import RegressionConfig
 from ..errors import Problem
 from ..rules import Rules
-from .config import RegressionConfig
 
 
 @dataclass(kw_only=True)
