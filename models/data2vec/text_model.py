@@ -103,6 +103,41 @@ class TextModel(ModelInUse):
                 out[row] = pooled.cpu().numpy()
         return out[0] if single else out
 
+    def embed_words(
+        self, texts: Sequence[str], numbers: Sequence[int], layer: int = -1, *, batch_size: int = BATCH
+    ) -> list[np.ndarray]:
+        """Features of one word of each text, as it stands there: the mean over its pieces.
+
+        Args:
+            texts: B texts; words are what white space separates.
+            numbers: of the words, from 1.
+            layer: as in :meth:`embed`.
+            batch_size: texts that go through the model together.
+
+        Returns:
+            B arrays (D,).
+
+        Raises:
+            DataError: a word lies beyond what the model reads.
+        """
+        found: list[np.ndarray] = []
+        step = 16 * batch_size  # sorted by their lengths, so that little is padding
+        for start in range(0, len(texts), step):
+            split = [text.split() for text in texts[start : start + step]]
+            features = self.embed([" ".join(words) for words in split], "none", layer, batch_size=batch_size)
+            for words, number, all_TD in zip(split, numbers[start:], features, strict=False):
+                before, until = (self._pieces(words[:count]) for count in (number - 1, number))
+                pieces_TD = all_TD[1 + before : 1 + until]  # <s> is the first
+                if not len(pieces_TD):
+                    raise DataError(
+                        f"{words[number - 1]!r} lies beyond what the model reads; shorten its text"
+                    )
+                found.append(pieces_TD.mean(axis=0))
+        return found
+
+    def _pieces(self, words: list[str]) -> int:
+        return len(self.tokenizer.encode(" ".join(words), append_eos=False))
+
     @torch.inference_mode()
     def classify(
         self,

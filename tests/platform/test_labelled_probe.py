@@ -14,7 +14,7 @@ import torch
 import data2vec
 from d2v_platform.recipe import checks
 from d2v_platform.recipe.schema import Recipe
-from d2v_platform.tasks import labelled_probe, make_task
+from d2v_platform.tasks import make_task
 from d2v_platform.tasks.labelled_probe import (
     NEIGHBOURS,
     both_sides,
@@ -202,12 +202,10 @@ def test_the_command_judges_text_beside_random_weights(
     code, _, said = called([*words, "--subset", "test"], monkeypatch)
     assert code == 2 and "test.tsv cannot be read" in said
     code, _, said = called([*words, "--pooling", "cls"], monkeypatch)
-    assert code == 2 and "--pooling cls: features of text and audio are the mean" in said
+    assert code == 2 and "--pooling cls: these features are the mean over positions" in said
 
 
-def test_words_are_judged_as_they_stand_in_their_texts(
-    tiny_glue: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_words_are_judged_as_they_stand_in_their_texts(tiny_glue: Any, tmp_path: Path) -> None:
     rows = [("noun", "the  dog ran", 2), ("verb", "the dog ran", 3), ("noun", "unbelievable dogs sat", 2),
             ("verb", "dogs unbelievably ran", 3)]  # fmt: skip
     for side in ("train", "valid"):
@@ -215,8 +213,7 @@ def test_words_are_judged_as_they_stand_in_their_texts(
     model = data2vec.load(tiny_glue.model)
     labelled = read_texts(str(tmp_path), "train")
     assert labelled.words == [2, 3, 2, 3]
-    monkeypatch.setattr(labelled_probe, "_AT_A_TIME", 3)
-    found = labelled_probe._word_features(model, labelled, -1)
+    found = model.embed_words(labelled.inputs, labelled.words, batch_size=1)
     for vector, (_, text, number) in zip(found, rows, strict=True):
         words = text.split()
         ids = [model.tokenizer.bpe.encode((" " if at else "") + word) for at, word in enumerate(words)]

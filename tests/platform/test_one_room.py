@@ -30,7 +30,6 @@ EXCEPTIONS = {
     "registry/model_versions.py": "tags of versions: the one kind without a task, whose gate is another one",
     "registry/reload_check.py": "keys of check.json that registered versions hold",
     "recipe/compat.py": "names of fairseq's other projects and keys",
-    "inference/probing.py": "d2v probe: what a folder holds goes by what the model reads",
     "sweeps/command.py": "d2v sweep decoding is a command of its own",
 }
 WORDS = {"speech", "vision", *(entry.modality for entry in entries())}

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from data2vec.errors import DataError
+from data2vec.image_model import ImageModel
 from data2vec.probes import knn_predict, linear_probe, top1
 
-from .image_rows import ImageRows
+from .command_options import Probed, ProbeOptions
+from .image_rows import ImageRows, open_any, run_model
+
+
+def probe_images(models: Sequence[ImageModel], place: str, options: ProbeOptions) -> Probed:
+    """``d2v probe`` of class folders."""
+    sides = (options.bank, options.subset or "val")
+    sources = [open_any(place, name, True) for name in sides]
+    if sources[0].classes != sources[1].classes:
+        differ = sorted(set(sources[0].classes) ^ set(sources[1].classes))
+        raise DataError(f"{place}: {sides[1]} has other classes than {sides[0]}, such as {differ[0]!r}")
+    rows = [
+        tuple(run_model(model, source, "features", options.pooling, options.layer) for source in sources)
+        for model in models
+    ]
+    scores = [probe(bank, queries, options.neighbours) for bank, queries in rows]
+    odd = dict.fromkeys(line for both in rows for side in both for line in side.odd)
+    return Probed(sides, (len(rows[0][0].names), len(rows[0][1].names)), scores, list(odd))
 
 
 def probe(bank: ImageRows, queries: ImageRows, neighbours: int, seed: int = 1) -> dict[str, float]:

@@ -14,7 +14,7 @@ from data2vec.audio_mixup import MixupOptions
 from data2vec.ctc import CTCConfig
 from data2vec.errors import Problem
 
-from .groups import MISSING
+from .groups import MISSING, LabelledProbe
 
 
 @dataclass(kw_only=True)
@@ -33,13 +33,11 @@ class AudioTask:
 
 
 @dataclass(kw_only=True)
-class AudioPretrainingTask(AudioTask):
+class AudioPretrainingTask(LabelledProbe, AudioTask):
     """Audio without labels."""
 
     precompute_mask_config: dict[str, Any] | None = None  # {}: block masks with the model's values
     masks_before_crop: bool = False  # as the reference: unequal rows, whose kept length follows row 0
-    probe_data: str | None = None  # ours: labelled set that probes features at validations (train, valid)
-    probe_layer: int = -1  # ours: block whose features are probed; -1 = the last
 
 
 @dataclass(kw_only=True)

@@ -185,3 +185,11 @@ GROUPS: dict[str, type[Any]] = {
     "common_eval": CommonEval,
     "platform": Platform,
 }
+
+
+@dataclass(kw_only=True)
+class LabelledProbe:
+    """Fields of a task whose features a labelled set may judge."""
+
+    probe_data: str | None = None  # ours: labelled set that probes features at validations (train, valid)
+    probe_layer: int = -1  # ours: block whose features are probed; -1 = the last

@@ -10,6 +10,7 @@ from data2vec.errors import Problem, nearest_names
 from data2vec.rules import ModelConfig
 
 from .components import ModelCriterion
+from .groups import LabelledProbe
 
 if TYPE_CHECKING:
     from .schema import Recipe
@@ -32,20 +33,17 @@ def pretraining_problems(recipe: Recipe) -> Iterator[Problem]:
         yield NO_TEACHER
     if isinstance(recipe.model, ModelConfig) and isinstance(recipe.criterion, ModelCriterion):
         yield from _logged(recipe.model, recipe.criterion)
-    if hasattr(recipe.task, "probe_data"):
-        yield from _probed(
-            recipe, getattr(recipe.task, "probe_data", None), getattr(recipe.task, "probe_layer", -1)
-        )
+    if isinstance(recipe.task, LabelledProbe):
+        yield from _probed(recipe, recipe.task)
 
 
-def _probed(recipe: Recipe, folder: str | None, layer: int) -> Iterator[Problem]:
-    if folder is not None and recipe.dataset.disable_validation:
-        yield Problem(
-            "task.probe_data", folder, "probes run at validations; set dataset.disable_validation=false"
-        )
+def _probed(recipe: Recipe, task: LabelledProbe) -> Iterator[Problem]:
+    if task.probe_data is not None and recipe.dataset.disable_validation:
+        rule = "probes run at validations; set dataset.disable_validation=false"
+        yield Problem("task.probe_data", task.probe_data, rule)
     depth = getattr(recipe.model, "depth", None)
-    if depth is not None and not -depth <= layer < depth:
-        yield Problem("task.probe_layer", layer, f"must lie in {-depth} ... {depth - 1}")
+    if depth is not None and not -depth <= task.probe_layer < depth:
+        yield Problem("task.probe_layer", task.probe_layer, f"must lie in {-depth} ... {depth - 1}")
 
 
 def _logged(model: ModelConfig, criterion: ModelCriterion) -> Iterator[Problem]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from .groups import MISSING
+from .groups import MISSING, LabelledProbe
 
 Shorten = Literal["none", "truncate", "random_crop"]
 
 
 @dataclass(kw_only=True)
-class MaskedLMTask:
+class MaskedLMTask(LabelledProbe):
     """Blocks of tokens from a folder of ``.bin/.idx`` files; the models mask them, from seed and sample."""
 
     data: str = (
@@ -26,8 +26,6 @@ class MaskedLMTask:
     mask_multiple_length: int = 1  # data2vec 1: tokens of a masked span
     shorten_method: Shorten = "none"  # what happens to lines longer than a block before blocking
     shorten_data_split_list: str = ""  # subsets to shorten, separated by commas; "" = all
-    probe_data: str | None = None  # ours: labelled set that probes features at validations (train, valid)
-    probe_layer: int = -1  # ours: block whose features are probed; -1 = the last
 
 
 @dataclass(kw_only=True)

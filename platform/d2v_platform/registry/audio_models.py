@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 _RATE = 16_000
-_EMBED = "d2v_platform.inference.audio_embeddings:embed_audio"
+_VERBS = {
+    "embed": "d2v_platform.inference.audio_embeddings:embed_audio",
+    "probe": "d2v_platform.inference.labelled_probes:probe_recordings",
+}
 _NOUNS = {"ctc": "speech recogniser (CTC)", "audio_classifier": "classifier of audio events"}
 
 
@@ -86,14 +89,14 @@ _ENCODER = Served(
     use=audio_use,
     noun=lambda config: _NOUNS.get(config["kind"], ""),
     limits=lambda kind: [] if kind == "ctc" else usual_limits(kind),
-    verbs={"embed": _EMBED},
+    verbs=_VERBS,
 )
 SERVED = {
     "AUDIO": _ENCODER,
     "ctc": replace(
-        _ENCODER, verbs={"embed": _EMBED, "infer": "d2v_platform.inference.decoding_scores:infer_transcripts"}
+        _ENCODER, verbs=_VERBS | {"infer": "d2v_platform.inference.decoding_scores:infer_transcripts"}
     ),
     "audio_classifier": replace(
-        _ENCODER, verbs={"embed": _EMBED, "infer": "d2v_platform.inference.audio_events:infer_events"}
+        _ENCODER, verbs=_VERBS | {"infer": "d2v_platform.inference.audio_events:infer_events"}
     ),
 }

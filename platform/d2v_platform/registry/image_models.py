@@ -76,6 +76,7 @@ SERVED = {
         verbs={
             "embed": "d2v_platform.inference.image_rows:embed_images",
             "infer": "d2v_platform.inference.images:infer_images",
+            "probe": "d2v_platform.inference.image_probes:probe_images",
         },
     )
 }

@@ -94,7 +94,7 @@ class Served:
         code: further files that go into each version.
         noun: what such a model is, from its ``config.json``; empty for an encoder.
         limits: what its users must know, from its kind.
-        verbs: ``package.module:function`` of what ``d2v infer`` and ``d2v embed`` do with it, by the verb.
+        verbs: ``package.module:function`` of ``d2v infer``, ``embed`` and ``probe``, by the verb.
     """
 
     entry: Path

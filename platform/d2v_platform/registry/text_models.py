@@ -75,6 +75,9 @@ SERVED = {
         use=text_use,
         noun=lambda config: "sentence classifier" if config["kind"] == "sentence_classifier" else "",
         limits=limits,
-        verbs={"embed": "d2v_platform.registry.text_models:no_files"},
+        verbs={
+            "embed": "d2v_platform.registry.text_models:no_files",
+            "probe": "d2v_platform.inference.labelled_probes:probe_texts",
+        },
     )
 }

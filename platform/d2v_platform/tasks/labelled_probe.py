@@ -16,19 +16,18 @@ import numpy as np
 import torch
 
 from data2vec.artifact import EMBEDDING_KEY, V1_EMBEDDING_KEY, Artifact
-from data2vec.audio_model import AudioModel
 from data2vec.data.manifest import read_manifest
 from data2vec.errors import Data2VecError, DataError
+from data2vec.families import model_in_use
 from data2vec.probes import knn_predict, linear_probe, top1
 from data2vec.shards import is_sharded
-from data2vec.text_model import TextModel
 
+from ..recipe.groups import LabelledProbe
 from ..recipe.schema import Recipe
 from .reduction import gather_objects, rank_and_size
 
 _SIDES = ("train", "valid")  # taught on, judged on
 NEIGHBOURS = 20
-_AT_A_TIME = 512  # texts whose features of all positions are held at once
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,10 @@ def both_sides(recipe: Recipe, read: Reader) -> tuple[Labelled, Labelled] | None
     Raises:
         DataError: it cannot be used.
     """
-    folder = getattr(recipe.task, "probe_data", None)
-    return None if folder is None else taught_and_judged(folder, _SIDES, read, "task.probe_data")
+    task = recipe.task
+    if not isinstance(task, LabelledProbe) or task.probe_data is None:
+        return None
+    return taught_and_judged(task.probe_data, _SIDES, read, "task.probe_data")
 
 
 def taught_and_judged(
@@ -135,7 +136,7 @@ def _scores(task: Any, taught: Labelled, judged: Labelled) -> dict[str, float]:
 
 
 def judge(
-    model: AudioModel | TextModel, taught: Labelled, judged: Labelled, layer: int, neighbours: int, seed: int
+    model: Any, taught: Labelled, judged: Labelled, layer: int, neighbours: int, seed: int
 ) -> dict[str, float]:
     """kNN and linear probe of frozen features, the mean over positions of a block's output, in percent.
 
@@ -150,11 +151,10 @@ def judge(
     names = sorted(set(taught.classes))
     features, labels = [], []
     for side in (taught, judged):
-        rows = (
-            model.embed(side.inputs, "mean", layer)
-            if side.words is None
-            else _word_features(model, side, layer)
-        )
+        if side.words is None:
+            rows = model.embed(side.inputs, "mean", layer)
+        else:
+            rows = model.embed_words(side.inputs, side.words, layer)
         features.append(torch.from_numpy(np.stack(rows)))
         labels.append(torch.tensor([names.index(name) for name in side.classes]))
     logits = linear_probe(features[0], labels[0], features[1], len(names), seed=seed)
@@ -162,29 +162,7 @@ def judge(
     return {"knn": top1(votes, labels[1]), "linear_probe": top1(logits, labels[1])}
 
 
-def _word_features(model: AudioModel | TextModel, side: Labelled, layer: int) -> list[np.ndarray]:
-    """The mean over the pieces of each text's word, as it stands in its text."""
-    assert isinstance(model, TextModel) and side.words is not None
-    found: list[np.ndarray] = []
-    for start in range(0, len(side.inputs), _AT_A_TIME):
-        texts = [text.split() for text in side.inputs[start : start + _AT_A_TIME]]
-        features = model.embed([" ".join(words) for words in texts], "none", layer)
-        for words, number, all_TD in zip(texts, side.words[start:], features, strict=False):
-            before, until = (_pieces(model, words[:count]) for count in (number - 1, number))
-            pieces_TD = all_TD[1 + before : 1 + until]  # <s> is the first
-            if not len(pieces_TD):
-                raise DataError(
-                    f"{words[number - 1]!r} lies beyond the longest text of the model: shorten it"
-                )
-            found.append(pieces_TD.mean(axis=0))
-    return found
-
-
-def _pieces(model: TextModel, words: list[str]) -> int:
-    return len(model.tokenizer.encode(" ".join(words), append_eos=False))
-
-
-def _in_use(task: Any) -> AudioModel | TextModel:
+def _in_use(task: Any) -> Any:
     """The student as a user has it, with the weights of this moment."""
     weights: Mapping[str, torch.Tensor] = task.model.student.state_dict()
     if any(map(is_sharded, weights.values())):
@@ -199,7 +177,7 @@ def _in_use(task: Any) -> AudioModel | TextModel:
         if key in weights:
             artifact.vocab_size = weights[key].shape[0]
     with torch.random.fork_rng(devices=[]):  # training goes on with its own random numbers
-        model = (AudioModel if artifact.modality == "AUDIO" else TextModel)(artifact)
+        model = model_in_use(artifact.kind, artifact.modality)(artifact)
     return model.to(next(task.model.parameters()).device)
 
 
