@@ -56,9 +56,9 @@ class SeriesEncoder(ModalityEncoder):
     """Patches, positions, context encoder and decoder."""
 
     def __init__(self, config: Data2VecSeriesConfig, _: int | None, with_decoder: bool) -> None:
-        super().__init__()
+        super().__init__(config)
         series, dim = config.series, config.embed_dim
-        self.config = self.series = series
+        self.series = series
         self.extra_tokens = None
         self.local_encoder = nn.Linear(series.patch, dim)
         self.channels = nn.Embedding(series.channels, dim)

@@ -8,13 +8,9 @@ B clips, S samples, R rows (clips x clones), T frames, K kept frames, D width, H
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
-from .alibi import alibi_bias, distances
-from .attention import attention_bias
 from .audio_masking import audio_span_masks
 from .config import Data2VecMultiConfig
 from .context import ContextEncoder
@@ -31,10 +27,10 @@ class AudioEncoder(ModalityEncoder):
     """Local features, positions, attention bias, context encoder and decoder of the audio modality."""
 
     def __init__(self, config: Data2VecMultiConfig, with_decoder: bool) -> None:
-        super().__init__()
+        super().__init__(config)
         audio = config.modalities.audio
         assert audio is not None
-        self.config = self.audio = audio
+        self.audio = audio
         dim = config.embed_dim
         self.layers = parse_conv_layers(audio.feature_encoder_spec)
         channels = self.layers[-1][0]
@@ -52,15 +48,6 @@ class AudioEncoder(ModalityEncoder):
             else positions
         )
         self.extra_tokens = None
-        self.alibi_scale: nn.Parameter | None = None
-        self.num_heads = config.num_heads
-        if audio.use_alibi_encoder:
-            layers = audio.prenet_depth + config.depth if audio.learned_alibi_scale_per_layer else 1
-            heads = config.num_heads if audio.learned_alibi_scale_per_head else 1
-            self.alibi_scale = nn.Parameter(
-                torch.full((layers, 1, heads, 1, 1), float(audio.alibi_scale)),
-                requires_grad=audio.learned_alibi_scale,
-            )
         self.context_encoder = ContextEncoder(config, audio, final_norm=True)
         self.decoder = None
         if with_decoder and audio.decoder is not None:
@@ -144,20 +131,6 @@ class AudioEncoder(ModalityEncoder):
         if fill_ND is None:
             return x_RTD.masked_fill(mask_RT[..., None], 0.0)
         return x_RTD.masked_scatter(mask_RT[..., None], fill_ND.to(x_RTD.dtype))
-
-    def attention_biases(
-        self, positions_RK: torch.Tensor, padding_mask_RK: torch.Tensor | None, count: int
-    ) -> Sequence[torch.Tensor | None]:
-        """The bias of every block, prenet blocks first: ALiBi over these positions, and no padded keys."""
-        padding = attention_bias(padding_mask_RK)
-        if self.alibi_scale is None:
-            return [padding] * count
-        distances_R1KK = distances(positions_RK, torch.float32)
-        scale_LH = self.alibi_scale.view(self.alibi_scale.shape[0], -1).expand(-1, self.num_heads)
-        biases = [alibi_bias(distances_R1KK, scale_H) for scale_H in scale_LH.unbind(0)]
-        if padding is not None:
-            biases = [bias + padding for bias in biases]
-        return biases * count if len(biases) == 1 else biases
 
     @property
     def counts_are_known(self) -> bool:

@@ -322,11 +322,10 @@ def _text_problems(text: TextModalityConfig, path: str, width: int) -> list[Prob
         found.append(Problem(f"{path}.mask_length", text.mask_length, rule))
     if text.mask_prob_min is not None and not 0.0 <= text.mask_prob_min < text.mask_prob:
         found.append(Problem(f"{path}.mask_prob_min", text.mask_prob_min, "must lie in 0 ... mask_prob"))
-    for name, wanted in (("use_alibi_encoder", False), ("learned_alibi", False), ("learned_pos", True),
-                         ("inverse_mask", False), ("num_extra_tokens", 0),
-                         ("ema_local_encoder", False), ("mask_prob_adjust", 0.0), ("keep_masked_pct", 0.0),
-                         ("add_masks", False), ("mask_dropout", 0.0), ("encoder_zero_mask", True),
-                         ("mask_channel_prob", 0.0)):  # fmt: skip
+    for name, wanted in (("learned_alibi", False), ("learned_pos", True), ("inverse_mask", False),
+                         ("num_extra_tokens", 0), ("ema_local_encoder", False), ("mask_prob_adjust", 0.0),
+                         ("keep_masked_pct", 0.0), ("add_masks", False), ("mask_dropout", 0.0),
+                         ("encoder_zero_mask", True), ("mask_channel_prob", 0.0)):  # fmt: skip
         if getattr(text, name) != wanted:
             rule = f"text supports {wanted!r} only; no text recipe uses another value"
             found.append(Problem(f"{path}.{name}", getattr(text, name), rule))

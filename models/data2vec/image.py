@@ -86,10 +86,10 @@ class ImageEncoder(ModalityEncoder):
     """Local features, context encoder and decoder of the image modality."""
 
     def __init__(self, config: Data2VecMultiConfig, with_decoder: bool) -> None:
-        super().__init__()
+        super().__init__(config)
         image = config.modalities.image
         assert image is not None
-        self.config, self.image = image, image
+        self.image = image
         dim = config.embed_dim
         patches = PatchEmbedding(image.in_chans, image.patch_size, image.embed_dim)
         self.local_encoder: nn.Module | None = (

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from .alibi import alibi_bias, distances
 from .attention import attention_bias
-from .config import ModalityConfig
+from .config import Data2VecMultiConfig, ModalityConfig
 from .context import ContextEncoder
 from .decoders import Decoder
 from .masking import MaskSet, batch_mask_prob, random_masks
@@ -27,6 +28,19 @@ class ModalityEncoder(nn.Module):
     context_encoder: ContextEncoder
     decoder: Decoder | None
     extra_tokens: nn.Parameter | None
+
+    def __init__(self, config: Data2VecMultiConfig) -> None:
+        super().__init__()
+        self.config = modality = config.modality
+        self.num_heads = config.num_heads
+        self.alibi_scale: nn.Parameter | None = None
+        if modality.use_alibi_encoder:
+            layers = modality.prenet_depth + config.depth if modality.learned_alibi_scale_per_layer else 1
+            heads = config.num_heads if modality.learned_alibi_scale_per_head else 1
+            self.alibi_scale = nn.Parameter(
+                torch.full((layers, 1, heads, 1, 1), float(modality.alibi_scale)),
+                requires_grad=modality.learned_alibi_scale,
+            )
 
     def compute_local_features(self, source: torch.Tensor) -> torch.Tensor:
         """Raw input to (B, T, D), before positions and masking."""
@@ -105,14 +119,22 @@ class ModalityEncoder(nn.Module):
     def attention_biases(
         self, positions_RK: torch.Tensor, padding_mask_RK: torch.Tensor | None, count: int
     ) -> Sequence[torch.Tensor | None]:
-        """The attention bias of each block, prenet blocks first.
+        """The attention bias of each block, prenet blocks first: ALiBi, where asked for, and no padded keys.
 
         Args:
             positions_RK: (R, K) or (1, K) int64 positions of what the blocks see.
             padding_mask_RK: (R, K) bool, true where padded.
             count: number of prenet and shared blocks.
         """
-        return [attention_bias(padding_mask_RK)] * count
+        padding = attention_bias(padding_mask_RK)
+        if self.alibi_scale is None:
+            return [padding] * count
+        distances_R1KK = distances(positions_RK, torch.float32)
+        scale_LH = self.alibi_scale.view(self.alibi_scale.shape[0], -1).expand(-1, self.num_heads)
+        biases = [alibi_bias(distances_R1KK, scale_H) for scale_H in scale_LH.unbind(0)]
+        if padding is not None:
+            biases = [bias + padding for bias in biases]
+        return biases * count if len(biases) == 1 else biases
 
     def prepend_extra_tokens(
         self, x_RKD: torch.Tensor, padding_mask_RK: torch.Tensor | None

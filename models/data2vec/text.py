@@ -59,12 +59,11 @@ class TextEncoder(ModalityEncoder):
     """Local features, context encoder and decoder of the text modality."""
 
     def __init__(self, config: Data2VecMultiConfig, vocab_size: int | None, with_decoder: bool) -> None:
-        super().__init__()
+        super().__init__(config)
         if vocab_size is None:
             raise Data2VecError("a text model needs the size of its vocabulary (vocab_size)")
         text = config.modalities.text
         assert text is not None
-        self.config = text
         self.extra_tokens = None
         self.local_encoder = TextEmbedding(text, config.embed_dim, vocab_size)
         self.context_encoder = ContextEncoder(config, text, final_norm=text.prenet_depth > 0)

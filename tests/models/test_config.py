@@ -71,7 +71,7 @@ def test_all_impossible_values_are_named_together(make_config: MakeConfig) -> No
         recon_loss=1.0,
         ema_encoder_only=False,
         shared_decoder={},
-        text={"mask_prob": 1.0, "mask_length": 5, "use_alibi_encoder": True, "learned_pos": False,
+        text={"mask_prob": 1.0, "mask_length": 5, "learned_alibi": True, "learned_pos": False,
               "inverse_mask": True, "num_extra_tokens": 1},
         decoder={"decoder_dim": 15, "projection_layers": 0, "add_positions_all": True},
     )  # fmt: skip
@@ -82,7 +82,7 @@ def test_all_impossible_values_are_named_together(make_config: MakeConfig) -> No
         "model.num_heads", "model.average_top_k_layers", "model.clone_batch", "model.encoder_dropout",
         "model.ema_decay", "model.loss_beta", "model.mae_init", "model.cls_loss", "model.recon_loss",
         "model.ema_encoder_only", "model.shared_decoder", text + "mask_prob", text + "mask_length",
-        text + "use_alibi_encoder", text + "learned_pos", text + "inverse_mask", text + "num_extra_tokens",
+        text + "learned_alibi", text + "learned_pos", text + "inverse_mask", text + "num_extra_tokens",
         text + "decoder.decoder_groups", text + "decoder.projection_layers",
         text + "decoder.add_positions_all",
     }  # fmt: skip

@@ -76,7 +76,6 @@ BOUNDS: dict[str, tuple[Make, dict[str, tuple[list[Any], list[Any]]]]] = {
                 "mask_prob": ([0.01, 0.99], [0.0, 1.0]),
                 "mask_length": only(1, 2),
                 "mask_prob_min": ([None, 0.0, 0.69], [0.7, -0.1]),
-                "use_alibi_encoder": only(False, True),
                 "learned_alibi": only(False, True),
                 "learned_pos": only(True, False),
                 "inverse_mask": only(False, True),

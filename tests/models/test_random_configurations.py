@@ -49,11 +49,21 @@ def front(pick: random.Random) -> dict[str, Any]:
     }
 
 
+def alibi(pick: random.Random) -> dict[str, Any]:
+    return {
+        "use_alibi_encoder": pick.random() < 0.8,
+        "alibi_scale": 0.7,
+        "learned_alibi_scale": True,
+        "learned_alibi_scale_per_head": pick.random() < 0.5,
+        "learned_alibi_scale_per_layer": pick.random() < 0.5,
+    }
+
+
 def text(pick: random.Random) -> tuple[Data2VecMultiConfig, torch.Tensor, torch.Tensor, int]:
     """Configuration, input, its padding, and positions."""
     modality = {"mask_length": 1, "max_source_positions": 16, "dropout": 0.0, **front(pick),
                 "no_scale_embedding": pick.random() < 0.5, "layernorm_embedding": pick.random() < 0.7,
-                "no_token_positional_embeddings": pick.random() < 0.3}  # fmt: skip
+                "no_token_positional_embeddings": pick.random() < 0.3, **alibi(pick)}  # fmt: skip
     config = Data2VecMultiConfig.from_dict({**options(pick), "modalities": {"text": modality}})
     source = torch.randint(4, VOCAB, (2, 9))
     source[1, 6:] = 1
@@ -86,10 +96,7 @@ def audio(pick: random.Random) -> tuple[Data2VecMultiConfig, torch.Tensor, torch
     modality = {"feature_encoder_spec": WAVE, "conv_pos_width": pick.choice([7, 9]),
                 "conv_pos_depth": pick.choice([1, 2]),
                 "conv_pos_groups": pick.choice([1, 3]), "conv_pos_pre_ln": pick.random() < 0.5,
-                "use_alibi_encoder": pick.random() < 0.8, "alibi_scale": 0.7,
-                "learned_alibi_scale": True, "learned_alibi_scale_per_head": pick.random() < 0.5,
-                "learned_alibi_scale_per_layer": pick.random() < 0.5,
-                "padding_leaks": pick.random() < 0.3, **front(pick)}  # fmt: skip
+                "padding_leaks": pick.random() < 0.3, **alibi(pick), **front(pick)}  # fmt: skip
     values = {**options(pick), "ema_encoder_only": False, "supported_modality": "AUDIO"}
     config = Data2VecMultiConfig.from_dict({**values, "modalities": {"text": None, "audio": modality}})
     source = torch.randn(2, 44)  # 10 frames

@@ -93,6 +93,7 @@ def text_config(config: Data2VecTextConfig | Data2VecMultiConfig, vocab_size: in
             ("modalities.text.layernorm_embedding=false", not text.layernorm_embedding),
             ("modalities.text.no_scale_embedding=false", not text.no_scale_embedding),
             ("modalities.text.no_token_positional_embeddings", text.no_token_positional_embeddings),
+            ("modalities.text.use_alibi_encoder", text.use_alibi_encoder),
             # Their embeddings and blocks share one epsilon; ours have 1e-5 in the embedding.
             (f"norm_eps={config.norm_eps}", config.norm_eps != 1e-5),
         ) if value]  # fmt: skip

@@ -153,6 +153,7 @@ def test_text_out_and_back() -> None:
         (text_2({"layernorm_embedding": False}), "layernorm_embedding=false"),
         (text_2({"no_scale_embedding": False}), "no_scale_embedding=false"),
         (text_2({"no_token_positional_embeddings": True}), "no_token_positional_embeddings"),
+        (text_2({"use_alibi_encoder": True}), "use_alibi_encoder"),
     ],
 )
 def test_what_their_text_class_cannot_compute(config: Any, named: str) -> None:

@@ -163,6 +163,7 @@ NORMS = r".*norm\d?\.(weight|bias)"
          f"{TEXT}decoder.proj.* D W"),
         ("text 2", {f"{FRONT_T}no_token_positional_embeddings": True, f"{FRONT_T}layernorm_embedding": False},
          r".*(embed_positions|layernorm_embedding).*", ""),
+        ("text 2", {f"{FRONT_T}use_alibi_encoder": True}, "-", f"{TEXT}alibi_scale 1 1 1 1 1"),
         ("text 1", {"head_layers": 1}, r".*regression_head.*", "encoder.regression_head.0.* D D"),
         ("text 1", {"head_layers": 3}, r".*regression_head\.2.*",
          names.below("encoder.regression_head.", "2.* 2*D 2*D\n4.* D 2*D")),
