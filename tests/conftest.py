@@ -91,6 +91,13 @@ def _on_cluster(item: pytest.Item) -> bool:
     return item.get_closest_marker("cluster") is not None
 
 
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """Dropout draws from torch's own generator: a test must not depend on those before it."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The reference's recorded cases, specifications and small data sets; skips where they are absent."""
