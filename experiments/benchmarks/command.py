@@ -40,46 +40,69 @@ Steps = Annotated[int, typer.Option(help="Measured steps of each case, after one
 Threads = Annotated[int, typer.Option(help="Threads of each case.", min=1)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Only = Annotated[str, typer.Option(help="Only cases whose name contains this.")]
+Compiled = Annotated[bool, typer.Option(help="Each pretraining step also compiled (needs a C++ compiler).")]
 
 
 AUDIO = "seconds of audio"
 
 
 @app.command()
-def text(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only: Only = "") -> None:
+def text(
+    steps: Steps = 3,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+    only: Only = "",
+    compiled: Compiled = False,
+) -> None:
     """v2 base, 4 x 512 tokens, 2 and 8 clones; its input; Hugging Face's v1 base forward and backward.
 
     Example: python experiments/benchmark.py text --only "2 clones" --json
     """
     recipe = "v2/base_text_only_task"
     cases = [
-        case(f"v2 text base step, {clones} clones", recipe, 4, 512, "tokens", clones=clones)
+        case(f"v2 text base step, {clones} clones", recipe, 4, 512, "tokens", clones=clones, compiled=how)
         for clones in (2, 8)
+        for how in ways(compiled)
     ]
     reading = text_input.case(recipe, 4, 512)
     run([*cases, *peer("text", 4, 512), reading], steps, threads, as_json, only)
 
 
 @app.command()
-def vision(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only: Only = "") -> None:
+def vision(
+    steps: Steps = 3,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+    only: Only = "",
+    compiled: Compiled = False,
+) -> None:
     """v2 ViT-B, 4 x 224 pixels, 8 and 16 clones; v1 base; Hugging Face's v1 base; input.
 
     Examples:
 
         python experiments/benchmark.py vision --json > vision.json
 
-        python experiments/benchmark.py vision --only "8 clones" --steps 5
+        python experiments/benchmark.py vision --only "8 clones" --steps 5 --compiled
     """
     recipe = "v2/base_images_only_task"
     cases = [
-        case(f"v2 ViT-B step, {clones} clones", recipe, 4, 224, "images", clones=clones) for clones in (8, 16)
+        case(f"v2 ViT-B step, {clones} clones", recipe, 4, 224, "images", clones=clones, compiled=how)
+        for clones in (8, 16)
+        for how in ways(compiled)
     ]
-    cases.append(case("v1 ViT-B step", "vision/pretraining/base_imagenet", 4, 224, "images"))
+    first = "vision/pretraining/base_imagenet"
+    cases += [case("v1 ViT-B step", first, 4, 224, "images", compiled=how) for how in ways(compiled)]
     run([*cases, *peer("vision", 4, 224), image_input.case(recipe, 4)], steps, threads, as_json, only)
 
 
 @app.command()
-def speech(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only: Only = "") -> None:
+def speech(
+    steps: Steps = 3,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+    only: Only = "",
+    compiled: Compiled = False,
+) -> None:
     """v2 base, 2 x 5 s, 8 clones; v1 base; convolutions alone; Hugging Face's v1 base; input; decoding.
 
     Examples:
@@ -89,11 +112,12 @@ def speech(steps: Steps = 3, threads: Threads = 2, as_json: AsJson = False, only
         python experiments/benchmark.py speech --only decoding
     """
     unit, recipe = AUDIO, "v2/base_audio_only_task"
-    cases = [
-        case("v2 speech base step, 8 clones", recipe, 2, 80000, unit, clones=8),
-        case("v1 speech base step", "audio/pretraining/base_librispeech", 2, 80000, unit),
-        *audio_parts.cases(recipe, 2, 80000, clones=8),
-    ]
+    cases: list[Case] = []
+    for how in ways(compiled):
+        cases.append(case("v2 speech base step, 8 clones", recipe, 2, 80000, unit, clones=8, compiled=how))
+        first = "audio/pretraining/base_librispeech"
+        cases.append(case("v1 speech base step", first, 2, 80000, unit, compiled=how))
+    cases += audio_parts.cases(recipe, 2, 80000, clones=8)
     others = [*peer("audio", 2, 80000), audio_input.case(recipe), *ctc_speed.cases(recipe, 160000)]
     run([*cases, *others], steps, threads, as_json, only)
 
@@ -160,6 +184,11 @@ def scale_command(
         if out is not None:
             scale.write(phases, out)
     typer.echo(scale.as_markdown(phases))
+
+
+def ways(compiled: bool) -> tuple[bool, ...]:
+    """Eager, and compiled where asked for."""
+    return (False, True) if compiled else (False,)
 
 
 def peer(modality: str, samples: int, length: int) -> list[Case]:

@@ -36,7 +36,14 @@ TEXT_VOCABULARY = 50265
 
 
 def case(
-    name: str, recipe_name: str, samples: int, length: int, unit: str, *, clones: int | None = None
+    name: str,
+    recipe_name: str,
+    samples: int,
+    length: int,
+    unit: str,
+    *,
+    clones: int | None = None,
+    compiled: bool = False,
 ) -> Case:
     """The step of a recipe on B samples.
 
@@ -47,6 +54,7 @@ def case(
         length: tokens, waveform samples at 16 kHz, or pixels of an image's side.
         unit: "tokens", "seconds of audio" or "images".
         clones: M instead of the recipe's.
+        compiled: by inductor; the first step, which warms up, compiles.
     """
     overrides = [] if clones is None else [f"model.clone_batch={clones}"]
     recipe = load(recipe_name, overrides)
@@ -56,9 +64,15 @@ def case(
         raise Data2VecError(f"the matrix work of {recipe_name} is not known")
     units = {"tokens": samples * length, "seconds of audio": samples * length / 16000, "images": samples}
     return Case(
-        name=name,
+        name=f"{name}, compiled" if compiled else name,
         build=build_step,
-        options={"recipe_name": recipe_name, "overrides": overrides, "samples": samples, "length": length},
+        options={
+            "recipe_name": recipe_name,
+            "overrides": overrides,
+            "samples": samples,
+            "length": length,
+            "backend": "inductor" if compiled else None,
+        },
         matrix_flops=work(samples, length),
         units=units[unit],
         unit=unit,

@@ -145,6 +145,23 @@ def test_table_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows[0]["share"] == pytest.approx(0.88)
 
 
+def test_each_step_stands_beside_its_compiled_self(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases: list[Case] = []
+
+    def record(case: Case, *_: int) -> str:
+        cases.append(case)
+        return "not measured"
+
+    monkeypatch.setattr(command, "measure", record)
+    asked = CliRunner().invoke(command.app, ["vision", "--compiled", "--only", "step"])
+    assert asked.exit_code == 0, asked.output
+    assert [(case.name, case.options["backend"]) for case in cases] == [
+        (f"{name} step{rest}{how}", backend)
+        for name, rest in (("v2 ViT-B", ", 8 clones"), ("v2 ViT-B", ", 16 clones"), ("v1 ViT-B", ""))
+        for how, backend in (("", None), (", compiled", "inductor"))
+    ]
+
+
 def test_gpus_that_a_host_feeds(monkeypatch: pytest.MonkeyPatch) -> None:
     eaten = feeding.Eaten("an update", units=64, milliseconds=250)  # 256 a second
     row = feeding.fed(timing("input pipeline, JPEG", rate=1024.0, seconds=2.0, cpu=16.0), eaten)
