@@ -118,12 +118,16 @@ def test_a_finished_run_is_left_alone_made_longer_and_registered_anew(
 
 def asked(
     tmp_path: Path, before: list[str], now: list[str], ended: str | None = "max_update 100 reached",
-    recipe: str = "tiny/text_pretraining", *, checkpoint: bool = True,
+    recipe: str = "tiny/text_pretraining", *, checkpoint: bool = True, unknown: str = "",
 ) -> Continuation:  # fmt: skip
-    """A run was started with ``before``; what does a launch with ``now`` do?"""
+    """A run was started with ``before``, without a field ``unknown``; what does a launch with ``now`` do?"""
     given = ["task.data=/x", "optimization.max_update=100"]
     composed: list[Composed] = [compose(recipe, [*given, *words]) for words in (before, now)]
-    (tmp_path / "recipe.json").write_text(json.dumps(redact(composed[0].recipe.to_dict())))
+    kept = redact(composed[0].recipe.to_dict())
+    if unknown:
+        section, _, name = unknown.partition(".")
+        del kept[section][name]
+    (tmp_path / "recipe.json").write_text(json.dumps(kept))
     if checkpoint:
         place = tmp_path / "checkpoints" / "update_00000100"
         place.mkdir(parents=True, exist_ok=True)
@@ -155,6 +159,13 @@ def test_only_a_greater_length_is_a_longer_run(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "checkpoints")
     with pytest.raises(Data2VecError, match=r"left no checkpoint in .*restore_file"):
         asked(tmp_path, [], ["optimization.max_update=200"], checkpoint=False)
+
+
+def test_a_field_that_came_after_a_run_was_started_had_its_default(tmp_path: Path) -> None:
+    assert asked(tmp_path, [], [], None, unknown="task.probe_layer") == Continuation()
+    with pytest.raises(ConfigError) as caught:
+        asked(tmp_path, [], ["task.probe_layer=1"], None, unknown="task.probe_layer")
+    assert [p.field for p in caught.value.problems] == ["task.probe_layer"]
 
 
 EPOCHS = ["optimization.max_epoch=2"]

@@ -65,6 +65,8 @@ def continue_run(
     plain, name = started_with(folder, remote), existing.name
     if plain is None:
         return Continuation(nothing_left=existing.state == "finished")
+    before = Recipe.from_dict(dict(plain))
+    plain = redact(before.to_dict())  # with the fields that came after it, at their defaults
     raised = _raised(plain, composed.recipe)
     problems = [*_changed(plain, composed, raised, name, folder)]
     problems += _other_data(data_started_with(folder, remote), data, composed.recipe, name)
@@ -74,7 +76,6 @@ def continue_run(
         if not _goes_on(existing, plain, composed.recipe, raised):
             return Continuation(nothing_left=True)
         _need_checkpoint(name, folder, remote)
-    before = Recipe.from_dict(dict(plain))
     lines = tuple(_length_lines(before, composed.recipe, raised)) if raised else ()
     return Continuation(reopen=existing.state == "finished", raised=raised, lines=lines)
 
