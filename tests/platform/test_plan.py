@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pytest
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from d2v_platform.cli import run, train_command
@@ -18,11 +22,13 @@ from d2v_platform.figures import data_size
 from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.schema import Recipe
 from d2v_platform.tasks import make_task
+from d2v_platform.training import ray_session
 from d2v_platform.training.accelerators import GPUS, machine_memory, measured_rate, named_gpu
 from d2v_platform.training.forecast import Forecast, forecast, forecast_as_stated, forecast_at_hand, placed
 from d2v_platform.training.job import Job
 from d2v_platform.training.loop_state import Worker
 from d2v_platform.training.plan import make_plan
+from d2v_platform.training.ray_session import ClusterInfo
 from d2v_platform.training.train_loop import train
 from d2v_platform.training.workload import make_workload
 from data2vec.artifact import save_artifact
@@ -281,6 +287,29 @@ def test_the_plan_command_refuses_with_exit_code_2(
         run(lambda: train_command([*words, "platform.plan_accelerator=v100", "dataset.batch_size=64"], "d2v"))
     shown = capsys.readouterr().err
     assert "the plan has 1 problem" in shown and "Traceback" not in shown
+
+
+def test_a_plan_starts_no_ray_to_count_the_cpus_of_this_machine(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    asked: list[None] = []
+
+    @contextlib.contextmanager
+    def connected() -> Iterator[ClusterInfo]:
+        asked.append(None)
+        yield ClusterInfo(cpus=2.0, gpus=0.0, nodes=1)
+
+    monkeypatch.setattr(ray_session, "connected", connected)
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ["tiny/text_pretraining", "task.data=/not/there", "--plan"]
+    train_command(words, "d2v train")
+    here = [line for line in caplog.messages if "platform.num_workers is not given" in line]
+    assert len(here) == 1 and "2 of 2 that fit" in here[0] and not asked
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    train_command(words, "d2v train")
+    assert asked, "only Ray knows what a cluster has"
 
 
 def test_recomputed_activations_train_equally(tiny_recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -268,6 +268,13 @@ def cluster_info() -> ClusterInfo:
     )
 
 
+def this_machine() -> ClusterInfo:
+    """What a cluster started here would have, without starting it; a machine without GPUs."""
+    import joblib
+
+    return ClusterInfo(cpus=float(joblib.cpu_count()), gpus=0.0, nodes=1)
+
+
 def in_job() -> bool:
     """Whether this process is the entry point of ``ray job submit``."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
