@@ -1,4 +1,4 @@
-"""``make demo``: pretrain on two Ray Train workers, sweep two tasks, register, predict from the registry."""
+"""``make demo``: pretrain on two Ray Train workers, sweep a task, register, predict from the registry."""
 
 from __future__ import annotations
 
@@ -37,22 +37,39 @@ logger = logging.getLogger(__name__)
 ALIAS = "demo"
 PRETRAINED = "data2vec2-text-demo"
 WORKERS = 2
-READMES_RATES = (1e-5, 2e-5, 4e-5, 6e-5)  # as in configs/sweep/demo.yaml
 _STAGES = (
-    "text that Python and its packages ship, and tasks made from it",
+    "text that Python and its packages ship, and a task made from it",
     f"pretraining on {WORKERS} Ray Train workers",
     "Ray Tune sweep from the pretrained weights",
     "the same sweep from random weights",
     "a model from the registry, in a clean process, predicts",
 )
-_TITLES = {"cola": "acceptability, CoLA's layout", "rte": "same paragraph, RTE's layout"}
-#: Neither sentence is in the prose; the second one is the first with its function words disturbed.
+_TITLES = {"cola": "word order, CoLA's layout"}
+#: None is in the prose; of each pair the second is the first with its inner words shuffled.
 _SENTENCES = (
-    "The old captain wrote a long letter to the owner of the ship.",
-    "The old captain wrote long a letter to owner the the of ship.",
+    "The program reads the file and prints the name of every user.",
+    "The the prints reads and of name file the program every user.",
+    "If the list is empty, the loop ends and the value is not changed.",
+    "If value list loop not the and empty, the is ends is the changed.",
 )
 _CLASSES = {"1": "acceptable", "0": "unacceptable"}
-_TRUTHS = ("1", "0")  # of the sentences above
+_TRUTHS = ("1", "0", "1", "0")  # of the sentences above
+
+
+#: A small model learns the positions before it learns the words: here only distance orders words, and nothing
+#: is dropped. The narrow decoder leaves it to the encoder to look around.
+_ORDERED_BY_DISTANCE = (
+    "model.modalities.text.no_token_positional_embeddings=true",
+    "model.modalities.text.use_alibi_encoder=true",
+    "model.modalities.text.learned_alibi_scale=true",
+    "model.modalities.text.learned_alibi_scale_per_head=true",
+    "model.modalities.text.decoder.decoder_kernel=3",
+    "model.modalities.text.decoder.decoder_layers=1",
+    "model.modalities.text.dropout=0",
+    "model.encoder_dropout=0",
+    "model.post_mlp_drop=0",
+    "model.attention_dropout=0",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,22 +83,26 @@ class DemoSize:
         model: overrides of ``tiny/text_pretraining``.
         trial_updates: of each fine-tuning trial.
         rates: learning rates of the sweep.
+        seeds: of the sweep.
         material: of prose and tasks.
     """
 
-    updates: int = 400
+    updates: int = 1400
     log_interval: int = 10
-    save_interval: int = 50
+    save_interval: int = 200
     model: tuple[str, ...] = (
+        *_ORDERED_BY_DISTANCE,
         "model.depth=2",
         "model.embed_dim=128",
         "model.average_top_k_layers=2",
+        "model.clone_batch=2",
         "model.modalities.text.decoder.decoder_dim=64",
         "task.tokens_per_sample=64",
-        "optimization.lr=[1e-3]",
+        "optimization.lr=[2e-3]",
     )
-    trial_updates: int = 260
-    rates: tuple[float, ...] = READMES_RATES
+    trial_updates: int = 300
+    rates: tuple[float, ...] = (5e-4, 1e-3)
+    seeds: tuple[int, ...] = (1, 2, 3)
     material: MaterialSize = field(default_factory=MaterialSize)
 
 
@@ -99,7 +120,8 @@ FAST = DemoSize(
         "dataset.batch_size=4",
     ),
     trial_updates=4,
-    rates=(6e-5,),
+    rates=(1e-3,),
+    seeds=(1,),
     material=MaterialSize(packages=(), standard_library=False, vocabulary=2000, train=160, dev=40),
 )
 
@@ -108,7 +130,7 @@ FAST = DemoSize(
 class DemoOptions:
     """What the user asked for."""
 
-    data: Path | None = None  # a raw GLUE folder instead of tasks made from prose
+    data: Path | None = None  # a raw GLUE folder instead of the task made from prose
     kill: bool = False  # kill a worker in mid-run
     updates: int | None = None  # of pretraining, instead of the size's
     fast: bool = False  # smallest sizes
@@ -141,7 +163,7 @@ def read_command(arguments: Sequence[str], prog: str) -> DemoOptions:
     )
     parser.add_argument(
         "--data", type=Path, metavar="DIR",
-        help="raw GLUE folder (CoLA/, RTE/): fine-tune on it instead of on tasks made from prose",
+        help="raw GLUE folder (with CoLA/): fine-tune on it instead of on a task made from prose",
     )  # fmt: skip
     parser.add_argument(
         "--kill",
@@ -200,7 +222,7 @@ def run_demo(options: DemoOptions) -> Screen:
         pretraining=pretraining,
         tasks=tasks,
         rates=len(size.rates),
-        seeds=sorted({winner.seed for winner in tuned.values()}),
+        seeds=size.seeds,
         max_updates=size.trial_updates,
         predictions=predictions,
         proof=proof,
@@ -245,8 +267,8 @@ def _pretrain(options: DemoOptions, material: Material) -> tuple[PretrainingFigu
             f"task.data={material.text}",
             *size.model,
             f"optimization.max_update={updates}",
-            f"optimizer.groups.default.lr_scheduler.warmup_updates={max(updates // 8, 1)}",
-            f"model.ema_anneal_end_step={max(updates // 2, 1)}",
+            f"optimizer.groups.default.lr_scheduler.warmup_updates={max(updates // 14, 1)}",
+            f"model.ema_anneal_end_step={max(updates // 3, 1)}",
             f"common.log_interval={size.log_interval}",
             f"checkpoint.save_interval_updates={size.save_interval}",
             f"platform.num_workers={WORKERS}",
@@ -302,7 +324,6 @@ class _Best:
     value: float
     majority: float | None
     lr: float
-    seed: int
     model: str
     uri: str
 
@@ -315,7 +336,7 @@ def _registered_name(task: str, options: DemoOptions) -> str:
 def _sweep(
     options: DemoOptions, material: Material, live: Live, *, pretrained: bool
 ) -> tuple[dict[str, _Best], str]:
-    """One sweep over both tasks, and its name; only pretrained weights are registered."""
+    """One sweep, and its name; only pretrained weights are registered."""
     from d2v_platform.recipe.sweep_definition import load_sweep
     from d2v_platform.sweeps.engine import run_sweep
 
@@ -325,6 +346,7 @@ def _sweep(
         f"model.model_path=models:/{PRETRAINED}@{ALIAS}",
         f"max_updates={size.trial_updates}",
         f"grid.lr=[{','.join(map(str, size.rates))}]",
+        f"grid.seed=[{','.join(map(str, size.seeds))}]",
     ]
     if pretrained:
         overrides.append(f"register.name={_registered_name('{task}', options)}")
@@ -357,7 +379,6 @@ def _sweep(
             value=winner.value,
             majority=winner.floor,
             lr=winner.lr,
-            seed=winner.seed,
             model=model,
             uri=uri,
         )
@@ -430,7 +451,7 @@ def _material_lines(material: Material, options: DemoOptions) -> Iterator[str]:
 
 def _title(options: DemoOptions, sources: dict[str, str]) -> str:
     prose = f"prose of {', '.join(sources)}"
-    return prose if options.data is None else f"{prose}; tasks of {options.data}"
+    return prose if options.data is None else f"{prose}; CoLA of {options.data}"
 
 
 def _command() -> str:

@@ -23,8 +23,8 @@ from data2vec.folders import write_text
 from . import prose, prose_tasks
 from .prose import Document, Part
 
-TASKS = ("cola", "rte")
-_FORMAT = 1  # raise it when the same sources give other files
+TASKS = ("cola",)
+_FORMAT = 2  # raise it when the same sources give other files
 _SEED = 1
 
 
@@ -98,12 +98,12 @@ def check_data(data: Path) -> None:
         if split.required
     ]
     if not data.is_dir():
-        raise DataError(f"--data {data}: no such folder; give a raw GLUE folder, which holds CoLA/ and RTE/")
+        raise DataError(f"--data {data}: no such folder; give a raw GLUE folder, which holds CoLA/")
     if missing := [str(path.relative_to(data)) for path in wanted if not path.is_file()]:
         inside = ", ".join(sorted(path.name for path in data.iterdir())[:12]) or "nothing"
         raise DataError(
             f"--data {data}: {', '.join(missing)} missing (it holds {inside}); give a raw GLUE folder, which "
-            "holds CoLA/ and RTE/ with train.tsv and dev.tsv each"
+            "holds CoLA/ with train.tsv and dev.tsv"
         )
 
 
@@ -165,7 +165,7 @@ def prepare_material(folder: Path, facts: ProseFacts, size: MaterialSize, data: 
 
 
 def held_out_sentences(material: Material) -> list[tuple[str, str]]:
-    """The acceptability task's dev sentences with their labels."""
+    """The task's dev sentences with their labels."""
     lines = (material.raw / "CoLA" / "dev.tsv").read_text(encoding="utf-8").splitlines()
     return [(line.split("\t")[3], line.split("\t")[1]) for line in lines]
 
@@ -180,13 +180,8 @@ def _write_prose(folder: Path, size: MaterialSize, sources: Mapping[str, str]) -
     train, dev = parts["task_train"], parts["task_dev"]
     prose_tasks.write_cola(
         folder / "raw",
-        prose_tasks.acceptability(train, size.train, _SEED),
-        prose_tasks.acceptability(dev, size.dev, _SEED),
-    )
-    prose_tasks.write_rte(
-        folder / "raw",
-        prose_tasks.same_paragraph(train, size.train, _SEED),
-        prose_tasks.same_paragraph(dev, size.dev, _SEED),
+        prose_tasks.word_order(train, size.train, _SEED),
+        prose_tasks.word_order(dev, size.dev, _SEED),
     )
     sentences = {part: [s for document in parts[part] for s in document.sentences] for part in parts}
     return ProseFacts(

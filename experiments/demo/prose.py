@@ -28,24 +28,16 @@ SHARES: dict[Part, int] = {"pretrain": 50, "valid": 3, "task_train": 34, "task_d
 PACKAGES = ("numpy", "scipy", "sklearn")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
-FUNCTION_WORDS: dict[str, frozenset[str]] = {
-    "determiner": frozenset(("the", "a", "an", "this", "that", "these", "those", "each", "every", "any")),
-    "preposition": frozenset(("of", "in", "on", "at", "by", "for", "with", "from", "into", "to", "between")),
-    "auxiliary": frozenset(
-        ("is", "are", "was", "were", "be", "been", "has", "have", "can", "may", "must", "will", "should")
-    ),
-    "conjunction": frozenset(("and", "or", "but", "if", "when", "because", "while", "as", "than")),
-}
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-_COMMON = frozenset().union(*FUNCTION_WORDS.values()) | {
-    "it",
-    "its",
-    "not",
-    "which",
-    "there",
-    "their",
-    "they",
-}
+#: Words that hold English sentences together: text without them is a table, code or a list of names.
+_COMMON = frozenset(
+    re.findall(
+        r"\w+",
+        "the a an this that these those each every any of in on at by for with from into to between "
+        "is are was were be been has have can may must will should and or but if when because while "
+        "as than it its not which there their they ",
+    )
+)
 _SHORTEST, _LONGEST = 5, 45  # words of a sentence
 _BULLET = re.compile(r"^(?:[*•-]|\d{1,2}[.)]|\[\d+\])\s+")
 _ROLE = re.compile(r":[\w:]+:`~?(?:[^`<]*\.)?([^`<>]+?)(?:\s*<[^>`]*>)?`")

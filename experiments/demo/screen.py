@@ -143,7 +143,7 @@ def render(screen: Screen) -> list[str]:
         lines.append(f"report       {screen.page.as_uri()}   curves, table, masks and predictions")
     lines += [
         f"registry     make ui   runs, tables and models of {screen.home} in MLflow's pages",
-        "your tasks   make demo DATA=/path/to/glue   (a folder with CoLA/ and RTE/)",
+        "your tasks   make demo DATA=/path/to/glue   (a folder with CoLA/)",
         f"your text    {screen.command} prepare text --train my.txt --build-dict --dest my-data && "
         f"{screen.command} train tiny/text_pretraining task.data=my-data",
     ]
@@ -181,8 +181,8 @@ def notes(screen: Screen) -> list[str]:
     word = "seed" if len(screen.seeds) == 1 else "seeds"
     return [
         *(f"{task.task}: pretrained weights {task.verdict()}" for task in screen.tasks),
-        f"{word} {seeds}; both the best of {screen.rates} rates, at most {screen.max_updates} updates a "
-        f"trial; noise is {_ERRORS:g} standard errors by the dev examples, seeds come on top.",
+        f"median of {word} {seeds}; both the best of {screen.rates} rates, at most {screen.max_updates} "
+        f"updates a trial; noise is {_ERRORS:g} standard errors by the dev examples, seeds come on top.",
     ]
 
 
