@@ -181,7 +181,7 @@ def test_the_sweep_has_the_demos_rates_and_seeds() -> None:
     rates = sorted({rate for trial in sweep.trials for rate in trial.recipe.optimization.lr})
     assert tuple(rates) == DemoSize().rates
     assert {trial.values["task"] for trial in sweep.trials} == {"cola"}
-    assert tuple(sorted({trial.seed for trial in sweep.trials})) == DemoSize().seeds
+    assert tuple(sorted({trial.values["seed"] for trial in sweep.trials})) == DemoSize().seeds
     assert all(trial.recipe.optimization.max_update == DemoSize().trial_updates for trial in sweep.trials)
     control = load_sweep(
         "demo", [*plain, "model.no_pretrained_weights=true", "register.name=null", "register.alias=null"]
