@@ -6,7 +6,7 @@
 #
 #   lane        CPU-hours  makes
 #   text              1.5  GLUE from pretrained and random weights: table, curves
-#   words             0.8  what a small text model without positions learns about words: probes, GLUE
+#   words             1.2  what a small text model that orders words by distance learns: probes, word order
 #   images            3.0  kNN, linear probe, fine-tuning of data2vec 2.0, 1 and MAE: table, curves
 #   speech            3.0  word error rates from 1 minute to 15: tables, curves
 #   speed             0.3  seconds of steps, CPU and memory
@@ -80,30 +80,37 @@ text() {
   sweep small-rte small_text 60 "${parent[@]}" 'grid.task=[rte]' max_updates=60
 }
 
-# Pieces of the data's own, sentences of GLUE beside the books, no positions and no dropout: what limits the lane text.
+# Pieces of the data's own, sentences of GLUE beside the books, distance instead of positions, a narrow decoder and no
+# dropout: what limits the lane text.
 words() {
   local place=$PREPARED/words probe
-  [ -f "$place/probes/sst-2/valid.tsv" ] || word_material "$DATA" "$place"
+  [ -f "$place/order/CoLA/dev.tsv" ] || word_material "$DATA" "$place"
   [ -f "$place/text/valid.idx" ] || d2v prepare text --train "$place/train.txt" --valid "$DATA/text/gutenberg_books/valid.txt" \
     --build-dict --encoder-json "$place/encoder.json" --vocab-bpe "$place/vocab.bpe" --dest "$place/text"
   once words d2v train tiny/text_pretraining task.data="$place/text" platform.num_workers=0 \
-    optimization.max_update="$(updates 7000)" optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 100)" \
+    optimization.max_update="$(updates 10000)" optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 100)" \
     model.ema_anneal_end_step="$(updates 500)" common.log_interval=100 checkpoint.save_interval_updates=500 \
     task.tokens_per_sample=64 dataset.batch_size=16 distributed_training.distributed_world_size=1 'optimization.lr=[2.0e-3]' \
     model.depth=2 model.average_top_k_layers=2 model.embed_dim=128 model.clone_batch=2 \
-    model.modalities.text.no_token_positional_embeddings=true model.modalities.text.dropout=0 model.encoder_dropout=0 \
-    model.post_mlp_drop=0 model.attention_dropout=0 model.modalities.text.decoder.decoder_dim=64 \
+    model.modalities.text.no_token_positional_embeddings=true model.modalities.text.use_alibi_encoder=true \
+    model.modalities.text.learned_alibi_scale=true model.modalities.text.learned_alibi_scale_per_head=true \
+    model.modalities.text.dropout=0 model.encoder_dropout=0 model.post_mlp_drop=0 model.attention_dropout=0 \
+    model.modalities.text.decoder.decoder_dim=64 model.modalities.text.decoder.decoder_kernel=3 \
+    model.modalities.text.decoder.decoder_layers=1 \
     platform.run_name=words platform.register_as=data2vec2-words platform.alias=champion
   report words
   for probe in classes sst-2; do
     d2v probe "$place/probes/$probe" --model models:/data2vec2-words@champion --layer 0 --random-weights 3 |
       tee "$WORK/tables/words-$probe.txt"
   done
+  sweep words-order small_text 300 task.data="$place/order" model.model_path=models:/data2vec2-words@champion \
+    'grid.task=[cola]' 'grid.lr=[5.0e-4,1.0e-3]' max_updates=300 fixed.dataset.validate_interval_updates=100
 }
 
 # word_material DATA TO: text of books and of GLUE's training sentences, 4000 byte-level pieces of it (the development
 # packages have tokenizers), and probes: the class of words in sentences of a held-out book, by the lexicon that TextBlob ships,
-# where no word that is judged is among those that teach; classes of SST-2.
+# where no word that is judged is among those that teach; classes of SST-2; and a task in CoLA's layout: does a sentence of
+# that book stand as it was written, or were all its words but the first and the last shuffled?
 word_material() {
   mkdir -p "$2/probes"
   [ -f "$2/textblob/en/en-lexicon.txt" ] || .venv/bin/python -m pip install --quiet --no-deps --target "$2" textblob==0.20.1
@@ -167,11 +174,20 @@ random.Random(1).shuffle(found)
 third = len(found) // 3
 write("classes", "valid", [line for word in found[:third] for line in places[word]])
 write("classes", "train", [line for word in found[third:] for line in places[word]])
+rng, ordered = random.Random(1), []
+for number, words in enumerate([words for words in sentences if 8 <= len(words) <= 24][:4000]):
+    inner = words[1:-1]
+    if number % 2:
+        rng.shuffle(inner)
+    ordered.append(f"book\t{1 - number % 2}\t\t{' '.join([words[0], *inner, words[-1]])}\n")
+(place / "order/CoLA").mkdir(parents=True, exist_ok=True)
+(place / "order/CoLA/train.tsv").write_text("".join(ordered[1000:]), encoding="utf-8")
 judged = {"0": "negative", "1": "positive"}
 taught = rows("SST-2", "train")[1:]
 random.Random(1).shuffle(taught)
 write("sst-2", "train", [f"{judged[row[1]]}\t{row[0].strip()}" for row in taught[:4000]])
 write("sst-2", "valid", [f"{judged[row[1]]}\t{row[0].strip()}" for row in rows("SST-2", "dev")[1:]])
+(place / "order/CoLA/dev.tsv").write_text("".join(ordered[:1000]), encoding="utf-8")
 PYTHON
 }
 

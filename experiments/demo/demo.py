@@ -20,15 +20,7 @@ from d2v_platform.training import ray_session
 from data2vec.errors import Data2VecError
 
 from .live import Live
-from .material import (
-    TASKS,
-    Material,
-    MaterialSize,
-    check_data,
-    held_out_sentences,
-    make_prose,
-    prepare_material,
-)
+from .material import Material, MaterialSize, check_data, make_prose, prepare_material
 from .screen import Prediction, Predictions, PretrainingFigures, Screen, TaskFigures, render
 from .worker_kill import KillProof, WorkerKiller, prove
 
@@ -36,15 +28,17 @@ logger = logging.getLogger(__name__)
 
 ALIAS = "demo"
 PRETRAINED = "data2vec2-text-demo"
+SHIPPED = Path(__file__).parent / "words"  # its README says what it is and how it is made
 WORKERS = 2
 _STAGES = (
     "text that Python and its packages ship, and a task made from it",
     f"pretraining on {WORKERS} Ray Train workers",
-    "Ray Tune sweep from the pretrained weights",
+    "Ray Tune sweep from the weights that were just pretrained",
+    "the same sweep from a model that was pretrained for longer",
     "the same sweep from random weights",
     "a model from the registry, in a clean process, predicts",
 )
-_TITLES = {"cola": "word order, CoLA's layout"}
+_TASK = "word order, CoLA's layout"
 #: None is in the prose; of each pair the second is the first with its inner words shuffled.
 _SENTENCES = (
     "The program reads the file and prints the name of every user.",
@@ -56,22 +50,6 @@ _CLASSES = {"1": "acceptable", "0": "unacceptable"}
 _TRUTHS = ("1", "0", "1", "0")  # of the sentences above
 
 
-#: A small model learns the positions before it learns the words: here only distance orders words, and nothing
-#: is dropped. The narrow decoder leaves it to the encoder to look around.
-_ORDERED_BY_DISTANCE = (
-    "model.modalities.text.no_token_positional_embeddings=true",
-    "model.modalities.text.use_alibi_encoder=true",
-    "model.modalities.text.learned_alibi_scale=true",
-    "model.modalities.text.learned_alibi_scale_per_head=true",
-    "model.modalities.text.decoder.decoder_kernel=3",
-    "model.modalities.text.decoder.decoder_layers=1",
-    "model.modalities.text.dropout=0",
-    "model.encoder_dropout=0",
-    "model.post_mlp_drop=0",
-    "model.attention_dropout=0",
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class DemoSize:
     """How large everything is.
@@ -80,29 +58,20 @@ class DemoSize:
         updates: of pretraining.
         log_interval: updates between two lines.
         save_interval: updates between two checkpoints.
-        model: overrides of ``tiny/text_pretraining``.
+        model: overrides of ``tiny/text_pretraining_alibi``.
         trial_updates: of each fine-tuning trial.
         rates: learning rates of the sweep.
         seeds: of the sweep.
         material: of prose and tasks.
     """
 
-    updates: int = 1400
+    updates: int = 400
     log_interval: int = 10
-    save_interval: int = 200
-    model: tuple[str, ...] = (
-        *_ORDERED_BY_DISTANCE,
-        "model.depth=2",
-        "model.embed_dim=128",
-        "model.average_top_k_layers=2",
-        "model.clone_batch=2",
-        "model.modalities.text.decoder.decoder_dim=64",
-        "task.tokens_per_sample=64",
-        "optimization.lr=[2e-3]",
-    )
+    save_interval: int = 50
+    model: tuple[str, ...] = ("dataset.batch_size=8",)  # on each worker
     trial_updates: int = 300
     rates: tuple[float, ...] = (5e-4, 1e-3)
-    seeds: tuple[int, ...] = (1, 2, 3)
+    seeds: tuple[int, ...] = (1, 2)
     material: MaterialSize = field(default_factory=MaterialSize)
 
 
@@ -112,9 +81,7 @@ FAST = DemoSize(
     log_interval=1,
     save_interval=4,
     model=(
-        "model.depth=2",
         "model.embed_dim=32",
-        "model.average_top_k_layers=2",
         "model.modalities.text.decoder.decoder_dim=32",
         "task.tokens_per_sample=32",
         "dataset.batch_size=4",
@@ -210,17 +177,18 @@ def run_demo(options: DemoOptions) -> Screen:
             with live.stage(2):
                 pretraining, run, proof = _pretrain(options, material)
             with live.stage(3):
-                tuned, sweep = _sweep(options, material, live, pretrained=True)
+                fresh, fresh_sweep = _sweep(options, material, live, f"models:/{PRETRAINED}@{ALIAS}")
             with live.stage(4):
-                control, random_sweep = _sweep(options, material, live, pretrained=False)
-        tasks = [_figures(task, tuned.get(task), control.get(task), material) for task in TASKS]
-        with live.stage(5):
-            predictions = _predict(tuned["cola"].uri if "cola" in tuned else None, options, material)
+                tuned, sweep = _sweep(options, material, live, str(SHIPPED), register=True)
+            with live.stage(5):
+                control, random_sweep = _sweep(options, material, live, None)
+        with live.stage(6):
+            predictions = _predict(tuned.uri if tuned else None, options, material)
     screen = Screen(
         title=_title(options, facts.sources),
         seconds=time.monotonic() - begin,
         pretraining=pretraining,
-        tasks=tasks,
+        task=_figures(fresh, tuned, control, len(material.sentences("dev"))),
         rates=len(size.rates),
         seeds=size.seeds,
         max_updates=size.trial_updates,
@@ -230,7 +198,8 @@ def run_demo(options: DemoOptions) -> Screen:
         command=_command(),
         page=folder / "report.html",
     )
-    _write_page(screen, material, run, {"pretrained": sweep, "random": random_sweep})
+    sweeps = {"just pretrained": fresh_sweep, "longer pretrained": sweep, "random": random_sweep}
+    _write_page(screen, material, run, sweeps)
     return screen
 
 
@@ -262,7 +231,7 @@ def _pretrain(options: DemoOptions, material: Material) -> tuple[PretrainingFigu
     size, updates = options.size, options.pretraining_updates
     name = f"demo-pretraining-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     composed = compose(
-        "tiny/text_pretraining",
+        "tiny/text_pretraining_alibi",
         [
             f"task.data={material.text}",
             *size.model,
@@ -271,6 +240,7 @@ def _pretrain(options: DemoOptions, material: Material) -> tuple[PretrainingFigu
             f"model.ema_anneal_end_step={max(updates // 3, 1)}",
             f"common.log_interval={size.log_interval}",
             f"checkpoint.save_interval_updates={size.save_interval}",
+            f"distributed_training.distributed_world_size={WORKERS}",
             f"platform.num_workers={WORKERS}",
             "platform.gpus_per_worker=0",
             "platform.experiment=demo",
@@ -318,7 +288,7 @@ def _short_name(registered: str | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class _Best:
-    """The best trial of a task: setting, value, majority class, its model in words and its URI."""
+    """The best setting: value, majority class, rate, its model in words and its URI."""
 
     metric: str
     value: float
@@ -328,30 +298,31 @@ class _Best:
     uri: str
 
 
-def _registered_name(task: str, options: DemoOptions) -> str:
+def _registered_name(options: DemoOptions) -> str:
     """Prose and real data compete for different aliases."""
-    return f"{PRETRAINED}-{'glue-' if options.data is not None else ''}{task}"
+    return f"{PRETRAINED}-{'glue-' if options.data is not None else ''}cola"
 
 
 def _sweep(
-    options: DemoOptions, material: Material, live: Live, *, pretrained: bool
-) -> tuple[dict[str, _Best], str]:
-    """One sweep, and its name; only pretrained weights are registered."""
+    options: DemoOptions, material: Material, live: Live, parent: str | None, *, register: bool = False
+) -> tuple[_Best | None, str]:
+    """What is best from a parent's weights, by default from random ones, and the name of the sweep."""
     from d2v_platform.recipe.sweep_definition import load_sweep
     from d2v_platform.sweeps.engine import run_sweep
 
     size = options.size
     overrides = [
-        f"task.data={material.tasks}",
-        f"model.model_path=models:/{PRETRAINED}@{ALIAS}",
+        f"task.data={material.raw}",
+        f"model.model_path={parent or SHIPPED}",
+        f"model.no_pretrained_weights={parent is None}",
         f"max_updates={size.trial_updates}",
         f"grid.lr=[{','.join(map(str, size.rates))}]",
         f"grid.seed=[{','.join(map(str, size.seeds))}]",
     ]
-    if pretrained:
-        overrides.append(f"register.name={_registered_name('{task}', options)}")
+    if register:
+        overrides.append(f"register.name={_registered_name(options)}")
     else:
-        overrides += ["model.no_pretrained_weights=true", "register.name=null", "register.alias=null"]
+        overrides += ["register.name=null", "register.alias=null"]
     result = run_sweep(load_sweep("demo", overrides), quiet=True, reached=live.reached)
     for trial, why in result.failed.items():
         logger.warning("      trial %s has no result: %s", trial, why)
@@ -365,7 +336,7 @@ def _sweep(
             values,
             "  <- best" if row.chosen else "",
         )
-    found: dict[str, _Best] = {}
+    best: _Best | None = None
     for winner in result.winners:
         version = (winner.model_uri or "").removeprefix("models:/")
         name = version.rpartition("/")[0]
@@ -374,7 +345,7 @@ def _sweep(
             useless = winner.floor is not None and winner.value <= winner.floor
             why = "no better than one answer for all" if useless else f"@{ALIAS} stays: no better"
             model, uri = f"{version} ({why})", f"models:/{version}"
-        found[winner.task] = _Best(
+        best = _Best(
             metric=winner.metric,
             value=winner.value,
             majority=winner.floor,
@@ -382,20 +353,21 @@ def _sweep(
             model=model,
             uri=uri,
         )
-    return found, result.name
+    return best, result.name
 
 
-def _figures(task: str, tuned: _Best | None, control: _Best | None, material: Material) -> TaskFigures:
+def _figures(fresh: _Best | None, tuned: _Best | None, control: _Best | None, examples: int) -> TaskFigures:
     known = tuned or control
     return TaskFigures(
-        task=_TITLES[task],
+        task=_TASK,
         metric=known.metric if known else "-",
         majority=known.majority if known else None,
         random=control.value if control else None,
+        fresh=fresh.value if fresh else None,
         pretrained=tuned.value if tuned else None,
         lr=tuned.lr if tuned else None,
         model=tuned.model if tuned else "-",
-        examples=material.reports[task].splits["valid"].kept,
+        examples=examples,
     )
 
 
@@ -406,8 +378,8 @@ def _predict(uri: str | None, options: DemoOptions, material: Material) -> Predi
     """By this demo's model, or by an earlier one's where no trial has a result."""
     from .registry_prediction import predict
 
-    uri = uri or f"models:/{_registered_name('cola', options)}@{ALIAS}"
-    known = [*zip(_SENTENCES, _TRUTHS, strict=True), *held_out_sentences(material)]
+    uri = uri or f"models:/{_registered_name(options)}@{ALIAS}"
+    known = [*zip(_SENTENCES, _TRUTHS, strict=True), *material.sentences("dev")]
     answers = [
         Prediction(
             sentence=found.text,
@@ -427,7 +399,7 @@ def _write_page(screen: Screen, material: Material, run: str, sweeps: dict[str, 
 
     from .page import masks_of, write_page
 
-    model: Any = compose("tiny/text_pretraining", ["task.data=/not/read"]).recipe.model
+    model: Any = compose("tiny/text_pretraining_alibi", ["task.data=/not/read"]).recipe.model
     tokenizer = TextTokenizer(dictionary=Dictionary.load(material.text / "dict.txt"))
     masks = masks_of(_SENTENCES[0], tokenizer, model.modalities.text.mask_prob, model.clone_batch)
     assert screen.page is not None
@@ -443,10 +415,10 @@ def _material_lines(material: Material, options: DemoOptions) -> Iterator[str]:
         f"training tokens ({unknown:.1f}% unknown)"
     )
     whose = "made from held-out prose" if options.data is None else str(options.data)
-    for task, report in material.reports.items():
-        train, dev = report.splits["train"], report.splits["valid"]
-        counts = ", ".join(f"{label}: {number}" for label, number in train.label_counts.items())
-        yield f"task {task} ({whose}): {train.kept} training examples ({counts}), {dev.kept} dev examples"
+    labels = [label for _, label in material.sentences("train")]
+    counts = ", ".join(f"{name}: {labels.count(label)}" for label, name in _CLASSES.items())
+    dev = len(material.sentences("dev"))
+    yield f"task cola ({whose}): {len(labels)} training examples ({counts}), {dev} dev examples"
 
 
 def _title(options: DemoOptions, sources: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The demo's input on disk: text files, a dictionary made from them, token files, prepared tasks.
+"""The demo's input on disk: text files, a dictionary made from them, token files, a raw task.
 
 Everything lies in one folder of the cache, named after what it was made from, so that a second demo finds it.
 """
@@ -14,9 +14,8 @@ from pathlib import Path
 import filelock
 
 from d2v_platform.home import home_folder
-from d2v_platform.preparation.glue import prepare_glue
 from d2v_platform.preparation.text import TextOptions, TextReport, prepare_text
-from data2vec.data.glue import GLUE_TASKS, GlueReport
+from data2vec.data.glue import GLUE_TASKS
 from data2vec.errors import DataError
 from data2vec.folders import write_text
 
@@ -79,10 +78,13 @@ class Material:
 
     facts: ProseFacts  # about the prose
     text: Path  # token files, for ``task.data`` of pretraining
-    tasks: Path  # the prepared tasks' parent folder, for ``task.data`` of the sweep
     tokens: TextReport  # the report on the token files
-    reports: dict[str, GlueReport]  # one a task
-    raw: Path  # the folder that the tasks were made from
+    raw: Path  # raw GLUE, for ``task.data`` of the sweep
+
+    def sentences(self, split: str) -> list[tuple[str, str]]:
+        """Sentences of CoLA's ``train`` or ``dev`` with their labels."""
+        lines = (self.raw / "CoLA" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
+        return [(line.split("\t")[3], line.split("\t")[1]) for line in lines]
 
 
 def check_data(data: Path) -> None:
@@ -108,7 +110,7 @@ def check_data(data: Path) -> None:
 
 
 def make_prose(size: MaterialSize) -> tuple[Path, ProseFacts]:
-    """Text files and raw tasks; found again if they are there.
+    """Text files and a raw task; found again if they are there.
 
     Args:
         size: how much.
@@ -132,42 +134,21 @@ def make_prose(size: MaterialSize) -> tuple[Path, ProseFacts]:
 
 
 def prepare_material(folder: Path, facts: ProseFacts, size: MaterialSize, data: Path | None) -> Material:
-    """Dictionary, token files and tasks, by the same functions as ``d2v prepare``.
+    """Dictionary and token files, by the same function as ``d2v prepare text``.
 
     Args:
         folder: of :func:`make_prose`.
         facts: of :func:`make_prose`.
         size: how much.
-        data: a raw GLUE folder instead of the tasks made from prose.
-
-    Raises:
-        DataError: the raw GLUE folder cannot be used.
+        data: a raw GLUE folder instead of the task made from prose.
     """
     with filelock.FileLock(folder / "lock", timeout=600):
         options = TextOptions(build_dict=True, max_size=size.vocabulary)
         texts = {"train": folder / "train.txt", "valid": folder / "valid.txt"}
         tokens = prepare_text(texts, folder / "text", options)
-        name = (
-            "tasks"
-            if data is None
-            else f"glue-{hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:12]}"
-        )
-        raw = folder / "raw" if data is None else data
-        reports = prepare_glue(raw, folder / name, TASKS, dictionary=folder / "text" / "dict.txt")
     return Material(
-        facts=facts,
-        text=folder / "text",
-        tasks=folder / name,
-        tokens=tokens,
-        reports={report.task: report for report in reports},
-        raw=raw,
+        facts=facts, text=folder / "text", tokens=tokens, raw=folder / "raw" if data is None else data
     )
-
-
-def held_out_sentences(material: Material) -> list[tuple[str, str]]:
-    """The task's dev sentences with their labels."""
-    lines = (material.raw / "CoLA" / "dev.tsv").read_text(encoding="utf-8").splitlines()
-    return [(line.split("\t")[3], line.split("\t")[1]) for line in lines]
 
 
 def _write_prose(folder: Path, size: MaterialSize, sources: Mapping[str, str]) -> ProseFacts:

@@ -20,7 +20,7 @@ from d2v_platform.tracking.mlflow_access import open_client
 from data2vec.data.tokenizer import TextTokenizer
 from data2vec.masking import random_masks
 
-from .screen import HEADER, Screen, notes, rows
+from .screen import HEADER, Screen, notes, row
 
 _CURVES = ("loss", "variance", "rank")  # of pretraining
 
@@ -52,7 +52,7 @@ def write_page(path: Path, screen: Screen, *, run: str, sweeps: Mapping[str, str
         drawings=drawings([*panels, *over_rates]),
         drawings_title="Curves of pretraining; the metric of each sweep over the learning rate",
         sections=[
-            Section("Fine-tuned", rows(screen.tasks), HEADER),
+            Section("Fine-tuned", [row(screen.task)], HEADER),
             masks,
             Section(f"Predictions of {found.model}", [(line,) for line in found.summary()]),
             Section("Sentence by sentence", answers, ("sentence", "answer", "truth", "confidence")),

@@ -35,30 +35,30 @@ class TaskFigures:
     metric: str  # its official metric
     majority: float | None  # of always giving the commonest label
     random: float | None  # best of the sweep from random weights; ``None`` if no trial has a value
-    pretrained: float | None  # the same from pretrained weights
+    fresh: float | None  # the same from the weights that the demo pretrained
+    pretrained: float | None  # the same from a model that was pretrained for longer
     lr: float | None  # rate that won with pretrained weights
     model: str  # name in the registry
     examples: int  # size of the dev set
 
-    @property
-    def noise(self) -> float:
-        """Two standard errors of the difference of two values, by the number of examples alone."""
+    def noise(self, value: float) -> float:
+        """Two standard errors of its difference to random weights, by the number of examples alone."""
         if not self.examples:
             return math.inf
         if self.metric == "mcc":
             return _ERRORS * 100.0 * math.sqrt(2.0 / self.examples)
-        shares = [value / 100.0 for value in (self.random, self.pretrained) if value is not None]
-        spread = sum(share * (1.0 - share) for share in shares) * 2.0 / max(len(shares), 1)
+        shares = [one / 100.0 for one in (self.random, value) if one is not None]
+        spread = sum(share * (1.0 - share) for share in shares) * 2.0 / len(shares)
         return _ERRORS * 100.0 * math.sqrt(spread / self.examples)
 
-    def verdict(self) -> str:
-        """Pretrained beside random weights, in words."""
-        if self.random is None or self.pretrained is None:
+    def verdict(self, value: float | None) -> str:
+        """A value beside random weights', in words."""
+        if self.random is None or value is None:
             return "not compared: a sweep has no result"
-        gain = self.pretrained - self.random
-        if abs(gain) <= self.noise:
-            return f"{gain:+.1f}: no difference beyond noise (+-{self.noise:.1f})"
-        return f"{gain:+.1f}: {'ahead' if gain > 0 else 'BEHIND'} beyond noise (+-{self.noise:.1f})"
+        gain, noise = value - self.random, self.noise(value)
+        if abs(gain) <= noise:
+            return f"{gain:+.1f}: no difference beyond noise (+-{noise:.1f})"
+        return f"{gain:+.1f}: {'ahead' if gain > 0 else 'BEHIND'} beyond noise (+-{noise:.1f})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +113,8 @@ class Screen:
     title: str  # what the demo ran on
     seconds: float  # all of it
     pretraining: PretrainingFigures  # its figures
-    tasks: Sequence[TaskFigures]  # the table
-    rates: int  # learning rates tried in both sweeps
+    task: TaskFigures  # the table
+    rates: int  # learning rates tried in every sweep
     seeds: Sequence[int]  # of the sweep
     max_updates: int  # of each trial
     predictions: Predictions  # from the registry
@@ -134,7 +134,7 @@ def render(screen: Screen) -> list[str]:
     ]
     if screen.proof is not None:
         lines += _under("kill", screen.proof.lines())
-    lines += ["", *table(screen.tasks), *notes(screen), ""]
+    lines += ["", *table(screen.task), *notes(screen), ""]
     found = screen.predictions
     told = [f"{found.model}, loaded in a clean process", *(p.line() for p in found.shown)]
     lines += _under("prediction", told)
@@ -150,25 +150,34 @@ def render(screen: Screen) -> list[str]:
     return lines
 
 
-HEADER = ("task (metric, %)", "majority class", "random weights", "pretrained", "lr", "model@alias")
+HEADER = (
+    "task (metric, %)",
+    "majority class",
+    "random weights",
+    "just pretrained",
+    "longer pretrained",
+    "lr",
+    "model@alias",
+)
 
 
-def rows(tasks: Sequence[TaskFigures]) -> list[tuple[str, ...]]:
+def row(task: TaskFigures) -> tuple[str, ...]:
     """Cells of the table."""
-    return [
-        (f"{task.task} ({task.metric})", *map(_value, (task.majority, task.random, task.pretrained)),
-         "-" if task.lr is None else f"{task.lr:g}", task.model)
-        for task in tasks
-    ]  # fmt: skip
+    return (
+        f"{task.task} ({task.metric})",
+        *map(_value, (task.majority, task.random, task.fresh, task.pretrained)),
+        "-" if task.lr is None else f"{task.lr:g}",
+        task.model,
+    )
 
 
-def table(tasks: Sequence[TaskFigures]) -> list[str]:
+def table(task: TaskFigures) -> list[str]:
     """The table, columns aligned, numbers to the right."""
-    cells = [HEADER, *rows(tasks)]
+    cells = [HEADER, row(task)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(HEADER))]
     return [
         "  ".join(
-            text.ljust(width) if column in (0, 5) else text.rjust(width)
+            text.ljust(width) if column in (0, len(HEADER) - 1) else text.rjust(width)
             for column, (text, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
@@ -180,8 +189,9 @@ def notes(screen: Screen) -> list[str]:
     seeds = ", ".join(map(str, screen.seeds))
     word = "seed" if len(screen.seeds) == 1 else "seeds"
     return [
-        *(f"{task.task}: pretrained weights {task.verdict()}" for task in screen.tasks),
-        f"median of {word} {seeds}; both the best of {screen.rates} rates, at most {screen.max_updates} "
+        f"beside random weights: just pretrained {screen.task.verdict(screen.task.fresh)}; longer pretrained "
+        f"{screen.task.verdict(screen.task.pretrained)}",
+        f"median of {word} {seeds}; all the best of {screen.rates} rates, at most {screen.max_updates} "
         f"updates a trial; noise is {_ERRORS:g} standard errors by the dev examples, seeds come on top.",
     ]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.data.sentences import SentenceDataset
+from d2v_platform.preparation.glue import prepare_glue
 from data2vec.errors import DataError
 from experiments.demo import prose, prose_tasks
 from experiments.demo.material import MaterialSize, check_data, make_prose, prepare_material
@@ -136,18 +136,16 @@ def test_too_little_prose_is_said() -> None:
         prose_tasks.word_order([document], 10, seed=1)
 
 
-def test_material_is_prepared_by_our_own_functions_and_found_again(home: Path) -> None:
+def test_material_is_prepared_by_our_own_functions_and_found_again(home: Path, tmp_path: Path) -> None:
     folder, facts = make_prose(SMALL)
     material = prepare_material(folder, facts, SMALL, data=None)
     assert material.tokens.vocabulary <= 1001
     assert folder.is_relative_to(home)
-    report = material.reports["cola"]
+    [report] = prepare_glue(material.raw, tmp_path, ["cola"], dictionary=material.text / "dict.txt")
     assert report.dropped == 0
     assert report.splits["train"].kept == 80 and report.splits["valid"].kept == 20
-    dataset = SentenceDataset(
-        material.tasks / "CoLA-bin", "train", num_classes=2, init_token=0, separator_token=2
-    )
-    assert len(dataset) == 80 and dataset.dictionary.digest() == material.tokens.dictionary
+    assert [len(material.sentences(split)) for split in ("train", "dev")] == [80, 20]
+    assert {label for _, label in material.sentences("dev")} == {"0", "1"}
     before = (folder / "prose.json").stat().st_mtime_ns
     again, same = make_prose(SMALL)
     assert (again, same) == (folder, facts) and (folder / "prose.json").stat().st_mtime_ns == before
