@@ -80,23 +80,15 @@ text() {
   sweep small-rte small_text 60 "${parent[@]}" 'grid.task=[rte]' max_updates=60
 }
 
-# Pieces of the data's own, sentences of GLUE beside the books, distance instead of positions, a narrow decoder and no
-# dropout: what limits the lane text.
+# Pieces of the data's own, sentences of GLUE beside the books, and a recipe without what limits the lane text.
 words() {
   local place=$PREPARED/words probe
   [ -f "$place/order/CoLA/dev.tsv" ] || word_material "$DATA" "$place"
   [ -f "$place/text/valid.idx" ] || d2v prepare text --train "$place/train.txt" --valid "$DATA/text/gutenberg_books/valid.txt" \
     --build-dict --encoder-json "$place/encoder.json" --vocab-bpe "$place/vocab.bpe" --dest "$place/text"
-  once words d2v train tiny/text_pretraining task.data="$place/text" platform.num_workers=0 \
+  once words d2v train tiny/text_pretraining_alibi task.data="$place/text" platform.num_workers=0 \
     optimization.max_update="$(updates 10000)" optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 100)" \
-    model.ema_anneal_end_step="$(updates 500)" common.log_interval=100 checkpoint.save_interval_updates=500 \
-    task.tokens_per_sample=64 dataset.batch_size=16 distributed_training.distributed_world_size=1 'optimization.lr=[2.0e-3]' \
-    model.depth=2 model.average_top_k_layers=2 model.embed_dim=128 model.clone_batch=2 \
-    model.modalities.text.no_token_positional_embeddings=true model.modalities.text.use_alibi_encoder=true \
-    model.modalities.text.learned_alibi_scale=true model.modalities.text.learned_alibi_scale_per_head=true \
-    model.modalities.text.dropout=0 model.encoder_dropout=0 model.post_mlp_drop=0 model.attention_dropout=0 \
-    model.modalities.text.decoder.decoder_dim=64 model.modalities.text.decoder.decoder_kernel=3 \
-    model.modalities.text.decoder.decoder_layers=1 \
+    model.ema_anneal_end_step="$(updates 500)" \
     platform.run_name=words platform.register_as=data2vec2-words platform.alias=champion
   report words
   for probe in classes sst-2; do
