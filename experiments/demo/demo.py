@@ -39,15 +39,13 @@ _STAGES = (
     "a model from the registry, in a clean process, predicts",
 )
 _TASK = "word order, CoLA's layout"
-#: None is in the prose; of each pair the second is the first with its inner words shuffled.
+#: Neither is in the prose; the second is the first with its inner words shuffled.
 _SENTENCES = (
     "The program reads the file and prints the name of every user.",
     "The the prints reads and of name file the program every user.",
-    "If the list is empty, the loop ends and the value is not changed.",
-    "If value list loop not the and empty, the is ends is the changed.",
 )
 _CLASSES = {"1": "acceptable", "0": "unacceptable"}
-_TRUTHS = ("1", "0", "1", "0")  # of the sentences above
+_TRUTHS = ("1", "0")  # of the sentences above
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +63,12 @@ class DemoSize:
         material: of prose and tasks.
     """
 
-    updates: int = 400
+    updates: int = 300
     log_interval: int = 10
     save_interval: int = 50
     model: tuple[str, ...] = ("dataset.batch_size=8",)  # on each worker
-    trial_updates: int = 300
-    rates: tuple[float, ...] = (5e-4, 1e-3)
+    trial_updates: int = 400
+    rates: tuple[float, ...] = (1e-3, 2e-3)
     seeds: tuple[int, ...] = (1, 2)
     material: MaterialSize = field(default_factory=MaterialSize)
 

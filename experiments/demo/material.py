@@ -42,7 +42,7 @@ class MaterialSize:
     packages: tuple[str, ...] = prose.PACKAGES
     standard_library: bool = True
     vocabulary: int = 8000
-    train: int = 2400
+    train: int = 4800
     dev: int = 400
 
 

@@ -90,6 +90,11 @@ class Predictions:
     shown: Sequence[Prediction]  # written for the demo
     held_out: Sequence[Prediction] = ()  # the task's dev sentences, by which the rate was chosen
 
+    def surest(self) -> list[Prediction]:
+        """The held-out sentence of each answer that it is most sure of."""
+        answers = sorted({one.label for one in self.held_out})
+        return [max((p for p in self.held_out if p.label == a), key=lambda p: p.score) for a in answers]
+
     def summary(self) -> list[str]:
         """How often it is right, and how often where it is sure."""
         known = sorted(self.held_out, key=lambda one: -one.score)
@@ -136,7 +141,8 @@ def render(screen: Screen) -> list[str]:
         lines += _under("kill", screen.proof.lines())
     lines += ["", *table(screen.task), *notes(screen), ""]
     found = screen.predictions
-    told = [f"{found.model}, loaded in a clean process", *(p.line() for p in found.shown)]
+    told = [f"{found.model}, loaded in a clean process; what it is most sure of, and sentences of ours:"]
+    told += [p.line() for p in (*found.surest(), *found.shown)]
     lines += _under("prediction", told)
     lines += _under("", found.summary())
     if screen.page is not None:

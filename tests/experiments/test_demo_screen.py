@@ -71,7 +71,7 @@ def test_the_screen_is_short_and_holds_every_figure() -> None:
     for wanted in ("5 min 23 s", "42.95 -> 24.88", "target variance 0.80", "2 Ray Train workers",
                    "240 updates in 81 s", "median of seed 1;", "seeds come on top",
                    "+8.2: no difference beyond noise",
-                   "not compared: a sweep has no result", "models:/m@demo, loaded in a clean process",
+                   "not compared: a sweep has no result", "models:/m@demo, loaded in a clean process;",
                    '"A text." -> good (0.61), WRONG', "make ui", "file:///home/me/report.html",
                    "make demo DATA=", "/home/me/.d2v", ".venv/bin/d2v prepare text"):  # fmt: skip
         assert wanted in text, wanted
@@ -118,6 +118,24 @@ def answers(right: int, wrong: int, score: float) -> list[Prediction]:
         Prediction(sentence="s", label=truths[n] if n < right else "c", score=score, truth=truths[n])
         for n in range(right + wrong)
     ]
+
+
+def test_the_surest_sentence_of_each_answer_is_shown() -> None:
+    held_out = [
+        Prediction(sentence=name, label=label, score=score, truth="a")
+        for name, label, score in (
+            ("one", "b", 0.6),
+            ("two", "a", 0.7),
+            ("three", "b", 0.9),
+            ("four", "a", 0.8),
+        )
+    ]
+    found = Predictions(model="m", shown=(), held_out=held_out)
+    assert [one.sentence for one in found.surest()] == ["four", "three"]
+    text = "\n".join(render(dataclasses.replace(SCREEN, predictions=found)))
+    assert (
+        '"four" -> a (0.80), right' in text and '"three" -> b (0.90), WRONG' in text and '"two"' not in text
+    )
 
 
 def test_the_surest_answers_are_counted_by_themselves() -> None:
