@@ -67,9 +67,9 @@ class DemoSize:
     log_interval: int = 10
     save_interval: int = 50
     model: tuple[str, ...] = ("dataset.batch_size=8",)  # on each worker
-    trial_updates: int = 400
+    trial_updates: int = 500
     rates: tuple[float, ...] = (1e-3, 2e-3)
-    seeds: tuple[int, ...] = (1, 2)
+    seeds: tuple[int, ...] = (1,)
     material: MaterialSize = field(default_factory=MaterialSize)
 
 

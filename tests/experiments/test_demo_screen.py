@@ -203,7 +203,7 @@ def test_the_sweep_has_the_demos_rates_and_seeds() -> None:
     control = load_sweep(
         "demo", [*plain, "model.no_pretrained_weights=true", "register.name=null", "register.alias=null"]
     )
-    assert control.definition.register.name is None and len(control.trials) == 4
+    assert control.definition.register.name is None and len(control.trials) == 2
     assert len(FAST.rates) == 1
 
 
