@@ -38,7 +38,9 @@ def write_page(path: Path, screen: Screen, *, run: str, sweeps: Mapping[str, str
     client = open_client(default_tracking_uri())
     panels = [p for p in run_panels([load_run(client, find_run(client, run))]) if p.name in _CURVES]
     over_rates = [
-        dataclasses.replace(panel, name=f"{panel.name}-{weights}", title=f"{panel.title}, {weights} weights")
+        dataclasses.replace(
+            panel, name=f"{panel.name}-{weights}".replace(" ", "-"), title=f"{panel.title}, {weights} weights"
+        )
         for weights, sweep in sweeps.items()
         for panel in sweep_panels(load_sweep_history(client, find_run(client, sweep)))
         if panel.name.endswith("-lr")

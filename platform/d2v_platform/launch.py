@@ -367,7 +367,7 @@ def show_plan(composed: Composed) -> None:
         logger.info("note: %s", note)
     with contextlib.ExitStack() as stack:
         if recipe.platform.num_workers != 0:
-            # Only Ray knows a cluster, and what it calls a GPU; starting it takes ten times as long as the rest.
+            # Only Ray knows a cluster, and what it calls a GPU; starting it takes longer than all the rest.
             known = not ray_session.on_cluster() and not local_gpus(local_mode=True)
             cluster = ray_session.this_machine() if known else stack.enter_context(ray_session.connected())
         plan, local = make_plan(recipe, cluster, local_gpus(cluster is None)), with_local_data(recipe)

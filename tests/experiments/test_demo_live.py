@@ -131,19 +131,21 @@ def test_the_demo_from_its_stages_to_its_page(
         done.append("pretrain")
         return figures, "run", None
 
-    def sweep(options: Any, material: Any, live: Live, *, pretrained: bool) -> Any:
-        done.append(f"sweep {pretrained}")
+    weights = {"models:/data2vec2-text-demo@demo": ("fresh", 5.5), str(demo.SHIPPED): ("longer", 6.0)}
+
+    def sweep(options: Any, material: Any, live: Live, parent: str | None, *, register: bool = False) -> Any:
+        name, value = weights.get(parent or "", ("control", 5.0))
+        done.append(f"sweep {name}{' registered' * register}")
         live.reached(0.5)
-        best = demo._Best(metric="mcc", value=5.0 + pretrained, majority=0.0, lr=1e-5, seed=1, model="m@demo",
-                          uri="models:/m@demo")  # fmt: skip
-        return {"cola": best}, "sweep" if pretrained else "control"
+        uri = f"models:/{name}@demo"
+        return demo._Best(metric="mcc", value=value, majority=0.0, lr=1e-5, model="m@demo", uri=uri), name
 
     def predict(uri: str, texts: list[str]) -> list[Labelled]:
         done.append(f"predict {uri}")
         return [Labelled(text, "1", 0.9) for text in texts]
 
     runs = {"run": history("run", train__loss=(9.0, 3.0), train__target_var=(0.5, 0.6))}
-    sweeps = {"sweep": sweep_of(6.0), "control": sweep_of(5.0)}
+    sweeps = {"fresh": sweep_of(5.5), "longer": sweep_of(6.0), "control": sweep_of(5.0)}
     monkeypatch.setattr(demo, "_pretrain", pretrain)
     monkeypatch.setattr(demo, "_sweep", sweep)
     monkeypatch.setattr(demo.ray_session, "connected", lambda **_: contextlib.nullcontext())
@@ -153,16 +155,23 @@ def test_the_demo_from_its_stages_to_its_page(
     monkeypatch.setattr(page, "load_run", lambda _, name: runs[name])
     monkeypatch.setattr(page, "load_sweep_history", lambda _, name: sweeps[name])
     screen = demo.run_demo(demo.DemoOptions(fast=True))
-    assert done == ["pretrain", "sweep True", "sweep False", "predict models:/m@demo"]
+    assert done == [
+        "pretrain", "sweep fresh", "sweep longer registered", "sweep control", "predict models:/longer@demo"
+    ]  # fmt: skip
     first, second = screen.predictions.shown
     assert [(p.truth, p.right) for p in (first, second)] == [("acceptable", True), ("unacceptable", False)]
     assert len(screen.predictions.held_out) == 40 and screen.predictions.summary()[0].startswith("of 40")
     lines = "\n".join(render(screen))
-    assert "+1.0: no difference beyond noise" in lines and "this model answers no better" in lines
+    assert "just pretrained +0.5: no difference" in lines and "longer pretrained +1.0: no diff" in lines
+    assert "this model answers no better" in lines
     text = screen.page.read_text(encoding="utf-8") if screen.page else ""
     assert not re.search(r"<(script|link|img|iframe)\b|(?:src|href)=\"(?!#)", text)
     panels = re.findall(r'<figure id="panel-([^"]+)">', text)
-    assert panels == ["loss", "variance", "cola-lr-pretrained", "cola-lr-random"]
-    for said in ("▒", "clone 4", "models:/m@demo", "no difference beyond noise", first.sentence, "0.90"):
+    assert panels == [
+        "loss",
+        "variance",
+        *(f"cola-lr-{w}" for w in ("just pretrained", "longer pretrained", "random")),
+    ]
+    for said in ("▒", "clone 2", "models:/longer@demo", "no difference beyond noise", first.sentence, "0.90"):
         assert said in text, said
     assert (home / "reports" / "demo" / "demo.log").read_text().count("documents") == 4
