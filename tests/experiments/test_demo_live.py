@@ -170,7 +170,7 @@ def test_the_demo_from_its_stages_to_its_page(
     assert panels == [
         "loss",
         "variance",
-        *(f"cola-lr-{w}" for w in ("just pretrained", "longer pretrained", "random")),
+        *(f"cola-lr-{w}" for w in ("just-pretrained", "longer-pretrained", "random")),
     ]
     for said in ("▒", "clone 2", "models:/longer@demo", "no difference beyond noise", first.sentence, "0.90"):
         assert said in text, said
