@@ -7,13 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
+import data2vec
+from d2v_platform.recipe.compose import compose
 from d2v_platform.recipe.sweep_definition import load_sweep
 from data2vec.data.tokenizer import TextTokenizer
 from data2vec.errors import Data2VecError
-from experiments.demo.demo import FAST, DemoOptions, DemoSize, run_demo
+from experiments.demo.demo import FAST, SHIPPED, DemoOptions, DemoSize, run_demo
 from experiments.demo.page import masks_of
 from experiments.demo.screen import (
     Prediction,
@@ -205,6 +209,18 @@ def test_the_sweep_has_the_demos_rates_and_seeds() -> None:
     )
     assert control.definition.register.name is None and len(control.trials) == 2
     assert len(FAST.rates) == 1
+
+
+def test_the_shipped_model_is_of_its_recipe_and_small() -> None:
+    model = data2vec.load(SHIPPED)
+    recipe: Any = compose("tiny/text_pretraining_alibi", ["task.data=/not/read"], check=False).recipe.model
+    found = model.config["model"]
+    assert {key: found[key] for key in ("depth", "embed_dim", "num_heads", "clone_batch", "modalities")} == {
+        key: recipe.to_dict()[key] for key in ("depth", "embed_dim", "num_heads", "clone_batch", "modalities")
+    }
+    near, far = model.embed(["The cat sleeps.", "The sleeps cat."])
+    assert np.abs(near - far).max() > 1e-3, "the order of words counts"
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) <= 4_000_000
 
 
 def test_the_command_line_says_a_users_mistake_in_one_line() -> None:
