@@ -20,7 +20,7 @@ from d2v_platform.training import ray_session
 from data2vec.errors import Data2VecError
 
 from .live import Live
-from .material import Material, MaterialSize, check_data, make_prose, prepare_material
+from .material import Material, MaterialSize, make_prose, prepare_material, read_task
 from .screen import Prediction, Predictions, PretrainingFigures, Screen, TaskFigures, render
 from .worker_kill import KillProof, WorkerKiller, prove
 
@@ -186,7 +186,7 @@ def run_demo(options: DemoOptions) -> Screen:
         title=_title(options, facts.sources),
         seconds=time.monotonic() - begin,
         pretraining=pretraining,
-        task=_figures(fresh, tuned, control, len(material.sentences("dev"))),
+        task=_figures(fresh, tuned, control, len(material.dev)),
         rates=len(size.rates),
         seeds=size.seeds,
         max_updates=size.trial_updates,
@@ -204,7 +204,7 @@ def run_demo(options: DemoOptions) -> Screen:
 def _check(options: DemoOptions) -> None:
     """What can be wrong is said before anything is made."""
     if options.data is not None:
-        check_data(options.data)
+        read_task(options.data)
     if options.kill and ("RAY_ADDRESS" in os.environ or ray_session.in_job()):
         raise Data2VecError(
             "--kill ends a process of this machine, but RAY_ADDRESS or the job names a cluster; "
@@ -377,7 +377,7 @@ def _predict(uri: str | None, options: DemoOptions, material: Material) -> Predi
     from .registry_prediction import predict
 
     uri = uri or f"models:/{_registered_name(options)}@{ALIAS}"
-    known = [*zip(_SENTENCES, _TRUTHS, strict=True), *material.sentences("dev")]
+    known = [*zip(_SENTENCES, _TRUTHS, strict=True), *material.dev]
     answers = [
         Prediction(
             sentence=found.text,
@@ -413,9 +413,9 @@ def _material_lines(material: Material, options: DemoOptions) -> Iterator[str]:
         f"training tokens ({unknown:.1f}% unknown)"
     )
     whose = "made from held-out prose" if options.data is None else str(options.data)
-    labels = [label for _, label in material.sentences("train")]
+    labels = [label for _, label in material.train]
     counts = ", ".join(f"{name}: {labels.count(label)}" for label, name in _CLASSES.items())
-    dev = len(material.sentences("dev"))
+    dev = len(material.dev)
     yield f"task cola ({whose}): {len(labels)} training examples ({counts}), {dev} dev examples"
 
 

@@ -16,13 +16,14 @@ import filelock
 from d2v_platform.home import home_folder
 from d2v_platform.preparation.text import TextOptions, TextReport, prepare_text
 from data2vec.data.glue import GLUE_TASKS
+from data2vec.data.glue_rows import read_rows
 from data2vec.errors import DataError
 from data2vec.folders import write_text
 
 from . import prose, prose_tasks
 from .prose import Document, Part
 
-TASKS = ("cola",)
+_TASK = GLUE_TASKS["cola"]
 _FORMAT = 2  # raise it when the same sources give other files
 _SEED = 1
 
@@ -81,32 +82,27 @@ class Material:
     tokens: TextReport  # the report on the token files
     raw: Path  # raw GLUE, for ``task.data`` of the sweep
 
-    def sentences(self, split: str) -> list[tuple[str, str]]:
-        """Sentences of CoLA's ``train`` or ``dev`` with their labels."""
-        lines = (self.raw / "CoLA" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()
-        return [(line.split("\t")[3], line.split("\t")[1]) for line in lines]
+    train: list[tuple[str, str]]  # the task's sentences with their labels
+    dev: list[tuple[str, str]]  # the same, held out
 
 
-def check_data(data: Path) -> None:
-    """Refuse a folder that is no raw GLUE folder, before anything is made.
+def read_task(raw: Path) -> dict[str, list[tuple[str, str]]]:
+    """Sentences of CoLA's ``train`` and ``valid`` with their labels.
 
     Raises:
-        DataError: naming every missing file.
+        DataError: everything that is wrong with the folder.
     """
-    wanted = [
-        data / GLUE_TASKS[task].folder / split.file
-        for task in TASKS
-        for split in GLUE_TASKS[task].splits
-        if split.required
-    ]
-    if not data.is_dir():
-        raise DataError(f"--data {data}: no such folder; give a raw GLUE folder, which holds CoLA/")
-    if missing := [str(path.relative_to(data)) for path in wanted if not path.is_file()]:
-        inside = ", ".join(sorted(path.name for path in data.iterdir())[:12]) or "nothing"
-        raise DataError(
-            f"--data {data}: {', '.join(missing)} missing (it holds {inside}); give a raw GLUE folder, which "
-            "holds CoLA/ with train.tsv and dev.tsv"
-        )
+    found, problems = dict[str, list[tuple[str, str]]](), list[str]()
+    for split in _TASK.splits:
+        if split.required:
+            rows = read_rows(raw / _TASK.folder / split.file, split, _TASK.labels, False, problems)
+            found[split.split] = (
+                [] if rows is None else list(zip(rows.inputs[0], rows.labels or [], strict=True))
+            )
+    if problems:
+        what = f"give a raw GLUE folder, which holds {_TASK.folder}/"
+        raise DataError(f"--data {raw}: {what}\n  " + "\n  ".join(problems))
+    return found
 
 
 def make_prose(size: MaterialSize) -> tuple[Path, ProseFacts]:
@@ -146,8 +142,10 @@ def prepare_material(folder: Path, facts: ProseFacts, size: MaterialSize, data: 
         options = TextOptions(build_dict=True, max_size=size.vocabulary)
         texts = {"train": folder / "train.txt", "valid": folder / "valid.txt"}
         tokens = prepare_text(texts, folder / "text", options)
+    raw = data or folder / "raw"
+    task = read_task(raw)
     return Material(
-        facts=facts, text=folder / "text", tokens=tokens, raw=folder / "raw" if data is None else data
+        facts=facts, text=folder / "text", tokens=tokens, raw=raw, train=task["train"], dev=task["valid"]
     )
 
 

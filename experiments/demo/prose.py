@@ -30,14 +30,12 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn"}
 
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 #: Words that hold English sentences together: text without them is a table, code or a list of names.
-_COMMON = frozenset(
-    re.findall(
-        r"\w+",
-        "the a an this that these those each every any of in on at by for with from into to between "
-        "is are was were be been has have can may must will should and or but if when because while "
-        "as than it its not which there their they ",
-    )
-)
+_COMMON = frozenset((
+    "the", "a", "an", "this", "that", "these", "those", "each", "every", "any", "of", "in", "on", "at",
+    "by", "for", "with", "from", "into", "to", "between", "is", "are", "was", "were", "be", "been",
+    "has", "have", "can", "may", "must", "will", "should", "and", "or", "but", "if", "when", "because",
+    "while", "as", "than", "it", "its", "not", "which", "there", "their", "they"
+))  # fmt: skip
 _SHORTEST, _LONGEST = 5, 45  # words of a sentence
 _BULLET = re.compile(r"^(?:[*•-]|\d{1,2}[.)]|\[\d+\])\s+")
 _ROLE = re.compile(r":[\w:]+:`~?(?:[^`<]*\.)?([^`<>]+?)(?:\s*<[^>`]*>)?`")

@@ -192,12 +192,12 @@ def table(task: TaskFigures) -> list[str]:
 
 def notes(screen: Screen) -> list[str]:
     """Protocol and honesty."""
-    seeds = ", ".join(map(str, screen.seeds))
-    word = "seed" if len(screen.seeds) == 1 else "seeds"
+    several = len(screen.seeds) > 1
+    seeds = f"{'median of seeds' if several else 'seed'} {', '.join(map(str, screen.seeds))}"
     return [
         f"beside random weights: just pretrained {screen.task.verdict(screen.task.fresh)}; longer pretrained "
         f"{screen.task.verdict(screen.task.pretrained)}",
-        f"median of {word} {seeds}; all the best of {screen.rates} rates, at most {screen.max_updates} "
+        f"{seeds}; all the best of {screen.rates} rates, at most {screen.max_updates} "
         f"updates a trial; noise is {_ERRORS:g} standard errors by the dev examples, seeds come on top.",
     ]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from d2v_platform.preparation.glue import prepare_glue
 from data2vec.errors import DataError
 from experiments.demo import prose, prose_tasks
-from experiments.demo.material import MaterialSize, check_data, make_prose, prepare_material
+from experiments.demo.material import MaterialSize, make_prose, prepare_material, read_task
 from experiments.demo.prose import Document, is_sentence, split_sentences
 
 TEXT = """
@@ -144,8 +144,8 @@ def test_material_is_prepared_by_our_own_functions_and_found_again(home: Path, t
     [report] = prepare_glue(material.raw, tmp_path, ["cola"], dictionary=material.text / "dict.txt")
     assert report.dropped == 0
     assert report.splits["train"].kept == 80 and report.splits["valid"].kept == 20
-    assert [len(material.sentences(split)) for split in ("train", "dev")] == [80, 20]
-    assert {label for _, label in material.sentences("dev")} == {"0", "1"}
+    assert (len(material.train), len(material.dev)) == (80, 20)
+    assert {label for _, label in material.dev} == {"0", "1"}
     before = (folder / "prose.json").stat().st_mtime_ns
     again, same = make_prose(SMALL)
     assert (again, same) == (folder, facts) and (folder / "prose.json").stat().st_mtime_ns == before
@@ -166,9 +166,13 @@ def test_train_dev_and_pretraining_share_no_document_and_no_sentence(home: Path)
 
 
 def test_a_wrong_data_folder_is_one_message(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
-        check_data(tmp_path / "absent")
+    with pytest.raises(DataError, match=r"give a raw GLUE folder, which holds CoLA/\n.*train.tsv is missing"):
+        read_task(tmp_path / "absent")
     (tmp_path / "CoLA").mkdir()
-    (tmp_path / "CoLA" / "train.tsv").write_text("x")
-    with pytest.raises(DataError, match=r"CoLA/dev.tsv missing \(it holds CoLA\)"):
-        check_data(tmp_path)
+    (tmp_path / "CoLA" / "train.tsv").write_text("gj04\t1\t\tThe book was read.\ngj04\t1")  # cut off
+    with pytest.raises(DataError, match=r"dev.tsv is missing") as caught:
+        read_task(tmp_path)
+    assert "train.tsv" not in str(caught.value), "one cut row of two is left out, as in training"
+    (tmp_path / "CoLA" / "dev.tsv").write_text("The book was read.\n")
+    with pytest.raises(DataError, match=r"dev.tsv, line 1: column 4 is missing"):
+        read_task(tmp_path)
