@@ -11,11 +11,12 @@
 #   speech            3.0  word error rates from 1 minute to 15: tables, curves
 #   speed             0.3  seconds of steps, CPU and memory
 #   reference         0.3  reference curves of the tiny recipes, for d2v report RUN --reference
-#   quality          13.5  a probe over CPU-minutes, up to 90 a run, of data2vec 2.0, 1 and (images) MAE: one plot a modality
+#   quality          10.5  a probe over CPU-minutes of data2vec 2.0, 1 and (images) lightly's MAE: one plot a modality
 #   clones            4.0  a probe over 1 to 16 clones at equal CPU time: one sweep and plot a modality
 #
 #   DATA=../shared/data   folder with text/, glue/, images/ and speech/ (read only)
 #   WORK=~/d2v-tables     prepared data, runs, registry, tables/, figures/ and reports/
+#   MINUTES=90            CPU-minutes of each run of quality; with more of them a run goes on where it stopped
 #   SHARE=1               share of the updates: SHARE=0.02 tries a lane out
 #
 # What is swept stands in configs/sweep/small_*.yaml, minutes.yaml and clones_*.yaml; copy and edit those.
@@ -32,7 +33,7 @@ for lane in "$@"; do
 done
 DATA=${DATA:-../shared/data}
 [ -d "$DATA/text" ] || { echo "error: DATA=$DATA has no text/; give the folder with text/, glue/, images/, speech/" >&2; exit 2; }
-DATA=$(realpath "$DATA") WORK=${WORK:-$HOME/d2v-tables} SHARE=${SHARE:-1}
+DATA=$(realpath "$DATA") WORK=${WORK:-$HOME/d2v-tables} SHARE=${SHARE:-1} MINUTES=${MINUTES:-90}
 export D2V_HOME=$WORK/home
 PREPARED=$WORK/prepared
 D2V=(.venv/bin/python -m d2v_platform.cli)
@@ -81,11 +82,16 @@ text() {
 }
 
 # Pieces of the data's own, sentences of GLUE beside the books, and a recipe without what limits the lane text.
-words() {
-  local place=$PREPARED/words probe
+words_data() {
+  local place=$PREPARED/words
   [ -f "$place/order/CoLA/dev.tsv" ] || word_material "$DATA" "$place"
   [ -f "$place/text/valid.idx" ] || d2v prepare text --train "$place/train.txt" --valid "$DATA/text/gutenberg_books/valid.txt" \
     --build-dict --encoder-json "$place/encoder.json" --vocab-bpe "$place/vocab.bpe" --dest "$place/text"
+}
+
+words() {
+  words_data
+  local place=$PREPARED/words probe
   once words d2v train tiny/text_pretraining_alibi task.data="$place/text" platform.num_workers=0 \
     optimization.max_update="$(updates 10000)" optimizer.groups.default.lr_scheduler.warmup_updates="$(warmup 100)" \
     model.ema_anneal_end_step="$(updates 500)" \
@@ -313,60 +319,60 @@ reference() {
     report reference-$recipe --write-reference "$REFERENCE/tiny/$recipe.csv"
   done
 }
-# Labelled sets that probe frozen features: digits of fsdd, sentences of SST-2 (CLASS<TAB>TEXT a line).
+# What probes frozen features of speech, the digits of fsdd, and recordings to validate on, whose loss nobody looks at.
 probe_data() {
-  local side
   speech_data
-  mkdir -p "$PREPARED/digits" "$PREPARED/sst-2"
-  for side in train valid; do
-    cp "$PREPARED/speech/fsdd/$side".{tsv,wrd} "$PREPARED/digits/"
-    tail -n +2 "$DATA/glue/SST-2/$([ $side = train ] && echo train || echo dev).tsv" | head -n 4000 |
-      awk -F'\t' '{ print $2 "\t" $1 }' > "$PREPARED/sst-2/$side.tsv"
-  done
-  # Recordings to validate on; the loss is not what is looked at.
+  mkdir -p "$PREPARED/digits"
+  cp "$PREPARED/speech/fsdd"/{train,valid}.{tsv,wrd} "$PREPARED/digits/"
   [ -f "$PREPARED/speech/pretrain/valid.tsv" ] || cp "$PREPARED/speech/asterisk_prompts_en/valid.tsv" "$PREPARED/speech/pretrain/"
 }
-TEXT_PROBE=(task.data="$PREPARED/text" task.probe_data="$PREPARED/sst-2")
+TEXT_PROBE=(task.data="$PREPARED/words/text" task.probe_data="$PREPARED/words/probes/classes" task.probe_layer=0)
 SPEECH_PROBE=(task.data="$PREPARED/speech/pretrain" task.probe_data="$PREPARED/digits" dataset.num_workers=0)
 minutes() { awk -v n="$1" -v share="$SHARE" 'BEGIN { print n * share }'; }
 
 # One run a method: the rate stays at its peak, so that what it has reached after 5, 15 or 45 minutes is what a run of that
 # length would have reached.
 quality() {
-  text_data
+  words_data
   images_data
   probe_data
   local images=(task.data="$PREPARED/images" task.probe_bank=bank dataset.valid_subset=val) slow=model.ema_anneal_end_step=3000
-  local composite=optimizer.groups.default.lr_scheduler.warmup_updates=200 plain=lr_scheduler.warmup_updates=200
-  lasting image-v2 tiny/image_pretraining 250 "${images[@]}" $composite $slow
+  local plain=lr_scheduler.warmup_updates=200 groups=optimizer.groups
+  lasting image-v2 tiny/image_pretraining 250 "${images[@]}" $groups.default.$plain $slow
   lasting image-v1 tiny/image_pretraining_v1 100 "${images[@]}" $plain
-  lasting image-mae tiny/image_pretraining_mae 250 "${images[@]}"
+  lasting image-lightly experiments/lightly_mae/image_pretraining.yaml 250 "${images[@]}" \
+    $groups.{with,no}_decay.$plain
   lasting speech-v2 tiny/audio_pretraining 250 "${SPEECH_PROBE[@]}" $plain $slow
   lasting speech-v1 tiny/audio_pretraining_v1 250 "${SPEECH_PROBE[@]}" $plain $slow
-  lasting text-v2 tiny/text_pretraining 50 "${TEXT_PROBE[@]}" $composite $slow
-  lasting text-v1 tiny/text_pretraining_v1 50 "${TEXT_PROBE[@]}" $plain $slow
+  lasting text-v2 tiny/text_pretraining_alibi 500 "${TEXT_PROBE[@]}"
+  # The network of text_pretraining_alibi; without positions v1 is worse still.
+  local small=model.transformer.encoder
+  lasting text-v1 tiny/text_pretraining_v1 500 "${TEXT_PROBE[@]}" task.tokens_per_sample=64 dataset.batch_size=16 \
+    distributed_training.distributed_world_size=1 'optimization.lr=[2.0e-3]' lr_scheduler.warmup_updates=100 \
+    $small.layers=2 $small.embed_dim=128 $small.ffn_embed_dim=512 model.transformer.{attention_,}dropout=0 \
+    model.average_top_k_layers=2 model.ema_anneal_end_step=500
   local what subset=val
   for what in image speech text; do
     [ $what = image ] || subset=valid
-    d2v report quality-$what-v2 quality-$what-v1 $([ $what = image ] && echo quality-image-mae) --over cpu --only $subset-knn \
-      --only $subset-linear_probe --out "$WORK/reports/quality-$what" > /dev/null
+    d2v report quality-$what-v2 quality-$what-v1 $([ $what = image ] && echo quality-image-lightly) --over cpu \
+      --only $subset-knn --only $subset-linear_probe --out "$WORK/reports/quality-$what" > /dev/null
     cp "$WORK/reports/quality-$what/report.png" "$WORK/figures/quality-$what.png"
     cp "$WORK/reports/quality-$what/curves.csv" "$WORK/tables/quality-$what.csv"
   done
 }
 
-# lasting NAME RECIPE INTERVAL WORDS...: 90 CPU-minutes, probed every INTERVAL updates.
+# lasting NAME RECIPE INTERVAL WORDS...: MINUTES of CPU time, probed every INTERVAL updates.
 lasting() {
   local name=quality-$1 recipe=$2 interval=$3
   shift 3
-  once "$name" d2v train "$recipe" "$@" optimization.stop_cpu_minutes="$(minutes 90)" optimization.max_update=1000000 \
-    common.log_interval=10 dataset.disable_validation=false dataset.validate_interval=1000000 \
+  once "$name-$MINUTES" d2v train "$recipe" "$@" optimization.stop_cpu_minutes="$(minutes "$MINUTES")" \
+    optimization.max_update=1000000 common.log_interval=10 dataset.disable_validation=false dataset.validate_interval=1000000 \
     dataset.validate_interval_updates="$(updates "$interval")" checkpoint.save_interval=1000000 checkpoint.save_interval_updates=0 \
     checkpoint.save_interval_minutes=10 platform.num_workers=0 platform.run_name="$name"
 }
 
 clones() {
-  text_data
+  words_data
   images_data
   probe_data
   local cut=(fixed.optimization.stop_cpu_minutes="$(minutes 15)" fixed.dataset.validate_interval_updates="$(updates 500)")
