@@ -14,10 +14,13 @@ from .placing import moved
 
 @dataclass(frozen=True)
 class KeptRows:
-    """The rows of a batch whose branch runs."""
+    """The rows of a batch whose branch runs.
 
-    index: torch.Tensor | None = None  # (K,) int64; ``None`` = all rows
-    scale: float = 1.0  # of the branch, so that its mean over draws is that without drop path
+    Tensors alone, of which compiled blocks need one variant: a number would be a constant of its code.
+    """
+
+    index: torch.Tensor | None = None  # (K,) int64; ``None`` = all rows, as they are
+    scale_K: torch.Tensor | None = None  # of each row's branch, so that its mean over draws is that without
 
     def of(self, x_R: torch.Tensor) -> torch.Tensor:
         """(R, ...) to (K, ...); what has one row belongs to all of them and stays."""
@@ -25,27 +28,29 @@ class KeptRows:
 
     def add(self, x_R: torch.Tensor, branch_K: torch.Tensor) -> torch.Tensor:
         """(R, ...) plus the scaled branch (K, ...) of these rows."""
-        if self.index is None:
-            return torch.add(x_R, branch_K, alpha=self.scale)
+        if self.index is None or self.scale_K is None:
+            return x_R + branch_K
         dtype = torch.promote_types(x_R.dtype, branch_K.dtype)
-        return x_R.to(dtype).index_add(0, self.index, branch_K.to(dtype), alpha=self.scale)
+        scaled_K = branch_K * self.scale_K.view(-1, *[1] * (branch_K.dim() - 1))
+        return x_R.to(dtype).index_add(0, self.index, scaled_K.to(dtype))
 
 
 ALL_ROWS = KeptRows()
+FEWEST = 2  # rows that run, of more than one: one row is another case for a compiler
 
 
 def draw_kept_rows(rows: int, rate: float, device: torch.device) -> KeptRows:
     """Each row with probability ``1 - rate``, from the CPU's default generator.
 
-    The number of rows decides shapes, which a GPU's generator would make the CPU wait for. Where no row is
-    kept, the first one runs with scale zero: its parameters have gradients then, as other workers' have.
+    The number of rows decides shapes, which a GPU's generator would make the CPU wait for. Where fewer are
+    kept than :data:`FEWEST`, others run with scale zero: the branch's parameters always have gradients, as
+    other workers' have.
     """
     if rate == 0.0:
         return ALL_ROWS
-    keep = 1.0 - rate
-    index = torch.empty(rows, device="cpu").bernoulli_(keep).nonzero()[:, 0]
-    if len(index) == rows:
-        return KeptRows(scale=1.0 / keep)
-    if len(index) == 0:
-        return KeptRows(torch.zeros(1, dtype=torch.int64, device=device), scale=0.0)
-    return KeptRows(moved(index, device), scale=1.0 / keep)
+    kept_R = torch.empty(rows, device="cpu").bernoulli_(1.0 - rate)
+    order_R, kept = kept_R.argsort(descending=True, stable=True), int(kept_R.sum())
+    index = order_R[: max(kept, min(FEWEST, rows))]
+    scale_K = torch.full((len(index),), 1.0 / (1.0 - rate), device=device)
+    scale_K[kept:] = 0.0
+    return KeptRows(moved(index, device), scale_K)

@@ -13,6 +13,7 @@ from torch._guards import CompileContext
 
 from data2vec.compilation import compile_regions
 from data2vec.masking import MaskSet, masked_index
+from data2vec.transformer import TransformerBlock
 from tests.models.test_training_rates import build
 
 KINDS = ("text", "image", "audio", "v1 text", "v1 audio", "v1 vision")
@@ -103,3 +104,18 @@ def test_changing_sizes_compile_a_region_at_most_twice_more(kind: str) -> None:
     assert first is not None and len(first) >= 2
     assert max(first.values()) <= 3, "the blocks of student and teacher are one region"
     assert max((counted.of - first).values(), default=0) <= 2
+
+
+@pytest.mark.parametrize("kind", ["image", "v1 vision"])
+def test_drop_path_of_every_rate_is_one_region(kind: str) -> None:
+    """Each block has its rate, and each draw another number of rows."""
+    model, source, _ = pretraining(kind)
+    blocks = [part for part in model.student.modules() if isinstance(part, TransformerBlock)]
+    for index, block in enumerate(blocks):
+        block.drop_path = 0.2 + 0.1 * index
+    counted = ByRegion()
+    compile_regions(model, sizes_change=False, backend=counted)
+    source = source[:1].expand(7, *source.shape[1:])
+    for update in range(12):
+        model(source, update=update).loss.backward()
+    assert max(counted.of.values()) <= 3, "the teacher's, the first number of rows, and any number"
