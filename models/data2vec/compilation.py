@@ -27,7 +27,8 @@ def compile_regions(
 ) -> int:
     """Compile every region inside a module, at its first call; a part that one graph cannot hold is an error.
 
-    Dropout of compiled regions draws other numbers than eager ones do, from the same seeds.
+    Dropout of compiled regions draws other numbers than eager ones do, from the same seeds. On a CPU a module
+    that says ``eager_on_cpu`` stays as it is.
 
     Args:
         module: the network; its parameters and their names stay.
@@ -43,6 +44,8 @@ def compile_regions(
     compiler.deterministic = torch.are_deterministic_algorithms_enabled()
     count, dynamic = 0, True if sizes_change else None
     for part in module.modules():
+        if getattr(part, "eager_on_cpu", False) and next(part.parameters()).device.type == "cpu":
+            continue
         for name in getattr(part, "regions", ()):
             whole = torch.compile(getattr(part, name), fullgraph=True, dynamic=dynamic, backend=backend)
             setattr(part, name, whole)

@@ -87,3 +87,10 @@ def test_compiled_code_has_the_numbers_of_eager_code(monkeypatch: pytest.MonkeyP
     torch.testing.assert_close(run(module, (X, LEARNED)), eager, rtol=1e-3, atol=1e-4)
     longer = torch.cat([X, X], dim=1)
     assert module(longer, LEARNED.repeat(1, 1, 2, 2))[0].shape == (3, 8, 8)
+
+
+def test_a_waveform_stays_eager_on_a_cpu_and_is_compiled_elsewhere() -> None:
+    layers = ((8, 4, 2), (8, 3, 2))
+    here = WaveformConvolutions(layers)
+    assert compile_regions(here, sizes_change=True, backend="eager") == 0 and "forward" not in vars(here)
+    assert compile_regions(WaveformConvolutions(layers).to("meta"), sizes_change=True, backend="eager") == 1
