@@ -100,18 +100,34 @@ def test_a_cpu_that_is_faster_than_measured_reaches_all_of_its_rate(
         made.reset_interval(LoopState(update=1))
 
 
-def test_a_run_that_only_the_clock_ends_has_an_eta(
-    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("limits", "eta"),
+    [
+        (
+            {"max_update": 0, "stop_time_hours": 1.0},
+            "0:30:00",
+        ),  # 10 minutes earlier, 20 of this attempt
+        (
+            {"max_update": 0, "stop_cpu_minutes": 15.0},
+            "0:20:00",
+        ),  # 3 and 6 CPU-minutes; 6 more take 20
+        ({"max_update": 1000000, "stop_cpu_minutes": 15.0}, "0:20:00"),
+        ({"max_update": 8, "stop_cpu_minutes": 15.0}, "0:02:51"),  # the last update comes first
+        ({"max_update": 0, "stop_cpu_minutes": 5.0}, "0:00:00"),
+    ],
+)
+def test_a_run_that_a_clock_ends_has_an_eta(
+    tiny_recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], eta: str
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
-    limits = {"max_update": 0, "stop_time_hours": 1.0}
+    monkeypatch.setattr(progress_module.time, "process_time", lambda: 0.3 * now[0])
     values = tiny_recipe | {"optimization": tiny_recipe["optimization"] | limits}
     made = Progress(Recipe.from_dict(values), Worker())
-    state = LoopState(elapsed_s=600.0)  # of earlier attempts
+    state = LoopState(elapsed_s=600.0, cpu_s=180.0)  # of earlier attempts
     made.start(state)
     now[0], state.update = 1200.0, 7
-    assert made._eta(state) == "0:30:00"
+    assert made._eta(state) == eta
 
 
 def test_an_unknown_rate_is_left_out(tiny_recipe: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:

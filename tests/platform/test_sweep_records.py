@@ -14,12 +14,13 @@ import pytest
 
 from d2v_platform.figures import clock, shown
 from d2v_platform.recipe.compose import Composed, compose
+from d2v_platform.recipe.groups import Optimization
 from d2v_platform.recipe.sweep_definition import Evaluate, Register, Select, SweepDefinition, Trial
 from d2v_platform.registry.registration import Trained
 from d2v_platform.sweeps import ctc_decoding, winners
 from d2v_platform.sweeps.ctc_decoding import searches
 from d2v_platform.sweeps.results import ChildRun, Record, StoredTrial, TrialResult, replace_json, task_name
-from d2v_platform.sweeps.schedule import SweepProgress, ideal_seconds
+from d2v_platform.sweeps.schedule import SweepProgress, ideal_seconds, known_length
 from d2v_platform.sweeps.selection import choose_winner, grid_points, score
 from d2v_platform.sweeps.table import protocol, result_table, trials_csv
 from d2v_platform.sweeps.winners import Winner, record_winner_scores, register_winner
@@ -203,6 +204,12 @@ def test_what_is_left_counts_every_trial_once() -> None:
     progress.started |= {"b": 150.0}
     assert progress.left_s({}, 160.0) == pytest.approx(40.0)
     assert progress.left_s({}, 500.0) == 0.0  # longer than the others: no negative time
+
+
+def test_a_trial_that_a_clock_may_end_has_no_known_length() -> None:
+    assert known_length(Optimization(max_update=7)) == 7
+    assert known_length(Optimization(max_update=1000000, stop_cpu_minutes=15)) == 0
+    assert known_length(Optimization(max_update=1000000, stop_time_hours=1)) == 0
 
 
 def test_clock_and_ideal_schedule() -> None:

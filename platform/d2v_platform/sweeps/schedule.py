@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from d2v_platform.recipe.groups import Optimization
+
 
 @dataclass
 class SweepProgress:
@@ -76,6 +78,11 @@ class SweepProgress:
         running |= {name: max(typical - (now - self.started[name]), 0.0) for name in unknown}
         waiting = (len(self.lengths) - len(self.started)) * typical
         return max([(sum(running.values()) + waiting) / self.slots, *running.values()])
+
+
+def known_length(limits: Optimization) -> int:
+    """Updates of a trial; 0 where there is no limit to them, or a clock may end it sooner."""
+    return 0 if limits.stop_time_hours or limits.stop_cpu_minutes else limits.max_update
 
 
 def ideal_seconds(seconds: Sequence[float], slots: int) -> float:

@@ -21,7 +21,7 @@ from ..training.run_description import log_datasets, summary_tags
 from .asha import PerTaskASHA, Race
 from .capacity import Capacity
 from .results import ChildRun, Record, StoredTrial, TrialResult, evaluation_log
-from .schedule import SweepProgress
+from .schedule import SweepProgress, known_length
 from .selection import score
 from .sweep_folder import SweepFolder, delete_weights
 from .trial import run_trial
@@ -159,7 +159,7 @@ class _Watch(Callback):
         self, launch: Launch, todo: Mapping[str, StoredTrial], on_ended: Callable[[str], None]
     ) -> None:
         self.launch, self.todo, self.on_ended = launch, todo, on_ended
-        lengths = {name: stored.trial.recipe.optimization.max_update for name, stored in todo.items()}
+        lengths = {name: known_length(stored.trial.recipe.optimization) for name, stored in todo.items()}
         self.progress = SweepProgress(lengths, launch.capacity.slots)
         self._said = self._told = time.perf_counter()
         self._best: dict[str, float] = {}

@@ -149,6 +149,9 @@ class Progress:
         left = [self.since_start() / done * max(min(ends) - state.update, 0)] if done and ends else []
         if limits.stop_time_hours:
             left.append(max(3600 * limits.stop_time_hours - state.elapsed_s - self.since_start(), 0.0))
+        if limits.stop_cpu_minutes and (cpu := self.cpu_since_start()) > 0:
+            cpu_left = max(60 * limits.stop_cpu_minutes - state.cpu_s - cpu, 0.0)
+            left.append(cpu_left * self.since_start() / cpu)
         if not left:
             return "-"
         return clock(min(left))
