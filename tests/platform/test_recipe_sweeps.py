@@ -34,7 +34,7 @@ def test_the_glue_sweep_has_the_readmes_grid() -> None:
 @pytest.mark.parametrize(
     ("name", "recipe", "given"),
     [("images", "tiny/image_pretraining", []), ("speech", "tiny/audio_pretraining", ["task.probe_data=/d"]),
-     ("text", "tiny/text_pretraining", ["task.probe_data=/d"])],
+     ("text", "tiny/text_pretraining_alibi", ["task.probe_data=/d"])],
 )  # fmt: skip
 def test_clones_are_compared_at_equal_cpu_time_by_a_probe(name: str, recipe: str, given: list[str]) -> None:
     sweep = load_sweep(f"clones_{name}", ["task.data=/x", *given])
