@@ -103,14 +103,9 @@ def test_a_cpu_that_is_faster_than_measured_reaches_all_of_its_rate(
 @pytest.mark.parametrize(
     ("limits", "eta"),
     [
-        (
-            {"max_update": 0, "stop_time_hours": 1.0},
-            "0:30:00",
-        ),  # 10 minutes earlier, 20 of this attempt
-        (
-            {"max_update": 0, "stop_cpu_minutes": 15.0},
-            "0:20:00",
-        ),  # 3 and 6 CPU-minutes; 6 more take 20
+        # The attempt before took 10 minutes and 3 CPU-minutes, this one 20 and 6.
+        ({"max_update": 0, "stop_time_hours": 1.0}, "0:30:00"),
+        ({"max_update": 0, "stop_cpu_minutes": 15.0}, "0:20:00"),
         ({"max_update": 1000000, "stop_cpu_minutes": 15.0}, "0:20:00"),
         ({"max_update": 8, "stop_cpu_minutes": 15.0}, "0:02:51"),  # the last update comes first
         ({"max_update": 0, "stop_cpu_minutes": 5.0}, "0:00:00"),

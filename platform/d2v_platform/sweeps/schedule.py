@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from d2v_platform.recipe.groups import Optimization
+from ..recipe.groups import Optimization
 
 
 @dataclass
