@@ -12,7 +12,7 @@
 #   speed             0.3  seconds of steps, CPU and memory
 #   reference         0.3  reference curves of the tiny recipes, for d2v report RUN --reference
 #   quality          10.5  a probe over CPU-minutes of data2vec 2.0, 1 and (images) lightly's MAE: one plot a modality
-#   clones            4.0  a probe over 1 to 16 clones at equal CPU time: one sweep and plot a modality
+#   clones            2.8  a probe over 1 to 16 clones at equal CPU time: one sweep and plot a modality
 #
 #   DATA=../shared/data   folder with text/, glue/, images/ and speech/ (read only)
 #   WORK=~/d2v-tables     prepared data, runs, registry, tables/, figures/ and reports/
@@ -375,10 +375,14 @@ clones() {
   words_data
   images_data
   probe_data
-  local cut=(fixed.optimization.stop_cpu_minutes="$(minutes 15)" fixed.dataset.validate_interval_updates="$(updates 500)")
+  local cut=(fixed.optimization.stop_cpu_minutes="$(minutes 10)" fixed.dataset.validate_interval_updates="$(updates 500)")
   sweep clones-images clones_images 1000000 task.data="$PREPARED/images" "${cut[@]}"
   sweep clones-speech clones_speech 1000000 "${SPEECH_PROBE[@]}" "${cut[@]}"
   sweep clones-text clones_text 1000000 "${TEXT_PROBE[@]}" "${cut[@]}"
+  local what
+  for what in images speech text; do
+    report clones-$what --over cpu
+  done
 }
 
 REFERENCE=experiments/results/reference

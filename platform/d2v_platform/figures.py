@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 _TIMES = ((86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"))
 _SIZES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
@@ -26,6 +28,14 @@ def clock(seconds: float) -> str:
     """``h:mm:ss``."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def by_size(value: object) -> tuple[float, str]:
+    """What to sort values of a grid by: numbers by their size, before words."""
+    try:
+        return float(str(value)), ""
+    except ValueError:
+        return math.inf, str(value)
 
 
 def _three(value: float) -> str:

@@ -200,7 +200,7 @@ SCORES = {1e-5: {1: [1.0, 4.0], 2: [2.0, 6.0], 3: [0.0, 5.0]}, 4e-5: {1: [8.0, 7
 def sweep(tracker: Tracker) -> Callable[..., Any]:
     """Logs a sweep as its driver and its trials do: runs, then the tables that the sweep's code writes."""
 
-    def make(ended: bool) -> str:
+    def make(ended: bool, cpu_minutes: bool = False) -> str:
         composed = compose("v2/text_finetuning/cola", ["task.data=/x", "model.model_path=/m"])
         parent = tracker.open_run(
             NewRun(
@@ -232,6 +232,10 @@ def sweep(tracker: Tracker) -> Callable[..., Any]:
                 points = [
                     MetricPoint("valid/mcc", u, m["valid/mcc"], 1_700_000_000_000) for u, m in curve.items()
                 ]
+                if cpu_minutes:  # the second seed takes twice as long as the first
+                    points += [
+                        MetricPoint("speed/cpu_minutes", u, seed * u / 100, 1_700_000_000_000) for u in curve
+                    ]
                 tracker.log(child, points)
                 tracker.finish(child, "FINISHED" if values else "FAILED")
                 trial = Trial(name=name, values=grid, overrides=(), named_recipe=composed.named_recipe,
@@ -294,6 +298,28 @@ def test_a_sweeps_report_has_its_table_and_every_seed_over_the_rate(
                  "value of a run: its best validation"):  # fmt: skip
         assert said in words
     assert {path.name for path in report.tables} == {"trials.csv", "summary.csv", "validations.csv"}
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_validations_of_a_sweep_over_cpu_time(sweep: Callable[..., str], tmp_path: Path, ended: bool) -> None:
+    sweep(ended=ended, cpu_minutes=True)
+    report = write_report(["first"], out=tmp_path, over="cpu")
+    page = report.html.read_text()
+    assert "CPU-minutes of training" in words_of(page)
+    panel = drawings(page)["cola-validations"]
+    places = [
+        drawn_line(panel, f"cola-validations:cola_lr_{lr}_seed_{seed}")[:, 0]
+        for lr, seed in (("1e-05", 1), ("1e-05", 2), ("1e-05", 3), ("4e-05", 2))
+    ]
+    assert is_linear(np.concatenate(places), [1, 2, 2, 4, 3, 6, 2, 4], 1)
+    written = list(csv.DictReader((tmp_path / "validations.csv").open()))
+    assert {row["update"] for row in written} == {"100", "200"}, "the table keeps the updates"
+
+
+def test_a_sweep_without_cpu_time_is_not_drawn_over_it(sweep: Callable[..., str], tmp_path: Path) -> None:
+    sweep(ended=True)
+    with pytest.raises(Data2VecError, match="--over cpu: lr 1e-05 seed 1 has no speed/cpu_minutes"):
+        write_report(["first"], out=tmp_path, over="cpu")
 
 
 def test_a_sweep_that_has_not_ended_is_shown_as_far_as_its_runs_are(

@@ -33,15 +33,16 @@ def composed() -> Composed:
     return compose("v2/text_finetuning/cola", ["task.data=/x", "model.model_path=/m"])
 
 
-def stored(seed: int = 1, lr: float = 1e-5, task: str = "cola") -> StoredTrial:
+def stored(seed: int = 1, lr: float = 1e-5, task: str = "cola", **more: Any) -> StoredTrial:
     base = composed()
     recipe = replace(
         base.recipe,
         optimization=replace(base.recipe.optimization, lr=[lr], max_update=40),
         common=replace(base.recipe.common, seed=seed),
     )
-    values = {"task": task, "lr": lr, "seed": seed}
-    trial = Trial(name=f"{task}_{lr:g}_{seed}", values=values, overrides=(), named_recipe="cola",
+    values = {"task": task, "lr": lr, "seed": seed} | more
+    name = "_".join([task, f"{lr:g}", str(seed), *map(str, more.values())])
+    trial = Trial(name=name, values=values, overrides=(), named_recipe="cola",
                   recipe=recipe, base=base.base)  # fmt: skip
     return StoredTrial(trial=trial)
 
@@ -187,16 +188,8 @@ def test_earlier_runs_that_are_over_race_with_the_new_ones(
 
 
 def driver_of(folder: SweepFolder, **definition: Any) -> Any:
-    return engine._Driver(
-        sweep(**definition),
-        "s",
-        folder,
-        Tracker(),
-        "parent",
-        ROOM,
-        True,
-        engine._Stop(),  # type: ignore[arg-type]
-    )
+    tracker: Any = Tracker()
+    return engine._Driver(sweep(**definition), "s", folder, tracker, "parent", ROOM, True, engine._Stop())
 
 
 def test_runs_that_a_killed_driver_left_open_are_ended_once(folder: SweepFolder) -> None:
@@ -223,6 +216,16 @@ def test_records_stand_in_the_order_of_the_grid(folder: SweepFolder) -> None:
         "rte_1e-05_1", "rte_1e-05_2", "rte_2e-05_1", "cola_1e-05_1", "mrpc_5e-06_9",
     ]  # fmt: skip
     assert [record.result is None for record in found] == [False, True, True, True, False]
+
+
+def test_records_of_one_rate_stand_in_the_order_of_their_numbers(folder: SweepFolder) -> None:
+    ready = [stored(seed, clones=clones) for clones in (16, 2, "x", 1) for seed in (1, 2)]
+    for trial in ready:
+        leave(folder, trial)
+    found = driver_of(folder)._records(ready)
+    assert [(r.stored.trial.values["clones"], r.stored.seed) for r in found] == [
+        (1, 1), (1, 2), (2, 1), (2, 2), (16, 1), (16, 2), ("x", 1), ("x", 2),
+    ]  # fmt: skip
 
 
 def test_a_winner_is_trained_again_only_if_its_weights_are_needed(folder: SweepFolder) -> None:

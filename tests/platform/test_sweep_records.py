@@ -184,7 +184,13 @@ def test_the_table_of_trials_says_what_each_gave() -> None:
         f"dictionary sha256 {'d' * 12}",
     ):  # fmt: skip
         assert part in told, part
-    assert "ASHA" not in told and "random weights" not in told
+    assert "ASHA" not in told and "random weights" not in told and "stop_" not in told
+    limits = replace(runs[0].stored.trial.recipe.optimization, stop_cpu_minutes=10.0, stop_time_hours=0.5)
+    trial = replace(runs[0].stored.trial, recipe=replace(runs[0].stored.trial.recipe, optimization=limits))
+    told = "\n".join(
+        protocol(Select(), [replace(runs[0], stored=replace(runs[0].stored, trial=trial))], "grid", None)
+    )
+    assert "; stop_cpu_minutes 10; stop_time_hours 0.5\n" in told
 
 
 # ---- how long it takes ---------------------------------------------------------------------------------

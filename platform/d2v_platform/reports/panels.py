@@ -12,10 +12,11 @@ import numpy as np
 from data2vec.errors import Data2VecError
 
 from ..tracking.scores import stored_scores
-from .run_history import RunHistory
+from .run_history import CPU_MINUTES, RunHistory
 
-# Never drawn: a counter of the x axis, and best-so-far values that repeat the validation curve.
-CPU_MINUTES = "speed/cpu_minutes"
+Over = Literal["updates", "cpu"]  # what curves are drawn over
+OVER_CPU = "CPU-minutes of training"
+# Never drawn: counters of the x axis, and best-so-far values that repeat the validation curve.
 _NOT_DRAWN = ("train/epoch", CPU_MINUTES)
 _BEST = "best_"
 _UNLIKE = 20.0  # times as large: too much for one set of axes
@@ -165,18 +166,27 @@ def over_cpu(histories: Sequence[RunHistory]) -> list[Panel]:
     """
     placed = []
     for history in histories:
-        clock = history.curves.get(CPU_MINUTES)
-        if clock is None:
-            raise Data2VecError(
-                f"--over cpu: {history.name} has no {CPU_MINUTES}; older runs are drawn over updates only"
-            )
-        from_0 = np.append(0, clock.updates), np.append(0.0, clock.values)
         curves = {
-            key: dataclasses.replace(curve, updates=np.interp(curve.updates, *from_0))
+            key: dataclasses.replace(
+                curve, updates=logged_minutes(history.name, history.cpu_minutes(curve.updates))
+            )
             for key, curve in history.curves.items()
         }
         placed.append(dataclasses.replace(history, curves=curves))
-    return [dataclasses.replace(panel, x_label="CPU-minutes of training") for panel in run_panels(placed)]
+    return [dataclasses.replace(panel, x_label=OVER_CPU) for panel in run_panels(placed)]
+
+
+def logged_minutes(name: str, minutes: np.ndarray | None) -> np.ndarray:
+    """The CPU-minutes of a run.
+
+    Raises:
+        Data2VecError: it did not log them.
+    """
+    if minutes is None:
+        raise Data2VecError(
+            f"--over cpu: {name} has no {CPU_MINUTES}; older runs are drawn over updates only"
+        )
+    return minutes
 
 
 def choose(panels: Sequence[Panel], names: Sequence[str]) -> list[Panel]:

@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from data2vec.errors import Data2VecError
 
@@ -18,7 +17,7 @@ from ..tracking.mlflow_access import open_client
 from ..tracking.tracker import RESUME_TAG
 from .drawing import png
 from .page import Section, run_page, sweep_page
-from .panels import choose, over_cpu, run_panels
+from .panels import Over, choose, over_cpu, run_panels
 from .reference import HEADER, Verdict, find_reference, judge, write_reference
 from .run_history import SWEEP_TAG, RunHistory, find_run, load_run, read_curves, write_curves
 from .sweep_history import SweepHistory, load_sweep_history
@@ -44,7 +43,7 @@ def write_report(
     experiment: str | None = None,
     tracking_uri: str | None = None,
     only: Sequence[str] = (),
-    over: Literal["updates", "cpu"] = "updates",
+    over: Over = "updates",
     reference: bool | Path = False,
     as_reference: Path | None = None,
 ) -> Report:
@@ -81,7 +80,7 @@ def write_report(
         raise Data2VecError(f"{sweeps[0]!r} is a sweep; reference curves are of runs: name one of its trials")
     folder = _folder(runs[0].info.run_name or runs[0].info.run_id, out)
     if sweeps:
-        return _write_sweep(load_sweep_history(client, runs[0]), folder, uri, only)
+        return _write_sweep(load_sweep_history(client, runs[0]), folder, uri, only, over)
     histories = _told_apart([*(load_run(client, run) for run in runs), *beside])
     if as_reference is not None:
         write_reference(histories[0], as_reference)
@@ -98,7 +97,7 @@ def _write_run(
     folder: Path,
     uri: str,
     only: Sequence[str],
-    over: Literal["updates", "cpu"],
+    over: Over,
     verdict: Verdict | None,
 ) -> Report:
     panels = over_cpu(histories) if over == "cpu" else run_panels(histories)
@@ -116,8 +115,8 @@ def _write_run(
     return Report(page, picture, (table,), histories[0].run_id, lines)
 
 
-def _write_sweep(sweep: SweepHistory, folder: Path, uri: str, only: Sequence[str]) -> Report:
-    panels = choose(sweep_panels(sweep), only)
+def _write_sweep(sweep: SweepHistory, folder: Path, uri: str, only: Sequence[str], over: Over) -> Report:
+    panels = choose(sweep_panels(sweep, over), only)
     page = folder / "report.html"
     page.write_text(sweep_page(sweep, panels, uri), encoding="utf-8")
     tables = [folder / name for name in sweep.tables]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CPU_MINUTES = "speed/cpu_minutes"
 SWEEP_TAG = "d2v.sweep_name"
 CSV_COLUMNS = ("run", "metric", "update", "value", "seconds")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
@@ -62,6 +63,13 @@ class RunHistory:
         """The newest value of a metric."""
         curve = self.curves.get(metric)
         return None if curve is None else float(curve.values[-1])
+
+    def cpu_minutes(self, updates: np.ndarray) -> np.ndarray | None:
+        """CPU-minutes of training used up to those updates; ``None`` if the run did not log them."""
+        clock = self.curves.get(CPU_MINUTES)
+        if clock is None:
+            return None
+        return np.interp(updates, np.append(0, clock.updates), np.append(0.0, clock.values))
 
 
 def find_run(client: MlflowClient, asked: str, experiment: str | None = None) -> Run:

@@ -8,11 +8,14 @@ import statistics
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
+import numpy as np
+
+from ..figures import by_size
 from ..recipe.sweep_definition import TRAIN_LOSS
 from ..tracking.scores import StoredScore, stored_scores
-from .run_history import Curve, RunHistory, load_run
+from .run_history import CPU_MINUTES, Curve, RunHistory, load_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,6 +38,7 @@ class TrialFacts:
     run_id: str  # its MLflow run, empty if it has none
     error: str = ""  # what went wrong
     curve: Curve | None = None  # validations of the deciding metric, ``None`` if there are none
+    minutes: np.ndarray | None = None  # CPU-minutes of training at each of them, ``None`` if not logged
 
     @property
     def lr(self) -> float:
@@ -183,7 +187,7 @@ def _from_tables(client: MlflowClient, tables: dict[str, str], children: dict[st
                 value=_number(row["value"]),
                 run_id=row["run_id"],
                 error=row["error"],
-                curve=_curve(client, run, row["metric"]),
+                **_validations(client, run, row["metric"]),
             )
         )
     known: dict[tuple[str, tuple[tuple[str, str], ...]], tuple[float | None, bool]] = {}
@@ -207,7 +211,8 @@ def _from_run(client: MlflowClient, parent: Run, run: Run) -> TrialFacts:
     if metric == "null":
         metric = params.get("checkpoint.best_checkpoint_metric", "loss")
     maximize = params.get("checkpoint.maximize_best_checkpoint_metric", "false") == "true"
-    curve = _curve(client, run, metric)
+    validations = _validations(client, run, metric)
+    curve = validations["curve"]
     value = None
     if curve is not None:
         values = [float(v) for v in curve.values if not math.isnan(v)]
@@ -227,17 +232,24 @@ def _from_run(client: MlflowClient, parent: Run, run: Run) -> TrialFacts:
         metric=metric,
         value=value,
         run_id=run.info.run_id,
-        curve=curve,
+        **validations,
     )
 
 
-def _curve(client: MlflowClient, run: Run | None, metric: str) -> Curve | None:
-    """Validations of a trial, on the first validation subset of its recipe, or its training loss."""
+class _Validations(TypedDict):
+    curve: Curve | None
+    minutes: np.ndarray | None
+
+
+def _validations(client: MlflowClient, run: Run | None, metric: str) -> _Validations:
+    """Those of a trial, on the first validation subset of its recipe, or its training loss."""
     if run is None or not metric:
-        return None
+        return {"curve": None, "minutes": None}
     subset = run.data.params.get("dataset.valid_subset", "valid").split(",")[0].strip()
     key = metric if metric == TRAIN_LOSS else f"{subset}/{metric}"
-    return load_run(client, run, [key]).curves.get(key)
+    history = load_run(client, run, [key, CPU_MINUTES])
+    curve = history.curves.get(key)
+    return {"curve": curve, "minutes": None if curve is None else history.cpu_minutes(curve.updates)}
 
 
 def _group(
@@ -261,15 +273,7 @@ def _group(
 
 
 def _sortable(setting: tuple[tuple[str, str], ...]) -> tuple[Any, ...]:
-    return (float(dict(setting)["lr"]), *(_place(value) for name, value in setting if name != "lr"))
-
-
-def _place(value: str) -> tuple[float, str]:
-    """Numbers by their size, before words."""
-    try:
-        return float(value), ""
-    except ValueError:
-        return math.inf, value
+    return (float(dict(setting)["lr"]), *(by_size(value) for name, value in setting if name != "lr"))
 
 
 def _number(text: str | None) -> float | None:

@@ -7,18 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..figures import shown
-from .panels import Line, Panel
+from .panels import OVER_CPU, Line, Over, Panel, logged_minutes
 from .sweep_history import Setting, SweepHistory
 
 
-def sweep_panels(sweep: SweepHistory) -> list[Panel]:
-    """For each task the metric over what was swept, then the validations of its trials."""
+def sweep_panels(sweep: SweepHistory, over: Over = "updates") -> list[Panel]:
+    """For each task the metric over what was swept, then the validations of its trials.
+
+    Raises:
+        Data2VecError: ``over`` is cpu and a trial did not log its CPU-minutes.
+    """
     panels: list[Panel] = []
     for task, settings in sweep.tasks.items():
         over_axis = _over_axis(task, settings)
         if over_axis is not None:
             panels.append(over_axis)
-        validations = _validations(task, settings)
+        validations = _validations(task, settings, over)
         if validations is not None:
             panels.append(validations)
     return panels
@@ -106,8 +110,8 @@ def _over_axis(task: str, settings: Sequence[Setting]) -> Panel | None:
     )
 
 
-def _validations(task: str, settings: Sequence[Setting]) -> Panel | None:
-    """Each trial's validations over its updates; one colour for each setting."""
+def _validations(task: str, settings: Sequence[Setting], over: Over) -> Panel | None:
+    """Each trial's validations over its updates or CPU-minutes; one colour for each setting."""
     lines: list[Line] = []
     drawn = [setting for setting in settings if any(t.curve is not None for t in setting.trials)]
     for colour, setting in enumerate(drawn):
@@ -116,11 +120,14 @@ def _validations(task: str, settings: Sequence[Setting]) -> Panel | None:
         for trial in setting.trials:
             if trial.curve is None:
                 continue
+            place = trial.curve.updates
+            if over == "cpu":
+                place = logged_minutes(f"{words} seed {trial.seed}", trial.minutes)
             lines.append(
                 Line(
                     key=f"{task} {words} seed {trial.seed}",
                     label=words if first else "",
-                    x=trial.curve.updates,
+                    x=place,
                     y=trial.curve.values,
                     colour=colour,
                 )
@@ -131,7 +138,7 @@ def _validations(task: str, settings: Sequence[Setting]) -> Panel | None:
     return Panel(
         name=f"{task}-validations",
         title=f"{task}: {drawn[0].trials[0].metric} at each validation, all seeds",
-        x_label="update",
+        x_label=OVER_CPU if over == "cpu" else "update",
         lines=tuple(lines),
     )
 

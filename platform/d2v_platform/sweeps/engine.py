@@ -20,7 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..figures import clock, data_size
+from ..figures import by_size, clock, data_size
 from ..launch import open_tracker, refuse_node_local
 from ..markdown import code, literal
 from ..recipe.sweep_definition import Sweep
@@ -297,9 +297,10 @@ class _Driver:
         absent = [Record(stored=s, folder=self.folder.of(s.name)) for s in ready if s.name not in found]
         records = [r for r in found.values() if r.over or r.stored.name in order] + absent
 
-        def key(record: Record) -> tuple[int, float, int]:
-            task = record.stored.task
-            return tasks.index(task) if task in tasks else len(tasks), record.stored.lr, record.stored.seed
+        def key(record: Record) -> tuple[int, float, tuple[tuple[float, str], ...], int]:
+            stored = record.stored
+            place = tasks.index(stored.task) if stored.task in tasks else len(tasks)
+            return place, stored.lr, tuple(map(by_size, stored.trial.group.values())), stored.seed
 
         return sorted(records, key=key)
 

@@ -277,6 +277,9 @@ def protocol(select: Select, records: Sequence[Record], scheduler: str, cap: int
     length = f"updates: at most {', '.join(map(str, lengths))}"
     if cap is not None:
         length += f" (the recipes' own lengths capped at {cap}, warm-up in proportion)"
+    for limit in ("stop_cpu_minutes", "stop_time_hours"):
+        if limits := sorted({getattr(s.trial.recipe.optimization, limit) for s in stored} - {0}):
+            length += f"; {limit} {', '.join(f'{value:g}' for value in limits)}"
     lines.append(length)
     if scheduler == "asha":
         stopped = sum(r.result is not None and r.result.status == "stopped" for r in records)
