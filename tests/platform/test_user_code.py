@@ -13,6 +13,7 @@ import pytest
 
 from d2v_platform.recipe import user_code
 from d2v_platform.recipe.compose import compose
+from d2v_platform.recipe.schema import Recipe
 from data2vec.errors import ConfigError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -79,6 +80,21 @@ def test_a_folder_named_as_another_module_is_refused(tmp_path: Path) -> None:
         composed(folder)
 
 
+def test_a_package_that_another_one_hides_is_refused(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``python experiments/train.py`` finds ``experiments/demo`` before a user's own ``demo``."""
+    first = tmp_path / "first" / package.name
+    first.mkdir(parents=True)
+    (first / "__init__.py").touch()
+    monkeypatch.syspath_prepend(first.parent)
+    with pytest.raises(ConfigError, match=f"{package.name} is the name of another module .*first"):
+        composed(package)
+    sys.modules.pop(package.name)
+    monkeypatch.setenv(user_code.VARIABLE, f"/elsewhere{os.pathsep}{package}")
+    assert composed(package) == (str(package), ()), "in a process that Ray gave its copy to"
+
+
 def test_its_place_does_not_make_another_recipe(package: Path) -> None:
     from d2v_platform.recipe.difference import difference, digest, resume_differences
 
@@ -86,6 +102,23 @@ def test_its_place_does_not_make_another_recipe(package: Path) -> None:
     moved = compose("tiny/text_pretraining", ["task.data=/data", f"common.user_dir={package}"]).recipe
     assert digest(plain) == digest(moved)
     assert difference(moved, plain) == {} == resume_differences(plain, moved)
+
+
+def test_a_stored_recipe_is_read_with_the_package_that_this_process_has(
+    package: Path, tmp_path: Path
+) -> None:
+    """A job that is submitted again is unpacked into a new folder, while the old one is still there."""
+    (package / "__init__.py").write_text("raise RuntimeError('the old one')\n")
+    stored = compose("tiny/text_pretraining", ["task.data=/data"]).recipe.to_dict()
+    stored["common"]["user_dir"] = str(package)
+    again = tmp_path / "again" / package.name
+    again.mkdir(parents=True)
+    (again / "__init__.py").touch()
+    assert composed(again) == (str(again), ())
+    assert Recipe.from_dict(stored).common.user_dir == str(package)
+    assert user_code.folders().count(str(again)) == 1 and str(package) not in user_code.folders()
+    with pytest.raises(ConfigError, match=f"{package.name} is the name of another module"):
+        composed(package)  # asked for by name, it is refused all the same
 
 
 def test_names_that_are_taken_are_refused() -> None:

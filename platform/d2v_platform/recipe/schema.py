@@ -76,8 +76,8 @@ class Recipe:
         """
         user_code.load_installed()
         folder = (values.get("common") or {}).get("user_dir")
-        if folder and user_code.is_package(folder):
-            user_code.load_package(folder)
+        if folder:
+            user_code.load_where_it_lay(folder)
         found: list[Problem] = []
         recipe = cls.read(resolve_inherited(fill_defaults(values)), found)
         if recipe is None or found:

@@ -41,14 +41,28 @@ def load_package(folder: str) -> str:
     name = path.name
     if _loaded.get(name) == path:
         return str(path)
-    if name in sys.modules and _folder_of(name) != path:
-        rule = f"{name} is the name of another module ({_folder_of(name)}); rename the folder"
-        raise ConfigError([Problem(FIELD, folder, rule)])
+    if name in sys.modules:
+        _refuse_another(name, folder)
     if path.is_dir() and str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
     _import(name, folder)
+    if path.is_dir() and folder not in _inherited():  # Ray's copy of it is no other module
+        _refuse_another(name, folder)
     _loaded[name] = path
     return str(path)
+
+
+def load_where_it_lay(folder: str) -> None:
+    """Import the package of a stored recipe, unless this process has it from another place.
+
+    Then the project has moved, or its job was submitted again: Ray unpacks each submission into a new folder
+    and leaves the old one there.
+
+    Raises:
+        ConfigError: as :func:`load_package`.
+    """
+    if _absolute(folder).name not in _loaded and is_package(folder):
+        load_package(folder)
 
 
 @functools.cache
@@ -58,7 +72,7 @@ def load_installed() -> None:
     Raises:
         ConfigError: the code of one fails.
     """
-    for folder in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
+    for folder in _inherited():
         load_package(folder)
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         _import(entry.value, f"entry point {entry.name}")
@@ -67,6 +81,18 @@ def load_installed() -> None:
 def folders() -> list[str]:
     """The packages that this process loaded from folders: Ray takes them to its workers, on any node."""
     return [str(path) for path in _loaded.values()]
+
+
+def _inherited() -> list[str]:
+    return [folder for folder in os.environ.get(VARIABLE, "").split(os.pathsep) if folder]
+
+
+def _refuse_another(name: str, folder: str) -> None:
+    """A module of the package's name that does not lie in its folder."""
+    found = _folder_of(name)
+    if found is None or found.resolve() != _absolute(folder).resolve():
+        rule = f"{name} is the name of another module ({found}); rename the folder"
+        raise ConfigError([Problem(FIELD, folder, rule)])
 
 
 def _import(name: str, asked: str) -> None:
