@@ -359,6 +359,32 @@ quality() {
     cp "$WORK/reports/quality-$what/report.png" "$WORK/figures/quality-$what.png"
     cp "$WORK/reports/quality-$what/curves.csv" "$WORK/tables/quality-$what.csv"
   done
+  budgets "$WORK"/tables/quality-{image,speech,text}.csv | tee "$WORK/tables/quality.md"
+}
+
+# budgets CURVES...: what the probes of the last third of each budget say, mean (least..most).
+budgets() {
+  .venv/bin/python - "$@" <<'PYTHON'
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from d2v_platform.reports.run_history import read_curves
+
+BUDGETS = (2, 5, 15, 45, 90)  # CPU-minutes
+print("| run | probe |", " | ".join(f"{budget} min" for budget in BUDGETS), "|")
+print("|---|---|" + "---:|" * len(BUDGETS))
+for history in [history for path in sys.argv[1:] for history in read_curves(Path(path))]:
+    for probe in ("linear_probe", "knn"):
+        curve = next(curve for name, curve in history.curves.items() if name.endswith(f"/{probe}"))
+        minutes, cells = history.cpu_minutes(curve.updates), []
+        for budget in BUDGETS:
+            found = curve.values[(minutes > budget * 2 / 3) & (minutes < budget + 0.3)]
+            there = len(found) and minutes[-1] > budget - 0.3
+            cells.append(f"{np.mean(found):.1f} ({min(found):.1f}..{max(found):.1f})" if there else "")
+        print(f"| {history.name} | {probe} |", " | ".join(cells), "|")
+PYTHON
 }
 
 # lasting NAME RECIPE INTERVAL WORDS...: MINUTES of CPU time, probed every INTERVAL updates.
