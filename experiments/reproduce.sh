@@ -11,8 +11,8 @@
 #   speech            3.0  word error rates from 1 minute to 15: tables, curves
 #   speed             0.3  seconds of steps, CPU and memory
 #   reference         0.3  reference curves of the tiny recipes, for d2v report RUN --reference
-#   quality          10.5  a probe over CPU-minutes of data2vec 2.0, 1 and (images) lightly's MAE: one plot a modality
-#   clones            2.8  a probe over 1 to 16 clones at equal CPU time: one sweep and plot a modality
+#   quality          12.0  a probe over CPU-minutes of data2vec 2.0, 1 and (images) lightly's MAE: one plot a modality
+#   clones            3.7  a probe over 1 to 16 clones at equal CPU time: one sweep and plot a modality
 #
 #   DATA=../shared/data   folder with text/, glue/, images/ and speech/ (read only)
 #   WORK=~/d2v-tables     prepared data, runs, registry, tables/, figures/ and reports/
@@ -343,6 +343,7 @@ quality() {
   lasting image-lightly experiments/lightly_mae/image_pretraining.yaml 250 "${images[@]}" \
     $groups.{with,no}_decay.$plain
   lasting speech-v2 tiny/audio_pretraining 250 "${SPEECH_PROBE[@]}" $plain $slow
+  lasting speech-v2-8-clones tiny/audio_pretraining 250 "${SPEECH_PROBE[@]}" $plain $slow model.clone_batch=8
   lasting speech-v1 tiny/audio_pretraining_v1 250 "${SPEECH_PROBE[@]}" $plain $slow
   lasting text-v2 tiny/text_pretraining_alibi 500 "${TEXT_PROBE[@]}"
   # The network of text_pretraining_alibi; without positions v1 is worse still.
@@ -351,15 +352,19 @@ quality() {
     distributed_training.distributed_world_size=1 'optimization.lr=[2.0e-3]' lr_scheduler.warmup_updates=100 \
     $small.layers=2 $small.embed_dim=128 $small.ffn_embed_dim=512 model.transformer.{attention_,}dropout=0 \
     model.average_top_k_layers=2 model.ema_anneal_end_step=500
-  local what subset=val
-  for what in image speech text; do
-    [ $what = image ] || subset=valid
-    d2v report quality-$what-v2 quality-$what-v1 $([ $what = image ] && echo quality-image-lightly) --over cpu \
-      --only $subset-knn --only $subset-linear_probe --out "$WORK/reports/quality-$what" > /dev/null
-    cp "$WORK/reports/quality-$what/report.png" "$WORK/figures/quality-$what.png"
-    cp "$WORK/reports/quality-$what/curves.csv" "$WORK/tables/quality-$what.csv"
-  done
+  over_cpu image val quality-image-{v2,v1,lightly}
+  over_cpu speech valid quality-speech-{v2,v2-8-clones,v1}
+  over_cpu text valid quality-text-{v2,v1}
   budgets "$WORK"/tables/quality-{image,speech,text}.csv | tee "$WORK/tables/quality.md"
+}
+
+# over_cpu NAME SUBSET RUNS...: their probes of that subset in one plot.
+over_cpu() {
+  local name=quality-$1 subset=$2
+  shift 2
+  d2v report "$@" --over cpu --only "$subset-knn" --only "$subset-linear_probe" --out "$WORK/reports/$name" > /dev/null
+  cp "$WORK/reports/$name/report.png" "$WORK/figures/$name.png"
+  cp "$WORK/reports/$name/curves.csv" "$WORK/tables/$name.csv"
 }
 
 # budgets CURVES...: what the probes of the last third of each budget say, mean (least..most).
@@ -403,7 +408,7 @@ clones() {
   probe_data
   local cut=(fixed.optimization.stop_cpu_minutes="$(minutes 10)" fixed.dataset.validate_interval_updates="$(updates 500)")
   sweep clones-images clones_images 1000000 task.data="$PREPARED/images" "${cut[@]}"
-  sweep clones-speech clones_speech 1000000 "${SPEECH_PROBE[@]}" "${cut[@]}"
+  sweep clones-speech clones_speech 1000000 "${SPEECH_PROBE[@]}" "${cut[@]}" 'grid.seed=[1,2]'
   sweep clones-text clones_text 1000000 "${TEXT_PROBE[@]}" "${cut[@]}"
   local what
   for what in images speech text; do
